@@ -1,0 +1,73 @@
+"""Small encoders of every family, small data, and where the real data sets are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel
+
+from vitseg.recipe import Constant, CosineRestarts, Data, Exponential, Generated, Model, Recipe, Stage
+
+FAMILIES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
+LAYERS = 4
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of tiny random ViTs by family: 4 blocks, width 32, patch 14, dropout rates above 0 in their configs."""
+    root = tmp_path_factory.mktemp("encoders")
+    return {family: str(_save_tiny(family, root / family)) for family in FAMILIES}
+
+
+def _save_tiny(family: str, folder: Path) -> Path:
+    more = {"mlp_ratio": 2} if family.startswith("dinov2") else {"intermediate_size": 64}
+    config = AutoConfig.for_model(
+        family, hidden_size=32, num_hidden_layers=LAYERS, num_attention_heads=2, patch_size=14, image_size=70, **more
+    )
+    rates = {k for k in config.to_dict() if k.endswith(("dropout_prob", "dropout", "drop_path_rate"))}
+    for rate in rates:
+        setattr(config, rate, 0.1)  # the adapter must set them to 0
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModel.from_config(config)
+        for parameter in model.parameters():  # layer scale near 0 would hide what a block does
+            parameter.data.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_recipe(encoders: dict[str, str]) -> Recipe:
+    """Three short stages on 12 generated images: 10 train (batches of 2, so 5 an epoch), 2 validation."""
+    return Recipe(
+        name="tiny",
+        data=Data(source=Generated(images=12, classes=3, side=70), size=(70, 70), validation_fraction=0.17, views=2),
+        model=Model(encoder=encoders["dinov2"]),
+        stages=(
+            Stage(name="Frozen", unfrozen_blocks=0, epochs=2, lr=1e-3, schedule=CosineRestarts(T_0=3, burn_in_batches=4)),
+            Stage(name="Last", unfrozen_blocks=1, epochs=2, lr=3e-4, schedule=Exponential(gamma=0.5), drop_path=0.2),
+            Stage(name="Deeper", unfrozen_blocks=2, epochs=1, lr=1e-4, schedule=Constant(), layer_decay=0.8),
+        ),
+        batch_size=2,
+        threads=1,
+    )
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets: $VITSEG_REAL_DATA, else `shared/data` beside the checkout."""
+    folder = Path(os.environ.get("VITSEG_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set VITSEG_REAL_DATA")
+    return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The last line says what was not tested."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = sorted({str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped})
+    what = f"{len(skipped)} skipped: " + "; ".join(reasons) if skipped else "nothing was skipped"
+    terminalreporter.write_line(what)

@@ -1,0 +1,42 @@
+"""vitseg: a Jupyter-first workbench for progressive training of Vision-Transformer segmentation models."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "vitseg.recipe": (
+        "AdamW", "Augment", "Constant", "CosineRestarts", "Data", "Exponential", "Folder", "Generated", "Loss", "Model",
+        "Recipe", "SGD", "Stage", "WarmupPoly", "load_recipe",
+    ),
+    "vitseg.presets": ("from_training_config", "giant", "quick"),
+    "vitseg.plan": ("planned_lr", "preview"),
+    "vitseg.errors": ("VitsegError", "FreezeBreach", "LRBreach"),
+    "vitseg.data.dataset": ("SegmentationData",),
+    "vitseg.model.segmenter": ("Segmenter", "build_segmenter"),
+    "vitseg.model.freeze": ("set_freeze_depth", "freeze_report"),
+    "vitseg.train.audit": ("LRContract", "audit"),
+    "vitseg.train.loop": ("StageTraining",),
+    "vitseg.runs.folder": ("RunFolder", "replay", "runs_root"),
+    "vitseg.runs.run": ("resume", "train"),
+    "vitseg.ui.console": ("progress",),
+    "vitseg.ui.report": ("report",),
+}  # fmt: skip
+_WHERE = {name: module for module, names in _PUBLIC.items() for name in names}
+_WHERE["load"] = "vitseg.model.segmenter"
+_NAMES = {"load": "load_segmenter"}
+
+__all__ = sorted(_WHERE)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> object:
+    """Public names are imported when first used, so that reading a log needs no torch (PEP 562)."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'vitseg' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), _NAMES.get(name, name))
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_WHERE]

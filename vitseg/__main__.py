@@ -1,0 +1,5 @@
+import sys
+
+from vitseg.cli import main
+
+sys.exit(main())

@@ -1,0 +1,128 @@
+"""The command line: `vitseg run`, `resume`, `predict`, `recipe`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from vitseg import presets
+from vitseg.errors import RunError, VitsegError
+from vitseg.recipe import Recipe, load_recipe
+
+PRESETS = {"quick": presets.quick, "giant": presets.giant}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0; 2 for anything the user can mend, said in a sentence; 130 after Ctrl-C."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        parsed.call(parsed)
+    except VitsegError as error:
+        sys.stderr.write(f"vitseg: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("vitseg: interrupted. Go on from the last epoch with: vitseg resume FOLDER\n")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vitseg", description="Progressive training of ViT segmentation models.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="train a recipe")
+    run.add_argument("recipe", help=f"a recipe.json, or a preset: {', '.join(PRESETS)}")
+    run.add_argument("folder", nargs="?", help="where to keep the run; a new folder by default")
+    run.add_argument("--data", metavar="FOLDER", help="images and masks to train on, with a preset")
+    run.add_argument("--set", metavar="PATH=VALUE", action="append", default=[], help="change a setting: stages.0.epochs=3")
+    run.set_defaults(call=_run)
+    resume = commands.add_parser("resume", help="go on with a run that was cut off")
+    resume.add_argument("folder")
+    resume.set_defaults(call=_resume)
+    predict = commands.add_parser("predict", help="segment images with a trained model")
+    predict.add_argument("model", help="a run folder, or its best/")
+    predict.add_argument("images", nargs="+", help="image files, or folders of them")
+    predict.add_argument("--out", default="predictions", metavar="FOLDER", help="where masks and overlays go")
+    predict.set_defaults(call=_predict)
+    recipe = commands.add_parser("recipe", help="print a preset as JSON")
+    recipe.add_argument("preset", choices=PRESETS)
+    recipe.add_argument("--data", metavar="FOLDER")
+    recipe.set_defaults(
+        call=lambda parsed: sys.stdout.write(PRESETS[parsed.preset](parsed.data).model_dump_json(indent=2) + "\n")
+    )
+    return parser
+
+
+def _run(parsed: argparse.Namespace) -> None:
+    from vitseg.runs.folder import RunFolder, runs_root
+    from vitseg.runs.run import train
+
+    recipe = _recipe(parsed.recipe, parsed.data).replace(dict(_setting(s) for s in parsed.set))
+    folder = RunFolder(parsed.folder) if parsed.folder else RunFolder.fresh(runs_root(), recipe.name)
+    _finish(train(recipe, folder.path), folder.path)
+
+
+def _resume(parsed: argparse.Namespace) -> None:
+    from vitseg.runs.run import resume
+
+    _finish(resume(parsed.folder), Path(parsed.folder))
+
+
+def _finish(events, folder: Path) -> None:
+    """Train to the end; then the table, the folder and the report."""
+    from vitseg.ui import table
+    from vitseg.ui.console import progress
+    from vitseg.ui.report import report
+
+    for _ in progress(events):
+        pass
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    sys.stdout.write(f"\n{table.results(summary)}\n\nrun folder  {folder}\nreport      {report(folder)}\n")
+
+
+def _predict(parsed: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from vitseg.data.folder import SUFFIXES
+    from vitseg.images import open_rgb, overlay, palette_image
+    from vitseg.model.segmenter import load_segmenter
+
+    model, out = load_segmenter(parsed.model), Path(parsed.out)
+    paths = [p for given in map(Path, parsed.images) for p in (sorted(given.iterdir()) if given.is_dir() else [given])]
+    paths = [p for p in paths if p.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise RunError(f"{', '.join(parsed.images)}: no image found.", f"Known kinds: {', '.join(sorted(SUFFIXES))}.")
+    out.mkdir(parents=True, exist_ok=True)
+    for path in tqdm(paths, unit="image"):
+        try:
+            image = open_rgb(path)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise RunError(f"{path}: cannot be read as an image ({error}).") from None
+        mask = model.predict(image)
+        palette_image(mask).save(out / f"{path.stem}.png")
+        overlay(image, mask).save(out / f"{path.stem}_overlay.png")
+    names = ", ".join(f"{i} {name}" for i, name in enumerate(model.shape.classes))
+    sys.stdout.write(f"{len(paths)} masks and overlays in {out.absolute()}; values: {names}\n")
+
+
+def _recipe(name: str, data: str | None) -> Recipe:
+    if name in PRESETS:
+        return PRESETS[name](data)
+    if data is not None:
+        raise VitsegError("--data: goes with a preset.", "In a recipe.json the folder is data.source.path.")
+    return load_recipe(name)
+
+
+def _setting(text: str) -> tuple[str, object]:
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise VitsegError(f"--set {text}: has no value.", "Write PATH=VALUE, as in --set stages.0.epochs=3.")
+    try:
+        return path, json.loads(value)
+    except ValueError:
+        return path, value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

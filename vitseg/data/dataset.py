@@ -1,0 +1,185 @@
+"""The data set as training sees it: splits, samples in their views, and batches."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vitseg.data.folder import Pair, read_folder
+from vitseg.data.generate import class_names, generate
+from vitseg.data.masks import read_raw
+from vitseg.data.views import make_view
+from vitseg.draws import seed_for
+from vitseg.errors import ConfigError, DataError
+from vitseg.images import IGNORE, fit_image, fit_mask, open_rgb
+from vitseg.recipe import Data, Generated
+
+Key = tuple[str, str]
+"""(image name, view name)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One view of one image, on the network's canvas. Masks hold class ids, IGNORE where nothing counts."""
+
+    name: str
+    image: Tensor  # (3, H, W) uint8 RGB
+    binary_mask: Tensor  # (H, W) int64: 1 is any foreground
+    multiclass_mask: Tensor  # (H, W) int64
+    original: Tensor  # (h, w) uint8: the multiclass mask at the image's own size
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples stacked: images (B, 3, H, W) uint8, masks (B, H, W) int64 of the mode that is trained."""
+
+    names: list[str]
+    images: Tensor
+    masks: Tensor
+    originals: list[Tensor]
+
+
+class SegmentationData(Dataset[Sample]):
+    """All images of a recipe, split. `classes` and `splits` (names by split) are what was found.
+
+    `data[name, view]` is a Sample. Raises DataError when anything is wrong with the files.
+    """
+
+    def __init__(self, cfg: Data):
+        self.cfg = cfg
+        if isinstance(cfg.source, Generated):
+            self.all_classes, self.masks = class_names(cfg.source), "generated"
+            self.pairs: dict[str, Pair] = {}
+            self.splits = _random_split([f"generated-{i:04d}" for i in range(cfg.source.images)], cfg)
+        else:
+            pairs, self.code = read_folder(cfg.source)
+            self.all_classes, self.masks = self.code.classes, self.code.description
+            self.pairs = {p.name: p for p in pairs}
+            self.splits = _splits(pairs, cfg)
+        if cfg.mode == "binary" and len(self.all_classes) < 2:
+            raise ConfigError("data.mode", cfg.mode, "multiclass", "The masks hold one class only.")
+
+    @property
+    def mode(self) -> str:
+        """Which mask is trained. "auto" is binary when there are two classes."""
+        if self.cfg.mode != "auto":
+            return self.cfg.mode
+        return "binary" if len(self.all_classes) == 2 else "multiclass"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that are trained."""
+        if self.mode == "multiclass" or len(self.all_classes) == 2:
+            return self.all_classes
+        return self.all_classes[0], "foreground"
+
+    @cached_property
+    def _generated(self) -> dict[str, tuple[Image.Image, np.ndarray]]:
+        names = sorted(name for split in self.splits.values() for name in split)
+        return {name: generate(self.cfg.source, int(name.rpartition("-")[2])) for name in names}
+
+    def load(self, name: str) -> tuple[Image.Image, np.ndarray]:
+        """The image as it is, and its class ids (h, w) uint8."""
+        if isinstance(self.cfg.source, Generated):
+            return self._generated[name]
+        pair = self.pairs[name]
+        try:
+            return open_rgb(pair.image), self.code.decode(read_raw(pair.mask))
+        except (OSError, SyntaxError, KeyError) as error:
+            raise DataError(f"{pair.image}: changed or vanished since the run began ({error}).") from None
+
+    def __getitem__(self, key: Key) -> Sample:
+        name, view = key
+        image, ids = self.load(name)
+        canvas, mask = fit_image(image, self.cfg.size), fit_mask(ids, self.cfg.size)
+        canvas, mask = make_view(canvas, mask, self.cfg, name, view)
+        multiclass = torch.from_numpy(np.array(mask)).long()
+        return Sample(
+            name,
+            torch.from_numpy(np.array(canvas)).permute(2, 0, 1),
+            to_binary(multiclass),
+            multiclass,
+            torch.from_numpy(np.array(ids)),
+        )
+
+    def batches(self, keys: list[Key], size: int, workers: int = 0) -> Iterator[Batch]:
+        """Batches of `size` in the order of `keys`; the last may be smaller. The same for any number of workers."""
+        chunks = [keys[i : i + size] for i in range(0, len(keys), size)]
+        loader = DataLoader(
+            self,
+            batch_sampler=chunks,
+            num_workers=workers,
+            collate_fn=self._collate,
+            generator=torch.Generator().manual_seed(0),  # else it draws from the global one
+        )
+        return iter(loader)
+
+    def _collate(self, samples: list[Sample]) -> Batch:
+        binary = self.mode == "binary"
+        return Batch(
+            [s.name for s in samples],
+            torch.stack([s.image for s in samples]),
+            torch.stack([s.binary_mask if binary else s.multiclass_mask for s in samples]),
+            [to_binary(s.original) if binary else s.original for s in samples],
+        )
+
+    def order(self, seed: int, stage: int, epoch: int) -> list[str]:
+        """The training images of an epoch, shuffled as (seed, stage, epoch) says."""
+        names = list(self.splits["train"])
+        random.Random(seed_for(seed, "order", stage, epoch)).shuffle(names)
+        return names
+
+
+def to_binary(mask: Tensor) -> Tensor:
+    """Any class but 0 is foreground; ignored pixels stay ignored."""
+    return torch.where(mask == IGNORE, mask, (mask > 0).to(mask.dtype))
+
+
+def _splits(pairs: list[Pair], cfg: Data) -> dict[str, list[str]]:
+    given = {s: [p.name for p in pairs if p.split == s] for s in ("train", "validation", "test")}
+    if not any(given.values()):
+        return _random_split([p.name for p in pairs], cfg)
+    if not given["train"]:
+        raise DataError(f"{cfg.source.path}: train/ holds no images.", "Put images and masks into train/.")
+    if given["validation"]:
+        return given
+    return _random_split(given["train"], cfg) | {"test": given["test"]}
+
+
+def _random_split(names: list[str], cfg: Data) -> dict[str, list[str]]:
+    """Validation gets its fraction of the groups; without a `group` every image is a group of its own."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_group(name, cfg.group), []).append(name)
+    if len(groups) < 2:
+        what = f"group={cfg.group!r} makes one group of" if cfg.group else "there is nothing to split in"
+        raise DataError(f"data.group: {what} {len(names)} image(s).", "Give at least two images, or two groups.")
+    keys = sorted(groups)
+    random.Random(seed_for(cfg.split_seed, "split")).shuffle(keys)
+    held_out = set(keys[: min(len(keys) - 1, max(1, round(len(keys) * cfg.validation_fraction)))])
+    return {
+        "train": sorted(n for k in keys if k not in held_out for n in groups[k]),
+        "validation": sorted(n for k in held_out for n in groups[k]),
+        "test": [],
+    }
+
+
+def _group(name: str, pattern: str | None) -> str:
+    if pattern is None:
+        return name
+    try:
+        found = re.search(pattern, name)
+    except re.error as error:
+        raise ConfigError("data.group", pattern, "a regular expression", str(error)) from None
+    if not found:
+        raise DataError(f"data.group: {pattern!r} does not match the name {name!r}.", "Every image needs a group.")
+    return found.group(1) if found.re.groups else found.group()

@@ -1,0 +1,47 @@
+"""Every error a user can cause, as one sentence: what, where, what is allowed, and the mend."""
+
+from __future__ import annotations
+
+
+class VitsegError(Exception):
+    """Base of all errors meant for the reader's eyes; the command line prints it without a traceback."""
+
+    def __init__(self, problem: str, mend: str = ""):
+        self.problem, self.mend = problem, mend
+        super().__init__(f"{problem} {mend}".strip())
+
+
+class ConfigError(VitsegError):
+    """A setting that cannot work, named by its path in the recipe."""
+
+    def __init__(self, field: str, got: object, allowed: str, mend: str = ""):
+        self.field, self.got, self.allowed = field, got, allowed
+        super().__init__(f"{field}: got {got!r}; allowed: {allowed}.", mend)
+
+
+class RecipeError(VitsegError):
+    """One or more settings of a recipe that were refused; one line each."""
+
+
+class DataError(VitsegError):
+    """A folder, an image or a mask that cannot be used as it is."""
+
+
+class WeightsError(VitsegError):
+    """Encoder weights that are missing, unreachable or not what their name says."""
+
+
+class RunError(VitsegError):
+    """A run folder that cannot be written, read or continued."""
+
+
+class TrainingError(VitsegError):
+    """Training that cannot go on, for instance because the loss is not a number."""
+
+
+class FreezeBreach(VitsegError):
+    """What trains is not what was promised; names the parts of the model."""
+
+
+class LRBreach(VitsegError):
+    """The learning rate in use is not the promised one; names the step and the parameter group."""

@@ -1,0 +1,93 @@
+"""Pixels and sizes: files to RGB, images onto the network's canvas, predictions back to where they came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+IGNORE = 255
+"""Class id of pixels that count nowhere: padding, void, what a rotation brings in."""
+
+FILL = (124, 116, 104)
+"""Colour of padding: the mean of ImageNet, close to zero once an encoder has normalised it."""
+
+PALETTE = (
+    (40, 40, 40), (213, 94, 0), (240, 228, 66), (0, 114, 178), (204, 121, 167), (0, 158, 115), (86, 180, 233),
+    (230, 159, 0), (136, 34, 85), (153, 153, 51), (68, 170, 153), (51, 34, 136), (221, 204, 119), (170, 68, 153),
+)  # fmt: skip
+"""Class colours after Okabe & Ito and Tol: told apart by colour-blind readers. Repeats after the last."""
+
+Size = tuple[int, int]
+
+
+def open_rgb(path: str | Path) -> Image.Image:
+    """The image as 8-bit RGB, turned upright as its EXIF tag says. 16-bit greys are scaled, not clipped.
+
+    Raises OSError for a file that cannot be decoded to its end.
+    """
+    with Image.open(path) as image:
+        image.load()
+        return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB, upright. Transparency is laid over the fill colour."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        values = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray((values * (255 / 65535)).clip(0, 255).round().astype(np.uint8))
+    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+        ground = Image.new("RGBA", image.size, (*FILL, 255))
+        image = Image.alpha_composite(ground, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def fitted_size(original: Size, size: Size) -> Size:
+    """(height, width) that an image of size `original` takes on a canvas of `size`, its aspect kept."""
+    scale = min(size[0] / original[0], size[1] / original[1])
+    return max(1, min(size[0], round(original[0] * scale))), max(1, min(size[1], round(original[1] * scale)))
+
+
+def fit_image(image: Image.Image, size: Size) -> Image.Image:
+    """The image scaled to a canvas of `size` (height, width), padded at the bottom and the right."""
+    height, width = fitted_size((image.height, image.width), size)
+    if (image.height, image.width) != (height, width):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    canvas = Image.new("RGB", (size[1], size[0]), FILL)
+    canvas.paste(image)
+    return canvas
+
+
+def fit_mask(mask: np.ndarray, size: Size) -> Image.Image:
+    """Class ids (h, w) uint8 scaled like the image, by nearest neighbour, padded with IGNORE."""
+    height, width = fitted_size(mask.shape, size)
+    image = Image.fromarray(mask)
+    if mask.shape != (height, width):
+        image = image.resize((width, height), Image.Resampling.NEAREST)
+    canvas = Image.new("L", (size[1], size[0]), IGNORE)
+    canvas.paste(image)
+    return canvas
+
+
+def color_of(class_id: int) -> tuple[int, int, int]:
+    return PALETTE[class_id % len(PALETTE)]
+
+
+def palette_image(mask: np.ndarray) -> Image.Image:
+    """Class ids (h, w) uint8 as a palette PNG: the indices are the classes, the colours are for the eye."""
+    image = Image.fromarray(mask.astype(np.uint8), mode=None).convert("P")
+    image.putdata(mask.astype(np.uint8).ravel().tolist())
+    colors = [color_of(i) for i in range(255)] + [(255, 255, 255)]
+    image.putpalette([channel for color in colors for channel in color])
+    return image
+
+
+def overlay(image: Image.Image, mask: np.ndarray, opacity: float = 0.5) -> Image.Image:
+    """The image with every class but 0 tinted; ignored pixels stay as they are."""
+    table = np.array([color_of(i) for i in range(256)], dtype=np.float64)
+    rgb = np.asarray(image.convert("RGB"), dtype=np.float64)
+    shown = ((mask != 0) & (mask != IGNORE))[..., None]
+    mixed = np.where(shown, (1 - opacity) * rgb + opacity * table[mask], rgb)
+    return Image.fromarray(mixed.round().astype(np.uint8))

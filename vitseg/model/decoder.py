@@ -1,0 +1,103 @@
+"""Decoders: from feature maps of four depths, all on the patch grid, to logits.
+
+A ViT has no pyramid: its four skips have one size. `lean` and `unet` make one, by upsampling the deeper maps and
+meeting the shallower ones on the way. Convolutions on the patch grid are cheap; those at x8 set the price.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitseg.model.noise import KeyedDropout
+
+
+class _Meet(nn.Module):
+    """Upsample the map from below, join the skip, convolve. GroupNorm: batches are small and may be split."""
+
+    def __init__(self, below: int, skip: int, width: int, scale: int, convolutions: int):
+        super().__init__()
+        self.scale = scale
+        self.project = nn.Conv2d(skip, width, 1)
+        layers: list[nn.Module] = []
+        for i in range(convolutions):
+            layers += [nn.Conv2d(below + width if i == 0 else width, width, 3, padding=1, bias=False)]
+            layers += [nn.GroupNorm(8, width), nn.ReLU()]
+        self.convolve = nn.Sequential(*layers)
+
+    def forward(self, below: Tensor, skip: Tensor) -> Tensor:
+        """below (B, C, h, w), skip (B, D, gh, gw) to (B, width, gh * scale, gw * scale)."""
+        size = (skip.shape[2] * self.scale, skip.shape[3] * self.scale)
+        skip = _resize(self.project(skip), size)  # 1x1 first: on the patch grid it is cheapest
+        return self.convolve(torch.cat([_resize(below, size), skip], dim=1))
+
+
+class PyramidDecoder(nn.Module):
+    """A U-Net decoder: deepest skip first, one level a skip, `scales` times the patch grid."""
+
+    def __init__(self, width: int, classes: int, dropout: float, widths: tuple, scales: tuple, convolutions: int):
+        super().__init__()
+        self.start = nn.Sequential(nn.Conv2d(width, widths[0], 1, bias=False), nn.GroupNorm(8, widths[0]), nn.ReLU())
+        inputs = (widths[0], *widths[:-1])
+        self.levels = nn.ModuleList(
+            _Meet(below, width, out, scale, convolutions)
+            for below, out, scale in zip(inputs[1:], widths[1:], scales[1:], strict=True)
+        )
+        self.dropout = KeyedDropout(dropout, "decoder")
+        self.classify = nn.Conv2d(widths[-1], classes, 1)
+
+    def forward(self, skips: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """Four maps (B, D, h, w), shallow to deep, to logits (B, classes, *size)."""
+        x = self.start(skips[-1])
+        for level, skip in zip(self.levels, reversed(skips[:-1]), strict=True):
+            x = level(x, skip)
+        return _resize(self.classify(self.dropout(x)), size)
+
+
+class LinearDecoder(nn.Module):
+    """The linear probe of DINOv2: BatchNorm and a 1x1 convolution on the four maps side by side."""
+
+    def __init__(self, width: int, classes: int, dropout: float):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4 * width)
+        self.dropout = KeyedDropout(dropout, "decoder")
+        self.classify = nn.Conv2d(4 * width, classes, 1)
+
+    def forward(self, skips: list[Tensor], size: tuple[int, int]) -> Tensor:
+        x = self.norm(torch.cat(skips, dim=1))
+        return _resize(self.classify(self.dropout(x)), size)
+
+
+def build_decoder(name: str, width: int, classes: int, dropout: float, seed: int) -> nn.Module:
+    """A decoder by its recipe name, its weights drawn from `seed` alone."""
+    with torch.device("meta"):  # no memory, and no draw from the global generator
+        match name:
+            case "lean":
+                decoder = PyramidDecoder(width, classes, dropout, (128, 128, 64, 32), (1, 1, 2, 4), 1)
+            case "unet":
+                decoder = PyramidDecoder(width, classes, dropout, (256, 128, 64, 32), (1, 2, 4, 8), 2)
+            case "linear":
+                decoder = LinearDecoder(width, classes, dropout)
+    return _initialise(decoder.to_empty(device="cpu"), torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def _initialise(decoder: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Convolutions after He et al. 2015, norms at identity."""
+    for name, module in decoder.named_modules():
+        if isinstance(module, nn.Conv2d):
+            follows = "linear" if name == "classify" else "relu"
+            nn.init.kaiming_normal_(module.weight, nonlinearity=follows, generator=generator)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, nn.GroupNorm):
+            module.reset_parameters()
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.reset_parameters()
+    return decoder
+
+
+def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return x if x.shape[2:] == size else F.interpolate(x, size=size, mode="bilinear", align_corners=False)

@@ -1,0 +1,94 @@
+"""One adapter for all ViT families: embeddings, blocks, final norm, and the patch grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from vitseg.model.families import FAMILIES, find_blocks
+from vitseg.model.noise import KeyedDropPath
+
+Levels = dict[int, Tensor]
+"""Hidden states (B, N, D) by level: 0 is after the embeddings, l after block l; before the final norm."""
+
+
+class Encoder(nn.Module):
+    """A ViT taken apart, so that a pass can stop after any block and go on from there.
+
+    What is frozen stays in eval mode, whoever calls `train()`. `unfrozen_blocks` is written by
+    `vitseg.model.freeze` alone.
+    """
+
+    def __init__(self, vit: PreTrainedModel):
+        super().__init__()
+        self.vit = vit
+        config, family = vit.config, FAMILIES[vit.config.model_type]
+        self.depth, self.width, self.patch = config.num_hidden_layers, config.hidden_size, config.patch_size
+        self.prefix_tokens = 1 + (config.to_dict().get("num_register_tokens") or 0)
+        self._family = family
+        self.drop_paths = nn.ModuleList(KeyedDropPath(0.0, f"block {i + 1}") for i in range(self.depth))
+        self.unfrozen_blocks = 0
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return find_blocks(self.vit)
+
+    @property
+    def norm(self) -> nn.Module:
+        return self.vit.get_submodule(self._family.norm)
+
+    @property
+    def cut(self) -> int:
+        """The level up to which everything is frozen."""
+        return self.depth - self.unfrozen_blocks
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W), H and W multiples of the patch, to tokens (B, N, D)."""
+        if self.vit.config.model_type == "vit":  # the one family that asks before it interpolates positions
+            return self.vit.embeddings(images, interpolate_pos_encoding=True)
+        return self.vit.embeddings(images)
+
+    def run(self, tokens: Tensor, first: int, last: int, keep: set[int], size: tuple[int, int]) -> Levels:
+        """Blocks first + 1 .. last on the tokens of level `first`; the levels in `keep`, and `last`."""
+        context = self._context(tokens, size)
+        levels = {first: tokens} if first in keep or first == last else {}
+        blocks = self.blocks
+        for level in range(first + 1, last + 1):
+            after = blocks[level - 1](tokens, **context)
+            tokens = self.drop_paths[level - 1](tokens, after)
+            if level in keep or level == last:
+                levels[level] = tokens
+        return levels
+
+    def _context(self, tokens: Tensor, size: tuple[int, int]) -> dict[str, Any]:
+        """What blocks need besides tokens: the rotary embedding, a function of the image size alone."""
+        if self._family.rotary is None:
+            return {}
+        like = torch.empty(1, 3, *size, device=tokens.device, dtype=tokens.dtype)
+        return {"position_embeddings": self.vit.get_submodule(self._family.rotary)(like)}
+
+    def to_map(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens (B, N, D), normed, class and register tokens removed, on the patch grid (B, D, h, w)."""
+        patches = self.norm(tokens)[:, self.prefix_tokens :]
+        height, width = size[0] // self.patch, size[1] // self.patch
+        return patches.transpose(1, 2).unflatten(2, (height, width))
+
+    def train(self, mode: bool = True) -> Encoder:
+        super().train(mode)
+        for module in self.frozen_modules():
+            module.eval()
+        return self
+
+    def frozen_modules(self) -> list[nn.Module]:
+        """Embeddings, position code and the blocks below the cut; the final norm too while every block is frozen."""
+        blocks, norm = self.blocks, self.norm
+        trainable = {id(m) for b in blocks[self.cut :] for m in b.modules()} | {id(blocks)}
+        frozen = [m for m in self.vit.modules() if id(m) not in trainable and m is not norm and not _holds(m, blocks)]
+        return frozen + list(self.drop_paths[: self.cut]) + ([norm] if self.unfrozen_blocks == 0 else [])
+
+
+def _holds(module: nn.Module, inner: nn.Module) -> bool:
+    return any(m is inner for m in module.modules())

@@ -1,0 +1,129 @@
+"""Freezing: the only place where `requires_grad` is written.
+
+What is to train is said absolutely, never as a change, so calling twice or out of order gives the same model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from vitseg.errors import ConfigError
+from vitseg.model.families import find_blocks
+from vitseg.model.segmenter import Segmenter
+
+DECODER, EMBEDDINGS, NORM = "decoder", "embeddings", "final norm"
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeReport:
+    """What trains after freezing: parameters in all and trainable, and the names of the parts that train."""
+
+    total: int
+    trainable: int
+    parts: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """ "trainable 0.6 M of 22.7 M (2.8 %), frozen 22.1 M (97.2 %): decoder" """
+        percent = 100 * self.trainable / self.total
+        frozen = f"frozen {millions(self.total - self.trainable)} ({100 - percent:.1f} %)"
+        what = name_parts(self.parts) or "nothing"
+        return f"trainable {millions(self.trainable)} of {millions(self.total)} ({percent:.1f} %), {frozen}; trains: {what}"
+
+
+def set_freeze_depth(model: Segmenter, unfrozen_blocks: int | Literal["all"]) -> FreezeReport:
+    """Train the decoder and the last `unfrozen_blocks` encoder blocks; freeze everything else.
+
+    The final norm trains together with the last block; embeddings never train. Frozen modules are put in eval mode.
+    Calling it twice changes nothing. Raises ConfigError unless 0 <= unfrozen_blocks <= number of blocks.
+    """
+    depth = model.encoder.depth
+    count = checked_depth(unfrozen_blocks, depth)
+    names = trained_parts(count, depth)
+    for name, part in model_parts(model).items():
+        for parameter in part.parameters:
+            parameter.requires_grad_(name in names)
+            parameter.grad = None
+    model.encoder.unfrozen_blocks = count
+    model.train(model.training)
+    return freeze_report(model)
+
+
+def checked_depth(unfrozen_blocks: int | Literal["all"], depth: int, field: str = "unfrozen_blocks") -> int:
+    """The number of blocks meant. Raises ConfigError when the encoder has fewer."""
+    count = depth if unfrozen_blocks == "all" else unfrozen_blocks
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= depth:
+        mend = f"This encoder has {depth} blocks; 0 freezes them all."
+        raise ConfigError(field, unfrozen_blocks, f'0..{depth} or "all"', mend)
+    return count
+
+
+def trained_parts(unfrozen_blocks: int, depth: int) -> set[str]:
+    """The names of exactly the parts that train: blocks counted from the last, so not [-n:], which is all at n = 0."""
+    blocks = {f"block {i}" for i in range(depth - unfrozen_blocks + 1, depth + 1)}
+    return {DECODER} | blocks | ({NORM} if unfrozen_blocks else set())
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of the model that is frozen or trained as a whole."""
+
+    modules: list[nn.Module]
+    parameters: list[nn.Parameter]
+
+
+def model_parts(model: nn.Module) -> dict[str, Part]:
+    """The model in parts, in order of computation: embeddings, block 1 .. L, final norm, decoder.
+
+    Works on any module that holds a transformers ViT: what is outside it counts as decoder; what is in it, but
+    neither block nor final norm, as embeddings.
+    """
+    vit = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
+    if vit is None:
+        raise ConfigError("model", type(model).__name__, "a module that holds a transformers ViT")
+    blocks = find_blocks(vit)
+    norms = [m for m in vit.children() if isinstance(m, nn.LayerNorm)]
+    parts = {EMBEDDINGS: _outside(vit, [blocks, *norms])}
+    parts |= {f"block {i}": Part([block], list(block.parameters())) for i, block in enumerate(blocks, start=1)}
+    parts[NORM] = Part(norms, [p for norm in norms for p in norm.parameters()])
+    return parts | {DECODER: _outside(model, [vit])}
+
+
+def _outside(module: nn.Module, excluded: list[nn.Module]) -> Part:
+    """All of a module but the excluded submodules: the largest pieces that hold none of them."""
+    if any(module is e for e in excluded):
+        return Part([], [])
+    if not any(m is e for m in module.modules() for e in excluded):
+        return Part([module], list(module.parameters()))
+    pieces = [_outside(child, excluded) for child in module.children()]
+    own = list(module.parameters(recurse=False))
+    return Part([m for p in pieces for m in p.modules], own + [q for p in pieces for q in p.parameters])
+
+
+def freeze_report(model: nn.Module) -> FreezeReport:
+    """What trains now, counted from `requires_grad` itself."""
+    parameters = list(model.parameters())
+    parts = [name for name, part in model_parts(model).items() if any(p.requires_grad for p in part.parameters)]
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    return FreezeReport(sum(p.numel() for p in parameters), trainable, tuple(parts))
+
+
+def name_parts(parts: tuple[str, ...] | list[str]) -> str:
+    """Parts for a sentence, runs of blocks drawn together: "blocks 11-12, final norm, decoder"."""
+    numbers = sorted(int(p.removeprefix("block ")) for p in parts if p.startswith("block "))
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    named = [f"block {r[0]}" if len(r) == 1 else f"blocks {r[0]}-{r[-1]}" for r in runs]
+    order = [p for p in (EMBEDDINGS,) if p in parts] + named
+    return ", ".join(order + [p for p in (NORM, DECODER) if p in parts])
+
+
+def millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"

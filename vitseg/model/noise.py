@@ -1,0 +1,58 @@
+"""Dropout and drop-path whose draws are a function of (key, layer, sample), never of a generator's state.
+
+Other cells of a notebook draw from torch's global generator while training runs; these modules never touch it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vitseg.draws import seed_for
+from vitseg.errors import TrainingError
+
+
+class _KeyedNoise(nn.Module):
+    def __init__(self, rate: float, layer: str):
+        super().__init__()
+        self.rate, self.layer = rate, layer
+        self.key: tuple[object, ...] | None = None
+        self.first_sample = 0
+
+    def keep(self, samples: int, units: int, like: Tensor) -> Tensor:
+        """Factors (samples, units): 0 where dropped, else 1 / (1 - rate), so that the mean stays."""
+        if self.key is None:
+            raise TrainingError("Dropout in training mode has no key.", "Call key_noise(model, seed, step) before each step.")
+        generator = torch.Generator().manual_seed(seed_for(*self.key, self.layer))
+        draws = torch.rand(self.first_sample + samples, units, generator=generator)[self.first_sample :]
+        return ((draws >= self.rate) / (1 - self.rate)).to(like)
+
+
+class KeyedDropout(_KeyedNoise):
+    """Drops whole channels of (B, C, H, W) (spatial dropout, Tompson et al. 2015)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        return x * self.keep(x.shape[0], x.shape[1], x)[:, :, None, None]
+
+
+class KeyedDropPath(_KeyedNoise):
+    """Drops what a block adds to its input, sample by sample (stochastic depth, Huang et al. 2016)."""
+
+    def forward(self, before: Tensor, after: Tensor) -> Tensor:
+        """`before` and `after` the block, (B, N, D)."""
+        if not self.training or self.rate == 0:
+            return after
+        return before + (after - before) * self.keep(before.shape[0], 1, before)[:, :, None]
+
+
+def key_noise(model: nn.Module, *key: object, first_sample: int = 0) -> None:
+    """Give all noise in `model` the key of the coming forward pass.
+
+    `first_sample` is the place in the batch of the first sample passed, so that a batch in two portions draws what
+    it would draw in one.
+    """
+    for module in model.modules():
+        if isinstance(module, _KeyedNoise):
+            module.key, module.first_sample = key, first_sample

@@ -1,0 +1,175 @@
+"""The segmenter: a ViT encoder, four skips, a decoder. From an image to a mask at the image's own size."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vitseg.draws import seed_for
+from vitseg.errors import ConfigError, WeightsError
+from vitseg.images import Size, fit_image, fitted_size, open_rgb, to_rgb
+from vitseg.model.decoder import build_decoder
+from vitseg.model.encoder import Encoder, Levels
+from vitseg.model.weights import load_folder, load_vit, quiet, write_color_statistics
+from vitseg.recipe import Model
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """All that is needed to build the model again, weights apart. Kept as `config.json`."""
+
+    classes: tuple[str, ...]
+    size: Size
+    skip_depths: tuple[int, ...]
+    decoder: str
+    dropout: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    source: dict[str, str]
+
+
+class Segmenter(nn.Module):
+    """RGB images (B, 3, H, W), uint8 or float in 0..1, to logits (B, classes, H, W). Any H and W.
+
+    `forward` is prefix, the frozen blocks without gradient, then suffix, the blocks that train and the decoder.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: nn.Module, shape: Shape):
+        super().__init__()
+        self.encoder, self.decoder, self.shape = encoder, decoder, shape
+        self.register_buffer("mean", torch.tensor(shape.mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(shape.std)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.suffix(self.prefix(images), tuple(images.shape[2:]))
+
+    @torch.no_grad()
+    def prefix(self, images: Tensor) -> Levels:
+        """What the frozen blocks make of the images: the skip levels among them, and the level at the cut."""
+        encoder = self.encoder
+        x = self.normalise(images)
+        return encoder.run(encoder.embed(x), 0, encoder.cut, set(self.shape.skip_depths), tuple(x.shape[2:]))
+
+    def suffix(self, levels: Levels, size: Size) -> Tensor:
+        """From the frozen levels on: logits (B, classes, *size)."""
+        encoder, padded = self.encoder, self.padded(size)
+        depths = set(self.shape.skip_depths)
+        levels = levels | encoder.run(levels[encoder.cut], encoder.cut, max(depths | {encoder.cut}), depths, padded)
+        skips = [encoder.to_map(levels[d], padded) for d in self.shape.skip_depths]
+        logits = self.decoder(skips, padded)
+        return logits[:, :, : size[0], : size[1]]
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """RGB to the encoder's own statistics, padded with their mean to whole patches, at the bottom and right."""
+        x = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
+        x = (x - self.mean) / self.std
+        height, width = self.padded(tuple(x.shape[2:]))
+        return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
+
+    def padded(self, size: Size) -> Size:
+        patch = self.encoder.patch
+        return -(-size[0] // patch) * patch, -(-size[1] // patch) * patch
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    def snapshot(self) -> Segmenter:
+        """A copy in eval mode, for other cells to use while this one trains. Take it between two steps."""
+        return copy.deepcopy(self).eval()
+
+    # ------------------------------------------------------------------ prediction
+
+    def predict(self, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+        """Class ids (h, w) uint8 of one image at its own size. An array is RGB (h, w, 3) uint8."""
+        rgb = to_rgb(Image.fromarray(image)) if isinstance(image, np.ndarray) else image
+        rgb = to_rgb(rgb) if isinstance(rgb, Image.Image) else open_rgb(rgb)
+        original = (rgb.height, rgb.width)
+        canvas = torch.from_numpy(np.array(fit_image(rgb, self.shape.size))).permute(2, 0, 1)[None]
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                logits = self(canvas.to(self.device))
+        finally:
+            self.train(was_training)
+        return restore(logits[0], original).cpu().numpy()
+
+    # ------------------------------------------------------------------ on disk
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """`config.json`, `decoder.safetensors`, and `encoder/`, which transformers can load by itself."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"format": FORMAT, "shape": dataclasses.asdict(self.shape)}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_file({k: v.contiguous() for k, v in self.decoder.state_dict().items()}, folder / "decoder.safetensors")
+        with quiet():
+            self.encoder.vit.save_pretrained(folder / "encoder")
+        write_color_statistics(folder / "encoder", self.shape.mean, self.shape.std)
+
+
+def restore(logits: Tensor, original: Size) -> Tensor:
+    """Logits (classes, H, W) of a canvas to class ids (h, w) uint8 at the image's original size."""
+    height, width = fitted_size(original, tuple(logits.shape[1:]))
+    inside = logits[None, :, :height, :width].float()
+    if (height, width) != original:
+        inside = F.interpolate(inside, size=original, mode="bilinear", align_corners=False)
+    return inside[0].argmax(0).to(torch.uint8)
+
+
+def build_segmenter(cfg: Model, classes: tuple[str, ...], size: Size, seed: int) -> Segmenter:
+    """The model of a recipe: pretrained encoder, a decoder drawn from `seed`. All blocks frozen, in eval mode."""
+    from vitseg.model.freeze import set_freeze_depth  # freeze imports Segmenter's parts
+
+    loaded = load_vit(cfg.encoder)
+    encoder = Encoder(loaded.vit)
+    depths = cfg.skip_depths or tuple(max(1, round(encoder.depth * i / 4)) for i in (1, 2, 3, 4))
+    if depths[-1] > encoder.depth:
+        raise ConfigError("model.skip_depths", depths, f"four rising numbers in 1..{encoder.depth}")
+    if len(set(depths)) < 4:
+        raise ConfigError("model.skip_depths", depths, "four different depths", "The encoder has too few blocks.")
+    decoder = build_decoder(cfg.decoder, encoder.width, len(classes), cfg.dropout, seed_for(seed, "decoder"))
+    shape = Shape(tuple(classes), size, depths, cfg.decoder, cfg.dropout, loaded.mean, loaded.std, loaded.source)
+    model = Segmenter(encoder, decoder, shape)
+    set_freeze_depth(model, 0)
+    return model.eval()
+
+
+def load_segmenter(folder: str | Path) -> Segmenter:
+    """The model of a `save_pretrained` folder, or of a run's `best/`. Frozen and in eval mode.
+
+    Raises WeightsError, naming the file, when the folder holds no model or one that does not fit its config.
+    """
+    from vitseg.model.freeze import set_freeze_depth
+
+    folder = Path(folder).expanduser()
+    folder = folder / "best" if (folder / "best").is_dir() else folder
+    mend = "Give a run folder that has ended, or its best/."
+    try:
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        shape = Shape(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored["shape"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{folder / 'config.json'}: not the config of a vitseg model ({error}).", mend) from None
+    encoder = Encoder(load_folder(folder / "encoder"))
+    decoder = build_decoder(shape.decoder, encoder.width, len(shape.classes), shape.dropout, 0)
+    model = Segmenter(encoder, decoder, shape)
+    try:
+        decoder.load_state_dict(load_file(folder / "decoder.safetensors"))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise WeightsError(f"{folder / 'decoder.safetensors'}: {error}", mend) from None
+    set_freeze_depth(model, 0)
+    return model.eval()

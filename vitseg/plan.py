@@ -1,0 +1,95 @@
+"""The promised learning rate, by closed form: arithmetic on the recipe, never asked of a schedule object."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+from vitseg.recipe import Constant, CosineRestarts, Exponential, Recipe, Stage, WarmupPoly
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One batch that will be: its stage, step and fractional epoch over the whole run, and its base LR."""
+
+    stage: int
+    step: int
+    epoch: float
+    lr: float
+
+
+def planned_lr(stage: Stage, batch: int, batches_per_epoch: int, skipped: int = 0) -> float:
+    """Base LR of batch number `batch` of a stage, counted from 1.
+
+    `skipped` optimizer steps, lost to overflow in mixed precision, hold back a clock that counts batches.
+    """
+    schedule, lr = stage.schedule, stage.lr
+    if isinstance(schedule, CosineRestarts | WarmupPoly):
+        batch -= skipped
+    match schedule:
+        case Constant():
+            return lr
+        case Exponential():
+            return lr * schedule.gamma ** ((batch - 1) // batches_per_epoch)
+        case CosineRestarts():
+            t, period = _cosine_position(schedule, batch, batches_per_epoch)
+            return schedule.eta_min + (lr - schedule.eta_min) * (1 + math.cos(math.pi * t / period)) / 2
+        case WarmupPoly():
+            warmup, total = schedule.warmup_batches, stage.epochs * batches_per_epoch
+            if batch <= warmup:
+                return lr * batch / warmup
+            return lr * (1 - min(1.0, (batch - 1 - warmup) / max(1, total - warmup))) ** schedule.power
+
+
+def _cosine_position(schedule: CosineRestarts, batch: int, batches_per_epoch: int) -> tuple[float, int]:
+    """Position in the current cycle and the cycle's length (SGDR's T_cur and T_i)."""
+    t: float = max(0, batch - 1 - schedule.burn_in_batches)
+    if schedule.unit == "epoch":
+        t /= batches_per_epoch
+    period = schedule.T_0
+    if schedule.T_mult == 1:
+        return t % period, period
+    while t >= period:
+        t, period = t - period, period * schedule.T_mult
+    return t, period
+
+
+def preview(recipe: Recipe, batches_per_epoch: int) -> list[Planned]:
+    """The LR of every step of every stage, without training anything. Early stopping may end a stage sooner."""
+    planned, epochs_before, step = [], 0, 0
+    for number, stage in enumerate(recipe.stages, start=1):
+        for batch in range(1, stage.epochs * batches_per_epoch + 1):
+            step += 1
+            epoch = epochs_before + batch / batches_per_epoch
+            planned.append(Planned(number, step, epoch, planned_lr(stage, batch, batches_per_epoch)))
+        epochs_before += stage.epochs
+    return planned
+
+
+def restarts(stage: Stage, batches_per_epoch: int) -> int:
+    """How often the LR jumps back up within the stage; 0 for schedules without restarts."""
+    lrs = [planned_lr(stage, n, batches_per_epoch) for n in range(1, stage.epochs * batches_per_epoch + 1)]
+    return sum(after > before for before, after in pairwise(lrs)) if isinstance(stage.schedule, CosineRestarts) else 0
+
+
+def describe(stage: Stage) -> str:
+    """The schedule and its clock in words, for tables: "cosine restarts / batch"."""
+    clock = {"cosine_restarts": "batch", "exponential": "epoch", "constant": "never", "warmup_poly": "batch"}
+    kind = stage.schedule.kind
+    return f"{kind.replace('_', ' ')} / {clock[kind]}"
+
+
+def notes(stage: Stage, batches_per_epoch: int) -> list[str]:
+    """What a reader should know about the stage's schedule before it runs."""
+    schedule, batches = stage.schedule, stage.epochs * batches_per_epoch
+    if not isinstance(schedule, CosineRestarts):
+        return []
+    if batches <= schedule.burn_in_batches + 1:
+        return [
+            f"The cosine never moves: the burn-in is {schedule.burn_in_batches} batches and the stage has {batches}. "
+            "Train more epochs or shorten schedule.burn_in_batches."
+        ]
+    unit = "batches" if schedule.unit == "batch" else "epochs"
+    n = restarts(stage, batches_per_epoch)
+    return [f"{n} warm restarts in {batches} batches (T_0 = {schedule.T_0} {unit}, after {schedule.burn_in_batches})."]

@@ -1,0 +1,197 @@
+"""The detectors: is what trains what was promised, and is the learning rate the promised one?
+
+Plain functions of a model and an optimizer, for our loop and for anybody's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from vitseg.errors import FreezeBreach, LRBreach
+from vitseg.model.freeze import Part, checked_depth, millions, model_parts, name_parts, trained_parts
+from vitseg.model.noise import KeyedDropPath
+
+
+@dataclass(frozen=True, slots=True)
+class PartAudit:
+    """One part of the model: what was promised, and what is. Counts are of parameters (numbers)."""
+
+    name: str
+    should_train: bool
+    parameters: int
+    requires_grad: int
+    in_optimizer: int
+    training: bool
+    drop_path: float
+    gradient: bool | None
+    sha256: str | None
+    moved: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What `audit` found. `breaches` is a sentence for each broken promise; empty means all is as promised."""
+
+    parts: tuple[PartAudit, ...]
+    optimizer_holds: int
+    breaches: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.breaches
+
+    @property
+    def total(self) -> int:
+        return sum(p.parameters for p in self.parts)
+
+    @property
+    def trainable(self) -> int:
+        return sum(p.requires_grad for p in self.parts)
+
+    @property
+    def hashes(self) -> dict[str, str | None]:
+        """SHA-256 of the weights by part, to give to a later audit as `since`."""
+        return {p.name: p.sha256 for p in self.parts}
+
+    def check(self) -> AuditReport:
+        """Itself, or FreezeBreach with every broken promise."""
+        if self.breaches:
+            raise FreezeBreach(" ".join(self.breaches), "Freeze with set_freeze_depth and build the optimizer after it.")
+        return self
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [asdict(p) for p in self.parts]
+
+    def __str__(self) -> str:
+        percent = 100 * self.trainable / self.total
+        frozen = self.total - self.trainable
+        trains = name_parts([p.name for p in self.parts if p.requires_grad]) or "nothing"
+        wanted = sum(p.parameters for p in self.parts if p.should_train)
+        counts = [f"total {self.total:,}", f"trainable {self.trainable:,} ({percent:.1f} %)", f"frozen {frozen:,}"]
+        lines = [
+            " · ".join(counts) + f" ({100 - percent:.1f} %)",
+            f"trains: {trains} · optimizer holds {self.optimizer_holds:,} of {wanted:,}",
+        ]
+        return "\n".join([*lines, *self.breaches])
+
+
+def audit(
+    model: nn.Module,
+    optimizer: Optimizer,
+    unfrozen_blocks: int | Literal["all"],
+    *,
+    weights: bool = True,
+    since: dict[str, str | None] | None = None,
+) -> AuditReport:
+    """Compare a model and its optimizer with the promise that the last `unfrozen_blocks` blocks train.
+
+    Any module that holds a transformers ViT will do; everything outside it is the decoder and should train. With
+    `weights` each part is hashed, and against the `hashes` of an earlier report, `since`, it is seen what moved: a frozen part must
+    not have, a trained one must. Nothing is raised here; `.check()` raises FreezeBreach.
+    """
+    parts = model_parts(model)
+    depth = sum(name.startswith("block ") for name in parts)
+    promised = trained_parts(checked_depth(unfrozen_blocks, depth), depth)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    drop_paths = [m for m in model.modules() if isinstance(m, KeyedDropPath)]
+    before = since or {}
+    found = tuple(
+        _look(name, part, name in promised, held, drop_paths, weights, before.get(name)) for name, part in parts.items()
+    )
+    known = {id(p) for part in parts.values() for p in part.parameters}
+    strangers = sum(p.numel() for g in optimizer.param_groups for p in g["params"] if id(p) not in known)
+    holds = sum(p.in_optimizer for p in found) + strangers
+    return AuditReport(found, holds, tuple(_breaches(found, strangers, model.training)))
+
+
+def _look(
+    name: str, part: Part, should: bool, held: set[int], drop_paths: list[KeyedDropPath], weights: bool, before: str | None
+) -> PartAudit:
+    digest = _sha256(part) if weights else None
+    rates = [d.rate for d in drop_paths if d.layer == name and d.training]
+    modules = [m for module in part.modules for m in module.modules()]
+    gradients = [p.grad is not None for p in part.parameters]
+    return PartAudit(
+        name=name,
+        should_train=should,
+        parameters=sum(p.numel() for p in part.parameters),
+        requires_grad=sum(p.numel() for p in part.parameters if p.requires_grad),
+        in_optimizer=sum(p.numel() for p in part.parameters if id(p) in held),
+        training=any(m.training for m in modules) or bool(rates),
+        drop_path=max(rates, default=0.0),
+        gradient=all(gradients) if should else any(gradients),
+        sha256=digest,
+        moved=digest != before if weights and before is not None else None,
+    )
+
+
+def _breaches(parts: Sequence[PartAudit], strangers: int, training: bool) -> list[str]:
+    """A sentence for each kind of broken promise, naming the parts."""
+    frozen, trained = [p for p in parts if not p.should_train], [p for p in parts if p.should_train]
+    promise = f"Only {name_parts([p.name for p in trained])} should train"
+    kinds = [
+        ("should be frozen, but can train (requires_grad is on)", [p for p in frozen if p.requires_grad]),
+        ("should be frozen, but the optimizer holds it", [p for p in frozen if p.in_optimizer]),
+        ("should be frozen, but is in training mode", [p for p in frozen if p.training]),
+        ("should be frozen, but its weights moved", [p for p in frozen if p.moved]),
+        ("should train, but is frozen (requires_grad is off)", [p for p in trained if p.requires_grad < p.parameters]),
+        ("should train, but the optimizer misses some of it", [p for p in trained if p.in_optimizer < p.parameters]),
+        ("should train, but its weights did not move", [p for p in trained if p.moved is False]),
+        ("should train, but is in eval mode", [p for p in trained if training and not p.training and p.parameters]),
+    ]
+    found = [
+        f"{promise}: {name_parts([p.name for p in bad])} {what} ({millions(sum(p.parameters for p in bad))} parameters)."
+        for what, bad in kinds
+        if bad
+    ]
+    if strangers:
+        found.append(f"The optimizer holds {strangers:,} parameters that are not the model's.")
+    return found
+
+
+@torch.no_grad()
+def _sha256(part: Part) -> str:
+    digest = hashlib.sha256()
+    for parameter in part.parameters:
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def what_moved(report: AuditReport) -> str:
+    """The audit's last word on a stage, in a sentence."""
+    frozen, trained = ([p.name for p in report.parts if p.should_train is side] for side in (False, True))
+    return f"Frozen and bit-equal to the start of the stage: {name_parts(frozen)}. Trained and moved: {name_parts(trained)}."
+
+
+class LRContract:
+    """The promised learning rate of every step, to be held against what an optimizer would use.
+
+    `planned[n - 1]` is the base LR of step n. Each parameter group is held to `planned * lr_factor`, its own
+    `lr_factor` if it has one, else 1.
+    """
+
+    def __init__(self, planned: Sequence[float]):
+        self.planned = planned
+
+    def check(self, step: int, optimizer: Optimizer) -> None:
+        """Raises LRBreach unless every group stands at the LR promised for `step` (from 1)."""
+        if not 1 <= step <= len(self.planned):
+            raise LRBreach(f"Step {step} is outside the plan of {len(self.planned)} steps.")
+        for number, group in enumerate(optimizer.param_groups):
+            promised = self.planned[step - 1] * group.get("lr_factor", 1.0)
+            used = float(group["lr"])
+            if not math.isclose(promised, used, rel_tol=1e-9, abs_tol=1e-15):
+                name = group.get("name", f"group {number}")
+                raise LRBreach(
+                    f"Step {step}: the LR of {name!r} is {used:.6g}, promised was {promised:.6g} "
+                    f"({used / promised if promised else math.inf:.4g} times).",
+                    "Something moved the LR out of turn: a scheduler stepped too often, in validation, or not at all.",
+                )

@@ -1,0 +1,50 @@
+"""Which device, which number format, how many threads: "auto" resolved, impossible pairs refused."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from vitseg.errors import ConfigError
+from vitseg.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where and how a run computes. `amp` is the autocast type, None for full fp32."""
+
+    device: torch.device
+    precision: str
+    threads: int
+
+    @property
+    def amp(self) -> torch.dtype | None:
+        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.amp, enabled=self.amp is not None)
+
+    def settle(self) -> None:
+        """Use the recorded number of threads: it decides the order of sums, and so the bits."""
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+
+
+def resolve(recipe: Recipe) -> Machine:
+    """The machine of a recipe. Raises ConfigError for a device that is not there, or fp16 without CUDA."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    name = recipe.device
+    if name == "auto":
+        name = next(d for d in ("cuda", "mps", "cpu") if there[d])
+    if not there[name]:
+        raise ConfigError("device", name, ", ".join(d for d in there if there[d]), 'Use "auto".')
+    precision = recipe.precision
+    if precision == "auto":
+        # bf16 without hardware for it is several times slower than fp32, so a CPU stays with fp32
+        precision = "fp32" if name != "cuda" else "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+    if precision == "fp16" and name != "cuda":
+        raise ConfigError("precision", "fp16", "fp32, bf16", f"fp16 needs cuda, the device is {name}.")
+    threads = (os.cpu_count() or 1) if recipe.threads == "auto" else recipe.threads
+    return Machine(torch.device(name), precision, threads)

@@ -1,0 +1,44 @@
+"""Scoring a split: a generator of progress whose return value is the scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from typing import Any
+
+import torch
+
+from vitseg.data.dataset import SegmentationData
+from vitseg.events import ValidationBatch
+from vitseg.model.segmenter import Segmenter, restore
+from vitseg.recipe import Recipe
+from vitseg.train.device import resolve
+from vitseg.train.losses import SegmentationLoss
+from vitseg.train.metrics import confusion, scores
+
+
+def evaluate(
+    recipe: Recipe, model: Segmenter, data: SegmentationData, split: str, stage: int = 0, epoch: int = 0
+) -> Generator[ValidationBatch, None, dict[str, Any]]:
+    """Score a split in eval mode: loss at network size, everything else at the images' own size.
+
+    Never given a schedule, so it cannot step one. No `with` that changes torch's mode spans a yield.
+    """
+    machine = resolve(recipe)
+    loss = SegmentationLoss(recipe.loss, len(data.classes), machine.device)
+    keys = [(name, "0") for name in data.splits[split]]
+    batches = math.ceil(len(keys) / recipe.batch_size)
+    matrix = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
+    sums = counts = torch.zeros(2, device=machine.device)
+    model.eval()
+    for number, batch in enumerate(data.batches(keys, recipe.batch_size, recipe.workers), start=1):
+        machine.settle()
+        masks = batch.masks.to(machine.device)
+        with torch.no_grad(), machine.autocast():
+            logits = model(batch.images.to(machine.device)).float()
+            sums, counts = sums + loss.sums(logits, masks), counts + loss.counts(masks)
+        for image_logits, original in zip(logits, batch.originals, strict=True):
+            predicted = restore(image_logits, tuple(original.shape)).cpu()
+            matrix += confusion(predicted, original, len(data.classes))
+        yield ValidationBatch(stage, epoch, number, batches)
+    return {"loss": loss.mean(sums, counts).item()} | scores(matrix, data.mode, recipe.data.score_background)

@@ -1,0 +1,289 @@
+"""The heart: a stage of training is an iterable of records, and reads top to bottom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitseg import plan
+from vitseg.data.dataset import Batch, SegmentationData
+from vitseg.data.views import view_name
+from vitseg.errors import TrainingError
+from vitseg.events import BatchEnded, EpochEnded, Event, StageEnded, StageStarted
+from vitseg.model.freeze import checked_depth, set_freeze_depth
+from vitseg.model.noise import key_noise
+from vitseg.model.segmenter import Segmenter
+from vitseg.recipe import Recipe
+from vitseg.train.audit import AuditReport, LRContract, audit, what_moved
+from vitseg.train.device import resolve
+from vitseg.train.evaluate import evaluate
+from vitseg.train.losses import SegmentationLoss
+from vitseg.train.metrics import confusion, scores
+from vitseg.train.optim import build_optimizer, used_lr
+from vitseg.train.schedule import build_schedule
+from vitseg.train.weights import Weights, load_weights, trained_weights
+
+_POSITION = (
+    "epoch", "batch", "step", "skipped", "epochs_before", "steps_before", "best", "best_epoch", "running_loss", "hashes",
+)  # fmt: skip
+
+
+class StageTraining:
+    """One stage: `for event in StageTraining(recipe, 1, model, data)` trains it.
+
+    Pause is to stop asking for events; stop is to close. Between two events `state_dict` holds all that is needed to
+    go on in another process. `epochs_before` and `steps_before` are what earlier stages used up, for the records.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        number: int,
+        model: Segmenter,
+        data: SegmentationData,
+        *,
+        epochs_before: int = 0,
+        steps_before: int = 0,
+    ):
+        self.recipe, self.number, self.model, self.data = recipe, number, model, data
+        self.stage = recipe.stages[number - 1]
+        self.epochs_before, self.steps_before = epochs_before, steps_before
+        self.machine = resolve(recipe)
+        depth, field = model.encoder.depth, f"stages.{number - 1}.unfrozen_blocks"
+        self.unfrozen = checked_depth(self.stage.unfrozen_blocks, depth, field)
+        set_freeze_depth(model.to(self.machine.device), self.unfrozen)
+        for drop_path in model.encoder.drop_paths[depth - self.unfrozen :]:
+            drop_path.rate = self.stage.drop_path
+        self.loss = SegmentationLoss(recipe.loss, len(data.classes), self.machine.device)
+        self.optimizer = build_optimizer(model, recipe.optimizer, self.stage)
+        self.batches = batches_per_epoch(recipe, data)
+        self.schedule = build_schedule(self.stage, self.optimizer, self.batches)
+        self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=self.machine.precision == "fp16")
+        self.epoch = self.batch = self.step = self.skipped = 0
+        self.contract = self._contract()
+        self.hashes: dict[str, str | None] = {}
+        self.best: dict[str, Any] | None = None
+        self.best_epoch, self.best_weights = 0, {}
+        self._start_running_totals()
+
+    # ------------------------------------------------------------------ the stage, top to bottom
+
+    def __iter__(self) -> Iterator[Event]:
+        self.machine.settle()
+        report = audit(self.model, self.optimizer, self.unfrozen).check()
+        if self.best is None:
+            self.hashes = report.hashes
+            yield (yield from self._begin(report))
+        while not self._finished():
+            yield from self._train_epoch()
+            yield (yield from self._end_epoch())
+        yield self._end()
+
+    def _begin(self, report: AuditReport) -> Generator[Event, None, StageStarted]:
+        """Score the start weights: they are epoch 0, and may stay the best."""
+        score = yield from self._evaluate("validation")
+        self.best, self.best_epoch, self.best_weights = score, 0, self.trained_weights()
+        return StageStarted(
+            stage=self.number,
+            name=self.stage.name,
+            epoch=self.epochs_before,
+            step=self.steps_before,
+            epochs=self.stage.epochs,
+            unfrozen_blocks=self.unfrozen,
+            schedule=plan.describe(self.stage),
+            total=report.total,
+            trainable=report.trainable,
+            parts=[{"name": p.name, "parameters": p.parameters, "trains": p.should_train} for p in report.parts],
+            audit=str(report),
+            notes=plan.notes(self.stage, self.batches),
+            validation=score,
+        )
+
+    def _train_epoch(self) -> Iterator[BatchEnded]:
+        self._check_freeze()
+        self.model.train()
+        for portions in self._portions():
+            yield self._train_step(portions)
+
+    def _train_step(self, portions: list[Batch]) -> BatchEnded:
+        """One optimizer step, over all portions of a batch."""
+        self.machine.settle()
+        self._check_freeze()
+        self.contract.check(self.step + 1, self.optimizer)
+        lr = used_lr(self.optimizer)
+        loss = self._backward(portions)
+        grad_norm = self._clip()
+        stepped = self._step_optimizer()
+        if stepped:
+            self.schedule.after_batch()
+        else:
+            self.skipped += 1
+            self.contract = self._contract()
+        self.step, self.batch = self.step + 1, self.batch + 1
+        return BatchEnded(
+            stage=self.number,
+            epoch=self.epochs_before + self.epoch + 1,
+            step=self.steps_before + self.step,
+            batch=self.batch,
+            batches=self.batches,
+            loss=loss,
+            lr=lr,
+            grad_norm=grad_norm,
+            stepped=stepped,
+        )
+
+    def _end_epoch(self) -> Generator[Event, None, EpochEnded]:
+        score = yield from self._evaluate("validation")
+        lr = used_lr(self.optimizer)
+        self.schedule.after_epoch()
+        self.epoch, self.batch = self.epoch + 1, 0
+        if better := _key(score) > _key(self.best):
+            self.best, self.best_epoch, self.best_weights = score, self.epoch, self.trained_weights()
+        train = {"loss": self.running_loss / self.batches} | self._scores(self.running)
+        self._start_running_totals()
+        epoch, step = self.epochs_before + self.epoch, self.steps_before + self.step
+        return EpochEnded(self.number, epoch, step, lr, train, score, better)
+
+    def _end(self) -> StageEnded:
+        self.contract.check(self.step + 1, self.optimizer)
+        after = audit(self.model, self.optimizer, self.unfrozen, since=self.hashes).check()
+        return StageEnded(
+            stage=self.number,
+            epoch=self.epochs_before + self.epoch,
+            step=self.steps_before + self.step,
+            epochs=self.epoch,
+            schedule_steps=self.schedule.steps,
+            best_epoch=self.best_epoch,
+            best=self.best,
+            stopped_early=self.epoch < self.stage.epochs,
+            audit=what_moved(after),
+        )
+
+    # ------------------------------------------------------------------ one step, in pieces
+
+    def _portions(self) -> Iterator[list[Batch]]:
+        """The batches of the epoch that are left, each as `accumulate` portions."""
+        epoch, r = self.epoch + 1, self.recipe
+        view = view_name(r.data, self.number, epoch)
+        keys = [(name, view) for name in self.data.order(r.seed, self.number, epoch)]
+        rest = keys[self.batch * r.batch_size * r.accumulate :]
+        portions: list[Batch] = []
+        for batch in self.data.batches(rest, r.batch_size, r.workers):
+            portions.append(batch)
+            if len(portions) == r.accumulate:
+                yield portions
+                portions = []
+        if portions:
+            yield portions
+
+    def _backward(self, portions: list[Batch]) -> float:
+        """Gradients of the batch's loss, which is that of one portion if it fitted in one. Returns the loss."""
+        device = self.machine.device
+        self.optimizer.zero_grad()
+        masks = [p.masks.to(device) for p in portions]
+        counts = torch.stack([self.loss.counts(m) for m in masks]).sum(0)
+        total, seen = 0.0, 0
+        for portion, mask in zip(portions, masks, strict=True):
+            key_noise(self.model, self.recipe.seed, "noise", self.number, self.step + 1, first_sample=seen)
+            with self.machine.autocast():
+                logits = self.model(portion.images.to(device))
+            loss = self.loss.mean(self.loss.sums(logits, mask), counts)
+            self._refuse_nan(loss, portion)
+            self.scaler.scale(loss).backward()
+            total, seen = total + loss.item(), seen + len(portion.names)
+            self.running += confusion(logits.detach().argmax(1), mask, len(self.data.classes))
+        self.running_loss += total
+        return total
+
+    def _refuse_nan(self, loss: Tensor, portion: Batch) -> None:
+        if not loss.isfinite():
+            lrs = ", ".join(f"{name} {lr:.3g}" for name, lr in used_lr(self.optimizer).items())
+            raise TrainingError(
+                f"The loss of step {self.steps_before + self.step + 1} is {loss.item()}; LR: {lrs}; "
+                f"images: {', '.join(portion.names)}.",
+                "Nothing was changed by this step. Lower the LR, or look at these images.",
+            )
+
+    def _clip(self) -> float:
+        """Gradient norm before clipping, over all that trains."""
+        self.scaler.unscale_(self.optimizer)
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm or math.inf).item()
+        return norm if math.isfinite(norm) else 0.0
+
+    def _step_optimizer(self) -> bool:
+        """False where mixed precision overflowed and the step was skipped."""
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return self.scaler.get_scale() >= scale
+
+    def _check_freeze(self) -> None:
+        audit(self.model, self.optimizer, self.unfrozen, weights=False).check()
+
+    def _contract(self) -> LRContract:
+        """One step more than the stage has: the LR after the last step is promised too."""
+        steps = range(1, self.stage.epochs * self.batches + 2)
+        return LRContract([plan.planned_lr(self.stage, n, self.batches, self.skipped) for n in steps])
+
+    # ------------------------------------------------------------------ evaluation
+
+    def _evaluate(self, split: str) -> Generator[Event, None, dict[str, Any]]:
+        return (yield from evaluate(self.recipe, self.model, self.data, split, self.number, self.epochs_before + self.epoch))
+
+    def _scores(self, matrix: Tensor) -> dict[str, Any]:
+        return scores(matrix, self.data.mode, self.recipe.data.score_background)
+
+    def _start_running_totals(self) -> None:
+        self.running = torch.zeros(len(self.data.classes), len(self.data.classes), dtype=torch.int64)
+        self.running_loss = 0.0
+
+    def _finished(self) -> bool:
+        patience = self.stage.patience
+        return self.epoch >= self.stage.epochs or (patience is not None and self.epoch - self.best_epoch >= patience)
+
+    # ------------------------------------------------------------------ weights and state
+
+    def trained_weights(self) -> Weights:
+        """A copy, on the CPU, of every weight that this stage or an earlier one may have changed."""
+        return trained_weights(self.model, self.recipe, self.number)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on from between two events: tensors, numbers and strings only."""
+        return {name: getattr(self, name) for name in _POSITION} | {
+            "stage": self.number,
+            "running": self.running.tolist(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "weights": self.trained_weights(),
+            "best_weights": self.best_weights,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`. Raises TrainingError when it is of another stage."""
+        if state["stage"] != self.number:
+            raise TrainingError(f"This state is of stage {state['stage']}, not of stage {self.number}.")
+        for name in _POSITION:
+            setattr(self, name, state[name])
+        self.running, self.best_weights = torch.tensor(state["running"]), state["best_weights"]
+        load_weights(self.model, state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.contract = self._contract()
+
+
+def batches_per_epoch(recipe: Recipe, data: SegmentationData) -> int:
+    """Optimizer steps in an epoch; the last may be over fewer images."""
+    return math.ceil(len(data.splits["train"]) / (recipe.batch_size * recipe.accumulate))
+
+
+def _key(score: dict[str, Any]) -> float:
+    """What "best" compares: IoU, or accuracy where no truth has a foreground."""
+    return score["iou"] if score["iou"] is not None else score["accuracy"] or 0.0

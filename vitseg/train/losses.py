@@ -1,0 +1,86 @@
+"""Losses as sums and counts, so that a batch in portions gives what it would give in one."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitseg.errors import ConfigError
+from vitseg.images import IGNORE
+from vitseg.recipe import Loss
+
+_SMOOTH = 1e-5
+
+
+class SegmentationLoss:
+    """The weighted sum of cross-entropy, focal and Dice that a recipe asks for.
+
+    `sums` / `counts`, element by element, added up, is the loss: cross-entropy and focal per pixel (weighted by the
+    class weight of the truth, as PyTorch's mean does), Dice per image. Logits are (B, classes, H, W), masks
+    (B, H, W) with IGNORE where nothing counts.
+    """
+
+    def __init__(self, cfg: Loss, classes: int, device: torch.device | str = "cpu"):
+        if cfg.class_weights is not None and len(cfg.class_weights) != classes:
+            allowed = f"{classes} positive numbers, one a class"
+            raise ConfigError("loss.class_weights", cfg.class_weights, allowed)
+        self.cfg = cfg
+        self.weights = torch.tensor(cfg.class_weights or (1.0,) * classes, device=device)
+
+    def __call__(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """The loss of a batch that is whole."""
+        return self.mean(self.sums(logits, masks), self.counts(masks))
+
+    @staticmethod
+    def mean(sums: Tensor, counts: Tensor) -> Tensor:
+        """Where nothing counts, as in a batch that is ignored altogether, the loss is 0."""
+        return (sums / counts.clamp(min=torch.finfo(sums.dtype).tiny)).sum()
+
+    def counts(self, masks: Tensor) -> Tensor:
+        """What the sums are to be divided by: (weight of the pixels, number of images)."""
+        valid = masks != IGNORE
+        pixels = torch.bincount(masks[valid], minlength=len(self.weights)).to(self.weights) @ self.weights
+        images = valid.flatten(1).any(1).sum() if self.cfg.dice_over == "image" else valid.any()
+        return torch.stack([pixels, images.to(self.weights)])
+
+    def sums(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """(cross-entropy and focal over pixels, Dice over images), differentiable, in fp32."""
+        logits = logits.float()
+        pixels = logits.new_zeros(())
+        if self.cfg.cross_entropy:
+            pixels = pixels + self.cfg.cross_entropy * F.cross_entropy(
+                logits, masks, self.weights, ignore_index=IGNORE, reduction="sum", label_smoothing=self.cfg.label_smoothing
+            )
+        if self.cfg.focal:
+            pixels = pixels + self.cfg.focal * self._focal(logits, masks)
+        dice = self.cfg.dice * self._dice(logits, masks) if self.cfg.dice else logits.new_zeros(())
+        return torch.stack([pixels, dice])
+
+    def _focal(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """-w_t (1 - p_t)^gamma log p_t (Lin et al. 2017), summed over pixels."""
+        valid = masks != IGNORE
+        truth = torch.where(valid, masks, 0)
+        log_p = logits.log_softmax(1).gather(1, truth[:, None])[:, 0]
+        return (-self.weights[truth] * (1 - log_p.exp()) ** self.cfg.focal_gamma * log_p)[valid].sum()
+
+    def _dice(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """1 - 2|P T| / (|P| + |T|) (Milletari et al. 2016), mean over the classes present, summed over images."""
+        overlap, size = self._overlap_and_size(logits, masks)
+        present = size[1] > 0
+        dice = (2 * overlap + _SMOOTH) / (size[0] + size[1] + _SMOOTH)
+        return (((1 - dice) * present).sum(1) / present.sum(1).clamp(min=1)).sum()
+
+    def _overlap_and_size(self, logits: Tensor, masks: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """|P T| and (|P|, |T|), each (images or 1, classes); gathered rather than one-hot, which costs three times."""
+        valid = masks != IGNORE
+        truth = torch.where(valid, masks, 0)
+        p = logits.softmax(1) * valid[:, None]
+        p_true = p.gather(1, truth[:, None])[:, 0]
+        empty = p.new_zeros(p.shape[0], p.shape[1])
+        overlap = empty.scatter_add(1, truth.flatten(1), p_true.flatten(1))
+        truths = empty.scatter_add(1, truth.flatten(1), valid.to(p).flatten(1))
+        predicted = p.sum((2, 3))
+        if self.cfg.dice_over == "batch":
+            overlap, predicted, truths = (x.sum(0, keepdim=True) for x in (overlap, predicted, truths))
+        return overlap, (predicted, truths)

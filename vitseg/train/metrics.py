@@ -1,0 +1,52 @@
+"""IoU, F1 and accuracy, all from one confusion matrix over a whole epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitseg.images import IGNORE
+
+
+def confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
+    """Pixel counts (classes, classes) int64, truth by row, prediction by column; ignored pixels left out."""
+    valid = truth != IGNORE
+    index = truth[valid].long() * classes + predicted[valid].long()
+    return torch.bincount(index, minlength=classes**2).reshape(classes, classes).cpu()
+
+
+def scores(matrix: Tensor, mode: str, score_background: bool = True) -> dict[str, Any]:
+    """Scores of a confusion matrix; a class absent from the truth is None, neither 0 nor 1.
+
+    `iou` and `f1` are the foreground's in binary mode, else the mean over the classes present in the truth, the
+    background among them if `score_background`. `f1_macro`, `f1_micro`, `f1_weighted` and `accuracy` are over the
+    same classes as scikit-learn has them with those labels (binary: both).
+    """
+    counts = matrix.double()
+    hit, truth, predicted = counts.diag(), counts.sum(1), counts.sum(0)
+    present = truth > 0
+    union = truth + predicted - hit
+    per_iou = [float(h / u) if p else None for h, u, p in zip(hit, union, present, strict=True)]
+    per_f1 = [float(2 * h / (t + q)) if p else None for h, t, q, p in zip(hit, truth, predicted, present, strict=True)]
+    counted = [i for i in range(len(hit)) if present[i] and (i > 0 or score_background or mode == "binary")]
+    total = float(truth.sum())
+    f1_of = torch.tensor([f if f is not None else 0.0 for f in per_f1], dtype=torch.float64)
+    support = truth[counted].sum()
+    f1_micro = 2 * hit[counted].sum() / (truth[counted].sum() + predicted[counted].sum())
+    return {
+        "iou": per_iou[1] if mode == "binary" else _mean([per_iou[i] for i in counted]),
+        "f1": per_f1[1] if mode == "binary" else _mean([per_f1[i] for i in counted]),
+        "f1_macro": _mean([per_f1[i] for i in counted]),
+        "f1_micro": float(f1_micro) if counted else None,
+        "f1_weighted": float((f1_of * truth)[counted].sum() / support) if counted else None,
+        "accuracy": float(hit.sum() / total) if total else None,
+        "per_class_iou": per_iou,
+        "per_class_f1": per_f1,
+    }
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None

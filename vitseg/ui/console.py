@@ -1,0 +1,65 @@
+"""A run as text: a progress bar, what each stage is about to train, a line an epoch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+
+from tqdm import tqdm
+
+from vitseg.events import BatchEnded, EpochEnded, Event, RunStarted, StageEnded, StageStarted
+from vitseg.ui.table import number_or_na
+
+
+def progress(events: Iterable[Event]) -> Iterator[Event]:
+    """Pass events on and show them on standard output."""
+    bar: tqdm | None = None
+    batches = 0
+    for event in events:
+        match event:
+            case RunStarted():
+                batches = event.batches_per_epoch
+                _say(_run_line(event))
+            case StageStarted():
+                _say(f"\nStage {event.stage}: {event.name} · {event.schedule} · {event.epochs} epochs")
+                _say("\n".join(f"  {line}" for line in [*event.audit.splitlines(), *event.notes]))
+                _say(f"  start weights: valid IoU {number_or_na(event.validation['iou'])}")
+                total = event.epochs * batches
+                bar = tqdm(
+                    total=total, desc=f"stage {event.stage}", unit="batch", file=sys.stdout, leave=False, mininterval=0.5
+                )
+            case BatchEnded():
+                bar = bar or tqdm(desc=f"stage {event.stage}", unit="batch", file=sys.stdout, leave=False, mininterval=0.5)
+                bar.set_postfix_str(f"loss {event.loss:.3f}, LR {event.lr['decoder']:.2e}", refresh=False)
+                bar.update()
+            case EpochEnded():
+                _say(_epoch_line(event))
+            case StageEnded():
+                if bar is not None:
+                    bar.close()
+                bar = None
+                _say(f"  {event.audit}")
+                early = ", stopped early" if event.stopped_early else ""
+                _say(f"  best: epoch {event.best_epoch} of {event.epochs}{early}, valid IoU {number_or_na(event.best['iou'])}")
+        yield event
+
+
+def _run_line(event: RunStarted) -> str:
+    images = f"{event.train_images} train, {event.validation_images} validation, {event.test_images} test"
+    encoder = f"{event.encoder['name']} ({event.encoder['source']}, sha256 {event.encoder['sha256'][:12]})"
+    return (
+        f"{event.recipe['name']}: {images} images · {len(event.classes)} classes, {event.mode}; masks: {event.masks}\n"
+        f"encoder {encoder}\n{event.device}, {event.precision}, {event.threads} threads"
+    )
+
+
+def _epoch_line(event: EpochEnded) -> str:
+    v = event.validation
+    return (
+        f"  epoch {event.epoch:3d}  LR {event.lr['decoder']:.2e}  loss train {event.train['loss']:.3f} valid {v['loss']:.3f}  "
+        f"IoU {number_or_na(v['iou'])}  F1 {number_or_na(v['f1'])}{'  best so far' if event.best else ''}"
+    )
+
+
+def _say(text: str) -> None:
+    tqdm.write(text, file=sys.stdout)

@@ -1,0 +1,88 @@
+"""Pictures of data and predictions, made with PIL: they show in a notebook and embed in a report."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from vitseg.data.dataset import SegmentationData
+from vitseg.images import IGNORE, color_of, fit_image, overlay
+from vitseg.model.segmenter import Segmenter
+
+_GAP, _PAPER = 6, (255, 255, 255, 0)
+
+
+def contact_sheet(data: SegmentationData, names: Sequence[str], side: int = 150, columns: int = 6) -> Image.Image:
+    """Each image above its mask, laid over it in the class colours."""
+    tiles = []
+    for name in names:
+        image, mask = data.load(name)
+        tiles.append(_stack([_tile(image, side), _tile(overlay(image, mask, 0.65), side)], vertical=True))
+    rows = [_stack(tiles[i : i + columns], vertical=False) for i in range(0, len(tiles), columns)]
+    return _stack([*rows, legend(data.all_classes, rows[0].width)], vertical=True)
+
+
+def predictions(model: Segmenter, data: SegmentationData, names: Sequence[str], side: int = 190) -> Image.Image:
+    """A row for each image: the image, the truth, the prediction, and where they disagree (white)."""
+    binary = data.mode == "binary"
+    rows = [_heads(("image", "truth", "prediction", "disagreement"), side)]
+    for name in names:
+        image, truth = data.load(name)
+        truth = np.where(truth == IGNORE, IGNORE, truth > 0).astype(np.uint8) if binary else truth
+        predicted = model.predict(image)
+        wrong = (predicted != truth) & (truth != IGNORE)
+        map_of = Image.fromarray((wrong * 255).astype(np.uint8)).convert("RGB")
+        tiles = (image, overlay(image, truth, 0.65), overlay(image, predicted, 0.65), map_of)
+        rows.append(_stack([_tile(t, side) for t in tiles], vertical=False))
+    return _stack([*rows, legend(data.classes, rows[-1].width)], vertical=True)
+
+
+def legend(classes: Sequence[str], width: int) -> Image.Image:
+    """Class names beside their colours, in as many lines as they need."""
+    canvas = Image.new("RGBA", (width, 20 * (1 + len(classes))), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    x, y = 0, 4
+    for number, name in enumerate(classes):
+        needed = 22 + int(draw.textlength(name, font_size=13)) + 16
+        if x + needed > width and x:
+            x, y = 0, y + 20
+        draw.rectangle((x, y + 2, x + 12, y + 14), fill=color_of(number))
+        draw.text((x + 18, y), name, fill=(122, 122, 122), font_size=13)
+        x += needed
+    return canvas.crop((0, 0, width, y + 20))
+
+
+def data_uri(image: Image.Image) -> str:
+    """The picture as a PNG within an HTML page."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _tile(image: Image.Image, side: int) -> Image.Image:
+    """A square tile; what an image that is not square leaves free is transparent."""
+    height = round(side * image.height / image.width)
+    return image.resize((side, height), Image.Resampling.BILINEAR) if height <= side else fit_image(image, (side, side))
+
+
+def _heads(titles: Sequence[str], side: int) -> Image.Image:
+    canvas = Image.new("RGBA", (len(titles) * (side + _GAP) - _GAP, 18), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for i, title in enumerate(titles):
+        draw.text((i * (side + _GAP), 0), title, fill=(122, 122, 122), font_size=13)
+    return canvas
+
+
+def _stack(images: Sequence[Image.Image], vertical: bool) -> Image.Image:
+    widths, heights = [i.width for i in images], [i.height for i in images]
+    gaps = _GAP * (len(images) - 1)
+    size = (max(widths), sum(heights) + gaps) if vertical else (sum(widths) + gaps, max(heights))
+    canvas, at = Image.new("RGBA", size, _PAPER), 0
+    for image in images:
+        canvas.paste(image, (0, at) if vertical else (at, 0))
+        at += (image.height if vertical else image.width) + _GAP
+    return canvas

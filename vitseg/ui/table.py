@@ -1,0 +1,85 @@
+"""Small tables that read well in a terminal and in a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Columns and rows of text; numbers are formatted by whoever makes the table."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+
+    def __str__(self) -> str:
+        lines = [self.columns, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        rule = "  ".join("-" * w for w in widths)
+        return "\n".join([*([self.caption] if self.caption else []), text[0], rule, *text[1:]])
+
+    def _repr_html_(self) -> str:
+        def row(cells: Sequence[str], tag: str) -> str:
+            inner = "".join(f'<{tag} style="text-align:left">{escape(c)}</{tag}>' for c in cells)
+            return f"<tr>{inner}</tr>"
+
+        caption = f"<caption style='text-align:left'>{escape(self.caption)}</caption>" if self.caption else ""
+        body = "".join(row(r, "td") for r in self.rows)
+        return f"<table>{caption}<thead>{row(self.columns, 'th')}</thead><tbody>{body}</tbody></table>"
+
+
+def results(summary: dict[str, Any]) -> Table:
+    """The result table of a run, a row for each stage."""
+    columns = (
+        "stage",
+        "freeze depth",
+        "schedule / clock",
+        "LR first",
+        "LR last",
+        "trainable",
+        "epochs",
+        "best IoU",
+        "best F1",
+        "seconds",
+    )
+    rows = tuple(_stage_cells(number, row) for number, row in enumerate(summary["stages"], start=1))
+    data = ", on generated images" if summary["data"] == "generated" else ""
+    return Table(columns, rows, f"IoU and F1 {summary['score']}, validation images at their own size{data}")
+
+
+def _stage_cells(number: int, row: dict[str, Any]) -> tuple[str, ...]:
+    schedule, best = row["schedule"], row["best"]
+    return (
+        f"{number} {row['name']}",
+        f"last {row['unfrozen_blocks']} blocks" if row["unfrozen_blocks"] else "encoder frozen",
+        f"{schedule['kind'].replace('_', ' ')} / {schedule['steps_per']}",
+        f"{row['lr']['first']:.2e}",
+        f"{row['lr']['last']:.2e}",
+        f"{row['trainable'] / 1e6:.2f} M of {row['total'] / 1e6:.1f} M ({100 * row['trainable'] / row['total']:.1f} %)",
+        f"{row['epochs']}" + (" (stopped early)" if row["stopped_early"] else ""),
+        number_or_na(best["iou"]),
+        number_or_na(best["f1"]),
+        f"{row['seconds']:.0f}",
+    )
+
+
+def classes(summary: dict[str, Any]) -> Table:
+    """IoU of each class, of the best weights."""
+    best = summary["best"]
+    rows = tuple((name, number_or_na(iou)) for name, iou in zip(summary["classes"], best["per_class_iou"], strict=True))
+    return Table(("class", "IoU"), rows)
+
+
+def keys(reading: Any) -> Table:
+    """What became of every key of an origin-style configuration."""
+    rows = tuple((k.key, str(k.value), k.fate, k.meaning) for k in reading.keys)
+    return Table(("key", "value", "fate", "what it means here"), rows)
+
+
+def number_or_na(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"

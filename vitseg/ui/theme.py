@@ -1,0 +1,34 @@
+"""One look for every figure: readable on a light and on a dark page, and by colour-blind readers."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+STAGES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+"""One colour a stage (Okabe & Ito)."""
+
+TRAIN, VALID, SECOND, PLAN = "#0072B2", "#D55E00", "#009E73", "#8a8a8a"
+TEXT, GRID = "#7a7a7a", "rgba(128,128,128,0.22)"
+"""TEXT has a contrast above 4 on white and on JupyterLab's dark page; backgrounds are transparent."""
+
+FROZEN, TRAINED = "#b8bec4", "#E69F00"
+
+_AXIS = {"gridcolor": GRID, "zeroline": False, "linecolor": GRID, "ticks": "outside", "tickcolor": GRID}
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"color": TEXT, "size": 13, "family": "system-ui, sans-serif"},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "legend": {"bgcolor": "rgba(0,0,0,0)"},
+        "margin": {"l": 64, "r": 16, "t": 48, "b": 48},
+        "hoverlabel": {"namelength": -1},
+        "colorway": list(STAGES),
+    }
+)
+
+
+def stage_color(stage: int) -> str:
+    """Stages count from 1."""
+    return STAGES[(stage - 1) % len(STAGES)]

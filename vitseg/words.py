@@ -1,0 +1,59 @@
+"""The base of all settings: immutable, strict, and plain-spoken about what it refuses."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vitseg.errors import RecipeError
+
+
+class _Plainly(type(BaseModel)):
+    """Says in plain words what pydantic refuses, whoever makes the object."""
+
+    def __call__(cls, *args: Any, **settings: Any) -> Any:
+        try:
+            return super().__call__(*args, **settings)
+        except ValidationError as error:
+            raise explain(error, cls) from None
+
+
+class Words(BaseModel, metaclass=_Plainly):
+    """Base of all settings: immutable, no conversions, no unknown names, no nan."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def _refuse_without_effect(self, condition: bool, *fields: str) -> None:
+        """Refuse settings that differ from their default although `condition` makes them do nothing."""
+        for field in fields:
+            value = getattr(self, field)
+            if condition and value != type(self).model_fields[field].default:
+                raise ValueError(f"{field}={value!r} has no effect here; leave it out")
+
+
+def explain(error: ValidationError, cls: type) -> RecipeError:
+    """What pydantic refused, one sentence a setting: its path, the value, what is allowed, the nearest spelling."""
+    lines = [_line(e) for e in error.errors()]
+    return RecipeError(f"{cls.__name__} refused. " + " ".join(dict.fromkeys(lines)))
+
+
+def _line(error: dict[str, Any]) -> str:
+    kinds = {c.model_fields["kind"].default for c in Words.__subclasses__() if "kind" in c.model_fields}
+    unions = {"int", "constrained-int", "literal", "constrained-str"}
+    where = ".".join(str(p) for p in error["loc"] if p not in kinds and not str(p).startswith(tuple(unions)))
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown setting{_nearest(str(error['loc'][-1]))}."
+    if error["type"] == "missing":
+        return f"{where}: needs a value."
+    if error["type"] == "value_error":
+        return f"{where + ': ' if where else ''}{error['ctx']['error']}."
+    said = error["msg"].removeprefix("Input should be ")
+    return f"{where}: got {error['input']!r}; allowed: {said}."
+
+
+def _nearest(name: str) -> str:
+    owners = {field: c.__name__ for c in Words.__subclasses__() for field in c.model_fields}
+    close = difflib.get_close_matches(name, owners, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]} (of {owners[close[0]]})?" if close else ""
