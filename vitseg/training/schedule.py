@@ -1,6 +1,6 @@
 """Learning-rate schedules. Each owns its clock: the loop tells all of them the same, and each knows when to move.
 
-PyTorch's own schedulers do the moving. `vitseg.plan` promises by closed form; `vitseg.train.audit.LRContract` compares.
+PyTorch's own schedulers do the moving. `vitseg.plan` promises by closed form; `vitseg.training.audit.LRContract` compares.
 """
 
 from __future__ import annotations

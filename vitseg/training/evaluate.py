@@ -12,9 +12,9 @@ from vitseg.data.dataset import SegmentationData
 from vitseg.events import ValidationBatch
 from vitseg.model.segmenter import Segmenter, restore
 from vitseg.recipe import Recipe
-from vitseg.train.device import resolve
-from vitseg.train.losses import SegmentationLoss
-from vitseg.train.metrics import confusion, scores
+from vitseg.training.device import resolve
+from vitseg.training.losses import SegmentationLoss
+from vitseg.training.metrics import confusion, scores
 
 
 def evaluate(

@@ -18,14 +18,14 @@ from vitseg.model.freeze import checked_depth, set_freeze_depth
 from vitseg.model.noise import key_noise
 from vitseg.model.segmenter import Segmenter
 from vitseg.recipe import Recipe
-from vitseg.train.audit import AuditReport, LRContract, audit, what_moved
-from vitseg.train.device import resolve
-from vitseg.train.evaluate import evaluate
-from vitseg.train.losses import SegmentationLoss
-from vitseg.train.metrics import confusion, scores
-from vitseg.train.optim import build_optimizer, used_lr
-from vitseg.train.schedule import build_schedule
-from vitseg.train.weights import Weights, load_weights, trained_weights
+from vitseg.training.audit import AuditReport, LRContract, audit, what_moved
+from vitseg.training.device import resolve
+from vitseg.training.evaluate import evaluate
+from vitseg.training.losses import SegmentationLoss
+from vitseg.training.metrics import confusion, scores
+from vitseg.training.optim import build_optimizer, used_lr
+from vitseg.training.schedule import build_schedule
+from vitseg.training.weights import Weights, load_weights, trained_weights
 
 _POSITION = (
     "epoch", "batch", "step", "skipped", "epochs_before", "steps_before", "best", "best_epoch", "running_loss", "hashes",

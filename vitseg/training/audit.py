@@ -94,8 +94,8 @@ def audit(
     """Compare a model and its optimizer with the promise that the last `unfrozen_blocks` blocks train.
 
     Any module that holds a transformers ViT will do; everything outside it is the decoder and should train. With
-    `weights` each part is hashed, and against the `hashes` of an earlier report, `since`, it is seen what moved: a frozen part must
-    not have, a trained one must. Nothing is raised here; `.check()` raises FreezeBreach.
+    `weights` each part is hashed; against the `hashes` of an earlier report, `since`, it is seen what moved: a frozen
+    part must not have, a trained one must. Nothing is raised here; `.check()` raises FreezeBreach.
     """
     parts = model_parts(model)
     depth = sum(name.startswith("block ") for name in parts)
