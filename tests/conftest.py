@@ -65,9 +65,11 @@ def real_data() -> Path:
     return folder
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
     """The last line says what was not tested."""
-    skipped = terminalreporter.stats.get("skipped", [])
-    reasons = sorted({str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped})
-    what = f"{len(skipped)} skipped: " + "; ".join(reasons) if skipped else "nothing was skipped"
-    terminalreporter.write_line(what)
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and terminal.stats:
+        skipped = terminal.stats.get("skipped", [])
+        reasons = sorted({str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped})
+        terminal.write_line(f"{len(skipped)} skipped: {'; '.join(reasons)}" if skipped else "Nothing was skipped.")

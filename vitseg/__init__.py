@@ -19,9 +19,10 @@ _PUBLIC = {
     "vitseg.model.freeze": ("set_freeze_depth", "freeze_report"),
     "vitseg.training.audit": ("LRContract", "audit"),
     "vitseg.training.loop": ("StageTraining",),
-    "vitseg.runs.folder": ("RunFolder", "replay", "runs_root"),
+    "vitseg.runs.folder": ("RunFolder", "new_run", "replay", "runs_root"),
     "vitseg.runs.run": ("resume", "train"),
     "vitseg.ui.console": ("progress",),
+    "vitseg.ui.pictures": ("contact_sheet",),
     "vitseg.ui.report": ("report",),
 }  # fmt: skip
 _WHERE = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -5,11 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitseg import presets
 from vitseg.errors import RunError, VitsegError
+from vitseg.events import Event
 from vitseg.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from vitseg.runs.folder import RunFolder
 
 PRESETS = {"quick": presets.quick, "giant": presets.giant}
 
@@ -55,21 +61,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    from vitseg.runs.folder import RunFolder, runs_root
+    from vitseg.runs.folder import RunFolder, new_run
     from vitseg.runs.run import train
 
     recipe = _recipe(parsed.recipe, parsed.data).replace(dict(_setting(s) for s in parsed.set))
-    folder = RunFolder(parsed.folder) if parsed.folder else RunFolder.fresh(runs_root(), recipe.name)
-    _finish(train(recipe, folder.path), folder.path)
+    run = RunFolder(parsed.folder) if parsed.folder else new_run(recipe.name)
+    _finish(train(recipe, run.path), run)
 
 
 def _resume(parsed: argparse.Namespace) -> None:
+    from vitseg.runs.folder import RunFolder
     from vitseg.runs.run import resume
 
-    _finish(resume(parsed.folder), Path(parsed.folder))
+    _finish(resume(parsed.folder), RunFolder(parsed.folder))
 
 
-def _finish(events, folder: Path) -> None:
+def _finish(events: Iterable[Event], run: RunFolder) -> None:
     """Train to the end; then the table, the folder and the report."""
     from vitseg.ui import table
     from vitseg.ui.console import progress
@@ -77,8 +84,7 @@ def _finish(events, folder: Path) -> None:
 
     for _ in progress(events):
         pass
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    sys.stdout.write(f"\n{table.results(summary)}\n\nrun folder  {folder}\nreport      {report(folder)}\n")
+    sys.stdout.write(f"\n{table.results(run.summary)}\n\nrun folder  {run.path}\nreport      {report(run.path)}\n")
 
 
 def _predict(parsed: argparse.Namespace) -> None:

@@ -38,15 +38,15 @@ class PartAudit:
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What `audit` found. `breaches` is a sentence for each broken promise; empty means all is as promised."""
+    """What `audit` found. `breach` says which promises are broken; empty means none."""
 
     parts: tuple[PartAudit, ...]
     optimizer_holds: int
-    breaches: tuple[str, ...]
+    breach: str
 
     @property
     def ok(self) -> bool:
-        return not self.breaches
+        return not self.breach
 
     @property
     def total(self) -> int:
@@ -62,9 +62,9 @@ class AuditReport:
         return {p.name: p.sha256 for p in self.parts}
 
     def check(self) -> AuditReport:
-        """Itself, or FreezeBreach with every broken promise."""
-        if self.breaches:
-            raise FreezeBreach(" ".join(self.breaches), "Freeze with set_freeze_depth and build the optimizer after it.")
+        """Itself; raises FreezeBreach if a promise is broken."""
+        if self.breach:
+            raise FreezeBreach(self.breach, "Freeze with set_freeze_depth and build the optimizer after it.")
         return self
 
     def rows(self) -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ class AuditReport:
             " · ".join(counts) + f" ({100 - percent:.1f} %)",
             f"trains: {trains} · optimizer holds {self.optimizer_holds:,} of {wanted:,}",
         ]
-        return "\n".join([*lines, *self.breaches])
+        return "\n".join([*lines, *([self.breach] if self.breach else [])])
 
 
 def audit(
@@ -109,7 +109,7 @@ def audit(
     known = {id(p) for part in parts.values() for p in part.parameters}
     strangers = sum(p.numel() for g in optimizer.param_groups for p in g["params"] if id(p) not in known)
     holds = sum(p.in_optimizer for p in found) + strangers
-    return AuditReport(found, holds, tuple(_breaches(found, strangers, model.training)))
+    return AuditReport(found, holds, _breach(found, strangers, model.training))
 
 
 def _look(
@@ -133,28 +133,28 @@ def _look(
     )
 
 
-def _breaches(parts: Sequence[PartAudit], strangers: int, training: bool) -> list[str]:
-    """A sentence for each kind of broken promise, naming the parts."""
+def _breach(parts: Sequence[PartAudit], strangers: int, training: bool) -> str:
+    """Every broken promise in one sentence that names the parts; empty if there is none."""
     frozen, trained = [p for p in parts if not p.should_train], [p for p in parts if p.should_train]
-    promise = f"Only {name_parts([p.name for p in trained])} should train"
     kinds = [
-        ("should be frozen, but can train (requires_grad is on)", [p for p in frozen if p.requires_grad]),
-        ("should be frozen, but the optimizer holds it", [p for p in frozen if p.in_optimizer]),
-        ("should be frozen, but is in training mode", [p for p in frozen if p.training]),
-        ("should be frozen, but its weights moved", [p for p in frozen if p.moved]),
-        ("should train, but is frozen (requires_grad is off)", [p for p in trained if p.requires_grad < p.parameters]),
-        ("should train, but the optimizer misses some of it", [p for p in trained if p.in_optimizer < p.parameters]),
-        ("should train, but its weights did not move", [p for p in trained if p.moved is False]),
-        ("should train, but is in eval mode", [p for p in trained if training and not p.training and p.parameters]),
+        ("can train (requires_grad is on)", [p for p in frozen if p.requires_grad]),
+        ("in the optimizer, but should be frozen", [p for p in frozen if p.in_optimizer]),
+        ("in training mode, but should be frozen", [p for p in frozen if p.training]),
+        ("changed, but should be frozen", [p for p in frozen if p.moved]),
+        ("frozen (requires_grad is off), but should train", [p for p in trained if p.requires_grad < p.parameters]),
+        ("not in the optimizer as a whole, but should train", [p for p in trained if p.in_optimizer < p.parameters]),
+        ("unchanged, but should have trained", [p for p in trained if p.moved is False]),
+        ("in eval mode, but should train", [p for p in trained if training and not p.training and p.parameters]),
     ]
     found = [
-        f"{promise}: {name_parts([p.name for p in bad])} {what} ({millions(sum(p.parameters for p in bad))} parameters)."
+        f"{name_parts([p.name for p in bad])}: {what}, {millions(sum(p.parameters for p in bad))} parameters"
         for what, bad in kinds
         if bad
     ]
     if strangers:
-        found.append(f"The optimizer holds {strangers:,} parameters that are not the model's.")
-    return found
+        found.append(f"the optimizer holds {strangers:,} parameters that are not the model's")
+    promise = f"Promised: only {name_parts([p.name for p in trained])} trains. Found:"
+    return f"{promise} {'; '.join(found)}." if found else ""
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -29,7 +28,7 @@ def report(folder: str | Path, shown: int = 6) -> Path:
     """Write `report.html` into a run folder that has ended, with predictions of `shown` validation images."""
     run = RunFolder(folder)
     events, recipe = list(run.events()), run.recipe
-    summary = json.loads(run.summary_file.read_text(encoding="utf-8"))
+    summary = run.summary
     data = SegmentationData(recipe.data)
     sheet = pictures.predictions(load_segmenter(run.best), data, data.splits["validation"][:shown])
     page = _page(summary, events, sheet, recipe.model_dump_json(indent=2))

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from vitseg import plan
+from vitseg.recipe import Recipe
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Table:
     """Columns and rows of text; numbers are formatted by whoever makes the table."""
 
@@ -23,6 +26,8 @@ class Table:
         rule = "  ".join("-" * w for w in widths)
         return "\n".join([*([self.caption] if self.caption else []), text[0], rule, *text[1:]])
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         def row(cells: Sequence[str], tag: str) -> str:
             inner = "".join(f'<{tag} style="text-align:left">{escape(c)}</{tag}>' for c in cells)
@@ -31,6 +36,23 @@ class Table:
         caption = f"<caption style='text-align:left'>{escape(self.caption)}</caption>" if self.caption else ""
         body = "".join(row(r, "td") for r in self.rows)
         return f"<table>{caption}<thead>{row(self.columns, 'th')}</thead><tbody>{body}</tbody></table>"
+
+
+def stages(recipe: Recipe) -> Table:
+    """What a recipe is going to do, a row for each stage."""
+    columns = ("stage", "freeze depth", "schedule / clock", "LR", "encoder LR", "epochs")
+    rows = tuple(
+        (
+            f"{number} {stage.name}",
+            _depth(stage.unfrozen_blocks),
+            plan.describe(stage),
+            f"{stage.lr:.2e}",
+            f"{stage.lr * stage.encoder_lr_factor:.2e}" if stage.unfrozen_blocks else "frozen",
+            str(stage.epochs),
+        )
+        for number, stage in enumerate(recipe.stages, start=1)
+    )
+    return Table(columns, rows)
 
 
 def results(summary: dict[str, Any]) -> Table:
@@ -56,7 +78,7 @@ def _stage_cells(number: int, row: dict[str, Any]) -> tuple[str, ...]:
     schedule, best = row["schedule"], row["best"]
     return (
         f"{number} {row['name']}",
-        f"last {row['unfrozen_blocks']} blocks" if row["unfrozen_blocks"] else "encoder frozen",
+        _depth(row["unfrozen_blocks"]),
         f"{schedule['kind'].replace('_', ' ')} / {schedule['steps_per']}",
         f"{row['lr']['first']:.2e}",
         f"{row['lr']['last']:.2e}",
@@ -65,6 +87,12 @@ def _stage_cells(number: int, row: dict[str, Any]) -> tuple[str, ...]:
         number_or_na(best["iou"]),
         number_or_na(best["f1"]),
         f"{row['seconds']:.0f}",
+    )
+
+
+def _depth(unfrozen_blocks: int | str) -> str:
+    return (
+        "all blocks" if unfrozen_blocks == "all" else f"last {unfrozen_blocks} blocks" if unfrozen_blocks else "encoder frozen"
     )
 
 

@@ -1,0 +1,39 @@
+# make run                 train the quick recipe headless: notebooks/00_start_here.ipynb
+# make run DATA=folder     the same on your own images and masks
+# make lab | test | lint | clean
+PYTHON ?= python3
+BIN := .venv/bin
+export VITSEG_DATA := $(if $(DATA),$(abspath $(DATA)))
+
+run: .venv/lab.ok
+	@$(BIN)/python -m vitseg.ui.headless notebooks/00_start_here.ipynb
+
+lab: .venv/lab.ok
+	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks/00_start_here.ipynb
+
+test: .venv/dev.ok
+	$(BIN)/python -m pytest
+
+lint: .venv/dev.ok
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+real: .venv/dev.ok
+	$(BIN)/python benchmarks/real_data.py $(DATA)
+
+.venv/torch.ok: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0  # first: whatever is installed later finds this build
+	@touch $@
+
+.venv/%.ok: .venv/torch.ok pyproject.toml
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[$*]'
+	@$(BIN)/python -c "import importlib.util as u, sys; sys.exit('torchvision must not be installed' if u.find_spec('torchvision') else 0)"
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+.PHONY: run lab test lint real clean

@@ -1,0 +1,22 @@
+"""Every notebook runs from a fresh kernel; its last cell asserts what it claimed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vitseg.ui.headless import execute
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.notebook
+@pytest.mark.weights
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_runs_and_its_claims_hold(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("VITSEG_RUNS", str(tmp_path))
+    monkeypatch.delenv("VITSEG_DATA", raising=False)
+    notebook = execute(path)
+    errors = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
+    assert errors == []
