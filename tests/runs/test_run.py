@@ -1,0 +1,174 @@
+"""A run's folder, its summary, and going on after a cut."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+from sklearn.metrics import jaccard_score
+
+import vitseg
+from vitseg.errors import RunError
+from vitseg.events import BatchEnded, EpochEnded, RunEnded, RunStarted, StageEnded, StageStarted
+from vitseg.runs.checkpoint import newest_checkpoint
+
+
+def test_the_log_replays_exactly_what_was_yielded(tiny_recipe, tmp_path):
+    events = [e for e in vitseg.train(tiny_recipe, tmp_path / "run") if not e.transient]
+    assert list(vitseg.replay(tmp_path / "run")) == events
+    kinds = [type(e) for e in events]
+    stage = lambda epochs: [StageStarted, *([BatchEnded] * 5 + [EpochEnded]) * epochs, StageEnded]  # noqa: E731
+    assert kinds == [RunStarted, *stage(2), *stage(2), *stage(1), RunEnded]
+    assert [e.step for e in events if isinstance(e, BatchEnded)] == list(range(1, 26))
+
+
+def test_the_summary_holds_what_is_promised(tiny_recipe, tmp_path):
+    list(vitseg.train(tiny_recipe, tmp_path / "run"))
+    summary = vitseg.RunFolder(tmp_path / "run").summary
+    assert [s["unfrozen_blocks"] for s in summary["stages"]] == [0, 1, 2]
+    assert [s["schedule"] for s in summary["stages"]] == [
+        {"kind": "cosine_restarts", "steps_per": "batch", "steps_taken": 6},
+        {"kind": "exponential", "steps_per": "epoch", "steps_taken": 2},
+        {"kind": "constant", "steps_per": "never", "steps_taken": 0},
+    ]
+    assert [s["lr"]["first"] for s in summary["stages"]] == [1e-3, 3e-4, 1e-4]
+    assert summary["stages"][1]["lr"]["last"] == 1.5e-4
+    for stage in summary["stages"]:
+        assert {"name", "trainable", "total", "epochs", "seconds", "best", "test"} <= stage.keys()
+        assert {"iou", "f1", "accuracy", "per_class_iou"} <= stage["best"].keys()
+    assert summary["classes"] == ["background", "granulation", "slough"]
+
+
+def test_best_scored_by_scikit_learn_in_a_new_process_gives_the_summary_s_iou(tiny_recipe, tmp_path):
+    run = vitseg.RunFolder(tmp_path / "run")
+    list(vitseg.train(tiny_recipe, run.path))
+    script = "import sys, numpy, vitseg; m = vitseg.load(sys.argv[1]); d = vitseg.SegmentationData("
+    script += "vitseg.RunFolder(sys.argv[1]).recipe.data); numpy.savez(sys.argv[2], **{n: m.predict(d.load(n)[0]) for n in "
+    script += "d.splits['validation']})"
+    out = tmp_path / "predicted.npz"
+    subprocess.run([sys.executable, "-c", script, str(run.path), str(out)], check=True)
+    data = vitseg.SegmentationData(tiny_recipe.data)
+    predicted = np.load(out)
+    truth = np.concatenate([data.load(n)[1].ravel() for n in predicted.files])
+    masks = np.concatenate([predicted[n].ravel() for n in predicted.files])
+    expected = jaccard_score(truth, masks, labels=np.unique(truth), average="macro")
+    assert run.summary["stages"][-1]["best"]["iou"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_later_stage_never_ends_below_where_it_began(tiny_recipe, tmp_path):
+    recipe = tiny_recipe.replace({"stages.2.lr": 0.5})  # ruins whatever it touches
+    events = list(vitseg.train(recipe, tmp_path / "run"))
+    ended = [e for e in events if isinstance(e, StageEnded)]
+    started = [e for e in events if isinstance(e, StageStarted)]
+    assert started[2].validation["iou"] == ended[1].best["iou"]
+    assert ended[2].best["iou"] >= ended[1].best["iou"]
+    assert next(e for e in events if isinstance(e, RunEnded)).best["iou"] == ended[2].best["iou"]
+
+
+def test_start_from_last_takes_the_last_weights_not_the_best(tiny_recipe, tmp_path):
+    recipe = tiny_recipe.replace({"stages.0.lr": 0.5, "stages.1.start_from": "last"})
+    started = [e for e in vitseg.train(recipe, tmp_path / "run") if isinstance(e, StageStarted | EpochEnded)]
+    last_of_first, start_of_second = started[2], started[3]
+    assert start_of_second.validation == last_of_first.validation
+
+
+@pytest.mark.parametrize("events_before_the_cut", [9, 14, 16, 24, 30])
+def test_a_run_cut_off_goes_on_to_the_same_bytes(tiny_recipe, tmp_path, events_before_the_cut):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    list(vitseg.train(tiny_recipe, whole))
+    logged = (e for e in vitseg.train(tiny_recipe, cut) if not e.transient)
+    list(islice(logged, events_before_the_cut))
+    logged.close()
+    list(vitseg.resume(cut))
+    assert (cut / "events.jsonl").read_bytes() == (whole / "events.jsonl").read_bytes()
+    assert _tree(cut / "best") == _tree(whole / "best")
+    assert _tree(cut / "stages") == _tree(whole / "stages")
+
+
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tiny_recipe, tmp_path):
+    run = vitseg.RunFolder(tmp_path / "run")
+    list(vitseg.train(tiny_recipe, run.path))
+    newest = sorted(run.checkpoints.iterdir())[-1]
+    before = newest_checkpoint(run.checkpoints)["sequence"]
+    weights = newest / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert newest_checkpoint(run.checkpoints)["sequence"] < before
+
+
+def test_a_torn_last_line_of_the_log_is_not_read_as_data(tiny_recipe, tmp_path):
+    run = vitseg.RunFolder(tmp_path / "run")
+    list(vitseg.train(tiny_recipe, run.path))
+    text = run.events_file.read_text()
+    run.events_file.write_text(text[:-20])
+    assert len(list(run.events())) == text.count("\n") - 1
+
+
+def test_a_checkpoint_leaves_out_what_is_frozen(tiny_recipe, tmp_path):
+    run = vitseg.RunFolder(tmp_path / "run")
+    for event in vitseg.train(tiny_recipe, run.path):
+        if isinstance(event, EpochEnded):
+            break
+    names = load_file(sorted(run.checkpoints.iterdir())[-1] / "weights.safetensors")
+    assert names
+    assert all(name.split("/")[1].startswith("decoder.") for name in names)
+
+
+def test_an_ended_run_is_not_resumed_and_a_used_folder_not_overwritten(tiny_recipe, tmp_path):
+    list(vitseg.train(tiny_recipe, tmp_path / "run"))
+    with pytest.raises(RunError, match="has ended"):
+        next(iter(vitseg.resume(tmp_path / "run")))
+    with pytest.raises(RunError, match="holds a run already"):
+        next(iter(vitseg.train(tiny_recipe, tmp_path / "run")))
+
+
+def test_a_test_split_is_scored_once_at_the_end(tiny_recipe, tmp_path):
+    root = tmp_path / "data"
+    data = vitseg.SegmentationData(tiny_recipe.data)
+    for split, names in (("train", 4), ("validation", 2), ("test", 2)):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for name in data.splits["train"][:names]:
+            image, mask = data.load(name)
+            image.save(root / split / "images" / f"{name}.png")
+            vitseg.images.palette_image(mask).save(root / split / "masks" / f"{name}.png")
+    recipe = tiny_recipe.replace({"data.source": {"kind": "folder", "path": str(root)}})
+    events = list(vitseg.train(recipe, tmp_path / "run"))
+    assert [e.test is not None for e in events if isinstance(e, RunEnded)] == [True]
+    stages = vitseg.RunFolder(tmp_path / "run").summary["stages"]
+    assert [stage["test"] is None for stage in stages] == [True, True, False]
+
+
+def test_the_report_opens_offline_and_names_what_it_shows(tiny_recipe, tmp_path):
+    list(vitseg.train(tiny_recipe, tmp_path / "run"))
+    page = vitseg.report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "Generated images" in page
+    assert "src=\"http" not in page.replace("data:image", "")
+    assert "cdn.plot.ly" not in page.split("plotly.js v")[0]
+    for name in ("LR (planned)", "train loss", "valid loss", "train IoU", "valid IoU", "valid F1"):
+        assert name in page
+
+
+def test_names_from_outside_are_escaped_in_the_report(tiny_recipe, tmp_path):
+    recipe = tiny_recipe.replace({"stages.0.name": "<img src=x onerror=alert(1)>"})
+    list(vitseg.train(recipe, tmp_path / "run"))
+    page = vitseg.report(tmp_path / "run").read_text(encoding="utf-8")
+    table = page[page.index("<table") : page.index("</table>")]
+    assert "<img" not in table
+    assert "&lt;img" in table
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_timings_are_kept_apart_from_events(tiny_recipe, tmp_path):
+    run = vitseg.RunFolder(tmp_path / "run")
+    list(vitseg.train(tiny_recipe, run.path))
+    assert len(run.timings()) == len(list(run.events()))
+    assert not any("second" in json.loads(line) for line in run.events_file.read_text().splitlines())

@@ -1,0 +1,55 @@
+"""Checkpoints: a training state as safetensors and JSON, one folder each, no pickle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from vitseg.runs.durable import is_whole, whole_folder
+from vitseg.training.weights import Weights
+
+KEEP = 2
+
+
+def save_checkpoint(folder: Path, sequence: int, offset: int, state: dict[str, Any]) -> None:
+    """Write `state` as checkpoint `sequence`: the number of events logged so far, `offset` bytes of them.
+
+    The newest KEEP checkpoints stay. Frozen weights are not in it: the recipe names them.
+    """
+    state = dict(state)
+    weights = {f"now/{k}": v for k, v in state.pop("weights").items()}
+    weights |= {f"best/{k}": v for k, v in state.pop("best_weights").items()}
+    optimizer = state.pop("optimizer")
+    tensors = {f"{i}/{k}": v.contiguous() for i, slots in optimizer["state"].items() for k, v in slots.items()}
+    position = state | {"sequence": sequence, "offset": offset, "groups": optimizer["param_groups"]}
+    with whole_folder(folder / f"{sequence:08d}") as aside:
+        save_file(weights, aside / "weights.safetensors")
+        save_file(tensors, aside / "optimizer.safetensors")
+        (aside / "state.json").write_text(json.dumps(position, allow_nan=False), encoding="utf-8")
+    for old in sorted(p for p in folder.iterdir() if p.name.isdigit())[:-KEEP]:
+        shutil.rmtree(old)
+
+
+def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The state of the newest checkpoint that is whole, with its `sequence` and `offset`; None if there is none."""
+    folders = sorted((p for p in folder.glob("*") if p.name.isdigit()), reverse=True)
+    return next((_load(p) for p in folders if is_whole(p)), None)
+
+
+def _load(folder: Path) -> dict[str, Any]:
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    weights, tensors = load_file(folder / "weights.safetensors"), load_file(folder / "optimizer.safetensors")
+    slots: dict[int, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        index, slot = name.split("/")
+        slots.setdefault(int(index), {})[slot] = tensor
+    state["optimizer"] = {"state": slots, "param_groups": state.pop("groups")}
+    return state | {"weights": _under("now/", weights), "best_weights": _under("best/", weights)}
+
+
+def _under(prefix: str, weights: Weights) -> Weights:
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}

@@ -1,0 +1,138 @@
+"""The run folder: what was to be done, with what, and everything that happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitseg.data.dataset import SegmentationData
+from vitseg.errors import RunError
+from vitseg.events import Event, from_json, to_json
+from vitseg.model.segmenter import Segmenter
+from vitseg.recipe import Recipe, load_recipe
+from vitseg.runs.durable import write_json
+from vitseg.training.device import Machine
+
+_VERSIONS = ("vitseg", "torch", "transformers", "safetensors", "numpy", "pillow", "pydantic")
+
+
+def runs_root() -> Path:
+    """Where runs are kept: $VITSEG_RUNS, else `runs/` of the checkout, else `runs/` here."""
+    if named := os.environ.get("VITSEG_RUNS"):
+        return Path(named).expanduser().absolute()
+    checkout = Path(__file__).parents[2]
+    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
+
+
+def new_run(name: str) -> RunFolder:
+    """A folder under `runs_root()` that is not taken: the name and a random id. Not made yet."""
+    return RunFolder(runs_root() / f"{name}-{secrets.token_hex(3)}")
+
+
+class RunFolder:
+    """Paths and logs of one run. `events.jsonl` holds nothing from the clock; `timings.jsonl` does."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser().absolute()
+        self.events_file, self.timings_file = self.path / "events.jsonl", self.path / "timings.jsonl"
+        self.checkpoints, self.best, self.summary_file = (
+            self.path / "checkpoints",
+            self.path / "best",
+            self.path / "summary.json",
+        )
+        self.sequence, self._seconds_before = 0, 0.0
+        self._started = time.monotonic()
+
+    @classmethod
+    def create(
+        cls, path: str | Path | None, recipe: Recipe, data: SegmentationData, model: Segmenter, machine: Machine
+    ) -> RunFolder:
+        """A new folder with recipe, environment and split. Raises RunError if there is a run in it already."""
+        run = cls(path) if path else new_run(recipe.name)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            if run.events_file.exists():
+                mend = "Go on with vitseg.resume(folder), or choose another folder."
+                raise RunError(f"{run.path}: holds a run already.", mend)
+            recipe.save(run.path / "recipe.json")
+            write_json(run.path / "environment.json", environment(model, machine))
+            write_json(run.path / "split.json", data.splits)
+        except OSError as error:
+            raise RunError(f"{run.path}: cannot be written ({error.strerror}).", "Choose another folder.") from None
+        return run
+
+    @property
+    def recipe(self) -> Recipe:
+        if not (self.path / "recipe.json").exists():
+            raise RunError(f"{self.path}: is no run folder (no recipe.json in it).", f"Runs are kept in {runs_root()}.")
+        return load_recipe(self.path / "recipe.json")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The run in numbers. Raises RunError while it has not ended."""
+        if not self.summary_file.exists():
+            raise RunError(f"{self.path}: this run has not ended.", "Go on with it: vitseg.resume(folder).")
+        return json.loads(self.summary_file.read_text(encoding="utf-8"))
+
+    def record(self, event: Event) -> None:
+        """Append to the logs."""
+        self.sequence += 1
+        seconds = round(self._seconds_before + time.monotonic() - self._started, 3)
+        with self.events_file.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(to_json(event, self.sequence) + "\n")
+        with self.timings_file.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps({"seq": self.sequence, "seconds": seconds}) + "\n")
+
+    def cut_back(self, sequence: int, offset: int) -> None:
+        """Forget all events after the first `sequence`, which take `offset` bytes: they will happen again."""
+        os.truncate(self.events_file, offset)
+        kept = [(n, s) for n, s in self.timings() if n <= sequence]
+        lines = [json.dumps({"seq": n, "seconds": s}) + "\n" for n, s in kept]
+        self.timings_file.write_text("".join(lines), encoding="utf-8", newline="\n")
+        self.sequence, self._seconds_before = sequence, kept[-1][1] if kept else 0.0
+        self._started = time.monotonic()
+
+    def events(self) -> Iterator[Event]:
+        """The events logged so far. A torn last line, left by a kill, ends them."""
+        if not self.events_file.exists():
+            raise RunError(f"{self.path}: is no run folder (no events.jsonl in it).", f"Runs are kept in {runs_root()}.")
+        with self.events_file.open(encoding="utf-8") as file:
+            for line in file:
+                if not line.endswith("\n"):
+                    return
+                yield from_json(line)
+
+    def timings(self) -> list[tuple[int, float]]:
+        """(sequence number, seconds of computing since the run began) of every event."""
+        lines = self.timings_file.read_text(encoding="utf-8").splitlines(keepends=True)
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [(r["seq"], r["seconds"]) for r in records]
+
+
+def environment(model: Segmenter, machine: Machine) -> dict[str, Any]:
+    """What the numbers of a run depend on besides its recipe. Nothing of the user's own environment."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: version(name) for name in _VERSIONS},
+        "device": str(machine.device),
+        "device_name": torch.cuda.get_device_name() if machine.device.type == "cuda" else platform.machine(),
+        "precision": machine.precision,
+        "threads": machine.threads,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "encoder": model.shape.source,
+    }
+
+
+def replay(folder: str | Path) -> Iterator[Event]:
+    """The events of a run, from its folder: what a live run yielded, without training."""
+    yield from RunFolder(folder).events()

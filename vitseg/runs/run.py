@@ -1,0 +1,129 @@
+"""A whole run: the stages one after the other, recorded, saved, summed up."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from vitseg.data.dataset import SegmentationData
+from vitseg.errors import RunError
+from vitseg.events import EpochEnded, Event, RunEnded, RunStarted
+from vitseg.model.freeze import checked_depth
+from vitseg.model.segmenter import Segmenter, build_segmenter
+from vitseg.recipe import Recipe
+from vitseg.runs.checkpoint import newest_checkpoint, save_checkpoint
+from vitseg.runs.durable import whole_folder, write_json
+from vitseg.runs.folder import RunFolder
+from vitseg.runs.summary import summarise
+from vitseg.training.device import Machine, resolve
+from vitseg.training.evaluate import evaluate
+from vitseg.training.loop import StageTraining, batches_per_epoch
+from vitseg.training.losses import SegmentationLoss
+from vitseg.training.weights import load_weights
+
+
+def train(recipe: Recipe, folder: str | Path | None = None) -> Iterator[Event]:
+    """Train all stages of a recipe and record them in `folder` (a new one under `runs_root()` by default).
+
+    An iterable of events: nothing is trained until it is asked for them, and no more once it is not. Data, model and
+    settings are checked before the folder is made; anything wrong is a VitsegError.
+    """
+    data, model, machine = prepare(recipe)
+    run = RunFolder.create(folder, recipe, data, model, machine)
+    yield from _recorded(run, recipe, data, model, machine, state=None)
+
+
+def resume(folder: str | Path) -> Iterator[Event]:
+    """Go on with a run from its newest whole checkpoint. Yields what happens from there on."""
+    run = RunFolder(folder)
+    recipe = run.recipe
+    if run.summary_file.exists():
+        raise RunError(f"{run.path}: this run has ended.", "Read it with vitseg.replay(folder).")
+    state = newest_checkpoint(run.checkpoints)
+    if state is None:
+        raise RunError(f"{run.path}: holds no whole checkpoint.", "It ended in its first epoch; start it again.")
+    data, model, machine = prepare(recipe)
+    run.cut_back(state["sequence"], state["offset"])
+    yield from _recorded(run, recipe, data, model, machine, state)
+
+
+def prepare(recipe: Recipe) -> tuple[SegmentationData, Segmenter, Machine]:
+    """Data, model and machine of a recipe, every setting checked against them."""
+    machine = resolve(recipe)
+    machine.settle()
+    data = SegmentationData(recipe.data)
+    model = build_segmenter(recipe.model, data.classes, recipe.data.size, recipe.seed)
+    for index, stage in enumerate(recipe.stages):
+        checked_depth(stage.unfrozen_blocks, model.encoder.depth, f"stages.{index}.unfrozen_blocks")
+    SegmentationLoss(recipe.loss, len(data.classes))
+    return data, model, machine
+
+
+def _recorded(
+    run: RunFolder, recipe: Recipe, data: SegmentationData, model: Segmenter, machine: Machine, state: dict[str, Any] | None
+) -> Iterator[Event]:
+    for event, training in _stages(run, recipe, data, model, machine, state):
+        if not event.transient:
+            run.record(event)
+        if isinstance(event, EpochEnded):
+            save_checkpoint(run.checkpoints, run.sequence, run.events_file.stat().st_size, training.state_dict())
+        if isinstance(event, RunEnded):
+            write_json(run.summary_file, summarise(run.events(), [s for _, s in run.timings()]))
+        yield event
+
+
+def _stages(
+    run: RunFolder, recipe: Recipe, data: SegmentationData, model: Segmenter, machine: Machine, state: dict[str, Any] | None
+) -> Generator[tuple[Event, StageTraining | None], None, None]:
+    """Every event of the run with the stage it is of. `state` is where to go on from."""
+    if state is None:
+        yield _started(recipe, data, model, machine), None
+    epochs, steps = (state["epochs_before"], state["steps_before"]) if state else (0, 0)
+    for number in range(state["stage"] if state else 1, len(recipe.stages) + 1):
+        training = StageTraining(recipe, number, model, data, epochs_before=epochs, steps_before=steps)
+        if state is not None:
+            training.load_state_dict(state)
+            state = None
+        for event in training:
+            yield event, training
+        epochs, steps = epochs + training.epoch, steps + training.step
+        _keep_stage_end(run, number, training)
+        if number == len(recipe.stages) or recipe.stages[number].start_from == "best":
+            load_weights(model, training.best_weights)
+    yield from ((event, None) for event in _end(run, recipe, data, model))
+
+
+def _end(run: RunFolder, recipe: Recipe, data: SegmentationData, model: Segmenter) -> Iterator[Event]:
+    """Save the best weights, score them, and the test images, once."""
+    with whole_folder(run.best) as aside:
+        model.save_pretrained(aside)
+    best = yield from evaluate(recipe, model, data, "validation")
+    test = (yield from evaluate(recipe, model, data, "test")) if data.splits["test"] else None
+    yield RunEnded(best, test)
+
+
+def _keep_stage_end(run: RunFolder, number: int, training: StageTraining) -> None:
+    with whole_folder(run.path / "stages" / str(number)) as aside:
+        save_file(training.best_weights, aside / "best.safetensors")
+        save_file(training.trained_weights(), aside / "last.safetensors")
+
+
+def _started(recipe: Recipe, data: SegmentationData, model: Segmenter, machine: Machine) -> RunStarted:
+    return RunStarted(
+        recipe=recipe.model_dump(mode="json"),
+        classes=list(data.classes),
+        mode=data.mode,
+        train_images=len(data.splits["train"]),
+        validation_images=len(data.splits["validation"]),
+        test_images=len(data.splits["test"]),
+        batches_per_epoch=batches_per_epoch(recipe, data),
+        blocks=model.encoder.depth,
+        device=str(machine.device),
+        precision=machine.precision,
+        threads=machine.threads,
+        encoder=model.shape.source,
+        masks=data.masks,
+    )
