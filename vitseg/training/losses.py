@@ -62,7 +62,8 @@ class SegmentationLoss:
         valid = masks != IGNORE
         truth = torch.where(valid, masks, 0)
         log_p = logits.log_softmax(1).gather(1, truth[:, None])[:, 0]
-        return (-self.weights[truth] * (1 - log_p.exp()) ** self.cfg.focal_gamma * log_p)[valid].sum()
+        doubt = (-torch.expm1(log_p)).clamp(min=1e-7)  # at 0 the gradient of a power below 1 is infinite
+        return (-self.weights[truth] * doubt**self.cfg.focal_gamma * log_p)[valid].sum()
 
     def _dice(self, logits: Tensor, masks: Tensor) -> Tensor:
         """1 - 2|P T| / (|P| + |T|) (Milletari et al. 2016), mean over the classes present, summed over images."""

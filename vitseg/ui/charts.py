@@ -28,7 +28,9 @@ def curves(events: Iterable[Event]) -> go.Figure:
     figure.update_yaxes(rangemode="tozero", row=3, col=1)
     figure.update_xaxes(title_text="epoch", row=3, col=1)
     _bands(figure, events)
-    return figure.update_layout(template=theme.TEMPLATE, height=720, hovermode="x", legend={"tracegroupgap": 130})
+    tops = {"legend": 1.0, "legend2": 0.72, "legend3": 0.36}  # each beside its own row
+    legends = {name: {"y": y, "yanchor": "top", "x": 1.01, "bgcolor": "rgba(0,0,0,0)"} for name, y in tops.items()}
+    return figure.update_layout(template=theme.TEMPLATE, height=720, hovermode="x", **legends)
 
 
 def lr_traces(events: Sequence[Event]) -> list[go.Scatter]:
@@ -88,7 +90,7 @@ def planned_lr(recipe: Recipe, batches_per_epoch: int) -> go.Figure:
             x=[p.epoch for p in own],
             y=[p.lr for p in own],
             mode="lines",
-            line={"color": theme.stage_color(number)},
+            line={"color": theme.stage_color(number), "shape": "vh"},
             customdata=[p.step for p in own],
             hovertemplate="step %{customdata}: %{y:.3g}",
         )
@@ -169,7 +171,7 @@ def _line(
     mode: str = "lines",
     **more: Any,
 ) -> go.Scatter:
-    line = {"color": color, "width": width, "dash": dash}
+    line = {"color": color, "width": width, "dash": dash, "shape": "vh" if name.startswith("LR") else "linear"}
     return go.Scatter(name=name, x=x, y=y, mode=mode, line=line, marker={"size": 6}, legend=legend, **more)
 
 
@@ -195,7 +197,8 @@ def _planned(events: Sequence[Event]) -> list[plan.Planned]:
         stage, n = stages[begun.stage - 1], run.batches_per_epoch
         for batch in range(1, ends.get(begun.stage, begun.epochs) * n + 1):
             lr = plan.planned_lr(stage, batch, n)
-            found.append(plan.Planned(begun.stage, begun.step + batch, begun.epoch + batch / n, lr))
+            epoch = begun.epoch + plan.epochs_done(batch, n)
+            found.append(plan.Planned(begun.stage, begun.step + batch, epoch, lr))
     return found
 
 

@@ -18,9 +18,9 @@ from vitseg.ui import charts, pictures, table
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
-h2 { margin-top: 2.2rem; } table { border-collapse: collapse; } caption { color: #7a7a7a; padding-bottom: .4rem; }
-th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid rgba(128,128,128,.3); vertical-align: top; }
-pre { white-space: pre-wrap; } img { max-width: 100%; } .quiet { color: #7a7a7a; }
+h2 { margin-top: 2.2rem; } .quiet, caption { color: #7a7a7a; } caption { padding-bottom: .4rem; }
+table { border-collapse: collapse; } .wide { overflow-x: auto; } pre { white-space: pre-wrap; } img { max-width: 100%; }
+th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid rgba(128,128,128,.3); white-space: nowrap; }
 """
 
 
@@ -52,7 +52,7 @@ def _page(summary: dict[str, Any], events: list[Event], sheet: Image.Image, reci
         f"{len(summary['classes'])} classes; masks: {escape(summary['masks'])}.{generated}</p>",
         f"<p class=quiet>Encoder {escape(encoder['name'])}, from {escape(encoder['source'])}, sha256 {encoder['sha256']}; "
         f"licence: {escape(encoder['licence'])}.</p>",
-        table.results(summary)._repr_html_(),
+        f"<div class=wide>{table.results(summary)._repr_html_()}</div>",
         f"<h2>Curves</h2>{first}",
         f"<h2>What trained</h2>{rest[0]}<pre>{escape(_audits(events))}</pre>",
         f"<h2>Classes</h2>{rest[1]}{table.classes(summary)._repr_html_()}",

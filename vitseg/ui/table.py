@@ -91,9 +91,15 @@ def _stage_cells(number: int, row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _depth(unfrozen_blocks: int | str) -> str:
-    return (
-        "all blocks" if unfrozen_blocks == "all" else f"last {unfrozen_blocks} blocks" if unfrozen_blocks else "encoder frozen"
-    )
+    match unfrozen_blocks:
+        case 0:
+            return "encoder frozen"
+        case "all":
+            return "all blocks"
+        case 1:
+            return "last block"
+        case _:
+            return f"last {unfrozen_blocks} blocks"
 
 
 def classes(summary: dict[str, Any]) -> Table:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-STAGES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-"""One colour a stage (Okabe & Ito)."""
+STAGES = ("#2584C6", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+"""One colour a stage (Okabe & Ito, the blue lighter for dark pages)."""
 
-TRAIN, VALID, SECOND, PLAN = "#0072B2", "#D55E00", "#009E73", "#8a8a8a"
+TRAIN, VALID, SECOND, PLAN = "#2584C6", "#D55E00", "#009E73", "#8a8a8a"
 TEXT, GRID = "#7a7a7a", "rgba(128,128,128,0.22)"
 """TEXT has a contrast above 4 on white and on JupyterLab's dark page; backgrounds are transparent."""
 

@@ -1,0 +1,96 @@
+"""Charts are functions of events: what they show is what the events say."""
+
+from __future__ import annotations
+
+import pytest
+
+import vitseg
+from vitseg.events import BatchEnded, EpochEnded, StageStarted
+from vitseg.ui import charts, table
+
+
+@pytest.fixture(scope="module")
+def run(encoders, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    recipe = vitseg.Recipe(
+        data=vitseg.Data(source=vitseg.Generated(images=8, classes=3, side=70), size=(70, 70)),
+        model=vitseg.Model(encoder=encoders["dinov2"]),
+        stages=(
+            vitseg.Stage(name="one", unfrozen_blocks=0, epochs=2, lr=1e-3, schedule=vitseg.CosineRestarts(burn_in_batches=1)),
+            vitseg.Stage(name="two", unfrozen_blocks=1, epochs=2, lr=1e-4, encoder_lr_factor=0.1, patience=1),
+        ),
+        batch_size=2,
+        threads=1,
+    )
+    list(vitseg.train(recipe, folder))
+    return vitseg.RunFolder(folder)
+
+
+def traces(figure):
+    return {trace.name: trace for trace in figure.data if trace.name}
+
+
+def test_the_curves_are_the_events(run):
+    events = list(run.events())
+    batches = [e for e in events if isinstance(e, BatchEnded)]
+    ended = [e for e in events if isinstance(e, EpochEnded)]
+    shown = traces(charts.curves(events))
+    assert shown.keys() == {
+        "LR", "LR (planned)", "LR, encoder", "train loss", "valid loss", "train IoU", "valid IoU", "valid F1",
+    }  # fmt: skip
+    assert list(shown["train loss"].y) == [e.loss for e in batches]
+    assert list(shown["LR"].y) == [e.lr["decoder"] for e in batches]
+    assert list(shown["LR"].customdata) == [e.step for e in batches]
+    assert list(shown["train IoU"].y) == [e.train["iou"] for e in ended]
+    starts = [e.validation["iou"] for e in events if isinstance(e, StageStarted)]
+    assert {*starts, *(e.validation["iou"] for e in ended)} == {y for y in shown["valid IoU"].y if y is not None}
+
+
+def test_the_planned_lr_coincides_with_the_used_one(run):
+    shown = traces(charts.curves(run.events()))
+    assert list(shown["LR"].x) == list(shown["LR (planned)"].x)
+    assert list(shown["LR"].y) == pytest.approx(list(shown["LR (planned)"].y), rel=1e-12)
+
+
+def test_the_encoder_s_own_lr_is_shown_only_where_it_differs(run):
+    y = traces(charts.curves(run.events()))["LR, encoder"].y
+    batches = [e for e in run.events() if isinstance(e, BatchEnded)]
+    assert list(y) == [None if e.stage == 1 else e.lr["encoder"] for e in batches]
+
+
+def test_curves_of_a_run_that_has_just_begun_can_be_drawn(run):
+    events = list(run.events())
+    for n in range(len(events) + 1):
+        charts.curves(events[:n])
+
+
+def test_the_freeze_map_has_a_cell_for_every_part(run):
+    figure = charts.freeze_map_of(run.events())
+    assert [list(row) for row in figure.data[0].z] == [[0, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 1, 1, 1]]
+
+
+def test_a_planned_curve_needs_no_training():
+    recipe = vitseg.quick()
+    figure = charts.planned_lr(recipe, 20)
+    assert [len(trace.x) for trace in figure.data] == [20 * stage.epochs for stage in recipe.stages]
+
+
+def test_an_absent_class_is_blank_in_the_class_map_and_n_a_in_the_table(run):
+    figure = charts.class_map(run.events())
+    ended = [e for e in run.events() if isinstance(e, EpochEnded)]
+    assert [list(row) for row in figure.data[0].z] == [[e.validation["per_class_iou"][c] for e in ended] for c in range(3)]
+    summary = run.summary
+    summary["best"]["per_class_iou"][2] = None
+    assert table.classes(summary).rows[2] == ("slough", "n/a")
+
+
+def test_the_result_table_says_what_the_scores_are_over(run):
+    text = str(table.results(run.summary))
+    assert "mean over 3 classes present" in text
+    assert "on generated images" in text
+    assert "cosine restarts / batch" in text
+    assert "last block " in text
+
+
+def test_html_in_names_is_escaped():
+    assert "<b>" not in table.Table(("a",), (("<b>x</b>",),))._repr_html_()
