@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,14 @@ def quick(folder: str | Path | None = None) -> Recipe:
     """
     if folder is None:
         return Recipe(name="quick", data=Data(source=Generated()), batch_size=6, stages=_three_stages(6, 3, 3))
-    data = Data(source=Folder(path=str(folder)), size=(224, 224))
-    return Recipe(name=Path(folder).resolve().name[:40] or "run", data=data, stages=_three_stages(16, 6, 6))
+    data = Data(source=_folder(folder), size=(224, 224))
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(folder).resolve().name).strip("-.")[:40] or "run"
+    return Recipe(name=name, data=data, stages=_three_stages(16, 6, 6))
+
+
+def _folder(path: str | Path) -> Folder:
+    """Absolute, so that the run can be reported and resumed from elsewhere."""
+    return Folder(path=str(Path(path).expanduser().absolute()))
 
 
 def _three_stages(first: int, second: int, third: int) -> tuple[Stage, ...]:
@@ -37,7 +44,7 @@ def giant(folder: str | Path | None = None) -> Recipe:
 
     As the origin meant them: the freezing is real, the burn-in is counted once a stage. Needs a GPU, and the hub.
     """
-    source = Generated(classes=10, side=384) if folder is None else Folder(path=str(folder))
+    source = Generated(classes=10, side=384) if folder is None else _folder(folder)
     stages = (
         Stage(name="Frozen encoder", unfrozen_blocks=0, epochs=30, lr=2e-4, schedule=CosineRestarts()),
         Stage(name="Last 8 blocks", unfrozen_blocks=8, epochs=30, lr=2e-4 * 0.3, drop_path=0.1, patience=15),

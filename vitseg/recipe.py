@@ -53,6 +53,12 @@ class Folder(Words):
     grey_factor: Annotated[int, Field(ge=2, le=255)] | None = None
     colors: tuple[tuple[int, int, int], ...] | None = None
 
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> Self:
+        self._refuse_without_effect(self.encoding not in {"auto", "grey"}, "grey_factor")
+        self._refuse_without_effect(self.encoding not in {"auto", "rgb"}, "colors")
+        return self
+
 
 class Data(Words):
     """Which images, how they are split, and which views of them are trained on.
@@ -73,6 +79,13 @@ class Data(Words):
     score_background: bool = True
     split_seed: int = 0
     view_seed: int = 0
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> Self:
+        if self.views == 1 and self.augment != Augment():
+            raise ValueError("augment has no effect with views=1, the clean view alone; leave it out, or ask for more views")
+        self._refuse_without_effect(self.mode == "binary", "score_background")
+        return self
 
 
 class Model(Words):

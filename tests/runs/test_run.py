@@ -71,6 +71,16 @@ def test_a_later_stage_never_ends_below_where_it_began(tiny_recipe, tmp_path):
     assert next(e for e in events if isinstance(e, RunEnded)).best["iou"] == ended[2].best["iou"]
 
 
+def test_a_stage_stops_early_when_its_own_best_is_old(tiny_recipe, tmp_path):
+    changes = {"stages.1.patience": 2, "stages.1.epochs": 9, "stages.1.lr": 0.5}
+    events = list(vitseg.train(tiny_recipe.replace(changes), tmp_path / "run"))
+    ended = next(e for e in events if isinstance(e, StageEnded) and e.stage == 2)
+    assert ended.epochs - ended.best_epoch == 2
+    assert (ended.stopped_early, ended.epochs < 9) == (True, True)
+    after = [e for e in events if isinstance(e, StageStarted)][2]
+    assert (after.epoch, after.step) == (2 + ended.epochs, 10 + 5 * ended.epochs)
+
+
 def test_start_from_last_takes_the_last_weights_not_the_best(tiny_recipe, tmp_path):
     recipe = tiny_recipe.replace({"stages.0.lr": 0.5, "stages.1.start_from": "last"})
     started = [e for e in vitseg.train(recipe, tmp_path / "run") if isinstance(e, StageStarted | EpochEnded)]

@@ -67,6 +67,8 @@ class SegmentationData(Dataset[Sample]):
             self.splits = _splits(pairs, cfg)
         if cfg.mode == "binary" and len(self.all_classes) < 2:
             raise ConfigError("data.mode", cfg.mode, "multiclass", "The masks hold one class only.")
+        if self.mode == "binary" and not cfg.score_background:
+            raise ConfigError("data.score_background", False, "True", "Binary scores are the foreground's anyway.")
 
     @property
     def mode(self) -> str:
@@ -151,6 +153,8 @@ def _splits(pairs: list[Pair], cfg: Data) -> dict[str, list[str]]:
     if not given["train"]:
         raise DataError(f"{cfg.source.path}: train/ holds no images.", "Put images and masks into train/.")
     if given["validation"]:
+        if cfg.group is not None:
+            raise ConfigError("data.group", cfg.group, "None", "The folder has a validation/ of its own.")
         return given
     return _random_split(given["train"], cfg) | {"test": given["test"]}
 

@@ -36,7 +36,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         files = sorted(p for p in aside.rglob("*") if p.is_file())
         write_json(aside / MANIFEST, {p.relative_to(aside).as_posix(): _sha256(p) for p in files})
         for file in files:
-            with file.open("rb") as opened:
+            with file.open("r+b") as opened:  # Windows syncs only what may be written
                 os.fsync(opened.fileno())
         if path.exists():
             shutil.rmtree(path)
