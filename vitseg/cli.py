@@ -90,26 +90,36 @@ def _finish(events: Iterable[Event], run: RunFolder) -> None:
 def _predict(parsed: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from vitseg.data.folder import SUFFIXES
     from vitseg.images import open_rgb, overlay, palette_image
     from vitseg.model.segmenter import load_segmenter
 
-    model, out = load_segmenter(parsed.model), Path(parsed.out)
-    paths = [p for given in map(Path, parsed.images) for p in (sorted(given.iterdir()) if given.is_dir() else [given])]
-    paths = [p for p in paths if p.suffix.lower() in SUFFIXES]
-    if not paths:
-        raise RunError(f"{', '.join(parsed.images)}: no image found.", f"Known kinds: {', '.join(sorted(SUFFIXES))}.")
-    out.mkdir(parents=True, exist_ok=True)
+    paths, out = _images(parsed.images), Path(parsed.out)
+    model = load_segmenter(parsed.model)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error.strerror}).", "Choose another --out.") from None
     for path in tqdm(paths, unit="image"):
-        try:
-            image = open_rgb(path)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise RunError(f"{path}: cannot be read as an image ({error}).") from None
-        mask = model.predict(image)
+        mask = model.predict(path)
         palette_image(mask).save(out / f"{path.stem}.png")
-        overlay(image, mask).save(out / f"{path.stem}_overlay.png")
+        overlay(open_rgb(path), mask).save(out / f"{path.stem}_overlay.png")
     names = ", ".join(f"{i} {name}" for i, name in enumerate(model.shape.classes))
     sys.stdout.write(f"{len(paths)} masks and overlays in {out.absolute()}; values: {names}\n")
+
+
+def _images(given: list[str]) -> list[Path]:
+    """The image files named, or in the folders named. Raises RunError where two would share a mask's name."""
+    from vitseg.data.folder import SUFFIXES
+
+    paths = [p for path in map(Path, given) for p in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    paths = [p for p in paths if p.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise RunError(f"{', '.join(given)}: no image found.", f"Known kinds: {', '.join(sorted(SUFFIXES))}.")
+    first: dict[str, Path] = {}
+    for path in paths:
+        if (other := first.setdefault(path.stem, path)) is not path:
+            raise RunError(f"{other} and {path}: their masks would share a name.", "Predict them into two folders.")
+    return paths
 
 
 def _recipe(name: str, data: str | None) -> Recipe:

@@ -21,11 +21,14 @@ PALETTE = (
 
 Size = tuple[int, int]
 
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for a file that is no image, is cut off, or claims to be enormous."""
+
 
 def open_rgb(path: str | Path) -> Image.Image:
     """The image as 8-bit RGB, turned upright as its EXIF tag says. 16-bit greys are scaled, not clipped.
 
-    Raises OSError for a file that cannot be decoded to its end.
+    Raises one of UNREADABLE for a file that cannot be decoded to its end, or holds floats.
     """
     with Image.open(path) as image:
         image.load()
@@ -35,6 +38,8 @@ def open_rgb(path: str | Path) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB, upright. Transparency is laid over the fill colour."""
     image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("an image of floats, whose range is not known; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float64)
         image = Image.fromarray((values * (255 / 65535)).clip(0, 255).round().astype(np.uint8))

@@ -89,9 +89,14 @@ def describe(stage: Stage) -> str:
 def notes(stage: Stage, batches_per_epoch: int) -> list[str]:
     """What a reader should know about the stage's schedule before it runs."""
     schedule, batches = stage.schedule, stage.epochs * batches_per_epoch
+    if isinstance(schedule, WarmupPoly) and schedule.warmup_batches >= batches:
+        return [f"The warm-up of {schedule.warmup_batches} batches does not end within the stage's {batches}."]
     if not isinstance(schedule, CosineRestarts):
         return []
-    if batches <= schedule.burn_in_batches + 1:
+    lrs = {planned_lr(stage, n, batches_per_epoch) for n in range(1, batches + 1)}
+    if len(lrs) == 1 and batches > schedule.burn_in_batches + 1:
+        return [f"The cosine never moves: a cycle of T_0 = {schedule.T_0} is over before it falls. Lengthen schedule.T_0."]
+    if len(lrs) == 1:
         return [
             f"The cosine never moves: the burn-in is {schedule.burn_in_batches} batches and the stage has {batches}. "
             "Train more epochs or shorten schedule.burn_in_batches."

@@ -57,6 +57,8 @@ class Folder(Words):
     def _settings_have_an_effect(self) -> Self:
         self._refuse_without_effect(self.encoding not in {"auto", "grey"}, "grey_factor")
         self._refuse_without_effect(self.encoding not in {"auto", "rgb"}, "colors")
+        if self.encoding == "grey" and self.grey_factor is None:
+            raise ValueError('encoding="grey" needs grey_factor: the value of class 1')
         return self
 
 
@@ -116,6 +118,12 @@ class CosineRestarts(Words):
     eta_min: Annotated[float, Field(ge=0)] = 1e-7
     burn_in_batches: Annotated[int, Field(ge=0)] = 60
     unit: Literal["batch", "epoch"] = "batch"
+
+    @model_validator(mode="after")
+    def _pytorch_finds_the_cycle(self) -> Self:
+        if self.unit == "epoch" and self.T_mult > 2:
+            raise ValueError('T_mult is 1 or 2 with unit="epoch": PyTorch misses restarts of other growth by rounding')
+        return self
 
 
 class Exponential(Words):
@@ -237,9 +245,11 @@ class Recipe(Words):
     workers: Annotated[int, Field(ge=0, le=64)] = 0
 
     @model_validator(mode="after")
-    def _dice_over_batch_needs_one_portion(self) -> Self:
+    def _what_needs_the_batch_in_one_portion(self) -> Self:
         if self.loss.dice_over == "batch" and self.accumulate > 1:
             raise ValueError('loss.dice_over="batch" needs the whole batch at once; set accumulate to 1')
+        if self.model.decoder == "linear" and self.accumulate > 1:
+            raise ValueError('model.decoder="linear" has a BatchNorm, which needs the whole batch; set accumulate to 1')
         return self
 
     def replace(self, changes: dict[str, Any]) -> Recipe:
@@ -247,7 +257,10 @@ class Recipe(Words):
         tree = json.loads(self.model_dump_json())
         for path, value in changes.items():
             _set(tree, path, json.loads(value.model_dump_json()) if isinstance(value, BaseModel) else value)
-        return parse(json.dumps(tree))
+        try:
+            return parse(json.dumps(tree))
+        except TypeError as error:
+            raise RecipeError(f"{', '.join(changes)}: {error}.", "Give numbers, strings, tuples or settings.") from None
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")

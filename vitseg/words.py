@@ -50,7 +50,9 @@ def _line(error: dict[str, Any]) -> str:
     if error["type"] == "value_error":
         return f"{where + ': ' if where else ''}{error['ctx']['error']}."
     said = error["msg"].removeprefix("Input should be ")
-    return f"{where}: got {error['input']!r}; allowed: {said}."
+    got = repr(error["input"])
+    got = got if len(got) <= 80 else f"{got[:80]}..."
+    return f"{where + ': ' if where else ''}got {got}; allowed: {said}."
 
 
 def _nearest(name: str) -> str:

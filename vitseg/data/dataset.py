@@ -20,7 +20,7 @@ from vitseg.data.masks import read_raw
 from vitseg.data.views import make_view
 from vitseg.draws import seed_for
 from vitseg.errors import ConfigError, DataError
-from vitseg.images import IGNORE, fit_image, fit_mask, open_rgb
+from vitseg.images import IGNORE, UNREADABLE, fit_image, fit_mask, open_rgb
 from vitseg.recipe import Data, Generated
 
 Key = tuple[str, str]
@@ -96,7 +96,7 @@ class SegmentationData(Dataset[Sample]):
         pair = self.pairs[name]
         try:
             return open_rgb(pair.image), self.code.decode(read_raw(pair.mask))
-        except (OSError, SyntaxError, KeyError) as error:
+        except (*UNREADABLE, KeyError) as error:
             raise DataError(f"{pair.image}: changed or vanished since the run began ({error}).") from None
 
     def __getitem__(self, key: Key) -> Sample:
@@ -184,6 +184,7 @@ def _group(name: str, pattern: str | None) -> str:
         found = re.search(pattern, name)
     except re.error as error:
         raise ConfigError("data.group", pattern, "a regular expression", str(error)) from None
-    if not found:
+    part = found and (found.group(1) if found.re.groups else found.group())
+    if part is None:
         raise DataError(f"data.group: {pattern!r} does not match the name {name!r}.", "Every image needs a group.")
-    return found.group(1) if found.re.groups else found.group()
+    return part

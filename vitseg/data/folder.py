@@ -12,7 +12,7 @@ import numpy as np
 
 from vitseg.data.masks import MaskCode, find_code, is_color, read_raw, with_classes_file
 from vitseg.errors import DataError
-from vitseg.images import Size, open_rgb
+from vitseg.images import UNREADABLE, Size, open_rgb
 from vitseg.recipe import Folder
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
@@ -35,6 +35,7 @@ class Look:
     """What one look at a pair found: the mask's stored values, or what is wrong."""
 
     stored: frozenset[int] = frozenset()
+    color: bool = False
     problem: str = ""
 
 
@@ -54,20 +55,39 @@ def read_folder(cfg: Folder) -> tuple[list[Pair], MaskCode]:
     with ThreadPoolExecutor() as pool:
         looks = list(pool.map(_look, pairs))
     problems += [look.problem for look in looks if look.problem]
-    if problems:
-        raise _report(root, problems)
-    stored = frozenset[int]().union(*(look.stored for look in looks))
-    in_color = is_color(pairs[0].mask)
-    code = find_code(cfg, set(stored), in_color, [p.image.stem for p in pairs])
-    problems = [text for pair, look in zip(pairs, looks, strict=True) if (text := _unknown(pair, look, code))]
+    good = [(pair, look) for pair, look in zip(pairs, looks, strict=True) if not look.problem]
+    problems += _of_two_kinds(good)
+    try:
+        code = find_code(
+            cfg,
+            {v for _, look in good for v in look.stored},
+            any(look.color for _, look in good),
+            [pair.image.stem for pair, _ in good],
+        )
+    except DataError as error:
+        if not problems:
+            raise
+        problems.append(str(error))
+    else:
+        problems += [text for pair, look in good if (text := _unknown(pair, look, code))]
     if problems:
         raise _report(root, problems)
     return pairs, code
 
 
+def _of_two_kinds(good: list[tuple[Pair, Look]]) -> list[str]:
+    """Masks in colour and masks in grey cannot share a code: the rarer kind is named."""
+    color, grey = ([p.mask for p, look in good if look.color is side] for side in (True, False))
+    if not color or not grey:
+        return []
+    rare, kind, other = (grey, "grey", "in colour") if len(grey) <= len(color) else (color, "in colour", "grey")
+    return [f"{mask}: is {kind}, where other masks are {other}." for mask in rare]
+
+
 def _find_pairs(root: Path) -> tuple[list[Pair], list[str]]:
     places: list[tuple[str | None, Path]] = [(s, root / s) for s in SPLITS if (root / s).is_dir()] or [(None, root)]
-    pairs, problems = [], []
+    pairs: list[Pair] = []
+    problems = [f"{p}: no split of that name; it is called one of {', '.join(SPLITS)}." for p in _strange_splits(root)]
     for split, place in places:
         for kind in ("images", "masks"):
             if not (place / kind).is_dir():
@@ -79,6 +99,13 @@ def _find_pairs(root: Path) -> tuple[list[Pair], list[str]]:
             name = f"{split}/{stem}" if split else stem
             pairs.append(Pair(name, split, images[stem], masks[stem]))
     return pairs, problems
+
+
+def _strange_splits(root: Path) -> list[Path]:
+    """Folders beside train/ that look like a split, such as val/."""
+    if not (root / "train").is_dir():
+        return []
+    return sorted(p for p in root.iterdir() if p.name not in SPLITS and (p / "images").is_dir())
 
 
 def _by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
@@ -93,18 +120,18 @@ def _look(pair: Pair) -> Look:
     try:
         image = open_rgb(pair.image)
         size: Size = (image.height, image.width)
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         return Look(problem=f"{pair.image}: cannot be read as an image ({error}).")
     try:
         raw = read_raw(pair.mask)
     except DataError as error:
         return Look(problem=str(error))
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         return Look(problem=f"{pair.mask}: cannot be read as a mask ({error}).")
     if raw.shape != size:
         sizes = f"image {size[1]}x{size[0]}, mask {raw.shape[1]}x{raw.shape[0]} pixels"
         return Look(problem=f"{pair.mask}: size differs from its image ({sizes}).")
-    return Look(frozenset(np.unique(raw).tolist()))
+    return Look(frozenset(np.unique(raw).tolist()), is_color(pair.mask))
 
 
 def _unknown(pair: Pair, look: Look, code: MaskCode) -> str:

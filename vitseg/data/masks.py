@@ -72,11 +72,13 @@ def unpack(value: int) -> tuple[int, int, int]:
 
 def with_classes_file(cfg: Folder) -> Folder:
     """The folder's settings, completed from its `classes.json`; what the recipe declares wins."""
-    path = Path(cfg.path) / "classes.json"
+    path = Path(cfg.path).expanduser() / "classes.json"
     if not path.exists():
         return cfg
     try:
         declared = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(declared, dict):
+            raise ValueError(f"holds {type(declared).__name__}")
         fields = {k: v for k, v in cfg.model_dump().items() if v != type(cfg).model_fields[k].default or k == "path"}
         return Folder.model_validate_json(json.dumps(declared | fields))
     except ValueError as error:
@@ -144,7 +146,11 @@ def _detect(cfg: Folder, stored: set[int], stems: list[str]) -> tuple[Folder, st
     if cfg.classes and largest < len(cfg.classes):
         return _changed(cfg, encoding="index"), "declared"
     for known in json.loads((files("vitseg.data") / "known_sets.json").read_text(encoding="utf-8")):
-        if largest <= known["largest_value"] and all(re.fullmatch(known["stems"], s) for s in stems) and not cfg.classes:
+        if (
+            largest <= known["largest_value"]
+            and all(re.fullmatch(known["stems"], s) for s in stems)
+            and cfg.ignore_value is None
+        ):
             found = {k: known[k] for k in ("encoding", "classes", "ignore_value")}
             return _changed(cfg, **found | {"classes": tuple(found["classes"])}), f"recognised: {known['name']}"
     if stored <= {0, 255} and 255 in stored:
@@ -152,7 +158,7 @@ def _detect(cfg: Folder, stored: set[int], stems: list[str]) -> tuple[Folder, st
     if stored <= {0, 1}:
         return _changed(cfg, encoding="binary_1"), "detected"
     factor = math.gcd(*stored)
-    if 255 in stored and factor == 1:
+    if 255 in stored:
         raise DataError(
             f"{cfg.path}: mask values {_some(stored)}: is 255 a class, or to be ignored?",
             'Say so in classes.json: {"ignore_value": 255} or {"encoding": "index", "classes": [...]}.',

@@ -81,15 +81,22 @@ def model_parts(model: nn.Module) -> dict[str, Part]:
     Works on any module that holds a transformers ViT: what is outside it counts as decoder; what is in it, but
     neither block nor final norm, as embeddings.
     """
-    vit = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
-    if vit is None:
-        raise ConfigError("model", type(model).__name__, "a module that holds a transformers ViT")
+    vit, norms = _find_vit(model)
     blocks = find_blocks(vit)
-    norms = [m for m in vit.children() if isinstance(m, nn.LayerNorm)]
     parts = {EMBEDDINGS: _outside(vit, [blocks, *norms])}
     parts |= {f"block {i}": Part([block], list(block.parameters())) for i, block in enumerate(blocks, start=1)}
     parts[NORM] = Part(norms, [p for norm in norms for p in norm.parameters()])
     return parts | {DECODER: _outside(model, [vit])}
+
+
+def _find_vit(model: nn.Module) -> tuple[PreTrainedModel, list[nn.Module]]:
+    """The ViT itself, not a transformers model with a head around it: the one whose own child is the final norm."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            norms = [child for child in module.children() if isinstance(child, nn.LayerNorm)]
+            if norms:
+                return module, norms
+    raise ConfigError("model", type(model).__name__, "a module that holds a transformers ViT")
 
 
 def _outside(module: nn.Module, excluded: list[nn.Module]) -> Part:

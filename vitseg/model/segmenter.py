@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitseg.draws import seed_for
-from vitseg.errors import ConfigError, WeightsError
-from vitseg.images import Size, fit_image, fitted_size, open_rgb, to_rgb
+from vitseg.errors import ConfigError, DataError, WeightsError
+from vitseg.images import UNREADABLE, Size, fit_image, fitted_size, open_rgb, to_rgb
 from vitseg.model.decoder import build_decoder
 from vitseg.model.encoder import Encoder, Levels
 from vitseg.model.weights import load_folder, load_vit, quiet, write_color_statistics
@@ -94,9 +94,11 @@ class Segmenter(nn.Module):
     # ------------------------------------------------------------------ prediction
 
     def predict(self, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
-        """Class ids (h, w) uint8 of one image at its own size. An array is RGB (h, w, 3) uint8."""
-        rgb = to_rgb(Image.fromarray(image)) if isinstance(image, np.ndarray) else image
-        rgb = to_rgb(rgb) if isinstance(rgb, Image.Image) else open_rgb(rgb)
+        """Class ids (h, w) uint8 of one image at its own size. An array is RGB (h, w, 3) uint8.
+
+        Raises DataError for anything that is no image.
+        """
+        rgb = _as_rgb(image)
         original = (rgb.height, rgb.width)
         canvas = torch.from_numpy(np.array(fit_image(rgb, self.shape.size))).permute(2, 0, 1)[None]
         was_training = self.training
@@ -120,6 +122,17 @@ class Segmenter(nn.Module):
         with quiet():
             self.encoder.vit.save_pretrained(folder / "encoder")
         write_color_statistics(folder / "encoder", self.shape.mean, self.shape.std)
+
+
+def _as_rgb(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise DataError(f"image: an array {image.shape} of {image.dtype}.", "Give RGB (h, w, 3) uint8, or a path.")
+        return Image.fromarray(image)
+    try:
+        return to_rgb(image) if isinstance(image, Image.Image) else open_rgb(image)
+    except UNREADABLE as error:
+        raise DataError(f"{image}: cannot be read as an image ({error}).") from None
 
 
 def restore(logits: Tensor, original: Size) -> Tensor:

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
@@ -84,7 +86,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
     try:
         with quiet():
             vit, info = family.load(folder, config)
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
+    except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
         raise WeightsError(f"{folder}: the weights do not load ({error}).", "Is the download complete?") from None
     wrong = {
         what: sorted(k for k in map(str, info[what]) if not _ALLOWED_ABSENT.search(k))
@@ -101,7 +103,7 @@ def read_config(folder: Path):
     """The transformers config of a folder, with every dropout and drop-path rate set to 0."""
     try:
         config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise WeightsError(f"{folder}: no usable config.json ({error}).", "Give a save_pretrained folder.") from None
     if config.model_type not in FAMILIES:
         raise WeightsError(
@@ -172,12 +174,15 @@ def _tensor(array) -> Tensor:
 
 
 def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         with quiet():
             wanted = ["config.json", "preprocessor_config.json", "model.safetensors"]
+            with contextlib.suppress(LocalEntryNotFoundError):
+                return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+            HfApi().model_info(name, timeout=5)  # the download itself would wait much longer for an answer
             return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=5))
     except GatedRepoError:
         mend = f"Accept its terms at https://huggingface.co/{name}, then run: hf auth login."
@@ -192,7 +197,10 @@ def _from_hub(name: str) -> Path:
 def _color_statistics(folder: Path) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation per RGB channel that the encoder was trained with; ImageNet's if it says nothing."""
     path = folder / "preprocessor_config.json"
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise WeightsError(f"{path}: is not JSON ({error}).", "Download it again, or remove it.") from None
     mean, std = stored.get("image_mean", (0.485, 0.456, 0.406)), stored.get("image_std", (0.229, 0.224, 0.225))
     return tuple(mean), tuple(std)
 

@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from vitseg.data.dataset import SegmentationData
 from vitseg.errors import RunError
 from vitseg.events import EpochEnded, Event, RunEnded, RunStarted
-from vitseg.model.freeze import checked_depth
 from vitseg.model.segmenter import Segmenter, build_segmenter
 from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import newest_checkpoint, save_checkpoint
@@ -20,7 +19,7 @@ from vitseg.runs.folder import RunFolder
 from vitseg.runs.summary import summarise
 from vitseg.training.device import Machine, resolve
 from vitseg.training.evaluate import evaluate
-from vitseg.training.loop import StageTraining, batches_per_epoch
+from vitseg.training.loop import StageTraining, batches_per_epoch, depth_of_stage
 from vitseg.training.losses import SegmentationLoss
 from vitseg.training.weights import load_weights
 
@@ -56,8 +55,8 @@ def prepare(recipe: Recipe) -> tuple[SegmentationData, Segmenter, Machine]:
     machine.settle()
     data = SegmentationData(recipe.data)
     model = build_segmenter(recipe.model, data.classes, recipe.data.size, recipe.seed)
-    for index, stage in enumerate(recipe.stages):
-        checked_depth(stage.unfrozen_blocks, model.encoder.depth, f"stages.{index}.unfrozen_blocks")
+    for number in range(1, len(recipe.stages) + 1):
+        depth_of_stage(recipe, number, model)
     SegmentationLoss(recipe.loss, len(data.classes))
     return data, model, machine
 

@@ -22,7 +22,10 @@ from vitseg.model.noise import KeyedDropPath
 
 @dataclass(frozen=True, slots=True)
 class PartAudit:
-    """One part of the model: what was promised, and what is. Counts are of parameters (numbers)."""
+    """One part of the model: what was promised, and what is. Counts are of parameters (numbers).
+
+    `training` is whether all of a part that should train, or any of one that should not, is in training mode.
+    """
 
     name: str
     should_train: bool
@@ -116,8 +119,9 @@ def _look(
     name: str, part: Part, should: bool, held: set[int], drop_paths: list[KeyedDropPath], weights: bool, before: str | None
 ) -> PartAudit:
     digest = _sha256(part) if weights else None
-    rates = [d.rate for d in drop_paths if d.layer == name and d.training]
-    modules = [m for module in part.modules for m in module.modules()]
+    own = [d for d in drop_paths if d.layer == name]
+    modules = [m for module in part.modules for m in module.modules() if not isinstance(m, KeyedDropPath | nn.ModuleList)]
+    awake = [m.training for m in (*modules, *own)]
     gradients = [p.grad is not None for p in part.parameters]
     return PartAudit(
         name=name,
@@ -125,8 +129,8 @@ def _look(
         parameters=sum(p.numel() for p in part.parameters),
         requires_grad=sum(p.numel() for p in part.parameters if p.requires_grad),
         in_optimizer=sum(p.numel() for p in part.parameters if id(p) in held),
-        training=any(m.training for m in modules) or bool(rates),
-        drop_path=max(rates, default=0.0),
+        training=all(awake) if should else any(awake),
+        drop_path=max((d.rate for d in own if d.training), default=0.0),
         gradient=all(gradients) if should else any(gradients),
         sha256=digest,
         moved=digest != before if weights and before is not None else None,
@@ -143,7 +147,7 @@ def _breach(parts: Sequence[PartAudit], strangers: int, training: bool) -> str:
         ("changed, but should be frozen", [p for p in frozen if p.moved]),
         ("frozen (requires_grad is off), but should train", [p for p in trained if p.requires_grad < p.parameters]),
         ("not in the optimizer as a whole, but should train", [p for p in trained if p.in_optimizer < p.parameters]),
-        ("unchanged, but should have trained", [p for p in trained if p.moved is False]),
+        ("unchanged, but should have trained", [p for p in trained if p.moved is False and p.parameters]),
         ("in eval mode, but should train", [p for p in trained if training and not p.training and p.parameters]),
     ]
     found = [
@@ -174,19 +178,20 @@ def what_moved(report: AuditReport) -> str:
 class LRContract:
     """The promised learning rate of every step, to be held against what an optimizer would use.
 
-    `planned[n - 1]` is the base LR of step n. Each parameter group is held to `planned * lr_factor`, its own
+    `planned[n]` is the base LR of step `first_step + n`. Each parameter group is held to `planned * lr_factor`, its own
     `lr_factor` if it has one, else 1.
     """
 
-    def __init__(self, planned: Sequence[float]):
-        self.planned = planned
+    def __init__(self, planned: Sequence[float], first_step: int = 1):
+        self.planned, self.first_step = planned, first_step
 
     def check(self, step: int, optimizer: Optimizer) -> None:
-        """Raises LRBreach unless every group stands at the LR promised for `step` (from 1)."""
-        if not 1 <= step <= len(self.planned):
+        """Raises LRBreach unless every group stands at the LR promised for `step`."""
+        place = step - self.first_step
+        if not 0 <= place < len(self.planned):
             raise LRBreach(f"Step {step} is outside the plan of {len(self.planned)} steps.")
         for number, group in enumerate(optimizer.param_groups):
-            promised = self.planned[step - 1] * group.get("lr_factor", 1.0)
+            promised = self.planned[place] * group.get("lr_factor", 1.0)
             used = float(group["lr"])
             if not math.isclose(promised, used, rel_tol=1e-9, abs_tol=1e-15):
                 name = group.get("name", f"group {number}")

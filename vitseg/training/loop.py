@@ -12,7 +12,7 @@ from torch import Tensor
 from vitseg import plan
 from vitseg.data.dataset import Batch, SegmentationData
 from vitseg.data.views import view_name
-from vitseg.errors import TrainingError
+from vitseg.errors import ConfigError, TrainingError
 from vitseg.events import BatchEnded, EpochEnded, Event, StageEnded, StageStarted
 from vitseg.model.freeze import checked_depth, set_freeze_depth
 from vitseg.model.noise import key_noise
@@ -28,7 +28,7 @@ from vitseg.training.schedule import build_schedule
 from vitseg.training.weights import Weights, load_weights, trained_weights
 
 _POSITION = (
-    "epoch", "batch", "step", "skipped", "epochs_before", "steps_before", "best", "best_epoch", "running_loss", "hashes",
+    "epoch", "batch", "step", "skipped", "lr", "epochs_before", "steps_before", "best", "best_epoch", "running_loss", "hashes",
 )  # fmt: skip
 
 
@@ -53,10 +53,9 @@ class StageTraining:
         self.stage = recipe.stages[number - 1]
         self.epochs_before, self.steps_before = epochs_before, steps_before
         self.machine = resolve(recipe)
-        depth, field = model.encoder.depth, f"stages.{number - 1}.unfrozen_blocks"
-        self.unfrozen = checked_depth(self.stage.unfrozen_blocks, depth, field)
+        self.unfrozen = depth_of_stage(recipe, number, model)
         set_freeze_depth(model.to(self.machine.device), self.unfrozen)
-        for drop_path in model.encoder.drop_paths[depth - self.unfrozen :]:
+        for drop_path in model.encoder.drop_paths[model.encoder.cut :]:
             drop_path.rate = self.stage.drop_path
         self.loss = SegmentationLoss(recipe.loss, len(data.classes), self.machine.device)
         self.optimizer = build_optimizer(model, recipe.optimizer, self.stage)
@@ -65,6 +64,7 @@ class StageTraining:
         self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=self.machine.precision == "fp16")
         self.epoch = self.batch = self.step = self.skipped = 0
         self.contract = self._contract()
+        self.lr: dict[str, float] = {}
         self.hashes: dict[str, str | None] = {}
         self.best: dict[str, Any] | None = None
         self.best_epoch, self.best_weights = 0, {}
@@ -113,8 +113,8 @@ class StageTraining:
         """One optimizer step, over all portions of a batch."""
         self.machine.settle()
         self._check_freeze()
-        self.contract.check(self.step + 1, self.optimizer)
-        lr = used_lr(self.optimizer)
+        self.contract.check(self.steps_before + self.step + 1, self.optimizer)
+        self.lr = used_lr(self.optimizer)
         loss = self._backward(portions)
         grad_norm = self._clip()
         stepped = self._step_optimizer()
@@ -131,14 +131,13 @@ class StageTraining:
             batch=self.batch,
             batches=self.batches,
             loss=loss,
-            lr=lr,
+            lr=self.lr,
             grad_norm=grad_norm,
             stepped=stepped,
         )
 
     def _end_epoch(self) -> Generator[Event, None, EpochEnded]:
         score = yield from self._evaluate("validation")
-        lr = used_lr(self.optimizer)
         self.schedule.after_epoch()
         self.epoch, self.batch = self.epoch + 1, 0
         if better := _key(score) > _key(self.best):
@@ -146,10 +145,10 @@ class StageTraining:
         train = {"loss": self.running_loss / self.batches} | self._scores(self.running)
         self._start_running_totals()
         epoch, step = self.epochs_before + self.epoch, self.steps_before + self.step
-        return EpochEnded(self.number, epoch, step, lr, train, score, better)
+        return EpochEnded(self.number, epoch, step, self.lr, train, score, better)
 
     def _end(self) -> StageEnded:
-        self.contract.check(self.step + 1, self.optimizer)
+        self.contract.check(self.steps_before + self.step + 1, self.optimizer)
         after = audit(self.model, self.optimizer, self.unfrozen, since=self.hashes).check()
         return StageEnded(
             stage=self.number,
@@ -228,7 +227,8 @@ class StageTraining:
     def _contract(self) -> LRContract:
         """One step more than the stage has: the LR after the last step is promised too."""
         steps = range(1, self.stage.epochs * self.batches + 2)
-        return LRContract([plan.planned_lr(self.stage, n, self.batches, self.skipped) for n in steps])
+        planned = [plan.planned_lr(self.stage, n, self.batches, self.skipped) for n in steps]
+        return LRContract(planned, first_step=self.steps_before + 1)
 
     # ------------------------------------------------------------------ evaluation
 
@@ -277,6 +277,17 @@ class StageTraining:
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.contract = self._contract()
+
+
+def depth_of_stage(recipe: Recipe, number: int, model: Segmenter) -> int:
+    """How many blocks a stage unfreezes. Raises ConfigError where the encoder has fewer, or does not use the last."""
+    wanted, field = recipe.stages[number - 1].unfrozen_blocks, f"stages.{number - 1}.unfrozen_blocks"
+    depth, last_skip = model.encoder.depth, model.shape.skip_depths[-1]
+    count = checked_depth(wanted, depth, field)
+    if count and last_skip < depth:
+        mend = f"Blocks above the last skip, {last_skip}, are not used; end model.skip_depths with {depth}."
+        raise ConfigError(field, wanted, "0", mend)
+    return count
 
 
 def batches_per_epoch(recipe: Recipe, data: SegmentationData) -> int:

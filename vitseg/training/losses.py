@@ -35,7 +35,7 @@ class SegmentationLoss:
     @staticmethod
     def mean(sums: Tensor, counts: Tensor) -> Tensor:
         """Where nothing counts, as in a batch that is ignored altogether, the loss is 0."""
-        return (sums / counts.clamp(min=torch.finfo(sums.dtype).tiny)).sum()
+        return (sums / counts.where(counts > 0, 1)).sum()
 
     def counts(self, masks: Tensor) -> Tensor:
         """What the sums are to be divided by: (weight of the pixels, number of images)."""

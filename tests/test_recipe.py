@@ -1,0 +1,557 @@
+"""A recipe is checked when it is made: nothing misspelt, converted, out of range or without effect gets through."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitseg.errors import RecipeError
+from vitseg.origin import Reading, from_training_config
+from vitseg.presets import giant, quick
+from vitseg.recipe import (
+    SGD,
+    AdamW,
+    Augment,
+    Constant,
+    CosineRestarts,
+    Data,
+    Exponential,
+    Folder,
+    Generated,
+    Loss,
+    Model,
+    Recipe,
+    Stage,
+    WarmupPoly,
+    load_recipe,
+    parse,
+)
+
+STAGE = {"name": "one", "unfrozen_blocks": 1, "epochs": 2, "lr": 1e-3}
+FROZEN = STAGE | {"unfrozen_blocks": 0}
+NAN, INF = math.nan, math.inf
+
+
+def stage(**settings: Any) -> Stage:
+    return Stage(**STAGE | settings)
+
+
+def make(cls: type, settings: dict[str, Any]) -> Any:
+    return cls(**(STAGE if cls is Stage else {"stages": (stage(),)} if cls is Recipe else {}) | settings)
+
+
+def refusal(cls: type, settings: dict[str, Any]) -> str:
+    with pytest.raises(RecipeError) as refused:
+        make(cls, settings)
+    return str(refused.value)
+
+
+# ---------------------------------------------------------------------- one setting at a time
+
+
+@pytest.mark.parametrize(
+    ("cls", "misspelt", "meant"),
+    [
+        (Stage, "freeze_dept", None),
+        (Stage, "unfrozen_block", "unfrozen_blocks (of Stage)"),
+        (Stage, "learning_rate", None),
+        (Stage, "shedule", "schedule (of Stage)"),
+        (Exponential, "gama", "gamma (of Exponential)"),
+        (CosineRestarts, "T0", "T_0 (of CosineRestarts)"),
+        (Loss, "dise", "dice (of Loss)"),
+        (Recipe, "batchsize", "batch_size (of Recipe)"),
+        (Data, "view", "views (of Data)"),
+        (Recipe, "gamma", "gamma (of Exponential)"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_spelling_and_where_it_belongs(cls: type, misspelt: str, meant: str | None):
+    hint = f"; did you mean {meant}?" if meant else ""
+    assert refusal(cls, {misspelt: 1}) == f"{cls.__name__} refused. {misspelt}: unknown setting{hint}."
+
+
+CONVERSIONS = [
+    (Stage, "lr", "1e-4", "a valid number"),
+    (Stage, "lr", True, "a valid number"),
+    (Stage, "lr", None, "a valid number"),
+    (Stage, "epochs", True, "a valid integer"),
+    (Stage, "epochs", 3.0, "a valid integer"),
+    (Stage, "epochs", "3", "a valid integer"),
+    (Stage, "unfrozen_blocks", 2.0, "a valid integer"),
+    (Stage, "unfrozen_blocks", True, "a valid integer"),
+    (Stage, "name", 3, "a valid string"),
+    (Recipe, "seed", False, "a valid integer"),
+    (Recipe, "seed", None, "a valid integer"),
+    (Augment, "flip_vertical", 1, "a valid boolean"),
+    (Augment, "flip_vertical", "yes", "a valid boolean"),
+    (CosineRestarts, "T_0", 15.0, "a valid integer"),
+]
+OUT_OF_RANGE = [
+    *[
+        (Stage, "lr", lr, said)
+        for lr, said in ((0.0, "greater than 0"), (-1e-3, "greater than 0"), (1e3, "less than or equal to 1"))
+    ],
+    *[(Stage, "lr", lr, "a finite number") for lr in (NAN, INF, -INF)],
+    *[
+        (Exponential, "gamma", g, said)
+        for g, said in ((0.0, "greater than 0"), (-1.0, "greater than 0"), (2.0, "less than or equal to 1"))
+    ],
+    (Exponential, "gamma", NAN, "a finite number"),
+    *[(CosineRestarts, "T_0", t, "greater than or equal to 1") for t in (0, -3)],
+    (CosineRestarts, "T_mult", 0, "greater than or equal to 1"),
+    (CosineRestarts, "eta_min", -1e-9, "greater than or equal to 0"),
+    (CosineRestarts, "burn_in_batches", -1, "greater than or equal to 0"),
+    (CosineRestarts, "unit", "step", "'batch' or 'epoch'"),
+    (WarmupPoly, "warmup_batches", -1, "greater than or equal to 0"),
+    (WarmupPoly, "power", 0.0, "greater than 0"),
+    (Stage, "epochs", 0, "greater than or equal to 1"),
+    (Stage, "unfrozen_blocks", -1, "greater than or equal to 0"),
+    (Stage, "unfrozen_blocks", "every", "'all'"),
+    (Stage, "drop_path", 1.0, "less than 1"),
+    (Stage, "layer_decay", 0.0, "greater than 0"),
+    (Stage, "encoder_lr_factor", 1.5, "less than or equal to 1"),
+    (Stage, "patience", 0, "greater than or equal to 1"),
+    (Loss, "focal", NAN, "a finite number"),
+    (Loss, "dice", -1.0, "greater than or equal to 0"),
+    (Loss, "label_smoothing", 1.0, "less than 1"),
+    (AdamW, "weight_decay", -0.1, "greater than or equal to 0"),
+    (SGD, "momentum", 1.0, "less than 1"),
+    (Data, "validation_fraction", 0.0, "greater than 0"),
+    (Data, "validation_fraction", 1.0, "less than 1"),
+    (Data, "views", 0, "greater than or equal to 1"),
+    (Data, "views", "stale", "'fresh'"),
+    (Augment, "rotate_degrees", 181.0, "less than or equal to 180"),
+    (Augment, "zoom", 1.0, "less than 1"),
+    (Model, "dropout", 1.0, "less than 1"),
+    (Model, "decoder", "fpn", "'lean', 'unet' or 'linear'"),
+    (Recipe, "batch_size", 0, "greater than or equal to 1"),
+    (Recipe, "clip_norm", 0.0, "greater than 0"),
+    (Recipe, "device", "tpu", "'auto', 'cpu', 'cuda' or 'mps'"),
+    (Recipe, "precision", "fp8", "'auto', 'fp32', 'bf16' or 'fp16'"),
+    (Recipe, "workers", -1, "greater than or equal to 0"),
+]
+
+
+@pytest.mark.parametrize(("cls", "field", "value", "allowed"), CONVERSIONS + OUT_OF_RANGE)
+def test_a_wrong_value_is_refused_with_field_value_and_what_is_allowed(cls: type, field: str, value: Any, allowed: str):
+    assert f"{field}: got {value!r}; allowed: {allowed}" in refusal(cls, {field: value})
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "with space", "x" * 65])
+def test_a_name_that_could_leave_the_runs_folder_is_refused(name: str):
+    assert f"name: got {name!r}" in refusal(Recipe, {"name": name})
+
+
+def test_every_wrong_setting_is_named_at_once():
+    said = refusal(Stage, {"lr": 0.0, "epochs": 0, "gamma": 1})
+    assert all(part in said for part in ("lr: got 0.0", "epochs: got 0", "gamma: unknown setting"))
+
+
+WITHOUT_EFFECT = [
+    (Stage, {"unfrozen_blocks": 0, "encoder_lr_factor": 0.1}, "encoder_lr_factor=0.1"),
+    (Stage, {"unfrozen_blocks": 0, "layer_decay": 0.8}, "layer_decay=0.8"),
+    (Stage, {"unfrozen_blocks": 0, "drop_path": 0.1}, "drop_path=0.1"),
+    (Loss, {"focal_gamma": 4.0}, "focal_gamma=4.0"),
+    (Loss, {"dice": 0.0, "dice_over": "batch"}, "dice_over='batch'"),
+    (Loss, {"cross_entropy": 0.0, "class_weights": (1.0, 2.0)}, "class_weights=(1.0, 2.0)"),
+    (Loss, {"cross_entropy": 0.0, "label_smoothing": 0.1}, "label_smoothing=0.1"),
+    (Folder, {"path": "x", "encoding": "index", "grey_factor": 15}, "grey_factor=15"),
+    (Folder, {"path": "x", "encoding": "grey", "colors": ((0, 0, 0),)}, "colors=((0, 0, 0),)"),
+    (Data, {"mode": "binary", "score_background": False}, "score_background=False"),
+]
+
+
+@pytest.mark.parametrize(("cls", "settings", "what"), WITHOUT_EFFECT, ids=[w for _, _, w in WITHOUT_EFFECT])
+def test_a_setting_without_effect_is_refused(cls: type, settings: dict[str, Any], what: str):
+    assert f"{what} has no effect here; leave it out" in refusal(cls, settings)
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings"),
+    [
+        (Stage, {"unfrozen_blocks": 1, "encoder_lr_factor": 0.1, "layer_decay": 0.8, "drop_path": 0.1}),
+        (Loss, {"focal": 1.0, "focal_gamma": 4.0}),
+        (Loss, {"cross_entropy": 0.0, "dice": 0.0, "focal": 1.0, "class_weights": (1.0, 2.0)}),
+        (Loss, {"dice_over": "batch", "label_smoothing": 0.1, "class_weights": (1.0, 2.0)}),
+    ],
+)
+def test_the_same_setting_is_taken_where_it_has_an_effect(cls: type, settings: dict[str, Any]):
+    assert {k: getattr(make(cls, settings), k) for k in settings} == settings
+
+
+def test_grey_masks_need_their_factor():
+    with pytest.raises(RecipeError):
+        Folder(path="x", encoding="grey")
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "said"),
+    [
+        (Loss, {"cross_entropy": 0.0, "dice": 0.0}, "there is nothing to minimise"),
+        (Stage, {"schedule": CosineRestarts(eta_min=1e-3)}, "schedule.eta_min=0.001 must be below lr=0.001"),
+        (Model, {"skip_depths": (3, 6, 6, 12)}, "skip_depths must rise"),
+        (Model, {"skip_depths": (12, 9, 6, 3)}, "skip_depths must rise"),
+        (Recipe, {"accumulate": 2, "loss": Loss(dice_over="batch")}, 'loss.dice_over="batch" needs the whole batch at once'),
+        (Recipe, {"stages": ()}, "at least 1 item"),
+        (Data, {"views": 1, "augment": Augment(zoom=0.5)}, "augment has no effect with views=1, the clean view alone"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(cls: type, settings: dict[str, Any], said: str):
+    assert said in refusal(cls, settings)
+
+
+def test_a_recipe_cannot_be_changed_in_place():
+    with pytest.raises(ValueError, match="frozen"):
+        quick().seed = 3
+
+
+# ---------------------------------------------------------------------- edits by path
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("seed", 7),
+        ("stages.1.lr", 5e-4),
+        ("stages.2.unfrozen_blocks", "all"),
+        ("stages.0.schedule.T_0", 3),
+        ("data.augment.zoom", 0.5),
+        ("model.skip_depths", (1, 2, 3, 4)),
+        ("clip_norm", None),
+        ("loss", Loss(dice=2.0)),
+        ("stages.1.schedule", WarmupPoly(power=1.0)),
+        ("data.source", Folder(path="somewhere", classes=("a", "b"))),
+    ],
+)
+def test_replace_changes_the_setting_at_a_path_and_nothing_else(path: str, value: Any):
+    before = quick()
+    found: Any = before.replace({path: value})
+    assert before == quick()
+    assert before.replace({path: value}) != before
+    *parents, last = path.split(".")
+    kept: Any = before
+    for name in parents:
+        found, kept = (x[int(name)] if isinstance(x, tuple) else getattr(x, name) for x in (found, kept))
+    assert getattr(found, last) == value
+    assert found.model_copy(update={last: getattr(kept, last)}) == kept
+
+
+def test_replace_makes_several_changes_at_once():
+    changed = quick().replace({"stages.0.epochs": 1, "stages.1.epochs": 2, "name": "both"})
+    assert (changed.name, *[s.epochs for s in changed.stages]) == ("both", 1, 2, 3)
+
+
+def test_replace_with_nothing_is_the_same_recipe():
+    assert quick().replace({}) == quick()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"stages.1.lr": 0.0}, "stages.1.lr: got 0.0; allowed: greater than 0"),
+        ({"stages.1.lr": "1e-4"}, "stages.1.lr: got '1e-4'; allowed: a valid number"),
+        ({"stages.1.epochs": True}, "stages.1.epochs: got True; allowed: a valid integer"),
+        ({"stages.1.epochs": 3.0}, "stages.1.epochs: got 3.0; allowed: a valid integer"),
+        ({"stages.0.lr": NAN}, "stages.0.lr: got nan; allowed: a finite number"),
+        ({"stages.0.lr": INF}, "stages.0.lr: got inf; allowed: a finite number"),
+        ({"stages.1.schedule.gamma": 1.5}, "stages.1.schedule.gamma: got 1.5; allowed: less than or equal to 1"),
+        ({"stages.0.schedule.burn_in_batches": -1}, "stages.0.schedule.burn_in_batches: got -1; allowed: greater than"),
+        ({"stages.0.encoder_lr_factor": 0.5}, "stages.0: encoder_lr_factor=0.5 has no effect here; leave it out"),
+        ({"stages.1.unfrozen_blocks": 0}, "stages.1: encoder_lr_factor=0.1 has no effect here; leave it out"),
+        ({"stages.1.schedule.kind": "cosine"}, "'cosine_restarts', 'exponential', 'constant', 'warmup_poly'"),
+        ({"stages": []}, "stages: got []; allowed: "),
+    ],
+)
+def test_replace_checks_like_a_new_recipe_and_names_the_path(changes: dict[str, Any], said: str):
+    with pytest.raises(RecipeError) as refused:
+        quick().replace(changes)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("stages.1.lrr", "stages.1.lrr: unknown setting; did you mean lr (of Stage)?"),
+        ("sed", "sed: unknown setting; did you mean seed"),
+        ("stages.3.lr", "stages.3.lr: there is no such setting; possible at that place: 0..2"),
+        ("stages.first.lr", "stages.first.lr: there is no such setting; possible at that place: 0..2"),
+        ("stags.1.lr", "stags.1.lr: there is no such setting; possible at that place: name, data, model, stages"),
+        ("seed.x", "seed.x: there is no such setting; possible at that place: none"),
+        ("stages.0.schedule.gamma", "stages.0.schedule.gamma: unknown setting"),
+        ("data.source.path", "data.source.path: unknown setting"),
+        ("", "unknown setting"),
+    ],
+)
+def test_replace_refuses_unknown_paths_and_says_what_there_is(path: str, said: str):
+    with pytest.raises(RecipeError) as refused:
+        quick().replace({path: 1})
+    assert said in str(refused.value)
+
+
+def test_pydantics_own_copy_would_have_taken_it():
+    """The negative control: why `replace` exists."""
+    assert quick().stages[0].model_copy(update={"lr": "fast"}).lr == "fast"
+
+
+def test_replace_with_a_value_that_json_cannot_hold_is_refused_in_plain_words():
+    with pytest.raises(RecipeError):
+        quick(Path("somewhere")).replace({"data.source.path": Path("elsewhere")})
+
+
+# ---------------------------------------------------------------------- on disk
+
+
+@pytest.mark.parametrize(
+    "recipe", [quick(), quick("some/folder"), giant(), giant("f")], ids=["quick", "quick+data", "giant", "giant+data"]
+)
+def test_a_recipe_comes_back_from_json_as_it_was(recipe: Recipe, tmp_path: Path):
+    recipe.save(tmp_path / "recipe.json")
+    assert load_recipe(tmp_path / "recipe.json") == recipe
+    assert parse(recipe.model_dump_json()) == recipe
+
+
+def test_every_kind_of_part_comes_back_from_json(tiny_recipe: Recipe):
+    recipe = tiny_recipe.replace({
+        "optimizer": SGD(momentum=0.5),
+        "stages.0.schedule": WarmupPoly(warmup_batches=3),
+        "stages.1.schedule": Constant(),
+        "data.source": Folder(path="x", encoding="rgb", colors=((0, 0, 0), (1, 2, 3)), classes=("a", "b"), ignore_value=9),
+        "data.views": "fresh",
+        "loss": Loss(focal=1.0, focal_gamma=4.0, class_weights=(1.0, 2.5)),
+    })  # fmt: skip
+    assert parse(recipe.model_dump_json()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{nope", "Invalid JSON"),
+        ("[]", "got []; allowed: an object"),
+        ("", "Invalid JSON"),
+        (b"\xff\xfe", "Invalid JSON"),
+        (json.dumps({"stages": [STAGE | {"lr": NAN}]}), "stages.0.lr: got nan; allowed: a finite number"),
+        (json.dumps({"stages": [STAGE | {"epochs": 3.0}]}), "stages.0.epochs: got 3.0; allowed: a valid integer"),
+        (json.dumps({"stages": [{"name": "one"}]}), "stages.0.unfrozen_blocks: needs a value."),
+        (json.dumps({"stages": [FROZEN | {"drop_path": 0.1}]}), "stages.0: drop_path=0.1 has no effect here"),
+        (json.dumps({"seed": 1}), "stages: needs a value."),
+    ],
+)
+def test_a_file_that_holds_no_recipe_is_refused_with_its_path(text: str | bytes, said: str, tmp_path: Path):
+    path = tmp_path / "recipe.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(path)
+    assert refused.value.problem.startswith(f"{path}: Recipe refused. ")
+    assert said in refused.value.problem
+
+
+def test_a_recipe_that_is_not_there_is_refused_with_its_path(tmp_path: Path):
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(RecipeError, match=rf"{path}: cannot be read .*Give the path of a recipe\.json"):
+            load_recipe(path)
+
+
+def test_a_long_file_that_holds_no_recipe_is_not_repeated_in_full():
+    with pytest.raises(RecipeError) as refused:
+        parse("x" * 5000)
+    assert len(str(refused.value)) < 1000
+
+
+# ---------------------------------------------------------------------- presets
+
+
+def test_giant_is_the_origins_plan():
+    stages = giant().stages
+    assert [s.epochs for s in stages] == [30, 30, 40]
+    assert [s.unfrozen_blocks for s in stages] == [0, 8, 16]
+    assert [s.lr for s in stages] == pytest.approx([2e-4, 6e-5, 1e-5], rel=1e-12)
+    assert stages[0].schedule == CosineRestarts(T_0=15, T_mult=1, eta_min=1e-7, burn_in_batches=60, unit="batch")
+    assert stages[1].schedule == stages[2].schedule == Exponential(gamma=0.999)
+    assert giant().model == Model(encoder="facebook/dinov2-giant", decoder="unet", skip_depths=(10, 20, 30, 40), dropout=0.5)
+    assert (giant().clip_norm, giant().optimizer) == (0.1, AdamW(weight_decay=1e-5))
+
+
+def test_quick_needs_no_files_and_unfreezes_step_by_step():
+    assert quick().data.source == Generated()
+    assert quick().model.encoder == "dinov2-small-packaged"
+    assert [s.unfrozen_blocks for s in quick().stages] == [0, 2, 4]
+
+
+def test_presets_take_a_folder_and_keep_its_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    expected = Folder(path=str(tmp_path / "my" / "wounds"))
+    assert quick("my/wounds").data.source == giant("my/wounds").data.source == expected
+    assert quick("my/wounds").name == "wounds"
+
+
+@pytest.mark.parametrize("name", ["My wounds", "Füße", "漢字", "-x-", "_data", "a" * 200])
+def test_quick_takes_a_folder_of_any_name(name: str, tmp_path: Path):
+    assert quick(tmp_path / name).data.source.path == str(tmp_path / name)
+
+
+# ---------------------------------------------------------------------- the origin's configuration
+
+
+SNIPPET = {"scheduler_type": "cosine_restarts", "cosine_restart_config": {"T_0": 15, "T_mult": 1, "eta_min": 1e-7}}
+
+
+def fates(reading: Reading) -> dict[str, str]:
+    return {key.key: key.fate for key in reading.keys}
+
+
+@pytest.mark.parametrize("as_given", ["dict", "text", "path", "path as text"])
+def test_the_bare_snippet_of_the_fix_report_is_read(as_given: str, tmp_path: Path):
+    path = tmp_path / "training_config.json"
+    path.write_text(json.dumps(SNIPPET), encoding="utf-8")
+    given = {"dict": SNIPPET, "text": path.read_text(encoding="utf-8"), "path": path, "path as text": str(path)}[as_given]
+    reading = from_training_config(given)
+    assert reading.recipe == giant()  # the origin's own settings, which the snippet repeats
+    assert reading.recipe.stages[0].schedule == CosineRestarts(T_0=15, T_mult=1, eta_min=1e-7)
+    assert fates(reading) == {
+        "scheduler_type": "honoured",
+        "cosine_restart_config.T_0": "mapped",
+        "cosine_restart_config.T_mult": "honoured",
+        "cosine_restart_config.eta_min": "honoured",
+    }
+
+
+def test_the_snippets_numbers_are_read_not_assumed():
+    """The negative control."""
+    other = from_training_config({"cosine_restart_config": {"T_0": 7, "T_mult": 2, "eta_min": 1e-6}})
+    assert other.recipe.stages[0].schedule == CosineRestarts(T_0=7, T_mult=2, eta_min=1e-6)
+
+
+LANDS = [
+    ({"scheduler_type": "exponential", "gamma": 0.9}, "stages.0.schedule", Exponential(gamma=0.9)),
+    ({"scheduler_gamma": 0.95}, "stages.1.schedule.gamma", 0.95),
+    ({"learning_rate": 1e-3}, "stages.0.lr", 1e-3),
+    ({"learning_rate": 1e-3}, "stages.1.lr", 3e-4),
+    ({"lr": 1e-3}, "stages.2.lr", 5e-5),
+    ({"optimizer": "SGD"}, "optimizer", SGD()),
+    ({"optimizer": "AdamW", "weight_decay": 0.05}, "optimizer.weight_decay", 0.05),
+    ({"batch_size": 3}, "batch_size", 3),
+    ({"num_workers": 2}, "workers", 2),
+    ({"seed": 42}, "seed", 42),
+    ({"loss_function": "ce"}, "loss.dice", 0.0),
+    ({"loss_function": "ce_focal"}, "loss.focal", 5.0),
+    ({"loss_function": "ce_focal", "focal_gamma": 4.0}, "loss.focal_gamma", 4.0),
+    ({"loss_function": "ce_dice", "lambda": 20}, "loss.dice", 20.0),
+    ({"label_smoothing": 0.1}, "loss.label_smoothing", 0.1),
+    ({"class_weights": [1.0, 2.0]}, "loss.class_weights", (1.0, 2.0)),
+    ({"decoder_dropout": 0.3}, "model.dropout", 0.3),
+    ({"drop_path_rate": 0.2}, "stages.2.drop_path", 0.2),
+    ({"gradient_clipping": 0.5}, "clip_norm", 0.5),
+    ({"early_stopping_patience": 5}, "stages.1.patience", 5),
+    ({"stage1_epochs": 11}, "stages.0.epochs", 11),
+    ({"stage2_epochs": 12}, "stages.1.epochs", 12),
+    ({"stage3_epochs": 13}, "stages.2.epochs", 13),
+    ({"stage2_unfreeze_layers": 4}, "stages.1.unfrozen_blocks", 4),
+    ({"stage3_unfreeze_layers": "all"}, "stages.2.unfrozen_blocks", "all"),
+    ({"model_size": "large"}, "model.encoder", "facebook/dinov2-large"),
+    ({"model_size": "large"}, "model.skip_depths", (6, 12, 18, 24)),
+    ({"mixed_precision": False}, "precision", "fp32"),
+    ({"image_size": 518}, "data.size", (518, 518)),
+    ({"resize": [280, 350]}, "data.size", (280, 350)),
+    ({"mode": "binary"}, "data.mode", "binary"),
+    ({"vertical_flip": True}, "data.augment.flip_vertical", True),
+    ({"rotation_degrees": 30}, "data.augment.rotate_degrees", 30.0),
+    ({"progressive_training": True, "use_ema": False, "random_split": False, "f1_average": "macro"}, "seed", 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "path", "value"), LANDS, ids=[f"{json.dumps(c)} at {p}" for c, p, _ in LANDS])
+def test_a_key_that_is_taken_lands_in_the_recipe(config: dict[str, Any], path: str, value: Any):
+    reading = from_training_config(config)
+    assert set(fates(reading).values()) <= {"honoured", "mapped"}
+    found: Any = reading.recipe
+    for name in path.split("."):
+        found = found[int(name)] if isinstance(found, tuple) else getattr(found, name)
+    assert found == (pytest.approx(value, rel=1e-12) if isinstance(value, float) else value)
+
+
+def test_preprocessing_is_read_beside_it():
+    reading = from_training_config(SNIPPET, {"image_size": 224, "horizontal_flip": False})
+    assert (reading.recipe.data.size, reading.recipe.data.augment.flip_horizontal) == ((224, 224), False)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "T_0",
+        "learning_rat",
+        "elastic_transform",
+        "metrics",
+        "loss_functions",
+        "dice_loss_mode",
+        "final_model_epoch",
+        "normalization",
+    ],
+)
+def test_an_unknown_or_ignored_key_is_refused_by_name_not_dropped(key: str):
+    reading = from_training_config(SNIPPET | {key: 1, "batch_size": 4})
+    assert fates(reading)[key] == "refused"
+    with pytest.raises(RecipeError, match=rf"training_config: {key}: .*Take these keys out"):
+        reading.recipe  # noqa: B018
+
+
+def test_all_refused_keys_are_named_at_once():
+    with pytest.raises(RecipeError) as refused:
+        from_training_config({"frobnicate": 1, "nested": {"deep": 2}, "use_ema": True, "scheduler_type": "poly"}).recipe  # noqa: B018
+    assert all(f"{key}: " in refused.value.problem for key in ("frobnicate", "nested.deep", "use_ema", "scheduler_type"))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"gamma": "0.9"}, "stages.1.schedule.gamma: got '0.9'"),
+        ({"cosine_restart_config": {"T_0": 1.5}}, "stages.0.schedule.T_0: got 1.5"),
+        ({"optimizer": "lion"}, "optimizer: got 'lion'; known: AdamW, SGD"),
+        ({"model_size": "huge"}, "model_size: got 'huge'; known: small, base, large, giant"),
+        ({"loss_function": "tversky"}, "loss_function: got 'tversky'"),
+        ({"batch_size": 0}, "batch_size: got 0"),
+    ],
+)
+def test_a_known_key_with_an_impossible_value_is_refused(config: dict[str, Any], said: str):
+    with pytest.raises(RecipeError) as refused:
+        from_training_config(config).recipe  # noqa: B018
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("config", ["nowhere.json", "{broken", "[1, 2]"])
+def test_a_configuration_that_cannot_be_read_is_refused(config: str):
+    with pytest.raises(RecipeError, match="cannot be read as JSON"):
+        from_training_config(config)
+
+
+UNREADABLE = [{"learning_rate": "1e-4"}, {"lambda": "five"}, {"rotation_degrees": "x"}, {"model_size": ["giant"]},
+              {"loss_function": ["ce"]}, {"image_size": None}]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", UNREADABLE, ids=json.dumps)
+def test_a_value_of_the_wrong_type_is_refused_in_plain_words(config: dict[str, Any]):
+    with pytest.raises(RecipeError):
+        from_training_config(config).recipe  # noqa: B018
+
+
+LOST = [
+    ({"weight_decay": 0.05, "optimizer": "AdamW"}, lambda r: r.optimizer.weight_decay == 0.05),
+    ({"lambda": 10, "loss_function": "ce_dice"}, lambda r: r.loss.dice == 10),
+    ({"lambda": 10, "loss_function": "ce_focal"}, lambda r: r.loss.focal == 10),
+    ({"loss_function": "ce_focal", "lambda": 10}, lambda r: (r.loss.focal, r.loss.dice) == (10, 0)),
+    ({"scheduler_type": "exponential", "cosine_restart_config": {"T_0": 7}}, lambda r: r.stages[0].schedule.T_0 == 7),
+    ({"learning_rate": None}, lambda r: False),
+    ({"learning_rate": 1e-3, "lr": 1e-4}, lambda r: False),
+]
+
+
+@pytest.mark.parametrize(("config", "landed"), LOST, ids=[json.dumps(c) for c, _ in LOST])
+def test_a_key_that_is_taken_is_not_lost_to_another(config: dict[str, Any], landed):
+    """It lands in the recipe, or is refused."""
+    try:
+        recipe = from_training_config(config).recipe
+    except RecipeError:
+        return
+    assert landed(recipe)
