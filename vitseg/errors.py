@@ -10,6 +10,16 @@ class VitsegError(Exception):
         self.problem, self.mend = problem, mend
         super().__init__(f"{problem} {mend}".strip())
 
+    def __reduce__(self) -> tuple:
+        """For the way from a loader's worker: rebuilt from its fields, whatever its constructor takes."""
+        return _rebuilt, (type(self), str(self), self.__dict__)
+
+
+def _rebuilt(kind: type[VitsegError], text: str, fields: dict[str, object]) -> VitsegError:
+    error = kind.__new__(kind, text)
+    error.args, error.__dict__ = (text,), dict(fields)
+    return error
+
 
 class ConfigError(VitsegError):
     """A setting that cannot work, named by its path in the recipe."""

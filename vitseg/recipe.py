@@ -57,6 +57,10 @@ class Folder(Words):
     def _settings_have_an_effect(self) -> Self:
         self._refuse_without_effect(self.encoding not in {"auto", "grey"}, "grey_factor")
         self._refuse_without_effect(self.encoding not in {"auto", "rgb"}, "colors")
+        for field in ("classes", "colors"):
+            named = getattr(self, field) or ()
+            if len(set(named)) < len(named):
+                raise ValueError(f"{field} names one of them twice: {named}")
         if self.encoding == "grey" and self.grey_factor is None:
             raise ValueError('encoding="grey" needs grey_factor: the value of class 1')
         return self
@@ -180,7 +184,7 @@ class Stage(Words):
 class Loss(Words):
     """A weighted sum: `cross_entropy` * CE + `dice` * Dice + `focal` * Focal.
 
-    `class_weights` and `label_smoothing` act on cross-entropy and focal alone. `dice_over="image"` averages Dice
+    `class_weights` act on cross-entropy and focal, `label_smoothing` on cross-entropy alone. `dice_over="image"` averages Dice
     over images; "batch" pools the pixels of the batch first.
     """
 
@@ -289,11 +293,17 @@ def _set(tree: Any, path: str, value: Any) -> None:
     *parents, last = path.split(".")
     try:
         for name in parents:
-            tree = tree[int(name) if isinstance(tree, list) else name]
-        if isinstance(tree, list):
-            tree[int(last)] = value
-        else:
-            tree[last] = value
+            tree = tree[_place(tree, name)]
+        tree[_place(tree, last)] = value
     except (KeyError, IndexError, ValueError, TypeError):
         here = f"0..{len(tree) - 1}" if isinstance(tree, list) else ", ".join(tree) if isinstance(tree, dict) else "none"
         raise RecipeError(f"{path}: there is no such setting; possible at that place: {here}.") from None
+
+
+def _place(tree: Any, name: str) -> int | str:
+    """A list's position, counted from 0, or a name."""
+    if not isinstance(tree, list):
+        return name
+    if not name.isdecimal():
+        raise ValueError(name)
+    return int(name)

@@ -6,7 +6,6 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from vitseg.data.generate import class_names, generate
 from vitseg.data.masks import read_raw
 from vitseg.data.views import make_view
 from vitseg.draws import seed_for
-from vitseg.errors import ConfigError, DataError
+from vitseg.errors import ConfigError, DataError, VitsegError
 from vitseg.images import IGNORE, UNREADABLE, fit_image, fit_mask, open_rgb
 from vitseg.recipe import Data, Generated
 
@@ -59,6 +58,7 @@ class SegmentationData(Dataset[Sample]):
         if isinstance(cfg.source, Generated):
             self.all_classes, self.masks = class_names(cfg.source), "generated"
             self.pairs: dict[str, Pair] = {}
+            self._drawn: dict[str, tuple[Image.Image, np.ndarray]] = {}
             self.splits = _random_split([f"generated-{i:04d}" for i in range(cfg.source.images)], cfg)
         else:
             pairs, self.code = read_folder(cfg.source)
@@ -84,20 +84,21 @@ class SegmentationData(Dataset[Sample]):
             return self.all_classes
         return self.all_classes[0], "foreground"
 
-    @cached_property
-    def _generated(self) -> dict[str, tuple[Image.Image, np.ndarray]]:
-        names = sorted(name for split in self.splits.values() for name in split)
-        return {name: generate(self.cfg.source, int(name.rpartition("-")[2])) for name in names}
-
     def load(self, name: str) -> tuple[Image.Image, np.ndarray]:
         """The image as it is, and its class ids (h, w) uint8."""
         if isinstance(self.cfg.source, Generated):
-            return self._generated[name]
+            if name not in self._drawn:
+                self._drawn[name] = generate(self.cfg.source, int(name.rpartition("-")[2]))
+            return self._drawn[name]
         pair = self.pairs[name]
         try:
-            return open_rgb(pair.image), self.code.decode(read_raw(pair.mask))
+            image, ids = open_rgb(pair.image), self.code.decode(read_raw(pair.mask))
+            if ids.shape != (image.height, image.width):
+                raise ValueError("sizes differ")
+            return image, ids
         except (*UNREADABLE, KeyError) as error:
-            raise DataError(f"{pair.image}: changed or vanished since the run began ({error}).") from None
+            changed = "changed or vanished since it was first looked at"
+            raise DataError(f"{pair.image} or its mask {pair.mask}: {changed} ({type(error).__name__}: {error}).") from None
 
     def __getitem__(self, key: Key) -> Sample:
         name, view = key
@@ -117,15 +118,20 @@ class SegmentationData(Dataset[Sample]):
         """Batches of `size` in the order of `keys`; the last may be smaller. The same for any number of workers."""
         chunks = [keys[i : i + size] for i in range(0, len(keys), size)]
         loader = DataLoader(
-            self,
+            _Guarded(self),
             batch_sampler=chunks,
             num_workers=workers,
             collate_fn=self._collate,
             generator=torch.Generator().manual_seed(0),  # else it draws from the global one
         )
-        return iter(loader)
+        for batch in loader:
+            if isinstance(batch, VitsegError):
+                raise batch
+            yield batch
 
-    def _collate(self, samples: list[Sample]) -> Batch:
+    def _collate(self, samples: list[Sample | VitsegError]) -> Batch | VitsegError:
+        if error := next((s for s in samples if isinstance(s, VitsegError)), None):
+            return error
         binary = self.mode == "binary"
         return Batch(
             [s.name for s in samples],
@@ -139,6 +145,19 @@ class SegmentationData(Dataset[Sample]):
         names = list(self.splits["train"])
         random.Random(seed_for(seed, "order", stage, epoch)).shuffle(names)
         return names
+
+
+class _Guarded(Dataset["Sample | VitsegError"]):
+    """Hands errors over as values: raised in a loader's worker, they would come back inside torch's own traceback."""
+
+    def __init__(self, data: SegmentationData):
+        self.data = data
+
+    def __getitem__(self, key: Key) -> Sample | VitsegError:
+        try:
+            return self.data[key]
+        except VitsegError as error:
+            return error
 
 
 def to_binary(mask: Tensor) -> Tensor:
@@ -163,7 +182,7 @@ def _random_split(names: list[str], cfg: Data) -> dict[str, list[str]]:
     """Validation gets its fraction of the groups; without a `group` every image is a group of its own."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(_group(name, cfg.group), []).append(name)
+        groups.setdefault(_group(name.rpartition("/")[2], cfg.group), []).append(name)
     if len(groups) < 2:
         what = f"group={cfg.group!r} makes one group of" if cfg.group else "there is nothing to split in"
         raise DataError(f"data.group: {what} {len(names)} image(s).", "Give at least two images, or two groups.")

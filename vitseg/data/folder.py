@@ -56,7 +56,7 @@ def read_folder(cfg: Folder) -> tuple[list[Pair], MaskCode]:
         looks = list(pool.map(_look, pairs))
     problems += [look.problem for look in looks if look.problem]
     good = [(pair, look) for pair, look in zip(pairs, looks, strict=True) if not look.problem]
-    problems += _of_two_kinds(good)
+    problems += _of_two_kinds(good) or _in_grey(cfg, good)
     try:
         code = find_code(
             cfg,
@@ -82,6 +82,12 @@ def _of_two_kinds(good: list[tuple[Pair, Look]]) -> list[str]:
         return []
     rare, kind, other = (grey, "grey", "in colour") if len(grey) <= len(color) else (color, "in colour", "grey")
     return [f"{mask}: is {kind}, where other masks are {other}." for mask in rare]
+
+
+def _in_grey(cfg: Folder, good: list[tuple[Pair, Look]]) -> list[str]:
+    if cfg.encoding != "rgb":
+        return []
+    return [f'{pair.mask}: is grey, where encoding="rgb" is declared.' for pair, look in good if not look.color]
 
 
 def _find_pairs(root: Path) -> tuple[list[Pair], list[str]]:

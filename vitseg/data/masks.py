@@ -11,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from pydantic import ValidationError
 
 from vitseg.errors import DataError
 from vitseg.images import IGNORE
 from vitseg.recipe import Folder
+from vitseg.words import explain
 
 MOST_CLASSES = 254
+_CLASSES_FILE = "It is a JSON object with any of: classes, encoding, ignore_value, grey_factor, colors."
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ def unpack(value: int) -> tuple[int, int, int]:
 def with_classes_file(cfg: Folder) -> Folder:
     """The folder's settings, completed from its `classes.json`; what the recipe declares wins."""
     path = Path(cfg.path).expanduser() / "classes.json"
-    if not path.exists():
+    if not path.is_file():
         return cfg
     try:
         declared = json.loads(path.read_text(encoding="utf-8"))
@@ -81,9 +84,10 @@ def with_classes_file(cfg: Folder) -> Folder:
             raise ValueError(f"holds {type(declared).__name__}")
         fields = {k: v for k, v in cfg.model_dump().items() if v != type(cfg).model_fields[k].default or k == "path"}
         return Folder.model_validate_json(json.dumps(declared | fields))
+    except ValidationError as error:
+        raise DataError(f"{path}: {explain(error, Folder).problem}", _CLASSES_FILE) from None
     except ValueError as error:
-        allowed = "classes, encoding, ignore_value, grey_factor, colors"
-        raise DataError(f"{path}: {error}", f"It is a JSON object with any of: {allowed}.") from None
+        raise DataError(f"{path}: {error}", _CLASSES_FILE) from None
 
 
 def find_code(cfg: Folder, stored: set[int], in_color: bool, stems: list[str]) -> MaskCode:
@@ -107,7 +111,7 @@ def find_code(cfg: Folder, stored: set[int], in_color: bool, stems: list[str]) -
             "Declare the encoding in classes.json, or give masks rather than photographs.",
         )
     names = tuple("background" if i == 0 else f"class {i}" for i in range(count))
-    text = f"value = class x {factor} ({by})" if factor > 1 else f"value = class ({by})"
+    text = f"value = class{f' x {factor}' if factor > 1 else ''}, {count} classes ({by})"
     return _code({i * factor: i for i in range(count)}, cfg, names, text)
 
 
@@ -146,11 +150,8 @@ def _detect(cfg: Folder, stored: set[int], stems: list[str]) -> tuple[Folder, st
     if cfg.classes and largest < len(cfg.classes):
         return _changed(cfg, encoding="index"), "declared"
     for known in json.loads((files("vitseg.data") / "known_sets.json").read_text(encoding="utf-8")):
-        if (
-            largest <= known["largest_value"]
-            and all(re.fullmatch(known["stems"], s) for s in stems)
-            and cfg.ignore_value is None
-        ):
+        named = all(re.fullmatch(known["stems"], s) for s in stems)
+        if named and 1 < largest <= known["largest_value"] and cfg.ignore_value is None and cfg.classes is None:
             found = {k: known[k] for k in ("encoding", "classes", "ignore_value")}
             return _changed(cfg, **found | {"classes": tuple(found["classes"])}), f"recognised: {known['name']}"
     if stored <= {0, 255} and 255 in stored:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
@@ -23,7 +24,7 @@ class Family:
     def load(self, folder: Path, config: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
         """The pretrained model and transformers' own loading report."""
         return getattr(transformers, self.model).from_pretrained(
-            folder, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True,
+            folder, config=config, local_files_only=True, dtype=torch.float32, use_safetensors=True, output_loading_info=True,
             **dict(self.arguments),
         )  # fmt: skip
 

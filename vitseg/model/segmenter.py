@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,19 +22,18 @@ from vitseg.model.decoder import build_decoder
 from vitseg.model.encoder import Encoder, Levels
 from vitseg.model.weights import load_folder, load_vit, quiet, write_color_statistics
 from vitseg.recipe import Model
+from vitseg.words import Words, explain
 
-FORMAT = 1
 
-
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(Words):
     """All that is needed to build the model again, weights apart. Kept as `config.json`."""
 
-    classes: tuple[str, ...]
-    size: Size
-    skip_depths: tuple[int, ...]
-    decoder: str
-    dropout: float
+    format: Literal[1] = 1
+    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=254)]
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    skip_depths: tuple[int, int, int, int]
+    decoder: Literal["lean", "unet", "linear"]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     source: dict[str, str]
@@ -116,8 +114,7 @@ class Segmenter(nn.Module):
         """`config.json`, `decoder.safetensors`, and `encoder/`, which transformers can load by itself."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"format": FORMAT, "shape": dataclasses.asdict(self.shape)}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (folder / "config.json").write_text(self.shape.model_dump_json(indent=2) + "\n", encoding="utf-8")
         save_file({k: v.contiguous() for k, v in self.decoder.state_dict().items()}, folder / "decoder.safetensors")
         with quiet():
             self.encoder.vit.save_pretrained(folder / "encoder")
@@ -156,7 +153,16 @@ def build_segmenter(cfg: Model, classes: tuple[str, ...], size: Size, seed: int)
     if len(set(depths)) < 4:
         raise ConfigError("model.skip_depths", depths, "four different depths", "The encoder has too few blocks.")
     decoder = build_decoder(cfg.decoder, encoder.width, len(classes), cfg.dropout, seed_for(seed, "decoder"))
-    shape = Shape(tuple(classes), size, depths, cfg.decoder, cfg.dropout, loaded.mean, loaded.std, loaded.source)
+    shape = Shape(
+        classes=tuple(classes),
+        size=size,
+        skip_depths=depths,
+        decoder=cfg.decoder,
+        dropout=cfg.dropout,
+        mean=loaded.mean,
+        std=loaded.std,
+        source=loaded.source,
+    )
     model = Segmenter(encoder, decoder, shape)
     set_freeze_depth(model, 0)
     return model.eval()
@@ -173,11 +179,14 @@ def load_segmenter(folder: str | Path) -> Segmenter:
     folder = folder / "best" if (folder / "best").is_dir() else folder
     mend = "Give a run folder that has ended, or its best/."
     try:
-        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        shape = Shape(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored["shape"].items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        shape = Shape.model_validate_json((folder / "config.json").read_bytes())
+    except ValidationError as error:
+        raise WeightsError(f"{folder / 'config.json'}: {explain(error, Shape).problem}", mend) from None
+    except OSError as error:
         raise WeightsError(f"{folder / 'config.json'}: not the config of a vitseg model ({error}).", mend) from None
     encoder = Encoder(load_folder(folder / "encoder"))
+    if not 1 <= shape.skip_depths[0] <= shape.skip_depths[-1] <= encoder.depth:
+        raise WeightsError(f"{folder / 'config.json'}: skip_depths {shape.skip_depths} of {encoder.depth} blocks.", mend)
     decoder = build_decoder(shape.decoder, encoder.width, len(shape.classes), shape.dropout, 0)
     model = Segmenter(encoder, decoder, shape)
     try:

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
@@ -86,7 +85,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
     try:
         with quiet():
             vit, info = family.load(folder, config)
-    except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
+    except Exception as error:  # a config that fits no network fails wherever the network is built
         raise WeightsError(f"{folder}: the weights do not load ({error}).", "Is the download complete?") from None
     wrong = {
         what: sorted(k for k in map(str, info[what]) if not _ALLOWED_ABSENT.search(k))

@@ -212,6 +212,9 @@ class StageTraining:
         self.scaler.unscale_(self.optimizer)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm or math.inf).item()
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            step = self.steps_before + self.step + 1
+            raise TrainingError(f"The gradient of step {step} is {norm}.", "Nothing was changed by it. Lower the LR.")
         return norm if math.isfinite(norm) else 0.0
 
     def _step_optimizer(self) -> bool:

@@ -39,7 +39,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
         transport = "ipc" if os.name == "posix" else "tcp"
         kernel = AsyncKernelManager(kernel_name="python3", transport=transport, connection_file=f"{private}/kernel.json")
         client = TalkingClient(notebook, km=kernel, timeout=None, resources={"metadata": {"path": str(path.parent)}})
-        client.execute()
+        client.execute(cleanup_kc=True)
     return notebook
 
 

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from vitseg.data.dataset import SegmentationData
 from vitseg.images import IGNORE, color_of, fit_image, overlay
 from vitseg.model.segmenter import Segmenter
 
-_GAP, _PAPER = 6, (255, 255, 255, 0)
+_GAP, _PAPER, _QUIET = 6, (255, 255, 255, 0), (122, 122, 122)
 
 
 def contact_sheet(data: SegmentationData, names: Sequence[str], side: int = 150, columns: int = 6) -> Image.Image:
@@ -41,6 +42,21 @@ def predictions(model: Segmenter, data: SegmentationData, names: Sequence[str], 
     return _stack([*rows, legend(data.classes, rows[-1].width)], vertical=True)
 
 
+def strip(images: Sequence[Image.Image], titles: Sequence[str], height: int = 168) -> Image.Image:
+    """Pictures of one height side by side, each below its title."""
+    sizes = [(round(height * image.width / image.height), height) for image in images]
+    scaled = [image.convert("RGB").resize(size, Image.Resampling.NEAREST) for image, size in zip(images, sizes, strict=True)]
+    columns = [
+        _stack([_heads([title], image.width), image], vertical=True) for image, title in zip(scaled, titles, strict=True)
+    ]
+    return _stack(columns, vertical=False)
+
+
+def picture(image: Tensor) -> Image.Image:
+    """An RGB tensor (3, H, W) uint8, as a Sample holds it."""
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
 def legend(classes: Sequence[str], width: int) -> Image.Image:
     """Class names beside their colours, in as many lines as they need."""
     canvas = Image.new("RGBA", (width, 20 * (1 + len(classes))), _PAPER)
@@ -50,8 +66,8 @@ def legend(classes: Sequence[str], width: int) -> Image.Image:
         needed = 22 + int(draw.textlength(name, font_size=13)) + 16
         if x + needed > width and x:
             x, y = 0, y + 20
-        draw.rectangle((x, y + 2, x + 12, y + 14), fill=color_of(number))
-        draw.text((x + 18, y), name, fill=(122, 122, 122), font_size=13)
+        draw.rectangle((x, y + 2, x + 12, y + 14), fill=color_of(number), outline=_QUIET)
+        draw.text((x + 18, y), name, fill=_QUIET, font_size=13)
         x += needed
     return canvas.crop((0, 0, width, y + 20))
 
@@ -73,7 +89,7 @@ def _heads(titles: Sequence[str], side: int) -> Image.Image:
     canvas = Image.new("RGBA", (len(titles) * (side + _GAP) - _GAP, 18), _PAPER)
     draw = ImageDraw.Draw(canvas)
     for i, title in enumerate(titles):
-        draw.text((i * (side + _GAP), 0), title, fill=(122, 122, 122), font_size=13)
+        draw.text((i * (side + _GAP), 0), title, fill=_QUIET, font_size=13)
     return canvas
 
 
