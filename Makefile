@@ -3,7 +3,9 @@
 # make lab | test | lint | clean
 PYTHON ?= python3
 BIN := .venv/bin
-export VITSEG_DATA := $(if $(DATA),$(abspath $(DATA)))
+ifdef DATA
+export VITSEG_DATA := $(abspath $(DATA))
+endif
 
 run: .venv/lab.ok
 	@$(BIN)/python -m vitseg.ui.headless notebooks/00_start_here.ipynb
