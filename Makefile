@@ -1,6 +1,5 @@
 # make run                 train the quick recipe headless: notebooks/00_start_here.ipynb
-# make run DATA=folder     the same on your own images and masks
-# make lab | test | lint | clean
+# make run DATA=folder     the same on your own images and masks; see also: lab, test, lint, real, clean
 PYTHON ?= python3
 BIN := .venv/bin
 ifdef DATA
