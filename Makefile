@@ -2,9 +2,7 @@
 # make run DATA=folder     the same on your own images and masks; see also: lab, test, lint, real, clean
 PYTHON ?= python3
 BIN := .venv/bin
-ifdef DATA
-export VITSEG_DATA := $(abspath $(DATA))
-endif
+export VITSEG_DATA = $(DATA)
 
 run: .venv/lab.ok
 	@$(BIN)/python -m vitseg.ui.headless notebooks/00_start_here.ipynb

@@ -168,10 +168,7 @@ def test_ignored_pixels_get_no_gradient_and_change_nothing(cfg: Loss):
     assert loss(logits.masked_fill(ignored, 50.0), masks).item() == value
 
 
-@pytest.mark.parametrize(
-    "cfg",
-    [pytest.param(c, id=k) for k, c in {**KINDS, "giant": giant().loss}.items()],
-)
+@pytest.mark.parametrize("cfg", [pytest.param(c, id=k) for k, c in {**KINDS, "giant": giant().loss}.items()])
 def test_batch_that_is_ignored_altogether_costs_nothing(cfg: Loss):
     logits, masks = batch()
     value, grad = gradient(loss_of(cfg), logits, torch.full_like(masks, IGNORE))

@@ -182,10 +182,7 @@ def test_a_stage_records_how_often_its_schedule_moved(small_recipe, begin, stage
     assert end.schedule_steps == moves
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [1, 2, 3],
-)
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_the_record_of_an_epoch_holds_the_lr_that_its_last_batch_used(small_recipe, begin, stage):
     events = list(begin(small_recipe, stage))
     last = [e.lr for e in events if isinstance(e, BatchEnded) and e.batch == e.batches]

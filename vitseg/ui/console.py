@@ -24,12 +24,9 @@ def progress(events: Iterable[Event]) -> Iterator[Event]:
                 _say(f"\nStage {event.stage}: {event.name} · {event.schedule} · {event.epochs} epochs")
                 _say("\n".join(f"  {line}" for line in [*event.audit.splitlines(), *event.notes]))
                 _say(f"  start weights: valid IoU {number_or_na(event.validation['iou'])}")
-                total = event.epochs * batches
-                bar = tqdm(
-                    total=total, desc=f"stage {event.stage}", unit="batch", file=sys.stdout, leave=False, mininterval=0.5
-                )
+                bar = _bar(event.stage, event.epochs * batches)
             case BatchEnded():
-                bar = bar or tqdm(desc=f"stage {event.stage}", unit="batch", file=sys.stdout, leave=False, mininterval=0.5)
+                bar = _bar(event.stage) if bar is None else bar  # a resumed stage has begun before
                 bar.set_postfix_str(f"loss {event.loss:.3f}, LR {event.lr['decoder']:.2e}", refresh=False)
                 bar.update()
             case EpochEnded():
@@ -42,6 +39,10 @@ def progress(events: Iterable[Event]) -> Iterator[Event]:
                 early = ", stopped early" if event.stopped_early else ""
                 _say(f"  best: epoch {event.best_epoch} of {event.epochs}{early}, valid IoU {number_or_na(event.best['iou'])}")
         yield event
+
+
+def _bar(stage: int, batches: int | None = None) -> tqdm:
+    return tqdm(total=batches, desc=f"stage {stage}", unit="batch", file=sys.stdout, leave=False, mininterval=0.5)
 
 
 def _run_line(event: RunStarted) -> str:

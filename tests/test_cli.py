@@ -1,0 +1,89 @@
+"""The command line does what the calls do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitseg
+from vitseg import cli
+from vitseg.events import EpochEnded
+from vitseg.images import color_of
+
+
+@pytest.fixture
+def recipe_file(tiny_recipe, tmp_path):
+    tiny_recipe.save(tmp_path / "recipe.json")
+    return tmp_path / "recipe.json"
+
+
+def test_run_trains_and_ends_in_table_folder_and_report(recipe_file, tmp_path, capsys):
+    assert cli.main(["run", str(recipe_file), str(tmp_path / "run"), "--set", "stages.1.epochs=1"]) == 0
+    said = capsys.readouterr().out
+    run = vitseg.RunFolder(tmp_path / "run")
+    assert [stage["epochs"] for stage in run.summary["stages"]] == [2, 1, 1]
+    assert "Stage 2: Last · exponential / epoch · 1 epochs" in said
+    assert "optimizer holds" in said
+    last = [line for line in said.splitlines() if line.strip()][-2:]
+    assert last == [f"run folder  {run.path}", f"report      {run.path / 'report.html'}"]
+    rows = said.split("run folder")[0].rstrip().splitlines()[-3:]
+    assert [row[:8] for row in rows] == ["1 Frozen", "2 Last  ", "3 Deeper"]
+
+
+def test_resume_goes_on_where_the_run_was_cut_off(tiny_recipe, tmp_path):
+    events = vitseg.train(tiny_recipe, tmp_path / "run")
+    next(e for e in events if isinstance(e, EpochEnded))
+    events.close()
+    assert cli.main(["resume", str(tmp_path / "run")]) == 0
+    assert [stage["epochs"] for stage in vitseg.RunFolder(tmp_path / "run").summary["stages"]] == [2, 2, 1]
+
+
+def test_predict_writes_a_palette_mask_and_an_overlay_of_the_image_s_size(tiny_recipe, tmp_path, capsys):
+    list(vitseg.train(tiny_recipe, tmp_path / "run"))
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    out = tmp_path / "out"
+    assert cli.main(["predict", str(tmp_path / "run"), str(tmp_path / "photo.png"), "--out", str(out)]) == 0
+    with Image.open(out / "photo.png") as mask, Image.open(out / "photo_overlay.png") as overlay:
+        assert (mask.mode, mask.size, overlay.size) == ("P", (53, 37), (53, 37))
+        assert np.array_equal(np.asarray(mask), vitseg.load(tmp_path / "run").predict(pixels))
+        assert tuple(mask.getpalette()[3:6]) == color_of(1)
+    assert "0 background, 1 granulation, 2 slough" in capsys.readouterr().out
+
+
+def test_recipe_prints_json_that_run_takes(tmp_path, capsys):
+    assert cli.main(["recipe", "quick", "--data", str(tmp_path)]) == 0
+    assert vitseg.recipe.parse(capsys.readouterr().out) == vitseg.quick(tmp_path)
+
+
+def test_a_notebook_run_headless_shows_its_text_and_finds_data_from_where_it_was_called(tmp_path):
+    import nbformat
+
+    (tmp_path / "notebooks").mkdir()
+    cells = [
+        nbformat.v4.new_code_cell("import os; print('data', os.environ['VITSEG_DATA'])"),
+        nbformat.v4.new_code_cell("6 * 7"),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks" / "a.ipynb")
+    command = [sys.executable, "-m", "vitseg.ui.headless", "notebooks/a.ipynb"]
+    environment = os.environ | {"VITSEG_DATA": "my data"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"data {tmp_path / 'my data'}", "42"]
+
+
+def test_a_mistake_in_a_headless_notebook_is_a_sentence_and_code_two(tmp_path):
+    import nbformat
+
+    cell = nbformat.v4.new_code_cell("import vitseg; vitseg.quick().replace({'stages.0.epoch': 3})")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    done = subprocess.run(
+        [sys.executable, "-m", "vitseg.ui.headless", "a.ipynb"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "stages.0.epoch: unknown setting; did you mean epochs (of Stage)?" in done.stderr
+    assert "Traceback" not in done.stderr
