@@ -2,7 +2,7 @@
 # make run DATA=folder     the same on your own images and masks; see also: lab, test, lint, real, clean
 PYTHON ?= python3
 BIN := .venv/bin
-export VITSEG_DATA = $(DATA)
+export VITSEG_DATA := $(if $(DATA),$(if $(filter /%,$(firstword $(DATA))),,$(CURDIR)/)$(DATA))
 
 run: .venv/lab.ok
 	@$(BIN)/python -m vitseg.ui.headless notebooks/00_start_here.ipynb

@@ -169,7 +169,7 @@ DATA = {
 }  # fmt: skip
 WEIGHTS = {
     "unknown encoder": Case(
-        WeightsError, ("'dinov2-smal-packaged' is no folder", "Did you mean 'dinov2-small-packaged'?", "save_pretrained"),
+        WeightsError, ("'dinov2-smal-packaged' is neither a folder", "Did you mean 'dinov2-small-packaged'?", "save_pretrained"),
         settings={"model.encoder": "dinov2-smal-packaged"},
     ),
     "no network": Case(
@@ -363,8 +363,8 @@ COMMANDS = {
         "run {root}/r.json {run} --data {data}",
         "--data: goes with a preset. In a recipe.json the folder is",
     ),
-    "resume nothing": ("resume {root}/none", "{root}/none: is no run folder (no recipe.json in it)."),
-    "resume data": ("resume {data}", "{data}: is no run folder (no recipe.json in it)."),
+    "resume nothing": ("resume {root}/none", "{root}/none: is not a run folder (no recipe.json in it)."),
+    "resume data": ("resume {data}", "{data}: is not a run folder (no recipe.json in it)."),
     "predict without a model": ("predict {data} {data}/images", "{data}/config.json: not the config of a vitseg model"),
     "predict without images": ("predict {root}/model {encoder}", "{encoder}: no image found. Known kinds: .bmp"),
     "predict a missing image": (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -31,7 +30,7 @@ def test_run_trains_and_ends_in_table_folder_and_report(recipe_file, tmp_path, c
     assert "optimizer holds" in said
     last = [line for line in said.splitlines() if line.strip()][-2:]
     assert last == [f"run folder  {run.path}", f"report      {run.path / 'report.html'}"]
-    rows = said.split("run folder")[0].rstrip().splitlines()[-3:]
+    rows = said.rsplit("run folder", 1)[0].rstrip().splitlines()[-3:]
     assert [row[:8] for row in rows] == ["1 Frozen", "2 Last  ", "3 Deeper"]
 
 
@@ -49,11 +48,20 @@ def test_predict_writes_a_palette_mask_and_an_overlay_of_the_image_s_size(tiny_r
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     out = tmp_path / "out"
     assert cli.main(["predict", str(tmp_path / "run"), str(tmp_path / "photo.png"), "--out", str(out)]) == 0
-    with Image.open(out / "photo.png") as mask, Image.open(out / "photo_overlay.png") as overlay:
+    with Image.open(out / "photo.png") as mask, Image.open(out / "overlays" / "photo.png") as overlay:
         assert (mask.mode, mask.size, overlay.size) == ("P", (53, 37), (53, 37))
         assert np.array_equal(np.asarray(mask), vitseg.load(tmp_path / "run").predict(pixels))
         assert tuple(mask.getpalette()[3:6]) == color_of(1)
     assert "0 background, 1 granulation, 2 slough" in capsys.readouterr().out
+
+
+def test_predict_does_not_write_over_the_images(tiny_recipe, tmp_path, capsys):
+    image = tmp_path / "photo.png"
+    Image.new("RGB", (20, 20)).save(image)
+    before = image.read_bytes()
+    assert cli.main(["predict", str(tmp_path / "run"), str(image), "--out", str(tmp_path)]) == 2
+    assert "holds the images themselves" in capsys.readouterr().err
+    assert image.read_bytes() == before
 
 
 def test_recipe_prints_json_that_run_takes(tmp_path, capsys):
@@ -61,19 +69,15 @@ def test_recipe_prints_json_that_run_takes(tmp_path, capsys):
     assert vitseg.recipe.parse(capsys.readouterr().out) == vitseg.quick(tmp_path)
 
 
-def test_a_notebook_run_headless_shows_its_text_and_finds_data_from_where_it_was_called(tmp_path):
+def test_a_notebook_run_headless_shows_its_text_as_it_comes(tmp_path):
     import nbformat
 
     (tmp_path / "notebooks").mkdir()
-    cells = [
-        nbformat.v4.new_code_cell("import os; print('data', os.environ['VITSEG_DATA'])"),
-        nbformat.v4.new_code_cell("6 * 7"),
-    ]
+    cells = [nbformat.v4.new_code_cell("import os; print('in', os.getcwd())"), nbformat.v4.new_code_cell("6 * 7")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks" / "a.ipynb")
     command = [sys.executable, "-m", "vitseg.ui.headless", "notebooks/a.ipynb"]
-    environment = os.environ | {"VITSEG_DATA": "my data"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [f"data {tmp_path / 'my data'}", "42"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"in {tmp_path / 'notebooks'}", "42"]
 
 
 def test_a_mistake_in_a_headless_notebook_is_a_sentence_and_code_two(tmp_path):

@@ -172,7 +172,7 @@ def test_a_setting_without_effect_is_refused(cls: type, settings: dict[str, Any]
 @pytest.mark.parametrize(
     ("cls", "settings"),
     [
-        (Stage, {"unfrozen_blocks": 1, "encoder_lr_factor": 0.1, "layer_decay": 0.8, "drop_path": 0.1}),
+        (Stage, {"unfrozen_blocks": 2, "encoder_lr_factor": 0.1, "layer_decay": 0.8, "drop_path": 0.1}),
         (Loss, {"focal": 1.0, "focal_gamma": 4.0}),
         (Loss, {"cross_entropy": 0.0, "dice": 0.0, "focal": 1.0, "class_weights": (1.0, 2.0)}),
         (Loss, {"dice_over": "batch", "label_smoothing": 0.1, "class_weights": (1.0, 2.0)}),

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"vitseg: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("vitseg: interrupted. Go on from the last epoch with: vitseg resume FOLDER\n")
+        sys.stderr.write("vitseg: interrupted\n")
         return 130
     return 0
 
@@ -82,8 +82,12 @@ def _finish(events: Iterable[Event], run: RunFolder) -> None:
     from vitseg.ui.console import progress
     from vitseg.ui.report import report
 
-    for _ in progress(events):
-        pass
+    try:
+        for _ in progress(events):
+            pass
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nGo on from the last epoch with: vitseg resume {run.path}\n")
+        raise
     sys.stdout.write(f"\n{table.results(run.summary)}\n\nrun folder  {run.path}\nreport      {report(run.path)}\n")
 
 
@@ -94,15 +98,17 @@ def _predict(parsed: argparse.Namespace) -> None:
     from vitseg.model.segmenter import load_segmenter
 
     paths, out = _images(parsed.images), Path(parsed.out)
+    if out.resolve() in {p.parent.resolve() for p in paths}:
+        raise RunError(f"--out {out}: holds the images themselves.", "Choose another folder.")
     model = load_segmenter(parsed.model)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        (out / "overlays").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out}: cannot be written ({error.strerror}).", "Choose another --out.") from None
     for path in tqdm(paths, unit="image"):
         mask = model.predict(path)
         palette_image(mask).save(out / f"{path.stem}.png")
-        overlay(open_rgb(path), mask).save(out / f"{path.stem}_overlay.png")
+        overlay(open_rgb(path), mask).save(out / "overlays" / f"{path.stem}.png")
     names = ", ".join(f"{i} {name}" for i, name in enumerate(model.shape.classes))
     sys.stdout.write(f"{len(paths)} masks and overlays in {out.absolute()}; values: {names}\n")
 
@@ -112,7 +118,7 @@ def _images(given: list[str]) -> list[Path]:
     from vitseg.data.folder import SUFFIXES
 
     paths = [p for path in map(Path, given) for p in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    paths = [p for p in paths if p.suffix.lower() in SUFFIXES]
+    paths = [p for p in paths if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
     if not paths:
         raise RunError(f"{', '.join(given)}: no image found.", f"Known kinds: {', '.join(sorted(SUFFIXES))}.")
     first: dict[str, Path] = {}
@@ -138,7 +144,3 @@ def _setting(text: str) -> tuple[str, object]:
         return path, json.loads(value)
     except ValueError:
         return path, value
-
-
-if __name__ == "__main__":
-    sys.exit(main())

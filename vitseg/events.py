@@ -68,7 +68,7 @@ class BatchEnded(Event):
     batches: int
     loss: float
     lr: dict[str, float]
-    grad_norm: float
+    grad_norm: float | None
     stepped: bool = True
 
 

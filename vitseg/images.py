@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -76,14 +77,18 @@ def fit_mask(mask: np.ndarray, size: Size) -> Image.Image:
     return canvas
 
 
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def color_of(class_id: int) -> tuple[int, int, int]:
     return PALETTE[class_id % len(PALETTE)]
 
 
 def palette_image(mask: np.ndarray) -> Image.Image:
     """Class ids (h, w) uint8 as a palette PNG: the indices are the classes, the colours are for the eye."""
-    image = Image.fromarray(mask.astype(np.uint8), mode=None).convert("P")
-    image.putdata(mask.astype(np.uint8).ravel().tolist())
+    image = Image.fromarray(mask.astype(np.uint8))  # putpalette turns grey into a palette, indices kept
     colors = [color_of(i) for i in range(255)] + [(255, 255, 255)]
     image.putpalette([channel for color in colors for channel in color])
     return image

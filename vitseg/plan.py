@@ -103,4 +103,5 @@ def notes(stage: Stage, batches_per_epoch: int) -> list[str]:
         ]
     unit = "batches" if schedule.unit == "batch" else "epochs"
     n = restarts(stage, batches_per_epoch)
-    return [f"{n} warm restarts in {batches} batches (T_0 = {schedule.T_0} {unit}, after {schedule.burn_in_batches})."]
+    burn_in = f"after a burn-in of {schedule.burn_in_batches}"
+    return [f"{n} warm restart{'s' * (n != 1)} in {batches} batches (T_0 = {schedule.T_0} {unit}, {burn_in})."]

@@ -176,6 +176,7 @@ class Stage(Words):
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> Self:
         self._refuse_without_effect(self.unfrozen_blocks == 0, "encoder_lr_factor", "layer_decay", "drop_path")
+        self._refuse_without_effect(self.unfrozen_blocks == 1, "layer_decay")
         if isinstance(self.schedule, CosineRestarts) and self.schedule.eta_min >= self.lr:
             raise ValueError(f"schedule.eta_min={self.schedule.eta_min} must be below lr={self.lr}")
         return self
@@ -227,7 +228,7 @@ Optimizer = Annotated[AdamW | SGD, Field(discriminator="kind")]
 
 
 class Recipe(Words):
-    """All of a run's settings. `replace` makes changed copies; `save` and `load` keep it as JSON.
+    """All of a run's settings. `replace` makes changed copies; `save` and `load_recipe` keep it as JSON.
 
     A batch is one optimizer step: `batch_size` images in each of `accumulate` portions. `clip_norm` is the largest
     gradient norm. `seed` draws initialisation, order and dropout; data and views have seeds of their own.
@@ -249,9 +250,11 @@ class Recipe(Words):
     workers: Annotated[int, Field(ge=0, le=64)] = 0
 
     @model_validator(mode="after")
-    def _what_needs_the_batch_in_one_portion(self) -> Self:
+    def _settings_go_together(self) -> Self:
         if self.loss.dice_over == "batch" and self.accumulate > 1:
             raise ValueError('loss.dice_over="batch" needs the whole batch at once; set accumulate to 1')
+        if self.stages[0].start_from != "best":
+            raise ValueError("stages.0.start_from has no effect: there is no stage before it; leave it out")
         if self.model.decoder == "linear" and self.accumulate > 1:
             raise ValueError('model.decoder="linear" has a BatchNorm, which needs the whole batch; set accumulate to 1')
         return self

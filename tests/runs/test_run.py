@@ -129,6 +129,38 @@ def test_a_checkpoint_leaves_out_what_is_frozen(tiny_recipe, tmp_path):
     assert all(name.split("/")[1].startswith("decoder.") for name in names)
 
 
+def test_a_run_cut_off_in_its_first_epoch_begins_again_in_the_same_folder(tiny_recipe, tmp_path):
+    list(vitseg.train(tiny_recipe, tmp_path / "whole"))
+    events = vitseg.train(tiny_recipe, tmp_path / "cut")
+    next(e for e in events if isinstance(e, BatchEnded))
+    events.close()
+    list(vitseg.resume(tmp_path / "cut"))
+    assert (tmp_path / "cut" / "events.jsonl").read_bytes() == (tmp_path / "whole" / "events.jsonl").read_bytes()
+
+
+def test_a_run_is_not_resumed_on_other_images(tiny_recipe, tmp_path):
+    events = vitseg.train(tiny_recipe, tmp_path / "run")
+    next(e for e in events if isinstance(e, EpochEnded))
+    events.close()
+    split = tmp_path / "run" / "split.json"
+    split.write_text(split.read_text().replace("generated-0003", "generated-9999"))
+    with pytest.raises(RunError, match="the images are not those of the run"):
+        next(iter(vitseg.resume(tmp_path / "run")))
+
+
+def test_an_evaluation_between_two_steps_changes_nothing(tiny_recipe, tmp_path):
+    recipe = tiny_recipe.replace({"model.dropout": 0.5})
+    list(vitseg.train(recipe, tmp_path / "reference"))
+    work = vitseg.runs.run.prepare(recipe)
+    lines = []
+    for event in vitseg.StageTraining(recipe, 1, work.model, work.data):
+        work.model.eval()
+        if isinstance(event, BatchEnded):
+            lines.append(event)
+    expected = [e for e in vitseg.replay(tmp_path / "reference") if isinstance(e, BatchEnded) and e.stage == 1]
+    assert lines == expected
+
+
 def test_an_ended_run_is_not_resumed_and_a_used_folder_not_overwritten(tiny_recipe, tmp_path):
     list(vitseg.train(tiny_recipe, tmp_path / "run"))
     with pytest.raises(RunError, match="has ended"):
@@ -147,7 +179,8 @@ def test_a_test_split_is_scored_once_at_the_end(tiny_recipe, tmp_path):
             image, mask = data.load(name)
             image.save(root / split / "images" / f"{name}.png")
             vitseg.images.palette_image(mask).save(root / split / "masks" / f"{name}.png")
-    recipe = tiny_recipe.replace({"data.source": {"kind": "folder", "path": str(root)}})
+    changes = {"data.source": {"kind": "folder", "path": str(root)}, "data.validation_fraction": 0.2}
+    recipe = tiny_recipe.replace(changes)
     events = list(vitseg.train(recipe, tmp_path / "run"))
     assert [e.test is not None for e in events if isinstance(e, RunEnded)] == [True]
     stages = vitseg.RunFolder(tmp_path / "run").summary["stages"]

@@ -86,7 +86,7 @@ def test_an_absent_class_is_blank_in_the_class_map_and_n_a_in_the_table(run):
 
 def test_the_result_table_says_what_the_scores_are_over(run):
     text = str(table.results(run.summary))
-    assert "mean over 3 classes present" in text
+    assert "mean over the classes present in the truth, of 3" in text
     assert "on generated images" in text
     assert "cosine restarts / batch" in text
     assert "last block " in text

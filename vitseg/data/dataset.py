@@ -172,8 +172,11 @@ def _splits(pairs: list[Pair], cfg: Data) -> dict[str, list[str]]:
     if not given["train"]:
         raise DataError(f"{cfg.source.path}: train/ holds no images.", "Put images and masks into train/.")
     if given["validation"]:
-        if cfg.group is not None:
-            raise ConfigError("data.group", cfg.group, "None", "The folder has a validation/ of its own.")
+        for field in ("group", "validation_fraction"):
+            if getattr(cfg, field) != (default := Data.model_fields[field].default):
+                raise ConfigError(
+                    f"data.{field}", getattr(cfg, field), str(default), "The folder has a validation/ of its own."
+                )
         return given
     return _random_split(given["train"], cfg) | {"test": given["test"]}
 

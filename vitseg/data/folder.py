@@ -85,9 +85,9 @@ def _of_two_kinds(good: list[tuple[Pair, Look]]) -> list[str]:
 
 
 def _in_grey(cfg: Folder, good: list[tuple[Pair, Look]]) -> list[str]:
-    if cfg.encoding != "rgb":
+    if cfg.encoding != "rgb" and cfg.colors is None:
         return []
-    return [f'{pair.mask}: is grey, where encoding="rgb" is declared.' for pair, look in good if not look.color]
+    return [f"{pair.mask}: is grey, where colours are declared." for pair, look in good if not look.color]
 
 
 def _find_pairs(root: Path) -> tuple[list[Pair], list[str]]:

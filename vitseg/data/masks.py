@@ -24,7 +24,7 @@ _CLASSES_FILE = "It is a JSON object with any of: classes, encoding, ignore_valu
 
 @dataclass(frozen=True, slots=True)
 class MaskCode:
-    """From stored values to class ids, and the class names. `origin` says who decided: declared or detected."""
+    """From stored values to class ids, and the class names. `description` says who decided: declared or detected."""
 
     values: dict[int, int]
     classes: tuple[str, ...]

@@ -36,7 +36,7 @@ class _Meet(nn.Module):
 class PyramidDecoder(nn.Module):
     """A U-Net decoder: deepest skip first, one level a skip, `scales` times the patch grid."""
 
-    def __init__(self, width: int, classes: int, dropout: float, widths: tuple, scales: tuple, convolutions: int):
+    def __init__(self, width: int, classes: int, dropout: float, *, widths: tuple, scales: tuple, convolutions: int):
         super().__init__()
         self.start = nn.Sequential(nn.Conv2d(width, widths[0], 1, bias=False), nn.GroupNorm(8, widths[0]), nn.ReLU())
         inputs = (widths[0], *widths[:-1])
@@ -74,9 +74,13 @@ def build_decoder(name: str, width: int, classes: int, dropout: float, seed: int
     with torch.device("meta"):  # no memory, and no draw from the global generator
         match name:
             case "lean":
-                decoder = PyramidDecoder(width, classes, dropout, (128, 128, 64, 32), (1, 1, 2, 4), 1)
+                decoder = PyramidDecoder(
+                    width, classes, dropout, widths=(128, 128, 64, 32), scales=(1, 1, 2, 4), convolutions=1
+                )
             case "unet":
-                decoder = PyramidDecoder(width, classes, dropout, (256, 128, 64, 32), (1, 2, 4, 8), 2)
+                decoder = PyramidDecoder(
+                    width, classes, dropout, widths=(256, 128, 64, 32), scales=(1, 2, 4, 8), convolutions=2
+                )
             case "linear":
                 decoder = LinearDecoder(width, classes, dropout)
     return _initialise(decoder.to_empty(device="cpu"), torch.Generator().manual_seed(seed))

@@ -18,8 +18,8 @@ Levels = dict[int, Tensor]
 class Encoder(nn.Module):
     """A ViT taken apart, so that a pass can stop after any block and go on from there.
 
-    What is frozen stays in eval mode, whoever calls `train()`. `unfrozen_blocks` is written by
-    `vitseg.model.freeze` alone.
+    What is frozen stays in eval mode, whoever calls `train()`. `unfrozen_blocks` and `frozen` are
+    written by `vitseg.model.freeze` alone.
     """
 
     def __init__(self, vit: PreTrainedModel):
@@ -30,7 +30,7 @@ class Encoder(nn.Module):
         self.prefix_tokens = 1 + (config.to_dict().get("num_register_tokens") or 0)
         self._family = family
         self.drop_paths = nn.ModuleList(KeyedDropPath(0.0, f"block {i + 1}") for i in range(self.depth))
-        self.unfrozen_blocks = 0
+        self.unfrozen_blocks, self.frozen = 0, list[nn.Module]()
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -78,17 +78,6 @@ class Encoder(nn.Module):
 
     def train(self, mode: bool = True) -> Encoder:
         super().train(mode)
-        for module in self.frozen_modules():
+        for module in self.frozen:
             module.eval()
         return self
-
-    def frozen_modules(self) -> list[nn.Module]:
-        """Embeddings, position code and the blocks below the cut; the final norm too while every block is frozen."""
-        blocks, norm = self.blocks, self.norm
-        trainable = {id(m) for b in blocks[self.cut :] for m in b.modules()} | {id(blocks)}
-        frozen = [m for m in self.vit.modules() if id(m) not in trainable and m is not norm and not _holds(m, blocks)]
-        return frozen + list(self.drop_paths[: self.cut]) + ([norm] if self.unfrozen_blocks == 0 else [])
-
-
-def _holds(module: nn.Module, inner: nn.Module) -> bool:
-    return any(m is inner for m in module.modules())

@@ -6,14 +6,16 @@ What is to train is said absolutely, never as a change, so calling twice or out 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from vitseg.errors import ConfigError
 from vitseg.model.families import find_blocks
-from vitseg.model.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from vitseg.model.segmenter import Segmenter
 
 DECODER, EMBEDDINGS, NORM = "decoder", "embeddings", "final norm"
 
@@ -43,11 +45,14 @@ def set_freeze_depth(model: Segmenter, unfrozen_blocks: int | Literal["all"]) ->
     depth = model.encoder.depth
     count = checked_depth(unfrozen_blocks, depth)
     names = trained_parts(count, depth)
-    for name, part in model_parts(model).items():
+    parts = model_parts(model)
+    for name, part in parts.items():
         for parameter in part.parameters:
             parameter.requires_grad_(name in names)
             parameter.grad = None
     model.encoder.unfrozen_blocks = count
+    model.encoder.frozen = [m for name, part in parts.items() if name not in names for m in part.modules]
+    model.encoder.frozen += model.encoder.drop_paths[: depth - count]
     model.train(model.training)
     return freeze_report(model)
 

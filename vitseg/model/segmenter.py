@@ -20,6 +20,7 @@ from vitseg.errors import ConfigError, DataError, WeightsError
 from vitseg.images import UNREADABLE, Size, fit_image, fitted_size, open_rgb, to_rgb
 from vitseg.model.decoder import build_decoder
 from vitseg.model.encoder import Encoder, Levels
+from vitseg.model.freeze import set_freeze_depth
 from vitseg.model.weights import load_folder, load_vit, quiet, write_color_statistics
 from vitseg.recipe import Model
 from vitseg.words import Words, explain
@@ -89,8 +90,6 @@ class Segmenter(nn.Module):
         """A copy in eval mode, for other cells to use while this one trains. Take it between two steps."""
         return copy.deepcopy(self).eval()
 
-    # ------------------------------------------------------------------ prediction
-
     def predict(self, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
         """Class ids (h, w) uint8 of one image at its own size. An array is RGB (h, w, 3) uint8.
 
@@ -107,8 +106,6 @@ class Segmenter(nn.Module):
         finally:
             self.train(was_training)
         return restore(logits[0], original).cpu().numpy()
-
-    # ------------------------------------------------------------------ on disk
 
     def save_pretrained(self, folder: str | Path) -> None:
         """`config.json`, `decoder.safetensors`, and `encoder/`, which transformers can load by itself."""
@@ -143,8 +140,6 @@ def restore(logits: Tensor, original: Size) -> Tensor:
 
 def build_segmenter(cfg: Model, classes: tuple[str, ...], size: Size, seed: int) -> Segmenter:
     """The model of a recipe: pretrained encoder, a decoder drawn from `seed`. All blocks frozen, in eval mode."""
-    from vitseg.model.freeze import set_freeze_depth  # freeze imports Segmenter's parts
-
     loaded = load_vit(cfg.encoder)
     encoder = Encoder(loaded.vit)
     depths = cfg.skip_depths or tuple(max(1, round(encoder.depth * i / 4)) for i in (1, 2, 3, 4))
@@ -173,8 +168,6 @@ def load_segmenter(folder: str | Path) -> Segmenter:
 
     Raises WeightsError, naming the file, when the folder holds no model or one that does not fit its config.
     """
-    from vitseg.model.freeze import set_freeze_depth
-
     folder = Path(folder).expanduser()
     folder = folder / "best" if (folder / "best").is_dir() else folder
     mend = "Give a run folder that has ended, or its best/."

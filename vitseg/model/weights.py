@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import json
 import os
 import re
@@ -26,6 +25,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from vitseg.errors import WeightsError
+from vitseg.images import sha256_of
 from vitseg.model.families import FAMILIES
 
 PACKAGED = "dinov2-small-packaged"
@@ -69,10 +69,10 @@ def load_vit(name: str) -> LoadedViT:
     else:
         close = difflib.get_close_matches(name, [PACKAGED, "facebook/dinov2-small", "facebook/dinov2-base"], n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise WeightsError(f"model.encoder: {name!r} is no folder and no encoder's name.{hint}", _OFFLINE_MEND)
+        raise WeightsError(f"model.encoder: {name!r} is neither a folder nor the name of an encoder.{hint}", _OFFLINE_MEND)
     vit = load_folder(folder)
     mean, std = _color_statistics(folder)
-    source |= {"name": name, "sha256": _sha256(folder / "model.safetensors"), "family": vit.config.model_type}
+    source |= {"name": name, "sha256": sha256_of(folder / "model.safetensors"), "family": vit.config.model_type}
     return LoadedViT(vit, source, mean, std)
 
 
@@ -180,7 +180,9 @@ def _from_hub(name: str) -> Path:
         with quiet():
             wanted = ["config.json", "preprocessor_config.json", "model.safetensors"]
             with contextlib.suppress(LocalEntryNotFoundError):
-                return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+                cached = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+                if (cached / "model.safetensors").exists():
+                    return cached
             HfApi().model_info(name, timeout=5)  # the download itself would wait much longer for an answer
             return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=5))
     except GatedRepoError:
@@ -211,13 +213,8 @@ def write_color_statistics(folder: Path, mean: tuple[float, ...], std: tuple[flo
 
 
 def _expect_sha256(path: Path, expected: str) -> None:
-    if (got := _sha256(path)) != expected:
+    if (got := sha256_of(path)) != expected:
         raise WeightsError(f"{path.name}: sha256 {got[:12]}..., expected {expected[:12]}....", "Clear pip's cache.")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

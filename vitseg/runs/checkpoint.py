@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from vitseg.runs.durable import is_whole, whole_folder
 from vitseg.training.weights import Weights
@@ -42,7 +42,8 @@ def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 def _load(folder: Path) -> dict[str, Any]:
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    weights, tensors = load_file(folder / "weights.safetensors"), load_file(folder / "optimizer.safetensors")
+    # bytes, not a file mapped into memory: Windows deletes no folder with a mapped file in it
+    weights, tensors = (load((folder / f"{name}.safetensors").read_bytes()) for name in ("weights", "optimizer"))
     slots: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         index, slot = name.split("/")

@@ -3,41 +3,47 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vitseg.images import sha256_of
+
 MANIFEST = "manifest.json"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """JSON that is either the old or the new, never half of it."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as file:
-        json.dump(value, file, indent=2, allow_nan=False)
-        file.write("\n")
+def write_text(path: Path, text: str) -> None:
+    """A text file that is either the old or the new, never half of it."""
+    aside = path.with_name(f".{path.name}.new")
+    with aside.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    Path(file.name).replace(path)
+    aside.replace(path)
     sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON, written like `write_text`."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to write into, that becomes `path`, with a manifest of its files, when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    aside = path.with_name(f".{path.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)  # left by a kill
+    aside.mkdir(parents=True)
     try:
         yield aside
         files = sorted(p for p in aside.rglob("*") if p.is_file())
-        write_json(aside / MANIFEST, {p.relative_to(aside).as_posix(): _sha256(p) for p in files})
         for file in files:
             with file.open("r+b") as opened:  # Windows syncs only what may be written
                 os.fsync(opened.fileno())
+        write_json(aside / MANIFEST, {p.relative_to(aside).as_posix(): sha256_of(p) for p in files})
         if path.exists():
             shutil.rmtree(path)
         aside.rename(path)
@@ -50,7 +56,7 @@ def is_whole(path: Path) -> bool:
     """Whether every file of the folder's manifest is there, with the content it was written with."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        return all(_sha256(path / name) == digest for name, digest in manifest.items())
+        return all(sha256_of(path / name) == digest for name, digest in manifest.items())
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -63,8 +69,3 @@ def sync_folder(path: Path) -> None:
             os.fsync(opened)
         finally:
             os.close(opened)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,10 +16,10 @@ import torch
 
 from vitseg.data.dataset import SegmentationData
 from vitseg.errors import RunError
-from vitseg.events import Event, from_json, to_json
+from vitseg.events import EpochEnded, Event, from_json, to_json
 from vitseg.model.segmenter import Segmenter
 from vitseg.recipe import Recipe, load_recipe
-from vitseg.runs.durable import write_json
+from vitseg.runs.durable import write_json, write_text
 from vitseg.training.device import Machine
 
 _VERSIONS = ("vitseg", "torch", "transformers", "safetensors", "numpy", "pillow", "pydantic")
@@ -53,9 +53,7 @@ class RunFolder:
         self._started = time.monotonic()
 
     @classmethod
-    def create(
-        cls, path: str | Path | None, recipe: Recipe, data: SegmentationData, model: Segmenter, machine: Machine
-    ) -> RunFolder:
+    def create(cls, path: str | Path | None, recipe: Recipe, data: SegmentationData, environment: dict[str, Any]) -> RunFolder:
         """A new folder with recipe, environment and split. Raises RunError if there is a run in it already."""
         run = cls(path) if path else new_run(recipe.name)
         try:
@@ -64,7 +62,7 @@ class RunFolder:
                 mend = "Go on with vitseg.resume(folder), or choose another folder."
                 raise RunError(f"{run.path}: holds a run already.", mend)
             recipe.save(run.path / "recipe.json")
-            write_json(run.path / "environment.json", environment(model, machine))
+            write_json(run.path / "environment.json", environment)
             write_json(run.path / "split.json", data.splits)
         except OSError as error:
             raise RunError(f"{run.path}: cannot be written ({error.strerror}).", "Choose another folder.") from None
@@ -73,8 +71,13 @@ class RunFolder:
     @property
     def recipe(self) -> Recipe:
         if not (self.path / "recipe.json").exists():
-            raise RunError(f"{self.path}: is no run folder (no recipe.json in it).", f"Runs are kept in {runs_root()}.")
+            raise RunError(f"{self.path}: is not a run folder (no recipe.json in it).", f"Runs are kept in {runs_root()}.")
         return load_recipe(self.path / "recipe.json")
+
+    def resolved_recipe(self) -> Recipe:
+        """The recipe with what "auto" became when the run began, on whatever machine it goes on."""
+        recipe, resolved = self.recipe, json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        return recipe.replace({name: resolved[name] for name in ("device", "precision", "threads")})
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -83,28 +86,40 @@ class RunFolder:
             raise RunError(f"{self.path}: this run has not ended.", "Go on with it: vitseg.resume(folder).")
         return json.loads(self.summary_file.read_text(encoding="utf-8"))
 
+    def check_split(self, data: SegmentationData) -> None:
+        """Raises RunError unless the images are split as they were when the run began."""
+        if data.splits != json.loads((self.path / "split.json").read_text(encoding="utf-8")):
+            raise RunError(f"{self.path}: the images are not those of the run.", "Restore them, or start a new run.")
+
     def record(self, event: Event) -> None:
         """Append to the logs."""
         self.sequence += 1
         seconds = round(self._seconds_before + time.monotonic() - self._started, 3)
         with self.events_file.open("a", encoding="utf-8", newline="\n") as file:
             file.write(to_json(event, self.sequence) + "\n")
+            file.flush()
+            if isinstance(event, EpochEnded):
+                os.fsync(file.fileno())  # a checkpoint follows, and must not know more than the log
         with self.timings_file.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps({"seq": self.sequence, "seconds": seconds}) + "\n")
 
     def cut_back(self, sequence: int, offset: int) -> None:
         """Forget all events after the first `sequence`, which take `offset` bytes: they will happen again."""
+        for log in (self.events_file, self.timings_file):
+            log.touch()
+        if self.events_file.stat().st_size < offset:
+            raise RunError(f"{self.events_file}: is shorter than its checkpoint says.", "Start a new run.")
         os.truncate(self.events_file, offset)
         kept = [(n, s) for n, s in self.timings() if n <= sequence]
         lines = [json.dumps({"seq": n, "seconds": s}) + "\n" for n, s in kept]
-        self.timings_file.write_text("".join(lines), encoding="utf-8", newline="\n")
+        write_text(self.timings_file, "".join(lines))
         self.sequence, self._seconds_before = sequence, kept[-1][1] if kept else 0.0
         self._started = time.monotonic()
 
     def events(self) -> Iterator[Event]:
         """The events logged so far. A torn last line, left by a kill, ends them."""
         if not self.events_file.exists():
-            raise RunError(f"{self.path}: is no run folder (no events.jsonl in it).", f"Runs are kept in {runs_root()}.")
+            raise RunError(f"{self.path}: is not a run folder (no events.jsonl in it).", f"Runs are kept in {runs_root()}.")
         with self.events_file.open(encoding="utf-8") as file:
             for line in file:
                 if not line.endswith("\n"):
@@ -112,7 +127,7 @@ class RunFolder:
                 yield from_json(line)
 
     def timings(self) -> list[tuple[int, float]]:
-        """(sequence number, seconds of computing since the run began) of every event."""
+        """(sequence number, seconds for which a process has held the run) of every event."""
         lines = self.timings_file.read_text(encoding="utf-8").splitlines(keepends=True)
         records = [json.loads(line) for line in lines if line.endswith("\n")]
         return [(r["seq"], r["seconds"]) for r in records]

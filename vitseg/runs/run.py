@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import save_file
 
@@ -15,7 +15,7 @@ from vitseg.model.segmenter import Segmenter, build_segmenter
 from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import newest_checkpoint, save_checkpoint
 from vitseg.runs.durable import whole_folder, write_json
-from vitseg.runs.folder import RunFolder
+from vitseg.runs.folder import RunFolder, environment
 from vitseg.runs.summary import summarise
 from vitseg.training.device import Machine, resolve
 from vitseg.training.evaluate import evaluate
@@ -30,26 +30,33 @@ def train(recipe: Recipe, folder: str | Path | None = None) -> Iterator[Event]:
     An iterable of events: nothing is trained until it is asked for them, and no more once it is not. Data, model and
     settings are checked before the folder is made; anything wrong is a VitsegError.
     """
-    data, model, machine = prepare(recipe)
-    run = RunFolder.create(folder, recipe, data, model, machine)
-    yield from _recorded(run, recipe, data, model, machine, state=None)
+    work = prepare(recipe)
+    run = RunFolder.create(folder, recipe, work.data, environment(work.model, work.machine))
+    yield from _recorded(run, recipe, work, state=None)
 
 
 def resume(folder: str | Path) -> Iterator[Event]:
     """Go on with a run from its newest whole checkpoint. Yields what happens from there on."""
     run = RunFolder(folder)
-    recipe = run.recipe
+    recipe = run.resolved_recipe()
     if run.summary_file.exists():
         raise RunError(f"{run.path}: this run has ended.", "Read it with vitseg.replay(folder).")
-    state = newest_checkpoint(run.checkpoints)
-    if state is None:
-        raise RunError(f"{run.path}: holds no whole checkpoint.", "It ended in its first epoch; start it again.")
-    data, model, machine = prepare(recipe)
-    run.cut_back(state["sequence"], state["offset"])
-    yield from _recorded(run, recipe, data, model, machine, state)
+    state = newest_checkpoint(run.checkpoints)  # None: it was cut off in its first epoch, and begins again
+    work = prepare(recipe)
+    run.check_split(work.data)
+    run.cut_back(state["sequence"] if state else 0, state["offset"] if state else 0)
+    yield from _recorded(run, recipe, work, state)
 
 
-def prepare(recipe: Recipe) -> tuple[SegmentationData, Segmenter, Machine]:
+class Work(NamedTuple):
+    """What a recipe is carried out on."""
+
+    data: SegmentationData
+    model: Segmenter
+    machine: Machine
+
+
+def prepare(recipe: Recipe) -> Work:
     """Data, model and machine of a recipe, every setting checked against them."""
     machine = resolve(recipe)
     machine.settle()
@@ -58,13 +65,11 @@ def prepare(recipe: Recipe) -> tuple[SegmentationData, Segmenter, Machine]:
     for number in range(1, len(recipe.stages) + 1):
         depth_of_stage(recipe, number, model)
     SegmentationLoss(recipe.loss, len(data.classes))
-    return data, model, machine
+    return Work(data, model, machine)
 
 
-def _recorded(
-    run: RunFolder, recipe: Recipe, data: SegmentationData, model: Segmenter, machine: Machine, state: dict[str, Any] | None
-) -> Iterator[Event]:
-    for event, training in _stages(run, recipe, data, model, machine, state):
+def _recorded(run: RunFolder, recipe: Recipe, work: Work, state: dict[str, Any] | None) -> Iterator[Event]:
+    for event, training in _stages(run, recipe, work, state):
         if not event.transient:
             run.record(event)
         if isinstance(event, EpochEnded):
@@ -75,14 +80,14 @@ def _recorded(
 
 
 def _stages(
-    run: RunFolder, recipe: Recipe, data: SegmentationData, model: Segmenter, machine: Machine, state: dict[str, Any] | None
+    run: RunFolder, recipe: Recipe, work: Work, state: dict[str, Any] | None
 ) -> Generator[tuple[Event, StageTraining | None], None, None]:
     """Every event of the run with the stage it is of. `state` is where to go on from."""
     if state is None:
-        yield _started(recipe, data, model, machine), None
+        yield _started(run.recipe, work), None  # as asked for; what "auto" became stands beside it
     epochs, steps = (state["epochs_before"], state["steps_before"]) if state else (0, 0)
     for number in range(state["stage"] if state else 1, len(recipe.stages) + 1):
-        training = StageTraining(recipe, number, model, data, epochs_before=epochs, steps_before=steps)
+        training = StageTraining(recipe, number, work.model, work.data, epochs_before=epochs, steps_before=steps)
         if state is not None:
             training.load_state_dict(state)
             state = None
@@ -91,12 +96,13 @@ def _stages(
         epochs, steps = epochs + training.epoch, steps + training.step
         _keep_stage_end(run, number, training)
         if number == len(recipe.stages) or recipe.stages[number].start_from == "best":
-            load_weights(model, training.best_weights)
-    yield from ((event, None) for event in _end(run, recipe, data, model))
+            load_weights(work.model, training.best_weights)
+    yield from ((event, None) for event in _end(run, recipe, work))
 
 
-def _end(run: RunFolder, recipe: Recipe, data: SegmentationData, model: Segmenter) -> Iterator[Event]:
+def _end(run: RunFolder, recipe: Recipe, work: Work) -> Iterator[Event]:
     """Save the best weights, score them, and the test images, once."""
+    data, model, _ = work
     with whole_folder(run.best) as aside:
         model.save_pretrained(aside)
     best = yield from evaluate(recipe, model, data, "validation")
@@ -110,7 +116,8 @@ def _keep_stage_end(run: RunFolder, number: int, training: StageTraining) -> Non
         save_file(training.trained_weights(), aside / "last.safetensors")
 
 
-def _started(recipe: Recipe, data: SegmentationData, model: Segmenter, machine: Machine) -> RunStarted:
+def _started(recipe: Recipe, work: Work) -> RunStarted:
+    data, model, machine = work
     return RunStarted(
         recipe=recipe.model_dump(mode="json"),
         classes=list(data.classes),

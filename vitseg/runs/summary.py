@@ -72,4 +72,8 @@ def score_name(mode: str, classes: list[str], background: bool) -> str:
     """What IoU and F1 are over, for headers and hovers."""
     if mode == "binary":
         return f"of {classes[1]!r}"
-    return f"mean over {len(classes)} classes present" if background else f"mean over classes present but {classes[0]!r}"
+    return (
+        f"mean over the classes present in the truth, of {len(classes)}"
+        if background
+        else f"mean over classes present but {classes[0]!r}"
+    )

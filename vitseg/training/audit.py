@@ -157,7 +157,7 @@ def _breach(parts: Sequence[PartAudit], strangers: int, training: bool) -> str:
     ]
     if strangers:
         found.append(f"the optimizer holds {strangers:,} parameters that are not the model's")
-    promise = f"Promised: only {name_parts([p.name for p in trained])} trains. Found:"
+    promise = f"Promised to train: only {name_parts([p.name for p in trained])}. Found:"
     return f"{promise} {'; '.join(found)}." if found else ""
 
 

@@ -46,5 +46,13 @@ def resolve(recipe: Recipe) -> Machine:
         precision = "fp32" if name != "cuda" else "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
     if precision == "fp16" and name != "cuda":
         raise ConfigError("precision", "fp16", "fp32, bf16", f"fp16 needs cuda, the device is {name}.")
-    threads = (os.cpu_count() or 1) if recipe.threads == "auto" else recipe.threads
+    threads = _cores() if recipe.threads == "auto" else recipe.threads
     return Machine(torch.device(name), precision, threads)
+
+
+def _cores() -> int:
+    """The cores that this process may use, which in a container are fewer than the machine has."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        return os.cpu_count() or 1

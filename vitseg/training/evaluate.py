@@ -34,7 +34,7 @@ def evaluate(
     for number, batch in enumerate(data.batches(keys, recipe.batch_size, recipe.workers), start=1):
         machine.settle()
         masks = batch.masks.to(machine.device)
-        with torch.no_grad(), machine.autocast():
+        with torch.no_grad():  # in full precision, as predict does: the score is that of the saved model
             logits = model(batch.images.to(machine.device)).float()
             sums, counts = sums + loss.sums(logits, masks), counts + loss.counts(masks)
         for image_logits, original in zip(logits, batch.originals, strict=True):

@@ -70,8 +70,6 @@ class StageTraining:
         self.best_epoch, self.best_weights = 0, {}
         self._start_running_totals()
 
-    # ------------------------------------------------------------------ the stage, top to bottom
-
     def __iter__(self) -> Iterator[Event]:
         self.machine.settle()
         report = audit(self.model, self.optimizer, self.unfrozen).check()
@@ -104,8 +102,6 @@ class StageTraining:
         )
 
     def _train_epoch(self) -> Iterator[BatchEnded]:
-        self._check_freeze()
-        self.model.train()
         for portions in self._portions():
             yield self._train_step(portions)
 
@@ -113,6 +109,7 @@ class StageTraining:
         """One optimizer step, over all portions of a batch."""
         self.machine.settle()
         self._check_freeze()
+        self.model.train()  # somebody may have evaluated it between two steps
         self.contract.check(self.steps_before + self.step + 1, self.optimizer)
         self.lr = used_lr(self.optimizer)
         loss = self._backward(portions)
@@ -162,8 +159,6 @@ class StageTraining:
             audit=what_moved(after),
         )
 
-    # ------------------------------------------------------------------ one step, in pieces
-
     def _portions(self) -> Iterator[list[Batch]]:
         """The batches of the epoch that are left, each as `accumulate` portions."""
         epoch, r = self.epoch + 1, self.recipe
@@ -207,15 +202,15 @@ class StageTraining:
                 "Nothing was changed by this step. Lower the LR, or look at these images.",
             )
 
-    def _clip(self) -> float:
-        """Gradient norm before clipping, over all that trains."""
+    def _clip(self) -> float | None:
+        """Gradient norm before clipping, over all that trains; None where mixed precision overflowed."""
         self.scaler.unscale_(self.optimizer)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm or math.inf).item()
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             step = self.steps_before + self.step + 1
             raise TrainingError(f"The gradient of step {step} is {norm}.", "Nothing was changed by it. Lower the LR.")
-        return norm if math.isfinite(norm) else 0.0
+        return norm if math.isfinite(norm) else None
 
     def _step_optimizer(self) -> bool:
         """False where mixed precision overflowed and the step was skipped."""
@@ -233,8 +228,6 @@ class StageTraining:
         planned = [plan.planned_lr(self.stage, n, self.batches, self.skipped) for n in steps]
         return LRContract(planned, first_step=self.steps_before + 1)
 
-    # ------------------------------------------------------------------ evaluation
-
     def _evaluate(self, split: str) -> Generator[Event, None, dict[str, Any]]:
         return (yield from evaluate(self.recipe, self.model, self.data, split, self.number, self.epochs_before + self.epoch))
 
@@ -248,8 +241,6 @@ class StageTraining:
     def _finished(self) -> bool:
         patience = self.stage.patience
         return self.epoch >= self.stage.epochs or (patience is not None and self.epoch - self.best_epoch >= patience)
-
-    # ------------------------------------------------------------------ weights and state
 
     def trained_weights(self) -> Weights:
         """A copy, on the CPU, of every weight that this stage or an earlier one may have changed."""

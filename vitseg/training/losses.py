@@ -40,7 +40,7 @@ class SegmentationLoss:
     def counts(self, masks: Tensor) -> Tensor:
         """What the sums are to be divided by: (weight of the pixels, number of images)."""
         valid = masks != IGNORE
-        pixels = torch.bincount(masks[valid], minlength=len(self.weights)).to(self.weights) @ self.weights
+        pixels = torch.bincount(masks[valid], minlength=len(self.weights)).to(self.weights).mul(self.weights).sum()
         images = valid.flatten(1).any(1).sum() if self.cfg.dice_over == "image" else valid.any()
         return torch.stack([pixels, images.to(self.weights)])
 

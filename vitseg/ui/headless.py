@@ -44,9 +44,6 @@ def execute(path: Path) -> nbformat.NotebookNode:
 
 
 def main() -> int:
-    """Execute the notebook named; $VITSEG_DATA, the folder it is to train on, is relative to where this was called."""
-    if data := os.environ.pop("VITSEG_DATA", ""):
-        os.environ["VITSEG_DATA"] = str(Path(data).expanduser().absolute())
     try:
         execute(Path(sys.argv[1]))
     except CellExecutionError as error:
