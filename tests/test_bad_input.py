@@ -169,7 +169,7 @@ DATA = {
 }  # fmt: skip
 WEIGHTS = {
     "unknown encoder": Case(
-        WeightsError, ("'dinov2-smal-packaged' is neither a folder", "Did you mean 'dinov2-small-packaged'?", "save_pretrained"),
+        WeightsError, ("'dinov2-smal-packaged' is neither", "Did you mean 'dinov2-small-packaged'?", "save_pretrained"),
         settings={"model.encoder": "dinov2-smal-packaged"},
     ),
     "no network": Case(
