@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from vitseg.errors import RecipeError
 from vitseg.origin import Reading, from_training_config
@@ -385,6 +386,34 @@ def test_presets_take_a_folder_and_keep_its_absolute_path(tmp_path: Path, monkey
     expected = Folder(path=str(tmp_path / "my" / "wounds"))
     assert quick("my/wounds").data.source == giant("my/wounds").data.source == expected
     assert quick("my/wounds").name == "wounds"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "canvas"),
+    [
+        ([(480, 360)], (252, 336)),  # (width, height) as Pillow has it
+        ([(360, 480)], (336, 252)),
+        ([(256, 256)], (252, 252)),
+        ([(300, 300), (480, 360), (480, 360)], (252, 336)),  # the median image
+        ([(2000, 100)], (252, 504)),  # 1:2 at most
+        ([], (252, 252)),
+    ],
+)
+@pytest.mark.parametrize("place", ["images", "train/images"])
+def test_quick_takes_the_proportions_of_the_images(sizes, canvas, place, tmp_path: Path):
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / place / "notes.txt").write_text("no image")
+    for i, size in enumerate(sizes):
+        Image.new("L", size).save(tmp_path / place / f"{i}.png")
+    assert quick(tmp_path).data.size == canvas
+
+
+def test_quick_sees_an_image_upright(tmp_path: Path):
+    (tmp_path / "images").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (480, 360)).save(tmp_path / "images" / "a.jpg", exif=exif)
+    assert quick(tmp_path).data.size == (336, 252)
 
 
 @pytest.mark.parametrize("name", ["My wounds", "Füße", "漢字", "-x-", "_data", "a" * 200])

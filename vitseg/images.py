@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 IGNORE = 255
 """Class id of pixels that count nowhere: padding, void, what a rotation brings in."""
@@ -48,6 +48,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ground = Image.new("RGBA", image.size, (*FILL, 255))
         image = Image.alpha_composite(ground, image.convert("RGBA"))
     return image.convert("RGB")
+
+
+def size_of(path: str | Path) -> Size | None:
+    """(height, width) of an image once upright, from its header alone; None for what is no image."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation) in {5, 6, 7, 8}
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except UNREADABLE:
+        return None
 
 
 def fitted_size(original: Size, size: Size) -> Size:

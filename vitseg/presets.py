@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from statistics import median
 
+from vitseg.images import size_of
 from vitseg.recipe import AdamW, CosineRestarts, Data, Exponential, Folder, Generated, Loss, Model, Recipe, Stage
 
 
 def quick(folder: str | Path | None = None) -> Recipe:
     """Three stages on DINOv2-small. Without a folder: the built-in generated images, minutes on two CPU cores.
 
-    With a folder of images and masks: more pixels and more epochs, since real images are worth them.
+    With a folder of images and masks: more pixels, in the images' own proportions, and more epochs, since real images
+    are worth them.
     """
     if folder is None:
         return Recipe(name="quick", data=Data(source=Generated()), batch_size=6, stages=_three_stages(6, 3, 3))
-    data = Data(source=_folder(folder), size=(224, 224))
+    data = Data(source=_folder(folder), size=_canvas(Path(folder).expanduser()))
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(folder).resolve().name).strip("-._")[:40] or "run"
-    return Recipe(name=name, data=data, stages=_three_stages(16, 6, 6))
+    return Recipe(name=name, data=data, batch_size=4, stages=_three_stages(16, 6, 6))
 
 
 def _folder(path: str | Path) -> Folder:
     """Absolute, so that the run can be reported and resumed from elsewhere."""
     return Folder(path=str(Path(path).expanduser().absolute()))
+
+
+def _canvas(folder: Path, shorter: int = 252, patch: int = 14) -> tuple[int, int]:
+    """(height, width) in whole patches, in the median proportions of the folder's first 25 images, 1:2 at most.
+
+    Square where no image can be read: what is wrong with a folder is said when its data are loaded.
+    """
+    places = (folder / "train" / "images", folder / "images")
+    files = sorted(next((p for p in places if p.is_dir()), folder).glob("[!.]*"))[:25]
+    ratio = median([height / width for height, width in filter(None, map(size_of, files))] or [1.0])
+    longer = round(shorter * min(max(ratio, 1 / ratio), 2.0) / patch) * patch
+    return (longer, shorter) if ratio > 1 else (shorter, longer)
 
 
 def _three_stages(first: int, second: int, third: int) -> tuple[Stage, ...]:

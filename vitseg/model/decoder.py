@@ -1,7 +1,8 @@
 """Decoders: from feature maps of four depths, all on the patch grid, to logits.
 
 A ViT has no pyramid: its four skips have one size. `lean` and `unet` make one, by upsampling the deeper maps and
-meeting the shallower ones on the way. Convolutions on the patch grid are cheap; those at x8 set the price.
+meeting the shallower ones on the way. Convolutions on the patch grid are cheap; those at x8 set the price. What the
+encoder knows already need not squeeze through the pyramid's few channels: it goes to the logits directly.
 """
 
 from __future__ import annotations
@@ -34,7 +35,11 @@ class _Meet(nn.Module):
 
 
 class PyramidDecoder(nn.Module):
-    """A U-Net decoder: deepest skip first, one level a skip, `scales` times the patch grid."""
+    """A U-Net decoder: deepest skip first, one level a skip, `scales` times the patch grid.
+
+    Its logits are added to those of `direct`, a linear reading of the four skips. Channels of a ViT differ in scale
+    by an order of magnitude; one GroupNorm over each skip puts the four on an equal footing, image by image.
+    """
 
     def __init__(self, width: int, classes: int, dropout: float, *, widths: tuple, scales: tuple, convolutions: int):
         super().__init__()
@@ -46,13 +51,16 @@ class PyramidDecoder(nn.Module):
         )
         self.dropout = KeyedDropout(dropout, "decoder")
         self.classify = nn.Conv2d(widths[-1], classes, 1)
+        self.norm = nn.GroupNorm(4, 4 * width)
+        self.direct = nn.Conv2d(4 * width, classes, 1)
 
     def forward(self, skips: list[Tensor], size: tuple[int, int]) -> Tensor:
         """Four maps (B, D, h, w), shallow to deep, to logits (B, classes, *size)."""
         x = self.start(skips[-1])
         for level, skip in zip(self.levels, reversed(skips[:-1]), strict=True):
             x = level(x, skip)
-        return _resize(self.classify(self.dropout(x)), size)
+        direct = self.direct(self.norm(torch.cat(skips, dim=1)))
+        return _resize(self.classify(self.dropout(x)), size) + _resize(direct, size)
 
 
 class LinearDecoder(nn.Module):
@@ -88,11 +96,13 @@ def build_decoder(name: str, width: int, classes: int, dropout: float, seed: int
 
 @torch.no_grad()
 def _initialise(decoder: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Convolutions after He et al. 2015, norms at identity."""
+    """Convolutions after He et al. 2015, norms at identity; the direct reading begins at 0 and adds nothing yet."""
     for name, module in decoder.named_modules():
         if isinstance(module, nn.Conv2d):
             follows = "linear" if name == "classify" else "relu"
             nn.init.kaiming_normal_(module.weight, nonlinearity=follows, generator=generator)
+            if name == "direct":
+                module.weight.zero_()
             if module.bias is not None:
                 module.bias.zero_()
         elif isinstance(module, nn.GroupNorm):

@@ -74,7 +74,8 @@ class Encoder(nn.Module):
         """Tokens (B, N, D), normed, class and register tokens removed, on the patch grid (B, D, h, w)."""
         patches = self.norm(tokens)[:, self.prefix_tokens :]
         height, width = size[0] // self.patch, size[1] // self.patch
-        return patches.transpose(1, 2).unflatten(2, (height, width))
+        # contiguous: as a view, GroupNorm's backward pass crashes on the CPU (torch 2.13), and convolutions are slower
+        return patches.transpose(1, 2).unflatten(2, (height, width)).contiguous()
 
     def train(self, mode: bool = True) -> Encoder:
         super().train(mode)
