@@ -21,10 +21,11 @@ _PUBLIC = {
     "vitseg.training.audit": ("LRContract", "audit"),
     "vitseg.training.loop": ("StageTraining",),
     "vitseg.runs.folder": ("RunFolder", "new_run", "replay", "runs_root"),
-    "vitseg.runs.run": ("resume", "train"),
+    "vitseg.runs.run": ("fork", "resume", "train"),
     "vitseg.ui.console": ("progress",),
     "vitseg.ui.pictures": ("contact_sheet",),
     "vitseg.ui.report": ("report",),
+    "vitseg.ui.workbench": ("Workbench", "watch"),
 }  # fmt: skip
 _WHERE = {name: module for module, names in _PUBLIC.items() for name in names}
 _WHERE["load"] = "vitseg.model.segmenter"

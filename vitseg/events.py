@@ -17,7 +17,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class RunStarted(Event):
-    """The run as resolved: what "auto" became, how many images, which classes, which weights."""
+    """The run as resolved: what "auto" became, how many images, which classes, which weights.
+
+    `parent` is, for a fork, the run whose stages 1 .. `stage` were inherited.
+    """
 
     recipe: dict[str, Any]
     classes: list[str]
@@ -32,6 +35,7 @@ class RunStarted(Event):
     threads: int
     encoder: dict[str, str]
     masks: str
+    parent: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

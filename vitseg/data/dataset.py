@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -123,6 +124,7 @@ class SegmentationData(Dataset[Sample]):
             num_workers=workers,
             collate_fn=self._collate,
             generator=torch.Generator().manual_seed(0),  # else it draws from the global one
+            worker_init_fn=_deaf_to_interrupts,
         )
         for batch in loader:
             if isinstance(batch, VitsegError):
@@ -145,6 +147,11 @@ class SegmentationData(Dataset[Sample]):
         names = list(self.splits["train"])
         random.Random(seed_for(seed, "order", stage, epoch)).shuffle(names)
         return names
+
+
+def _deaf_to_interrupts(worker: int) -> None:
+    """A notebook's interrupt reaches every process of the kernel; it is meant for a cell, not for a run in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Guarded(Dataset["Sample | VitsegError"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from vitseg.data.dataset import SegmentationData
 from vitseg.errors import RunError
-from vitseg.events import EpochEnded, Event, from_json, to_json
+from vitseg.events import EpochEnded, Event, RunStarted, StageEnded, from_json, to_json
 from vitseg.model.segmenter import Segmenter
 from vitseg.recipe import Recipe, load_recipe
 from vitseg.runs.durable import write_json, write_text
@@ -49,6 +51,7 @@ class RunFolder:
             self.path / "best",
             self.path / "summary.json",
         )
+        self.fork_file = self.path / "fork.json"
         self.sequence, self._seconds_before = 0, 0.0
         self._started = time.monotonic()
 
@@ -84,7 +87,7 @@ class RunFolder:
         """The run in numbers. Raises RunError while it has not ended."""
         if not self.summary_file.exists():
             raise RunError(f"{self.path}: this run has not ended.", "Go on with it: vitseg.resume(folder).")
-        return json.loads(self.summary_file.read_text(encoding="utf-8"))
+        return _read_json(self.summary_file, "stages", "best")
 
     def check_split(self, data: SegmentationData) -> None:
         """Raises RunError unless the images are split as they were when the run began."""
@@ -124,13 +127,58 @@ class RunFolder:
             for line in file:
                 if not line.endswith("\n"):
                     return
-                yield from_json(line)
+                try:
+                    yield from_json(line)
+                except ValueError as error:
+                    raise RunError(f"{self.events_file}: {error}.", "It was written by another version, or changed.") from None
+
+    def up_to(self, stage: int) -> list[Event]:
+        """The events of stages 1 .. `stage`, the last one its StageEnded. Raises RunError if it has not ended."""
+        found: list[Event] = []
+        for event in self.events():
+            if not isinstance(event, RunStarted):
+                found.append(event)
+            if isinstance(event, StageEnded) and event.stage == stage and (self.path / "stages" / str(stage)).is_dir():
+                return found
+        raise RunError(f"{self.path}: stage {stage} of this run has not ended.", "Start from another stage, or resume it.")
+
+    def forked(self) -> dict[str, Any] | None:
+        """Where a fork's own part begins: `parent`, `stage`, `sequence` and `offset`; None for a run of its own."""
+        return _read_json(self.fork_file, "parent", "stage", "sequence", "offset") if self.fork_file.exists() else None
+
+    def ended_stages(self) -> list[int]:
+        """Numbers of the stages whose weights are kept."""
+        return sorted(int(p.name) for p in (self.path / "stages").glob("*") if p.name.isdecimal())
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Held by whoever trains the run. Raises RunError while another does, in this process or another."""
+        lock = FileLock(self.path / ".lock", timeout=0, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunError(f"{self.path}: is being trained elsewhere.", "Wait for its end, or stop it there.") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def timings(self) -> list[tuple[int, float]]:
         """(sequence number, seconds for which a process has held the run) of every event."""
         lines = self.timings_file.read_text(encoding="utf-8").splitlines(keepends=True)
         records = [json.loads(line) for line in lines if line.endswith("\n")]
         return [(r["seq"], r["seconds"]) for r in records]
+
+
+def _read_json(path: Path, *names: str) -> dict[str, Any]:
+    """A file of ours. Raises RunError unless it is a JSON object with those names."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if missing := [name for name in names if name not in found]:
+            raise ValueError(f"{missing[0]} is missing")
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path}: not a file that vitseg wrote ({error}).", "Delete the run, or restore the file.") from None
+    return found
 
 
 def environment(model: Segmenter, machine: Machine) -> dict[str, Any]:

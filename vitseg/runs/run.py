@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from vitseg.data.dataset import SegmentationData
 from vitseg.errors import RunError
-from vitseg.events import EpochEnded, Event, RunEnded, RunStarted
+from vitseg.events import EpochEnded, Event, RunEnded, RunStarted, StageEnded
 from vitseg.model.segmenter import Segmenter, build_segmenter
 from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import newest_checkpoint, save_checkpoint
@@ -24,28 +25,75 @@ from vitseg.training.losses import SegmentationLoss
 from vitseg.training.weights import load_weights
 
 
-def train(recipe: Recipe, folder: str | Path | None = None) -> Iterator[Event]:
+def train(recipe: Recipe, folder: str | Path | None = None, work: Work | None = None) -> Generator[Event]:
     """Train all stages of a recipe and record them in `folder` (a new one under `runs_root()` by default).
 
     An iterable of events: nothing is trained until it is asked for them, and no more once it is not. Data, model and
-    settings are checked before the folder is made; anything wrong is a VitsegError.
+    settings are checked before the folder is made; anything wrong is a VitsegError. `work` is what `prepare(recipe)`
+    gave, for a caller who wants to look at the model meanwhile; it serves one run.
     """
-    work = prepare(recipe)
+    work = work or prepare(recipe)
     run = RunFolder.create(folder, recipe, work.data, environment(work.model, work.machine))
-    yield from _recorded(run, recipe, work, state=None)
+    with run.locked():
+        yield from _recorded(run, recipe, work)
 
 
-def resume(folder: str | Path) -> Iterator[Event]:
+def fork(
+    parent: str | Path, stage: int, recipe: Recipe, folder: str | Path | None = None, work: Work | None = None
+) -> Generator[Event]:
+    """A new run that inherits stages 1 .. `stage` of another and trains the later ones of `recipe`.
+
+    Yields the inherited events first, so that the new run is complete. Raises RunError, naming every difference, if
+    `recipe`, the machine or the encoder's weights differ in anything that those stages were trained with.
+    """
+    source = RunFolder(parent)
+    inherited = source.up_to(stage)
+    if stage >= len(recipe.stages):
+        raise RunError(f"There is no stage after stage {stage} in this recipe.", "Add one, or fork from an earlier stage.")
+    _refuse(source, stage, differences(source.recipe, recipe, stage))
+    work = work or prepare(recipe)
+    source.check_split(work.data)
+    started = _started(recipe, work, {"run": source.path.name, "stage": stage})
+    before = next(e for e in source.events() if isinstance(e, RunStarted))
+    _refuse(source, stage, [
+        f"{name}: {getattr(started, name)!r}, the parent had {getattr(before, name)!r}."
+        for name in ("device", "precision", "threads", "encoder", "classes", "mode", "masks")
+        if getattr(started, name) != getattr(before, name)
+    ])  # fmt: skip
+    run = RunFolder.create(folder, recipe, work.data, environment(work.model, work.machine))
+    for number in range(1, stage + 1):
+        shutil.copytree(run_stage(source, number), run_stage(run, number))
+    with run.locked():
+        for event in (started, *inherited):
+            run.record(event)
+        offset = run.events_file.stat().st_size
+        write_json(run.fork_file, {"parent": str(source.path), "stage": stage, "sequence": run.sequence, "offset": offset})
+        yield from (started, *inherited)
+        yield from _recorded(run, recipe, work, after=inherited[-1])
+
+
+def resume(folder: str | Path, work: Work | None = None) -> Generator[Event]:
     """Go on with a run from its newest whole checkpoint. Yields what happens from there on."""
     run = RunFolder(folder)
     recipe = run.resolved_recipe()
     if run.summary_file.exists():
         raise RunError(f"{run.path}: this run has ended.", "Read it with vitseg.replay(folder).")
-    state = newest_checkpoint(run.checkpoints)  # None: it was cut off in its first epoch, and begins again
-    work = prepare(recipe)
-    run.check_split(work.data)
-    run.cut_back(state["sequence"] if state else 0, state["offset"] if state else 0)
-    yield from _recorded(run, recipe, work, state)
+    with run.locked():
+        state = newest_checkpoint(run.checkpoints)  # None: it was cut off in its first epoch, and begins again
+        work = work or prepare(recipe)
+        run.check_split(work.data)
+        forked = run.forked()
+        place = state or forked or {"sequence": 0, "offset": 0}
+        run.cut_back(place["sequence"], place["offset"])
+        after = run.up_to(forked["stage"])[-1] if forked and not state else None
+        yield from _recorded(run, recipe, work, state, after)
+
+
+def kept_events(folder: str | Path) -> list[Event]:
+    """The events of a run that `resume` will not let happen again: those up to the checkpoint it goes on from."""
+    run = RunFolder(folder)
+    place = newest_checkpoint(run.checkpoints) or run.forked() or {"sequence": 0}
+    return list(run.events())[: place["sequence"]]
 
 
 class Work(NamedTuple):
@@ -68,8 +116,10 @@ def prepare(recipe: Recipe) -> Work:
     return Work(data, model, machine)
 
 
-def _recorded(run: RunFolder, recipe: Recipe, work: Work, state: dict[str, Any] | None) -> Iterator[Event]:
-    for event, training in _stages(run, recipe, work, state):
+def _recorded(
+    run: RunFolder, recipe: Recipe, work: Work, state: dict[str, Any] | None = None, after: StageEnded | None = None
+) -> Generator[Event]:
+    for event, training in _stages(run, recipe, work, state, after):
         if not event.transient:
             run.record(event)
         if isinstance(event, EpochEnded):
@@ -80,13 +130,19 @@ def _recorded(run: RunFolder, recipe: Recipe, work: Work, state: dict[str, Any] 
 
 
 def _stages(
-    run: RunFolder, recipe: Recipe, work: Work, state: dict[str, Any] | None
+    run: RunFolder, recipe: Recipe, work: Work, state: dict[str, Any] | None, after: StageEnded | None
 ) -> Generator[tuple[Event, StageTraining | None], None, None]:
-    """Every event of the run with the stage it is of. `state` is where to go on from."""
-    if state is None:
+    """Every event of the run with the stage it is of. It goes on from `state`, or `after` an inherited stage."""
+    first, epochs, steps = 1, 0, 0
+    if after is not None:
+        first, epochs, steps = after.stage + 1, after.epoch, after.step
+        which = recipe.stages[after.stage].start_from
+        load_weights(work.model, load_file(run_stage(run, after.stage) / f"{which}.safetensors"))
+    elif state is not None:
+        first, epochs, steps = state["stage"], state["epochs_before"], state["steps_before"]
+    else:
         yield _started(run.recipe, work), None  # as asked for; what "auto" became stands beside it
-    epochs, steps = (state["epochs_before"], state["steps_before"]) if state else (0, 0)
-    for number in range(state["stage"] if state else 1, len(recipe.stages) + 1):
+    for number in range(first, len(recipe.stages) + 1):
         training = StageTraining(recipe, number, work.model, work.data, epochs_before=epochs, steps_before=steps)
         if state is not None:
             training.load_state_dict(state)
@@ -111,12 +167,49 @@ def _end(run: RunFolder, recipe: Recipe, work: Work) -> Iterator[Event]:
 
 
 def _keep_stage_end(run: RunFolder, number: int, training: StageTraining) -> None:
-    with whole_folder(run.path / "stages" / str(number)) as aside:
+    with whole_folder(run_stage(run, number)) as aside:
         save_file(training.best_weights, aside / "best.safetensors")
         save_file(training.trained_weights(), aside / "last.safetensors")
 
 
-def _started(recipe: Recipe, work: Work) -> RunStarted:
+def run_stage(run: RunFolder, number: int) -> Path:
+    """Where the weights at the end of a stage are kept."""
+    return run.path / "stages" / str(number)
+
+
+_FREE = {"name", "workers", "device", "precision", "threads"}
+"""What a fork may change; device, precision and threads are compared as what they became."""
+
+
+def differences(old: Recipe, new: Recipe, stage: int) -> list[str]:
+    """What stages 1 .. `stage` of two recipes were, or would be, trained with, where that differs."""
+    before, after = (dict(_flat(r.model_copy(update={"stages": r.stages[:stage]}).model_dump(mode="json"))) for r in (old, new))
+    names = [name for name in before | after if name.partition(".")[0] not in _FREE]
+    none = "nothing"
+    return [
+        f"{name}: {after.get(name, none)!r}, the parent has {before.get(name, none)!r}."
+        for name in names
+        if before.get(name, none) != after.get(name, none)
+    ]
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested settings with their dotted paths, as `Recipe.replace` takes them."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if inner is None:
+        yield path, value
+        return
+    for name, child in inner:
+        yield from _flat(child, f"{path}.{name}" if path else str(name))
+
+
+def _refuse(source: RunFolder, stage: int, found: list[str]) -> None:
+    if found:
+        mend = "Only later stages, name and workers of a fork may differ; train a new run for other changes."
+        raise RunError(f"{source.path}: stage {stage} was trained otherwise. {' '.join(found)}", mend)
+
+
+def _started(recipe: Recipe, work: Work, parent: dict[str, Any] | None = None) -> RunStarted:
     data, model, machine = work
     return RunStarted(
         recipe=recipe.model_dump(mode="json"),
@@ -132,4 +225,5 @@ def _started(recipe: Recipe, work: Work) -> RunStarted:
         threads=machine.threads,
         encoder=model.shape.source,
         masks=data.masks,
+        parent=parent,
     )

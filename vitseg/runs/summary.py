@@ -19,7 +19,7 @@ def summarise(events: Iterable[Event], seconds: list[float]) -> dict[str, Any]:
         match event:
             case RunStarted():
                 summary = _header(event) | summary
-                recipe = event.recipe
+                recipe, inherited = event.recipe, event.parent["stage"] if event.parent else 0
             case StageStarted():
                 began = last
                 rows.append(_stage_row(event, recipe["stages"][event.stage - 1]["schedule"]))
@@ -30,7 +30,7 @@ def summarise(events: Iterable[Event], seconds: list[float]) -> dict[str, Any]:
                 rows[-1]["schedule"]["steps_taken"] = event.schedule_steps
                 rows[-1] |= {
                     "epochs": event.epochs,
-                    "seconds": round(second - began, 1),
+                    "seconds": None if event.stage <= inherited else round(second - began, 1),
                     "best": {k: event.best[k] for k in _SHOWN},
                     "best_epoch": event.best_epoch,
                     "stopped_early": event.stopped_early,

@@ -83,7 +83,7 @@ class StageTraining:
 
     def _begin(self, report: AuditReport) -> Generator[Event, None, StageStarted]:
         """Score the start weights: they are epoch 0, and may stay the best."""
-        score = yield from self._evaluate("validation")
+        score = yield from self._evaluate(self.epochs_before)
         self.best, self.best_epoch, self.best_weights = score, 0, self.trained_weights()
         return StageStarted(
             stage=self.number,
@@ -95,7 +95,10 @@ class StageTraining:
             schedule=plan.describe(self.stage),
             total=report.total,
             trainable=report.trainable,
-            parts=[{"name": p.name, "parameters": p.parameters, "trains": p.should_train} for p in report.parts],
+            parts=[
+                {"name": p.name, "parameters": p.parameters, "trains": p.should_train, "in_optimizer": p.in_optimizer}
+                for p in report.parts
+            ],
             audit=str(report),
             notes=plan.notes(self.stage, self.batches),
             validation=score,
@@ -134,7 +137,7 @@ class StageTraining:
         )
 
     def _end_epoch(self) -> Generator[Event, None, EpochEnded]:
-        score = yield from self._evaluate("validation")
+        score = yield from self._evaluate(self.epochs_before + self.epoch + 1)
         self.schedule.after_epoch()
         self.epoch, self.batch = self.epoch + 1, 0
         if better := _key(score) > _key(self.best):
@@ -228,8 +231,8 @@ class StageTraining:
         planned = [plan.planned_lr(self.stage, n, self.batches, self.skipped) for n in steps]
         return LRContract(planned, first_step=self.steps_before + 1)
 
-    def _evaluate(self, split: str) -> Generator[Event, None, dict[str, Any]]:
-        return (yield from evaluate(self.recipe, self.model, self.data, split, self.number, self.epochs_before + self.epoch))
+    def _evaluate(self, epoch: int) -> Generator[Event, None, dict[str, Any]]:
+        return (yield from evaluate(self.recipe, self.model, self.data, "validation", self.number, epoch))
 
     def _scores(self, matrix: Tensor) -> dict[str, Any]:
         return scores(matrix, self.data.mode, self.recipe.data.score_background)

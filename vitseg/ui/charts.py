@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,72 +9,104 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vitseg import plan
-from vitseg.events import BatchEnded, EpochEnded, Event, RunStarted, StageEnded, StageStarted
+from vitseg.events import EpochEnded, Event, RunStarted, StageStarted
 from vitseg.recipe import Recipe
 from vitseg.ui import theme
+from vitseg.ui.curves import Curves, Points
 
 
 def curves(events: Iterable[Event]) -> go.Figure:
     """Learning rate, loss, IoU and F1 over epochs, a band for each stage."""
-    events = list(events)
-    figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.05, row_heights=[0.28, 0.34, 0.38])
-    for row, traces in enumerate((lr_traces(events), loss_traces(events), score_traces(events)), start=1):
-        for trace in traces:
-            figure.add_trace(trace, row=row, col=1)
-    for row, (title, kind) in enumerate((("learning rate", "log"), ("loss", "linear"), ("IoU, F1", "linear")), start=1):
-        figure.update_yaxes(title_text=title, type=kind, row=row, col=1)
-    figure.update_yaxes(exponentformat="power", dtick=1, row=1, col=1)
-    figure.update_yaxes(rangemode="tozero", row=3, col=1)
-    figure.update_xaxes(title_text="epoch", row=3, col=1)
-    _bands(figure, events)
-    tops = {"legend": 1.0, "legend2": 0.72, "legend3": 0.36}  # each beside its own row
-    legends = {name: {"y": y, "yanchor": "top", "x": 1.01, "bgcolor": "rgba(0,0,0,0)"} for name, y in tops.items()}
-    return figure.update_layout(template=theme.TEMPLATE, height=720, hovermode="x", **legends)
+    return curves_figure(Curves.of(events))
 
 
-def lr_traces(events: Sequence[Event]) -> list[go.Scatter]:
-    """The LR that was used, and the one that was promised; the encoder's too where it has its own."""
-    batches = [e for e in events if isinstance(e, BatchEnded)]
-    x, steps = [_epoch(e) for e in batches], [e.step for e in batches]
-    hover = "step %{customdata}: %{y:.3g}"
-    traces = []
-    if planned := _planned(events):
-        traces.append(
-            _line(
-                "LR (planned)", [p.epoch for p in planned], [p.lr for p in planned], theme.PLAN, "legend", width=5, opacity=0.45
-            )
-        )
-    traces.append(
-        _line("LR", x, [e.lr["decoder"] for e in batches], theme.TRAIN, "legend", customdata=steps, hovertemplate=hover)
+_STYLE = {
+    "LR (planned)": (1, theme.PLAN, {"width": 5}, {"opacity": 0.45}),
+    "LR": (1, theme.TRAIN, {}, {}),
+    "LR, encoder": (1, theme.SECOND, {}, {}),
+    "train loss": (2, theme.TRAIN, {"width": 1.2}, {}),
+    "valid loss": (2, theme.VALID, {}, {"mode": "lines+markers"}),
+    "train IoU": (3, theme.TRAIN, {"dash": "dot"}, {"mode": "lines+markers"}),
+    "valid IoU": (3, theme.VALID, {}, {"mode": "lines+markers"}),
+    "valid F1": (3, theme.SECOND, {}, {"mode": "lines+markers"}),
+}
+"""Column, colour, line and the rest of each curve."""
+
+_TITLES = (
+    ("learning rate", (("planned", theme.PLAN), ("used", theme.TRAIN), ("encoder", theme.SECOND))),
+    ("loss", (("train", theme.TRAIN), ("valid", theme.VALID))),
+    ("IoU, F1", (("train IoU", theme.TRAIN), ("valid IoU", theme.VALID), ("F1", theme.SECOND))),
+)
+"""Each chart's title, and in place of a legend, which would take width, its curves in their colours."""
+
+_PARENT = {"valid loss": 2, "valid IoU": 3}
+"""What is shown of another run laid beneath."""
+
+
+def curves_figure(curves: Curves, beneath: Curves | None = None, most: int | None = None) -> go.Figure:
+    """Three charts side by side on one epoch axis. `beneath`, the curves of another run, is drawn grey and dotted.
+
+    `most` is the number of points of a curve above which it is thinned.
+    """
+    figure = make_subplots(rows=1, cols=3, shared_xaxes="all", horizontal_spacing=0.07)
+    for name, (column, *_) in _STYLE.items():
+        figure.add_trace(_trace(name, curves, most), row=1, col=column)
+    if beneath is not None:
+        for name, column in _PARENT.items():
+            figure.add_trace(_parent_trace(name, beneath, most), row=1, col=column)
+    for column, (title, names) in enumerate(_TITLES, start=1):
+        figure.update_xaxes(title={"text": "epoch", "font": {"size": 12}}, row=1, col=column)
+        at = {
+            "xref": f"x{column if column > 1 else ''} domain",
+            "x": 0,
+            "xanchor": "left",
+            "yref": "paper",
+            "yanchor": "bottom",
+        }
+        words = " ".join(f'<span style="color:{color}">■ {name}</span>' for name, color in names)
+        figure.add_annotation(text=f"<b>{title}</b><br>{words}", align="left", showarrow=False, y=1.02, font={"size": 12}, **at)
+    figure.update_yaxes(type="log", exponentformat="power", dtick=1, tickfont={"size": 11}, row=1, col=1)
+    figure.update_yaxes(rangemode="tozero", row=1, col=2)
+    figure.update_yaxes(range=[0, 1], row=1, col=3)
+    figure.update_layout(**stage_bands(curves, list(figure.layout.annotations)))
+    margin = {"l": 52, "r": 12, "t": 64, "b": 48}
+    return figure.update_layout(
+        template=theme.TEMPLATE, height=340, hovermode="x", margin=margin, uirevision="stay", showlegend=False, autosize=True
     )
-    encoder = [_encoder_lr(e) for e in batches]
-    if any(lr is not None for lr in encoder):
-        traces.append(_line("LR, encoder", x, encoder, theme.SECOND, "legend", customdata=steps, hovertemplate=hover))
-    return traces
 
 
-def loss_traces(events: Sequence[Event]) -> list[go.Scatter]:
-    batches = [e for e in events if isinstance(e, BatchEnded)]
-    x, y = _validations(events, "loss")
-    steps = [e.step for e in batches]
-    hover = "step %{customdata}: %{y:.3f}"
-    return [
-        _line("train loss", [_epoch(e) for e in batches], [e.loss for e in batches], theme.TRAIN, "legend2",
-              width=1.2, customdata=steps, hovertemplate=hover),
-        _line("valid loss", x, y, theme.VALID, "legend2", mode="lines+markers"),
-    ]  # fmt: skip
+def stage_bands(curves: Curves, others: Sequence[Any] = ()) -> dict[str, list]:
+    """Shapes and annotations of a figure: a coloured band with its number for each stage in each chart, and `others`."""
+    shapes, names = [], list(others)
+    for band in curves.bands:
+        color = theme.stage_color(band.stage)
+        for column in ("", "2", "3"):
+            where = {"xref": f"x{column}", "x0": band.start, "x1": band.end, "yref": "paper", "y0": 0, "y1": 1}
+            shapes.append({"type": "rect", "fillcolor": color, "opacity": 0.09, "line": {"width": 0}, "layer": "below"} | where)
+            at = {"xref": f"x{column}", "x": (band.start + band.end) / 2, "yref": "paper", "y": 1.0, "yanchor": "top"}
+            text = {"text": f"<b>{band.stage}</b>", "hovertext": f"stage {band.stage}: {band.name}"}
+            names.append(text | {"showarrow": False, "font": {"color": color}} | at)
+    return {"shapes": shapes, "annotations": names}
 
 
-def score_traces(events: Sequence[Event]) -> list[go.Scatter]:
-    """IoU and F1 per epoch. At a stage's start its start weights are scored: the curve breaks there."""
-    ended = [e for e in events if isinstance(e, EpochEnded)]
-    iou, f1 = _validations(events, "iou"), _validations(events, "f1")
-    train = [e.train["iou"] for e in ended]
-    return [
-        _line("train IoU", [e.epoch for e in ended], train, theme.TRAIN, "legend3", mode="lines+markers", dash="dot"),
-        _line("valid IoU", *iou, theme.VALID, "legend3", mode="lines+markers"),
-        _line("valid F1", *f1, theme.SECOND, "legend3", mode="lines+markers"),
-    ]
+def trace_data(points: Points, most: int | None = None) -> dict[str, Any]:
+    """What changes of a trace while a run goes on."""
+    x, y, steps = points.arrays(most)
+    return {"x": x, "y": y, "customdata": steps}
+
+
+def _trace(name: str, curves: Curves, most: int | None) -> go.Scatter:
+    _, color, line, more = _STYLE[name]
+    line = {"color": color, "width": 2, "shape": "vh" if name.startswith("LR") else "linear"} | line
+    digits = ".3g" if name.startswith("LR") else ".3f"
+    more = {"mode": "lines", "marker": {"size": 6}, "hovertemplate": f"%{{y:{digits}}} (step %{{customdata}})"} | more
+    return go.Scatter(name=name, line=line, **more, **trace_data(curves.points[name], most))
+
+
+def _parent_trace(name: str, beneath: Curves, most: int | None) -> go.Scatter:
+    line, points = {"color": theme.PLAN, "width": 2, "dash": "dot"}, beneath.points[name]
+    more = {"mode": "lines", "visible": bool(points.x)}
+    return go.Scatter(name=f"{name}, parent", line=line, **more, **trace_data(points, most))
 
 
 def planned_lr(recipe: Recipe, batches_per_epoch: int) -> go.Figure:
@@ -157,69 +188,6 @@ def class_map(events: Iterable[Event]) -> go.Figure:
 
 
 _SHORT = {"embeddings": "E", "final norm": "N", "decoder": "decoder"}
-
-
-def _line(
-    name: str,
-    x: list,
-    y: list,
-    color: str,
-    legend: str,
-    *,
-    width: float = 2,
-    dash: str = "solid",
-    mode: str = "lines",
-    **more: Any,
-) -> go.Scatter:
-    line = {"color": color, "width": width, "dash": dash, "shape": "vh" if name.startswith("LR") else "linear"}
-    return go.Scatter(name=name, x=x, y=y, mode=mode, line=line, marker={"size": 6}, legend=legend, **more)
-
-
-def _epoch(event: BatchEnded) -> float:
-    return event.epoch - 1 + event.batch / event.batches
-
-
-def _encoder_lr(event: BatchEnded) -> float | None:
-    """The LR of the encoder's last group, if it differs from the decoder's."""
-    own = [lr for name, lr in event.lr.items() if not name.startswith("decoder")]
-    return own[-1] if own and own[-1] != event.lr["decoder"] else None
-
-
-def _planned(events: Sequence[Event]) -> list[plan.Planned]:
-    """The plan of the stages begun so far, at the epochs where they really began."""
-    run = next((e for e in events if isinstance(e, RunStarted)), None)
-    if run is None:
-        return []
-    stages = Recipe.model_validate_json(json.dumps(run.recipe)).stages
-    ends = {e.stage: e.epochs for e in events if isinstance(e, StageEnded)}
-    found = []
-    for begun in (e for e in events if isinstance(e, StageStarted)):
-        stage, n = stages[begun.stage - 1], run.batches_per_epoch
-        for batch in range(1, ends.get(begun.stage, begun.epochs) * n + 1):
-            lr = plan.planned_lr(stage, batch, n)
-            epoch = begun.epoch + plan.epochs_done(batch, n)
-            found.append(plan.Planned(begun.stage, begun.step + batch, epoch, lr))
-    return found
-
-
-def _validations(events: Sequence[Event], score: str) -> tuple[list[float | None], list[float | None]]:
-    """Epochs and values, the start weights of each stage among them, with a gap between two stages."""
-    x: list[float | None] = []
-    y: list[float | None] = []
-    for event in events:
-        if isinstance(event, StageStarted):
-            x, y = [*x, event.epoch, event.epoch], [*y, None, event.validation[score]]
-        elif isinstance(event, EpochEnded):
-            x, y = [*x, event.epoch], [*y, event.validation[score]]
-    return x[1:], y[1:]
-
-
-def _bands(figure: go.Figure, events: Sequence[Event]) -> None:
-    ended = [e.epoch for e in events if isinstance(e, EpochEnded)]
-    ends = {e.stage: e.epoch for e in events if isinstance(e, StageEnded)}
-    for e in events:
-        if isinstance(e, StageStarted):
-            _band(figure, e.stage, e.name, e.epoch, ends.get(e.stage, max(e.epoch + e.epochs, *ended, 0)))
 
 
 def _band(figure: go.Figure, stage: int, name: str, start: float, end: float) -> None:

@@ -21,7 +21,9 @@ def progress(events: Iterable[Event]) -> Iterator[Event]:
                 batches = event.batches_per_epoch
                 _say(_run_line(event))
             case StageStarted():
-                _say(f"\nStage {event.stage}: {event.name} · {event.schedule} · {event.epochs} epochs")
+                _say(
+                    f"\nStage {event.stage}: {event.name} · {event.schedule} · {event.epochs} epoch{'s' * (event.epochs != 1)}"
+                )
                 _say("\n".join(f"  {line}" for line in [*event.audit.splitlines(), *event.notes]))
                 _say(f"  start weights: valid IoU {number_or_na(event.validation['iou'])}")
                 bar = _bar(event.stage, event.epochs * batches)

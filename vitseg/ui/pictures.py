@@ -29,12 +29,16 @@ def contact_sheet(data: SegmentationData, names: Sequence[str], side: int = 150,
 
 def predictions(model: Segmenter, data: SegmentationData, names: Sequence[str], side: int = 190) -> Image.Image:
     """A row for each image: the image, the truth, the prediction, and where they disagree (white)."""
+    return comparison(data, names, [model.predict(data.load(name)[0]) for name in names], side)
+
+
+def comparison(data: SegmentationData, names: Sequence[str], masks: Sequence[np.ndarray], side: int = 190) -> Image.Image:
+    """What `predictions` shows, of masks that have been predicted."""
     binary = data.mode == "binary"
     rows = [_heads(("image", "truth", "prediction", "disagreement"), side)]
-    for name in names:
+    for name, predicted in zip(names, masks, strict=True):
         image, truth = data.load(name)
         truth = np.where(truth == IGNORE, IGNORE, truth > 0).astype(np.uint8) if binary else truth
-        predicted = model.predict(image)
         wrong = (predicted != truth) & (truth != IGNORE)
         map_of = Image.fromarray((wrong * 255).astype(np.uint8)).convert("RGB")
         tiles = (image, overlay(image, truth, 0.65), overlay(image, predicted, 0.65), map_of)
@@ -72,11 +76,15 @@ def legend(classes: Sequence[str], width: int) -> Image.Image:
     return canvas.crop((0, 0, width, y + 20))
 
 
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def data_uri(image: Image.Image) -> str:
     """The picture as a PNG within an HTML page."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
 
 def _tile(image: Image.Image, side: int) -> Image.Image:

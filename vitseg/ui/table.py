@@ -44,7 +44,7 @@ def stages(recipe: Recipe) -> Table:
     rows = tuple(
         (
             f"{number} {stage.name}",
-            _depth(stage.unfrozen_blocks),
+            depth_words(stage.unfrozen_blocks),
             plan.describe(stage),
             f"{stage.lr:.2e}",
             f"{stage.lr * stage.encoder_lr_factor:.2e}" if stage.unfrozen_blocks else "frozen",
@@ -78,7 +78,7 @@ def _stage_cells(number: int, row: dict[str, Any]) -> tuple[str, ...]:
     schedule, best = row["schedule"], row["best"]
     return (
         f"{number} {row['name']}",
-        _depth(row["unfrozen_blocks"]),
+        depth_words(row["unfrozen_blocks"]),
         f"{schedule['kind'].replace('_', ' ')} / {schedule['steps_per']}",
         f"{row['lr']['first']:.2e}",
         f"{row['lr']['last']:.2e}",
@@ -86,11 +86,11 @@ def _stage_cells(number: int, row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['epochs']}" + (" (stopped early)" if row["stopped_early"] else ""),
         number_or_na(best["iou"]),
         number_or_na(best["f1"]),
-        f"{row['seconds']:.0f}",
+        "inherited" if row["seconds"] is None else f"{row['seconds']:.0f}",
     )
 
 
-def _depth(unfrozen_blocks: int | str) -> str:
+def depth_words(unfrozen_blocks: int | str) -> str:
     match unfrozen_blocks:
         case 0:
             return "encoder frozen"

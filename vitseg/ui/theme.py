@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 
 STAGES = ("#2584C6", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """One colour a stage (Okabe & Ito, the blue lighter for dark pages)."""
@@ -32,3 +33,9 @@ TEMPLATE = go.layout.Template(
 def stage_color(stage: int) -> str:
     """Stages count from 1."""
     return STAGES[(stage - 1) % len(STAGES)]
+
+
+def heat(share: float) -> tuple[str, str]:
+    """Background and ink of a cell for a value in 0..1, after Cividis: from dark blue to yellow."""
+    color = sample_colorscale("Cividis", [min(max(share, 0.0), 1.0)])[0]
+    return color, "#fff" if share < 0.55 else "#111"

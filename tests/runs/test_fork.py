@@ -1,0 +1,119 @@
+"""A fork inherits finished stages and trains the later ones; what it inherits is what it would have trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import vitseg
+from vitseg.errors import RunError
+from vitseg.events import RunStarted, StageStarted
+from vitseg.runs.run import fork, resume, train
+
+
+def lines(folder, without_start=True):
+    kept = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [line for line in kept if not (without_start and line["event"] == "RunStarted")]
+
+
+@pytest.fixture
+def parent(tiny_recipe, tmp_path):
+    list(train(tiny_recipe, tmp_path / "parent"))
+    return tmp_path / "parent"
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_fork_without_a_change_gives_the_parent_s_bits(stage, parent, tiny_recipe, tmp_path):
+    events = list(fork(parent, stage, tiny_recipe, tmp_path / "child"))
+    assert lines(tmp_path / "child") == lines(parent)
+    assert next(e for e in events if isinstance(e, RunStarted)).parent == {"run": "parent", "stage": stage}
+    for file in ("best/decoder.safetensors", "best/encoder/model.safetensors", "stages/3/last.safetensors"):
+        assert (tmp_path / "child" / file).read_bytes() == (parent / file).read_bytes()
+    seconds = [row["seconds"] for row in vitseg.RunFolder(tmp_path / "child").summary["stages"]]
+    assert [s is None for s in seconds] == [n <= stage for n in (1, 2, 3)]
+
+
+def test_a_fork_with_another_depth_keeps_stage_1_and_trains_the_rest_anew(parent, tiny_recipe, tmp_path):
+    changed = tiny_recipe.replace({"stages.1.unfrozen_blocks": 3, "name": "deeper"})
+    list(fork(parent, 1, changed, tmp_path / "child"))
+    ours, theirs = lines(tmp_path / "child"), lines(parent)
+    second = next(i for i, line in enumerate(ours) if line["event"] == "StageStarted" and line["stage"] == 2)
+    assert ours[:second] == theirs[:second]
+    assert [line["unfrozen_blocks"] for line in ours if line["event"] == "StageStarted"] == [0, 3, 2]
+    assert ours[second + 1 :] != theirs[second + 1 :]
+
+
+def test_a_fork_may_have_fewer_stages(parent, tiny_recipe, tmp_path):
+    shorter = tiny_recipe.model_copy(update={"stages": tiny_recipe.stages[:2]})
+    list(fork(parent, 1, shorter, tmp_path / "child"))
+    assert len(vitseg.RunFolder(tmp_path / "child").summary["stages"]) == 2
+
+
+@pytest.mark.parametrize("wanted", [1, 8])
+def test_a_fork_that_was_cut_off_goes_on_to_the_same_bits(wanted, parent, tiny_recipe, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    list(fork(parent, 1, tiny_recipe, whole))
+    stream = fork(parent, 1, tiny_recipe, cut)
+    begun = False
+    for event in stream:
+        begun = begun or (isinstance(event, StageStarted) and event.stage == 2)
+        wanted -= begun
+        if not wanted:
+            break
+    stream.close()
+    list(resume(cut))
+    assert (cut / "events.jsonl").read_bytes() == (whole / "events.jsonl").read_bytes()
+    assert (cut / "best/encoder/model.safetensors").read_bytes() == (whole / "best/encoder/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"stages.0.lr": 5e-4}, "stages.0.lr: 0.0005, the parent has 0.001."),
+        ({"batch_size": 3}, "batch_size: 3, the parent has 2"),
+        ({"seed": 1}, "seed: 1, the parent has 0"),
+        ({"data.views": 3}, "data.views: 3, the parent has 2."),
+    ],
+)
+def test_a_fork_refuses_what_its_inherited_stages_were_not_trained_with(changes, named, parent, tiny_recipe, tmp_path):
+    with pytest.raises(RunError, match="stage 1 was trained otherwise") as refused:
+        list(fork(parent, 1, tiny_recipe.replace(changes), tmp_path / "child"))
+    assert named in str(refused.value)
+    assert not (tmp_path / "child").exists()
+
+
+def test_a_fork_needs_a_stage_that_has_ended_and_one_after_it(parent, tiny_recipe, tmp_path):
+    with pytest.raises(RunError, match="no stage after stage 3"):
+        list(fork(parent, 3, tiny_recipe, tmp_path / "child"))
+    with pytest.raises(RunError, match="stage 4 of this run has not ended"):
+        list(fork(parent, 4, tiny_recipe, tmp_path / "child"))
+    with pytest.raises(RunError, match="is not a run folder"):
+        list(fork(tmp_path / "nowhere", 1, tiny_recipe, tmp_path / "child"))
+
+
+def test_a_fork_on_another_machine_or_encoder_is_refused(parent, tiny_recipe, tmp_path, encoders):
+    with pytest.raises(RunError, match="threads: 2, the parent had 1"):
+        list(fork(parent, 1, tiny_recipe.replace({"threads": 2}), tmp_path / "child"))
+    other = tmp_path / "encoder"
+    shutil.copytree(encoders["dinov2"], other)
+    list(train(tiny_recipe.replace({"model.encoder": str(other)}), tmp_path / "first"))
+    weights = load_file(other / "model.safetensors")
+    save_file({k: v + 0.01 for k, v in weights.items()}, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunError, match="encoder"):
+        list(fork(tmp_path / "first", 1, tiny_recipe.replace({"model.encoder": str(other)}), tmp_path / "child"))
+    assert not (tmp_path / "child").exists()
+
+
+def test_a_run_has_one_trainer_at_a_time(tiny_recipe, tmp_path):
+    first = train(tiny_recipe, tmp_path / "run")
+    for _ in range(6):
+        next(first)
+    with pytest.raises(RunError, match="is being trained elsewhere"):
+        list(resume(tmp_path / "run"))
+    first.close()
+    list(resume(tmp_path / "run"))
+    list(train(tiny_recipe, tmp_path / "plain"))
+    assert (tmp_path / "run" / "events.jsonl").read_bytes() == (tmp_path / "plain" / "events.jsonl").read_bytes()

@@ -1,0 +1,548 @@
+"""The workbench without a browser: what the controls do, and that its buttons never lie."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+import vitseg
+from vitseg.errors import RunError, TrainingError
+from vitseg.events import BatchEnded, EpochEnded, StageStarted
+from vitseg.ui import live
+from vitseg.ui.controls import ALL, ONE
+from vitseg.ui.curves import NAMES
+from vitseg.ui.workbench import Workbench
+
+
+@pytest.fixture(autouse=True)
+def own_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("VITSEG_RUNS", str(tmp_path / "runs"))
+    yield
+    if alive := live.current():
+        alive.stop()
+        alive.wait(20)
+
+
+@pytest.fixture
+def wb(tiny_recipe):
+    return Workbench(tiny_recipe)
+
+
+def control(wb, label):
+    return wb._controls.by_label[label]
+
+
+def press(wb, label):
+    """A click as the browser sends it: a button that is off does nothing."""
+    button = wb._buttons["Pause" if label == "Resume" else label]
+    assert button.description == label, f"{button.description} where {label} was expected"
+    if not button.disabled:
+        button.click()
+
+
+def until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)
+
+
+def shown(wb):
+    return {t.name: t for t in wb._figure.data}
+
+
+# ---------------------------------------------------------------------- before the run
+
+
+def test_every_control_and_button_of_the_design_is_there(wb):
+    labels = "Stage, Freeze depth, Scheduler, Learning rate, Epochs, Batch size, Seed, Device, Run, Start from"
+    assert list(wb._controls.by_label) == labels.split(", ")
+    assert list(wb._buttons) == ["Start", "Pause", "Stop", "Fork"]
+    assert [wb._buttons[b].disabled for b in wb._buttons] == [False, True, True, True]
+    assert wb.state == "ready" and "Ready. Start trains stages 1 to 3" in wb._status.value
+
+
+def test_the_planned_lr_is_there_before_start_and_follows_the_controls(wb, tiny_recipe):
+    def planned():
+        return np.asarray(shown(wb)["LR (planned)"].y)
+
+    before = planned()
+    np.testing.assert_allclose(before, [p.lr for p in vitseg.preview(tiny_recipe, 5)], rtol=1e-6)
+    control(wb, "Stage").value = 2
+    control(wb, "Learning rate").value = 1e-4
+    np.testing.assert_allclose(planned()[10:15], 1e-4, rtol=1e-6)
+    control(wb, "Epochs").value = 4
+    assert len(planned()) == len(before) + 10
+    control(wb, "Scheduler").value = "Constant"
+    np.testing.assert_allclose(planned()[10:30], 1e-4, rtol=1e-6)
+    control(wb, "Batch size").value = 5
+    assert len(planned()) == 2 * (2 + 4 + 1)
+    assert wb.recipe.stages[1].epochs == 4 and wb.recipe.batch_size == 5
+
+
+def test_the_freeze_depth_is_seen_at_once(wb):
+    control(wb, "Stage").value = 3
+    control(wb, "Freeze depth").value = 4
+    decoder, norm = 3, 2  # in every stage; in the two that unfreeze
+    assert wb._map.value.count("<td class=trains") == decoder + norm + 1 + 4
+
+
+def test_stage_1_has_a_frozen_encoder_and_its_slider_is_off(wb):
+    assert control(wb, "Freeze depth").disabled
+    control(wb, "Stage").value = 2
+    assert not control(wb, "Freeze depth").disabled
+
+
+def test_a_depth_of_0_takes_the_encoder_s_settings_with_it(wb):
+    control(wb, "Stage").value = 3  # it has layer_decay, which has no effect on a frozen encoder
+    control(wb, "Freeze depth").value = 0
+    assert wb.session.desk.problems == {} and wb.recipe.stages[2].layer_decay == 1.0
+    control(wb, "Freeze depth").value = 2
+    assert wb.recipe.stages[2].layer_decay == 0.8
+
+
+@pytest.mark.parametrize(
+    ("label", "value"), [("Learning rate", 0.0), ("Learning rate", -1.0), ("Epochs", 0), ("Batch size", 0), ("Batch size", -3)]
+)
+def test_a_setting_that_cannot_work_says_so_beside_its_control(label, value, wb):
+    control(wb, label).value = value
+    assert "got" in wb._controls._says[label].value and wb._buttons["Start"].disabled
+    assert "Start is off" in wb._status.value
+    with pytest.raises(TrainingError):
+        wb.start()
+    control(wb, label).value = {"Learning rate": 1e-3, "Epochs": 2, "Batch size": 2}[label]
+    assert wb._controls._says[label].value == "" and not wb._buttons["Start"].disabled
+
+
+def test_a_later_stage_alone_needs_a_stage_to_start_from(wb):
+    control(wb, "Stage").value = 2
+    control(wb, "Run").value = ONE
+    assert "choose one in Start from" in wb._controls._says["Run"].value and wb._buttons["Start"].disabled
+    control(wb, "Run").value = ALL
+    assert not wb._buttons["Start"].disabled
+
+
+def test_the_forecast_comes_from_timed_batches(wb):
+    until(lambda: wb.session.cost is not None)
+    one, two, three = wb.session.forecast()
+    assert (one.steps, two.steps, three.steps) == (10, 10, 5)
+    assert all(f.seconds > 0 and f.memory > 0 and f.checkpoint > 0 for f in (one, two, three))
+    assert one.trainable < two.trainable < three.trainable and one.checkpoint < two.checkpoint
+    until(lambda: "<td>10</td>" in wb._table.value)
+
+
+# ---------------------------------------------------------------------- during the run
+
+
+def test_a_run_through_the_workbench_is_the_run_of_train_to_the_byte(wb, tiny_recipe, tmp_path):
+    wb.start()
+    assert not wb.model.training  # another cell looks at it meanwhile
+    assert wb.wait() == "ended"
+    list(vitseg.train(tiny_recipe, tmp_path / "plain"))
+    for file in ("events.jsonl", "best/decoder.safetensors", "best/encoder/model.safetensors"):
+        assert (wb.folder / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
+
+
+def test_the_traces_are_the_events(wb):
+    wb.start()
+    wb.wait()
+    batches = [e for e in wb.events if isinstance(e, BatchEnded)]
+    until(lambda: len(shown(wb)["LR"].x) == len(batches) and "Ended" in wb._status.value)
+    np.testing.assert_allclose(shown(wb)["LR"].y, [e.lr["decoder"] for e in batches], rtol=1e-6)
+    np.testing.assert_allclose(shown(wb)["LR (planned)"].y, shown(wb)["LR"].y, rtol=1e-6)
+    np.testing.assert_allclose(shown(wb)["train loss"].y, [e.loss for e in batches], rtol=1e-6)
+    ended = [e.validation["iou"] for e in wb.events if isinstance(e, EpochEnded)]
+    assert set(np.float32(ended)) <= set(np.asarray(shown(wb)["valid IoU"].y))
+    assert [t.name for t in wb._figure.data][: len(NAMES)] == list(NAMES)
+    assert wb._bar.value == 1.0 and wb._checks.value.count("✓") == 7
+
+
+def test_pause_stops_the_points_and_resume_brings_them(wb):
+    wb.start()
+    until(lambda: len(wb.events) > 3)
+    wb.pause()
+    until(lambda: wb.state == "paused")
+    before = len(wb.events)
+    time.sleep(0.3)
+    assert len(wb.events) == before and wb._buttons["Pause"].description == "Resume"
+    wb.resume()
+    until(lambda: len(wb.events) > before)
+
+
+def test_the_model_can_be_asked_for_at_any_time_and_is_a_copy(wb):
+    wb.start()
+    until(lambda: len(wb.events) > 3)
+    first = wb.model
+    assert not first.training and first is not wb.session.work.model
+    wb.pause()
+    until(lambda: wb.state == "paused")
+    assert wb.model is not first
+    wb.stop()
+    wb.wait()
+    assert wb.model.predict(np.zeros((50, 60, 3), np.uint8)).shape == (50, 60)
+
+
+def test_predictions_are_kept_for_every_epoch_and_the_slider_travels(wb):
+    wb.start()
+    wb.wait()
+    until(lambda: [v for _, v in wb._epoch.options] == sorted(wb.session.predictions))
+    assert set(wb.session.predictions) == {0, 1, 2, 3, 4, 5}
+    last = wb._picture.value
+    wb._epoch.value = 0
+    assert wb._picture.value != last and "After epoch 0" in wb._picture_note.value
+
+
+def test_a_control_that_is_moved_meanwhile_waits_for_the_next_start(wb, tiny_recipe):
+    wb.start()
+    until(lambda: len(wb.events) > 2)
+    control(wb, "Learning rate").value = 5e-4
+    assert "takes effect at the next start" in wb._status.value
+    assert wb.recipe == tiny_recipe
+    wb.wait()
+    assert wb.recipe.stages[0].lr == 5e-4
+    assert json.loads((wb.folder / "recipe.json").read_text())["stages"][0]["lr"] == 1e-3
+
+
+def test_a_second_start_does_nothing(wb):
+    wb.start()
+    first = wb.session.live
+    wb.start()
+    assert wb.session.live is first
+    wb.wait()
+    assert len(list(wb.folder.parent.iterdir())) == 1
+
+
+def test_another_workbench_cannot_start_while_one_trains(wb, tiny_recipe):
+    wb.start()
+    other = Workbench(tiny_recipe.replace({"seed": 5}))
+    assert other.session is not wb.session and other._buttons["Start"].disabled
+    assert "is training in this kernel" in other._status.value
+    with pytest.raises(TrainingError, match="is training in this kernel"):
+        other.start()
+    wb.stop()
+    wb.wait()
+    other._draw()
+    assert not other._buttons["Start"].disabled
+
+
+def test_running_the_cell_again_attaches_to_the_live_run(wb, tiny_recipe):
+    wb.start()
+    until(lambda: len(wb.events) > 4)
+    again = Workbench(tiny_recipe)
+    assert again.session is wb.session and again.state in {"running", "ended"}
+    again.wait()
+    until(lambda: len(shown(again)["LR"].x) == sum(isinstance(e, BatchEnded) for e in again.events))
+
+
+@pytest.mark.parametrize("when", ["at once", "while scoring"])
+def test_stop_before_the_first_batch_or_while_scoring_can_be_resumed(when, wb, tiny_recipe, tmp_path):
+    wb.start()
+    if when == "while scoring":
+        until(lambda: type(wb.session.position).__name__ == "ValidationBatch")
+    wb.stop()
+    assert wb.wait() == "stopped"
+    if wb.session.resumable and wb.folder.exists():
+        until(lambda: "Resume goes on" in wb._status.value)
+        press(wb, "Resume")
+        assert wb.wait() == "ended"
+        list(vitseg.train(tiny_recipe, tmp_path / "plain"))
+        assert (wb.folder / "events.jsonl").read_bytes() == (tmp_path / "plain" / "events.jsonl").read_bytes()
+        assert [e for e in wb.events if isinstance(e, StageStarted)]
+
+
+def test_an_error_in_training_is_a_sentence_and_the_run_can_go_on(wb, monkeypatch):
+    from vitseg.training.loop import StageTraining
+
+    real = StageTraining._train_step
+
+    def fails(self, portions):
+        if self.steps_before + self.step == 7:
+            raise OSError(28, "No space left on device")
+        return real(self, portions)
+
+    monkeypatch.setattr(StageTraining, "_train_step", fails)
+    wb.start()
+    assert wb.wait() == "failed"
+    until(lambda: "No space left on device" in wb._status.value)
+    assert "✗ Stopped by an error" in wb._checks.value and wb._buttons["Pause"].description == "Resume"
+    monkeypatch.undo()
+    monkeypatch.setenv("VITSEG_RUNS", str(wb.folder.parent))
+    press(wb, "Resume")
+    assert wb.wait() == "ended"
+
+
+def test_an_error_in_a_chart_does_not_stop_the_training(wb, monkeypatch):
+    monkeypatch.setattr(wb, "_draw_curves", lambda: 1 / 0)
+    wb.start()
+    assert wb.session.wait() == "ended"
+    until(lambda: "The screen could not be drawn (ZeroDivisionError" in wb._status.value)
+
+
+def test_a_freeze_breach_is_red_with_its_sentence(wb):
+    wb.start()
+    until(lambda: any(isinstance(e, BatchEnded) for e in wb.events))
+    wb.session.live.between(lambda: wb.session.work.model.encoder.blocks[-1].requires_grad_(True))
+    assert wb.wait() == "failed"
+    until(lambda: "✗ Freeze audit" in wb._checks.value)
+    assert "block 4" in wb._checks.value and "block 4" in wb._status.value
+
+
+# ---------------------------------------------------------------------- in between
+
+
+def test_fork_starts_from_the_end_of_stage_1_and_lays_the_curves_over_each_other(wb):
+    wb.start()
+    wb.wait()
+    parent = wb.folder
+    control(wb, "Stage").value = 2
+    press(wb, "Fork")
+    control(wb, "Freeze depth").value = 3
+    assert control(wb, "Start from").label == f"stage 1 of {parent.name}"
+    press(wb, "Start")
+    assert wb.wait() == "ended" and wb.folder != parent
+    assert [e.unfrozen_blocks for e in wb.events if isinstance(e, StageStarted)] == [0, 3, 2]
+    assert json.loads((wb.folder / "fork.json").read_text())["parent"] == str(parent)
+    until(lambda: shown(wb)["valid IoU, parent"].visible and len(shown(wb)["valid IoU, parent"].x) > 0)
+
+
+def test_a_fork_that_changes_what_was_inherited_is_refused_beside_start_from(wb):
+    wb.start()
+    wb.wait()
+    control(wb, "Stage").value = 2
+    press(wb, "Fork")
+    control(wb, "Seed").value = 3
+    assert "seed: 3, the parent has 0" in wb._controls._says["Start from"].value and wb._buttons["Start"].disabled
+
+
+def test_fork_without_a_finished_stage_is_a_sentence(wb):
+    with pytest.raises(RunError, match="no finished stage"):
+        wb.fork()
+
+
+def test_this_stage_alone_from_a_stage_end(wb):
+    wb.start()
+    wb.wait()
+    control(wb, "Stage").value = 2
+    press(wb, "Fork")
+    control(wb, "Run").value = ONE
+    press(wb, "Start")
+    assert wb.wait() == "ended"
+    assert len(vitseg.RunFolder(wb.folder).summary["stages"]) == 2
+
+
+def test_a_run_of_the_past_is_shown_and_one_that_was_cut_off_goes_on(wb, tiny_recipe, tmp_path):
+    stream = vitseg.train(tiny_recipe, tmp_path / "runs" / "cut")
+    for event in stream:
+        if isinstance(event, EpochEnded):
+            break
+    stream.close()
+    other = Workbench(tmp_path / "runs" / "cut")
+    assert other.state == "shown" and other._buttons["Pause"].description == "Resume"
+    assert "cut off or stopped" in other._runs.value
+    press(other, "Resume")
+    assert other.wait() == "ended"
+    list(vitseg.train(tiny_recipe, tmp_path / "plain"))
+    assert (tmp_path / "runs" / "cut" / "events.jsonl").read_bytes() == (tmp_path / "plain" / "events.jsonl").read_bytes()
+    other._export_csv()
+    assert (tmp_path / "runs" / "cut" / "curves.csv").read_text().startswith("curve,epoch,step,value\nLR (planned),")
+    other._export_report()
+    assert (tmp_path / "runs" / "cut" / "report.html").exists()
+
+
+# ---------------------------------------------------------------------- other runs, other workbenches, odd folders
+
+
+@pytest.fixture
+def short(tiny_recipe):
+    """The first stage alone."""
+    return tiny_recipe.replace({"stages": [tiny_recipe.stages[0].model_dump(mode="json")]})
+
+
+def show(wb, folder):
+    wb._draw_runs()
+    wb._which.value = folder
+    wb._try(wb._show_run)
+
+
+def test_show_draws_the_run_that_it_names_also_where_another_has_as_many_points(short):
+    wb = Workbench(short)
+    wb.start()
+    wb.wait()
+    first, losses = wb.folder, [e.loss for e in wb.events if isinstance(e, BatchEnded)]
+    control(wb, "Seed").value = 7
+    wb.start()
+    wb.wait()
+    assert not np.allclose(shown(wb)["train loss"].y, losses)
+    show(wb, first)
+    np.testing.assert_allclose(shown(wb)["train loss"].y, losses, rtol=1e-6)
+    assert wb._picture.value == b""
+    best = vitseg.load(first)
+    assert all((p == q).all() for p, q in zip(wb.model.decoder.parameters(), best.decoder.parameters(), strict=True))
+
+
+def test_a_shown_run_is_in_the_table_and_the_freeze_map_with_its_own_depths(wb, tiny_recipe):
+    control(wb, "Stage").value = 2
+    control(wb, "Freeze depth").value = 4
+    wb.start()
+    wb.wait()
+    other = Workbench(tiny_recipe)
+    show(other, wb.folder)
+    assert "all blocks" in other._table.value or "last 4 blocks" in other._table.value
+    assert "class=frozen title='block 1: frozen, " in other._map.value
+    cells = other._map.value.split("<td ")
+    assert not [c for c in cells if c.startswith("class=frozen") and "●" in c.split("</td>")[0]]
+
+
+def test_a_run_with_other_data_is_refused_with_the_way_to_open_it(wb, tiny_recipe, tmp_path):
+    list(vitseg.train(tiny_recipe.replace({"data.views": 3}), tmp_path / "runs" / "other"))
+    show(wb, tmp_path / "runs" / "other")
+    assert "has other data" in wb._status.value and "vitseg.Workbench(" in wb._status.value
+
+
+def test_the_first_cell_run_again_attaches_after_a_second_workbench_was_made(tiny_recipe):
+    first = Workbench(tiny_recipe)
+    first.start()
+    second = Workbench(tiny_recipe.replace({"seed": 3}))
+    again = Workbench(tiny_recipe)
+    assert again.session is first.session and second.session is not first.session
+    assert not second._buttons["Stop"].disabled
+    second._buttons["Stop"].click()  # whose own Stop is gone can still be stopped
+    assert first.wait() in {"stopped", "ended"}
+
+
+def test_a_run_folder_shows_that_run_though_one_of_the_same_recipe_is_alive(tiny_recipe):
+    wb = Workbench(tiny_recipe)
+    wb.start()
+    wb.wait()
+    ended = wb.folder
+    wb.start()
+    until(lambda: len(wb.events) > 1)
+    other = Workbench(ended)
+    assert other.folder == ended and other.state == "shown"
+
+
+def test_follow_gives_the_run_that_was_started_last(short):
+    wb = Workbench(short)
+    wb.start()
+    wb.wait()
+    control(wb, "Seed").value = 4
+    wb.start()
+    followed = list(wb.session.follow())
+    assert [e.loss for e in followed if isinstance(e, BatchEnded)] == [
+        e.loss for e in vitseg.replay(wb.folder) if isinstance(e, BatchEnded)
+    ]
+
+
+def test_a_device_that_is_not_here_is_said_before_start(wb):
+    control(wb, "Device").value = "mps"
+    assert "device" in wb._controls._says["Device"].value and wb._buttons["Start"].disabled
+
+
+def test_a_start_that_was_deleted_is_a_sentence(wb):
+    wb.start()
+    wb.wait()
+    control(wb, "Stage").value = 2
+    press(wb, "Fork")
+    shutil.rmtree(wb.folder)
+    control(wb, "Learning rate").value = 5e-4
+    assert "is not a run folder" in wb._controls._says["Start from"].value
+
+
+def test_odd_folders_among_the_runs_do_no_harm(tiny_recipe, tmp_path):
+    list(vitseg.train(tiny_recipe, tmp_path / "runs" / "good"))
+    for number, (file, text) in enumerate(
+        (
+            ("summary.json", "{"),
+            ("summary.json", "[]"),
+            ("events.jsonl", '{"a": 1}\n'),
+            ("fork.json", "{}"),
+            ("recipe.json", "x"),
+        )
+    ):
+        bad = tmp_path / "runs" / f"bad{number}"
+        shutil.copytree(tmp_path / "runs" / "good", bad)
+        (bad / file).write_text(text)
+        (bad / "stages" / "1-old").mkdir()
+    wb = Workbench(tiny_recipe)
+    assert wb._runs.value.count("bad") == 5
+    for folder in sorted((tmp_path / "runs").glob("bad*")):
+        show(wb, folder)
+        assert "should not happen" not in wb._status.value
+
+
+def test_a_picture_that_cannot_be_made_does_not_end_the_training(wb, monkeypatch):
+    monkeypatch.setattr(vitseg.Segmenter, "predict", lambda *_: 1 / 0)
+    wb.start()
+    assert wb.wait() == "ended"
+    assert "No prediction after epoch 5 (ZeroDivisionError" in wb._picture_note.value
+
+
+def test_a_refused_value_goes_with_its_stage(wb):
+    control(wb, "Learning rate").value = 0.0
+    control(wb, "Stage").value = 2
+    assert not wb._buttons["Start"].disabled and wb._controls._says["Learning rate"].value == ""
+    control(wb, "Stage").value = 1
+    assert control(wb, "Learning rate").value == 1e-3
+
+
+def test_resume_and_fork_before_any_run_change_nothing(wb):
+    wb.resume()
+    assert "Ready" in wb._status.value
+    with pytest.raises(RunError):
+        wb.fork()
+    assert "Ready" in wb._status.value
+
+
+def test_an_edited_run_s_stage_ends_are_offered(wb):
+    control(wb, "Learning rate").value = 2e-3
+    wb.start()
+    wb.wait()
+    control(wb, "Stage").value = 2
+    assert [str(end) for end in wb.session.starts()] == [f"stage {n} of {wb.folder.name}" for n in (3, 2, 1)]
+
+
+def test_a_job_may_ask_for_a_job(wb):
+    wb.start()
+    until(lambda: len(wb.events) > 2)
+    assert wb.session.live.between(lambda: wb.model) is not None
+
+
+# ---------------------------------------------------------------------- anybody, pressing anything
+
+
+def test_200_random_actions_never_make_two_trainers_or_a_state_that_is_none(tiny_recipe):
+    rng, wb = random.Random(0), Workbench(tiny_recipe)
+    views, seen = [wb], set()
+    legal = {"ready", "running", "pausing", "paused", "stopping", "stopped", "ended", "failed", "shown"}
+    for _ in range(200):
+        wb = rng.choice(views[-2:])
+        action = rng.choice(
+            ["Start", "Pause", "Stop", "Fork", "stage", "depth", "lr", "again", "other", "model", "rest", "rest"]
+        )
+        if action in wb._buttons and not wb._buttons[action].disabled:
+            wb._buttons[action].click()
+        elif action == "stage":
+            control(wb, "Stage").value = rng.randint(1, 3)
+        elif action == "depth":
+            control(wb, "Freeze depth").value = rng.randint(0, 4)
+        elif action == "lr":
+            control(wb, "Learning rate").value = rng.choice([0.0, 1e-3, 1e-4])
+        elif action in {"again", "other"}:
+            views.append(Workbench(tiny_recipe.replace({"seed": int(action == "other")})))
+        elif action == "model":
+            assert not wb.model.training
+        else:
+            time.sleep(0.03)
+        trainers = [t for t in live.threading.enumerate() if t.name.startswith("vitseg tiny")]
+        assert len(trainers) <= 1
+        states = [v.state for v in views]
+        seen.update(states)
+        assert set(states) <= legal
+        sessions = {id(v.session): v.session for v in views}.values()
+        assert sum(s.alive for s in sessions) <= 1
+    assert {"running", "stopped"} <= seen

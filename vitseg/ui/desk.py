@@ -1,0 +1,152 @@
+"""What the controls say: a recipe with changes, where to start from, and what cannot work. No widgets."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vitseg.errors import ConfigError, VitsegError
+from vitseg.model.segmenter import Segmenter
+from vitseg.plan import notes
+from vitseg.recipe import Constant, CosineRestarts, Exponential, Recipe, Schedule, WarmupPoly
+from vitseg.runs.folder import RunFolder
+from vitseg.runs.run import differences
+from vitseg.training.device import resolve
+from vitseg.training.loop import depth_of_stage
+
+SCHEDULERS: dict[str, type[Schedule]] = {
+    "Cosine restarts / batch": CosineRestarts,
+    "Exponential / epoch": Exponential,
+    "Constant": Constant,
+    "Warm-up, polynomial / batch": WarmupPoly,
+}
+"""The schedulers by the words of the control, each with its clock."""
+
+_LABELS = {
+    "unfrozen_blocks": "Freeze depth",
+    "schedule": "Scheduler",
+    "eta_min": "Learning rate",
+    "lr": "Learning rate",
+    "epochs": "Epochs",
+    "batch_size": "Batch size",
+    "seed": "Seed",
+    "device": "Device",
+}
+_WITHOUT_EFFECT = {"encoder_lr_factor": (1.0, {0}), "layer_decay": (1.0, {0, 1}), "drop_path": (0.0, {0})}
+"""Settings of the encoder, their neutral value, and the depths at which they do nothing."""
+
+MOST_EPOCHS = 10_000
+"""The plan of more could not be drawn while a control is being moved."""
+
+
+class StageEnd(NamedTuple):
+    """The end of stage `stage` of a run: where another run may start."""
+
+    run: Path
+    stage: int
+
+    def __str__(self) -> str:
+        return f"stage {self.stage} of {self.run.name}"
+
+
+@dataclass
+class Desk:
+    """The controls' state. `stage` is the row being edited, from 1; `this_stage_only` ends the run after it.
+
+    `recipe` is the base with all edits; `problems` says by control what is wrong, and is empty if Start may be pressed.
+    """
+
+    base: Recipe
+    model: Segmenter
+    stage: int = 1
+    this_stage_only: bool = False
+    start: StageEnd | None = None
+    edits: dict[str, Any] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.recipe, self.depth = self.base, self.model.encoder.depth
+        self._whole: dict[str, Any] = {}
+
+    def edit(self, setting: str, value: Any) -> None:
+        """Change a setting of the stage being edited (`lr`), or of the whole recipe (`batch_size`)."""
+        of_stage = setting in {"unfrozen_blocks", "schedule", "lr", "epochs"}
+        self.edits[f"stages.{self.stage - 1}.{setting}" if of_stage else setting] = value
+        self.check()
+
+    def turn_to(self, stage: int) -> None:
+        """Edit another stage. An edit that was refused is dropped: its control would not show it any more."""
+        self.stage, self.edits = stage, dict(self._whole) if self.problems else self.edits
+        self.check()
+
+    def check(self) -> None:
+        """Work out `recipe` and `problems` anew. With a problem, `recipe` stays the last one that was whole."""
+        self.problems = {}
+        changes = dict(self.edits)
+        for path, value in self.edits.items():
+            if path.endswith(".unfrozen_blocks"):  # some settings have no effect on a frozen encoder, or on one block
+                stem = path.removesuffix("unfrozen_blocks")
+                changes |= {stem + name: off for name, (off, depths) in _WITHOUT_EFFECT.items() if value in depths}
+        try:
+            recipe = self.base.replace(changes)
+            self._check_here(recipe)
+            self.recipe, self._whole = recipe, dict(self.edits)
+        except VitsegError as error:
+            self._blame(error)
+        try:
+            self._check_start()
+        except VitsegError as error:
+            self.problems["Start from"] = f"{error} Choose another place to start from."
+
+    def _check_here(self, recipe: Recipe) -> None:
+        """What only this machine and this encoder know: is there such a device, are there so many blocks?"""
+        resolve(recipe)
+        for number in range(1, len(recipe.stages) + 1):
+            depth_of_stage(recipe, number, self.model)
+        if (epochs := sum(s.epochs for s in recipe.stages)) > MOST_EPOCHS:
+            raise ConfigError("epochs", epochs, f"at most {MOST_EPOCHS:,} in all", "vitseg.train takes any number.")
+
+    def chosen(self) -> Recipe:
+        """The recipe that Start trains: up to the edited stage if only that one is to run."""
+        stages = self.recipe.stages[: self.stage] if self.this_stage_only else self.recipe.stages
+        return self.recipe.replace({"stages": [s.model_dump(mode="json") for s in stages]})
+
+    def first_stage(self) -> int:
+        return self.start.stage + 1 if self.start else 1
+
+    def notes(self, batches_per_epoch: int) -> list[str]:
+        """What is worth knowing about the schedule of the edited stage."""
+        return notes(self.recipe.stages[self.stage - 1], batches_per_epoch)
+
+    def scheduler(self) -> str:
+        kind = type(self.recipe.stages[self.stage - 1].schedule)
+        return next(name for name, schedule in SCHEDULERS.items() if schedule is kind)
+
+    def schedule_of(self, name: str) -> Schedule:
+        """The scheduler of that name: the stage's own as the base has it, if it is of this kind, else its defaults."""
+        own = self.base.stages[self.stage - 1].schedule
+        return own if isinstance(own, SCHEDULERS[name]) else SCHEDULERS[name]()
+
+    def _blame(self, error: VitsegError) -> None:
+        """Put the sentence beside the control it is about, or beside Start."""
+        text = re.sub(r"stages\.(\d+)", lambda m: f"stage {int(m[1]) + 1}", str(error).removeprefix("Recipe refused. "))
+        words = text.replace(":", " ").replace("=", " ").replace(".", " ").split()
+        label = next((_LABELS[word] for word in words if word in _LABELS), "Start")
+        self.problems[label] = text
+
+    def _check_start(self) -> None:
+        if self.start and self.start.stage >= self.stage and self.this_stage_only:
+            self.problems["Start from"] = f"Stage {self.stage} cannot start from {self.start}: that is not before it."
+        elif self.start and self.start.stage >= len(self.recipe.stages):
+            self.problems["Start from"] = f"There is no stage after {self.start} to train."
+        elif self.start and (found := differences(RunFolder(self.start.run).recipe, self.recipe, self.start.stage)):
+            self.problems["Start from"] = (
+                f"{self.start} was trained otherwise. {' '.join(found)} Change that back, or start anew."
+            )
+        elif self.this_stage_only and self.first_stage() < self.stage:
+            need = self.stage - 1
+            self.problems["Run"] = (
+                f"Stage {self.stage} alone starts from the end of stage {need}: choose one in Start from, or run all stages."
+            )

@@ -1,0 +1,180 @@
+"""What the workbench says in words, cells and small tables: HTML that follows JupyterLab's theme. No widgets.
+
+Everything that comes from outside, such as names of stages, classes and runs, is escaped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from vitseg import plan
+from vitseg.errors import RunError
+from vitseg.events import EpochEnded, Event, RunStarted, StageEnded, StageStarted
+from vitseg.model.freeze import trained_parts
+from vitseg.recipe import Recipe
+from vitseg.runs.folder import RunFolder
+from vitseg.runs.forecast import StageForecast
+from vitseg.ui import theme
+from vitseg.ui.curves import Curves
+from vitseg.ui.table import depth_words, number_or_na
+
+STYLE = f"""<style>
+.vitseg table {{ border-collapse: collapse; font-size: 12px; width: 100%; margin: 0; }}
+.vitseg th, .vitseg td {{ text-align: left !important; padding: 3px 8px 3px 0; line-height: 1.25; font-weight: normal; }}
+.vitseg td {{ white-space: normal; }}
+.vitseg th {{ color: {theme.TEXT}; }}
+.vitseg .rows tr.edited td {{ background: rgba(37, 132, 198, 0.16); }}
+.vitseg .cells {{ border-spacing: 3px; border-collapse: separate; width: auto; font-size: 11px; }}
+.vitseg .cells td {{ min-width: 18px; height: 22px; padding: 0 3px; text-align: center !important; border-radius: 3px; }}
+.vitseg .cells td.label {{ text-align: left !important; padding-right: 6px; }}
+.vitseg tr.edited td.label {{ font-weight: 700; }}
+.vitseg .frozen {{ background: {theme.FROZEN}; color: #333; }} .vitseg .trains {{ background: {theme.TRAINED}; color: #111; }}
+.vitseg .quiet {{ color: {theme.TEXT}; }} .vitseg .bad {{ color: {theme.VALID}; font-weight: 600; }}
+.vitseg .good {{ color: {theme.SECOND}; font-weight: 600; }} .vitseg p {{ margin: 4px 0; line-height: 1.5; }}
+.vitseg .line {{ white-space: nowrap; }}
+.vitseg .scroll {{ overflow-x: auto; }}
+</style>"""
+
+
+def html(body: str) -> str:
+    return f"<div class='vitseg'>{body}</div>"
+
+
+def stage_table(recipe: Recipe, edited: int, trainable: Sequence[int], total: int, ahead: Sequence[StageForecast]) -> str:
+    """A row a stage: depth, scheduler and its clock, LR, epochs, what trains, and what it will take on this machine."""
+    heads = ("stage", "freeze depth", "scheduler / clock", "LR", "epochs", "trains", "steps", "time", "memory", "checkpoint")
+    rows = [_cells(heads, "th")]
+    for number, stage in enumerate(recipe.stages, start=1):
+        share = f"{trainable[number - 1] / 1e6:.1f} M ({100 * trainable[number - 1] / total:.0f} %)"
+        cost = ("...",) * 4
+        if ahead:
+            f = ahead[number - 1]
+            cost = (f"{f.steps:,}", duration(f.seconds), size(f.memory), size(f.checkpoint))
+        words = (f"{number} {stage.name}", depth_words(stage.unfrozen_blocks), plan.describe(stage), f"{stage.lr:.3g}",
+                 str(stage.epochs), share, *cost)  # fmt: skip
+        rows.append(_cells(words, "td", "edited" if number == edited else ""))
+    return html(f"<div class='scroll'><table class=rows>{''.join(rows)}</table></div>")
+
+
+def freeze_map(
+    recipe: Recipe, edited: int, counts: Mapping[str, int], depth: int, held: Mapping[int, Mapping[str, int]]
+) -> str:
+    """A cell for every part of the model in each stage: frozen, trainable, and once it runs, held by the optimizer.
+
+    `held` is, for the stages begun, how many parameters of each part the optimizer really has.
+    """
+    short = {"embeddings": "E", "final norm": "N", "decoder": "decoder"}
+    rows = []
+    for number, stage in enumerate(recipe.stages, start=1):
+        unfrozen = depth if stage.unfrozen_blocks == "all" else stage.unfrozen_blocks
+        promised = trained_parts(unfrozen, depth)
+        cells = [f"<td class=label>{number} {escape(stage.name)}</td>"]
+        for name, count in counts.items():
+            kind = "trains" if name in promised else "frozen"
+            optimizer = held.get(number, {}).get(name, 0)
+            words = f"{name}: {kind}, {count:,} parameters" + (f", {optimizer:,} in the optimizer" if number in held else "")
+            mark = f"{short.get(name, name.removeprefix('block '))}{'●' if optimizer else ''}"
+            cells.append(f"<td class={kind} title='{words}' aria-label='{words}'>{mark}</td>")
+        rows.append(f"<tr class='{'edited' if number == edited else ''}'>{''.join(cells)}</tr>")
+    legend = (
+        "<p class=quiet>Freeze map: E embeddings, 1 to L blocks, N final norm. <span class=frozen>&nbsp;frozen&nbsp;</span> "
+        "<span class=trains>&nbsp;trains&nbsp;</span> ● in the optimizer, counted when the stage began</p>"
+    )
+    return html(f"<div class='scroll'><table class=cells>{''.join(rows)}</table></div>{legend}")
+
+
+def held_by_optimizer(events: Iterable[Event]) -> dict[int, dict[str, int]]:
+    started = (e for e in events if isinstance(e, StageStarted))
+    return {e.stage: {p["name"]: p.get("in_optimizer", 0) for p in e.parts} for e in started}
+
+
+def class_table(events: Sequence[Event], most: int = 24) -> str:
+    """IoU of every class over epochs, as a heat map; of more than `most` epochs, evenly many are shown."""
+    classes = next((e.classes for e in events if isinstance(e, RunStarted)), [])
+    ended = [e for e in events if isinstance(e, EpochEnded)]
+    if not ended:
+        return html("<p class=quiet>After the first epoch: the IoU of every class, epoch by epoch.</p>")
+    if len(ended) > most:
+        ended = [ended[round(i * (len(ended) - 1) / (most - 1))] for i in range(most)]
+    rows = ["<tr><td class=label>epoch</td>" + "".join(f"<td>{e.epoch}</td>" for e in ended) + "</tr>"]
+    for i, name in enumerate(classes):
+        cells = "".join(_heat(name, e.epoch, e.validation["per_class_iou"][i]) for e in ended)
+        rows.append(f"<tr><td class=label>{escape(name)}</td>{cells}</tr>")
+    note = "<p class=quiet>Validation IoU in hundredths, images at their own size. n/a: absent from the truth.</p>"
+    return html(f"<div class='scroll'><table class=cells>{''.join(rows)}</table></div>{note}")
+
+
+def _heat(name: str, epoch: int, iou: float | None) -> str:
+    if iou is None:
+        return f"<td title='{escape(name)}, epoch {epoch}: absent'>n/a</td>"
+    color, ink = theme.heat(iou)
+    return f"<td style='background:{color};color:{ink}' title='{escape(name)}, epoch {epoch}: {iou:.3f}'>{100 * iou:.0f}</td>"
+
+
+def checks(events: Sequence[Event], steps: int, error: Exception | None) -> str:
+    """What the detectors found, stage by stage: green, or red with the sentence that explains it."""
+    lines = []
+    for event in events:
+        if isinstance(event, StageStarted):
+            said = escape(event.audit).replace("\n", "<br>")
+            lines.append(f"<p><span class=good>✓ Stage {event.stage}, before its first step.</span> {said}</p>")
+        elif isinstance(event, StageEnded):
+            lines.append(f"<p><span class=good>✓ Stage {event.stage}, after its last step.</span> {escape(event.audit)}</p>")
+    if steps:
+        words = "LR contract: every step so far was taken at the promised learning rate, in every parameter group"
+        lines.append(f"<p><span class=good>✓ {words}</span> ({steps:,} steps).</p>")
+    if error is not None:
+        kind = {"FreezeBreach": "Freeze audit", "LRBreach": "LR contract"}.get(type(error).__name__, "Stopped by an error")
+        lines.append(f"<p><span class=bad>✗ {kind}:</span> {escape(str(error))}</p>")
+    waiting = "<p class=quiet>Once a stage begins: what trains, what the optimizer holds, which weights moved.</p>"
+    return html("".join(lines) or waiting)
+
+
+def runs_table(runs: Sequence[tuple[RunFolder, str]]) -> str:
+    heads = ("run", "state", "stages", "best IoU")
+    rows = [_cells(heads, "th")]
+    for run, state in runs:
+        summary = None
+        with contextlib.suppress(RunError):  # it has not ended, or somebody wrote into it
+            summary = run.summary
+        ended = run.ended_stages()
+        iou = number_or_na(summary["best"]["iou"]) if summary else ""
+        rows.append(_cells((run.path.name, state, ", ".join(map(str, ended)) or "none ended", iou), "td"))
+    return html(f"<table>{''.join(rows)}</table>") if runs else html("<p class=quiet>No run has been recorded yet.</p>")
+
+
+def write_csv(folder: Path, events: Sequence[Event]) -> Path:
+    """The run's curves as one table: a row for each point, `curve,epoch,step,value`."""
+    path = folder / "curves.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("curve", "epoch", "step", "value"))
+        for name, points in Curves.of(events).points.items():
+            rows.writerows((name, x, step, y) for x, y, step in zip(points.x, points.y, points.steps, strict=True) if y == y)
+    return path
+
+
+def _cells(words: Sequence[str], tag: str, kind: str = "") -> str:
+    return f"<tr class='{kind}'>" + "".join(f"<{tag}>{escape(w)}</{tag}>" for w in words) + "</tr>"
+
+
+def duration(seconds: float) -> str:
+    """ "40 s", "3 min 20 s", "2 h 05 min": with as many digits as an estimate deserves."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(count: int) -> str:
+    """ "12 MB", "1.3 GB" """
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def trainable_by_stage(recipe: Recipe, counts: Mapping[str, int], depth: int) -> list[int]:
+    depths = [depth if s.unfrozen_blocks == "all" else s.unfrozen_blocks for s in recipe.stages]
+    return [sum(counts[p] for p in trained_parts(d, depth)) for d in depths]

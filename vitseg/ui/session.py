@@ -1,0 +1,278 @@
+"""A workbench without its widgets: what is on the desk, the run that is shown, and what may be done with it now."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from vitseg.errors import RunError, TrainingError, VitsegError
+from vitseg.events import BatchEnded, EpochEnded, Event, RunEnded, RunStarted, StageEnded, StageStarted
+from vitseg.model.segmenter import Segmenter, load_segmenter
+from vitseg.recipe import Recipe
+from vitseg.runs.folder import RunFolder, new_run, runs_root
+from vitseg.runs.forecast import Cost, StageForecast, forecast, measure
+from vitseg.runs.run import differences, fork, kept_events, prepare, resume, train
+from vitseg.training.loop import batches_per_epoch
+from vitseg.ui.curves import Curves
+from vitseg.ui.desk import Desk, StageEnd
+from vitseg.ui.live import OVER, LiveRun, current
+
+SAMPLES = 4
+"""Validation images that are predicted after every epoch."""
+
+
+def recent_runs(most: int = 20) -> list[RunFolder]:
+    """The newest runs in the runs root."""
+    found = [p for p in runs_root().glob("*/recipe.json") if (p.parent / "events.jsonl").exists()]
+    return [RunFolder(p.parent) for p in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)[:most]]
+
+
+class Session:
+    """Start, pause, resume, stop, fork. Raises VitsegError for what cannot be done; a second press does no harm.
+
+    `state` is "ready" before the first run, "shown" for a run read from disk, else the live run's. `version` counts
+    what has happened, for whoever draws it.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self.work = prepare(recipe)
+        self.desk = Desk(recipe, self.work.model)
+        self.samples = self.work.data.splits["validation"][:SAMPLES]
+        self.run: RunFolder | None = None
+        self.live: LiveRun | None = None
+        self.trained: Recipe | None = None
+        self.parent: Curves | None = None
+        self.view_closed: threading.Event | None = None
+        self.cost: Cost | None = None
+        self._fresh, self._weighed = False, None
+        self._clear()
+
+    def _clear(self) -> None:
+        self.version, self.curves = 0, self.planned()
+        self.events: list[Event] = []
+        self.predictions: dict[int, list[np.ndarray]] = {}
+        self.no_pictures, self._batches = "", self.batches
+        self.position: Event | None = None
+        self._last: float | None = None
+        self._seconds = self._done = 0.0
+
+    # ---- what there is
+
+    @property
+    def state(self) -> str:
+        return self.live.state if self.live else "shown" if self.run else "ready"
+
+    @property
+    def alive(self) -> bool:
+        return self.live is not None and self.live.state not in OVER
+
+    @property
+    def batches(self) -> int:
+        """Batches an epoch as the desk stands."""
+        return batches_per_epoch(self.desk.recipe, self.work.data)
+
+    def planned(self) -> Curves:
+        """The promised curve of what Start would train."""
+        return Curves(self.desk.chosen() if not self.desk.problems else self.desk.recipe, self.batches)
+
+    def why_not_start(self) -> str:
+        """Why Start is off; empty if it is not."""
+        if other := current():
+            return "" if other is self.live else f"{other.name} is training in this kernel; stop it first, or wait for its end."
+        return " ".join(self.desk.problems.values())
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the run that is shown can be continued from its last checkpoint."""
+        recorded = self.run is not None and self.run.events_file.exists()
+        return recorded and not self.alive and not self.run.summary_file.exists()
+
+    def starts(self) -> list[StageEnd]:
+        """The ends of stages of recent runs from which the desk's recipe may go on, newest first."""
+        found = []
+        for run in recent_runs():
+            with contextlib.suppress(VitsegError):
+                old, ends = run.recipe, reversed(run.ended_stages())
+                found += [StageEnd(run.path, n) for n in ends if not differences(old, self.desk.recipe, n)]
+        return found
+
+    def stage_ends(self) -> list[StageEnd]:
+        """The ends of stages of the run that is shown, from which another may start."""
+        ended = [e.stage for e in self.events if isinstance(e, StageEnded)]
+        return [StageEnd(self.run.path, n) for n in ended] if self.run else []
+
+    @property
+    def model(self) -> Segmenter:
+        """A copy of the model as it is now, in eval mode: yours to keep. Of a run of the past, its best weights."""
+        if self.state == "shown":
+            return load_segmenter(self.run.path)
+        take = lambda: self.work.model.snapshot()  # noqa: E731
+        return self.live.between(take) if self.live else take()
+
+    def forecast(self, recipe: Recipe | None = None) -> list[StageForecast]:
+        """What the stages of a recipe, the desk's by default, will take. The first call times a few batches."""
+        if self.cost is None:
+            self.cost = measure(self.desk.base, self.work)
+        return forecast(recipe or self.desk.recipe, self.cost, self.work)
+
+    # ---- what can be done
+
+    def start(self) -> None:
+        """Train what is on the desk, in a new run folder. Nothing happens if it is training already."""
+        if self.alive:
+            return
+        if reason := self.why_not_start():
+            raise TrainingError(reason)
+        recipe, source, first = self.desk.chosen(), self.desk.start, self.desk.first_stage()
+        run = new_run(recipe.name)
+
+        def stream() -> Generator[Event]:
+            self.work = prepare(recipe)
+            begin = (lambda *a: fork(source.run, source.stage, *a)) if source else train
+            for event in begin(recipe, run.path, self.work):
+                self._fresh = getattr(event, "stage", 0) >= first
+                yield event
+
+        self._launch(run, stream(), recipe, Curves.of(RunFolder(source.run).events()) if source else None)
+
+    def pause(self) -> None:
+        if self.live:
+            self.live.pause()
+
+    def resume(self) -> None:
+        """Go on after a pause; or continue the run that is shown, if it was cut off, from its last checkpoint."""
+        if self.alive:
+            self.live.resume()
+        elif self.resumable:
+            self._continue(self.run)
+        elif self.run:
+            raise RunError(f"{self.run.path.name} has ended; there is nothing to resume.", "Press Start, or Fork.")
+
+    def stop(self) -> None:
+        """End the run; also one of another workbench, whose own button may be gone."""
+        if live := current():
+            live.stop()
+
+    def wait(self, timeout: float | None = None) -> str:
+        return self.live.wait(timeout) if self.live else self.state
+
+    def follow(self) -> Iterator[Event]:
+        """The events so far, and those to come, until the run is over."""
+        seen, events, live = 0, self.events, self.live
+        while True:
+            over = live is None or live.state in OVER
+            while seen < len(events):
+                yield events[seen]
+                seen += 1
+            if over:
+                return
+            live.wait(0.2)
+
+    def fork(self) -> None:
+        """Take the end of the stage before the edited one as the place to start from. Start then trains the rest."""
+        ends = {end.stage: end for end in self.stage_ends()}
+        wanted = max((n for n in ends if n < max(2, self.desk.stage)), default=None)
+        if wanted is None:
+            raise RunError(
+                "There is no finished stage to fork from yet.", "Wait for the end of stage 1, or choose a run in Runs."
+            )
+        if wanted >= len(self.desk.recipe.stages):
+            raise RunError("There is no stage after the one to fork from.", "Use a recipe with one more stage.")
+        self.desk.start, self.desk.stage = ends[wanted], max(wanted + 1, self.desk.stage)
+        self.desk.check()
+
+    def show(self, folder: str | Path) -> None:
+        """Show a run of the past in place of the one that is shown."""
+        if self.alive:
+            raise TrainingError(f"{self.live.name} is training.", "Stop it first, or wait for its end.")
+        run = RunFolder(folder)
+        events, recipe = list(run.events()), run.recipe
+        if (recipe.data, recipe.model) != (self.desk.base.data, self.desk.base.model):
+            raise RunError(
+                f"{run.path} has other data, or another model.", f"Open it in a cell: vitseg.Workbench({str(run.path)!r})."
+            )
+        self.run, self.live, self.parent, self.trained, self._fresh = run, None, None, recipe, False
+        self._clear()
+        for event in events:
+            self._take(event)
+        if (forked := run.forked()) and (source := RunFolder(forked["parent"])).events_file.exists():
+            self.parent = Curves.of(source.events())
+
+    def _continue(self, run: RunFolder) -> None:
+        recipe = run.resolved_recipe()
+
+        def stream() -> Generator[Event]:
+            self.work, self._fresh = prepare(recipe), False
+            yield from kept_events(run.path)
+            self._fresh = True
+            yield from resume(run.path, self.work)
+
+        self._launch(run, stream(), recipe, self.parent)
+
+    def _launch(self, run: RunFolder, stream: Generator[Event], recipe: Recipe, parent: Curves | None) -> None:
+        if reason := "" if (other := current()) is None else f"{other.name} is training in this kernel.":
+            raise TrainingError(reason, "Stop it first, or wait for its end.")
+        self.run, self.parent, self.trained, self._fresh = run, parent, recipe, False
+        self._clear()
+        self.live = LiveRun(stream, run.path.name, self._take, owner=self)
+
+    def _take(self, event: Event) -> None:
+        """On the training thread, between two steps."""
+        if isinstance(event, RunStarted):
+            self._batches = event.batches_per_epoch
+        self._count(event)
+        if not event.transient:
+            self.curves.add(event)  # before it is among the events: who draws looks there first
+            self.events.append(event)
+        if self._fresh and isinstance(event, StageStarted | EpochEnded):
+            self._predict(event.epoch)
+        self.version += 1
+
+    def _predict(self, epoch: int) -> None:
+        """Pictures are no reason for a training to end: what goes wrong here is said beside them."""
+        try:
+            images = (self.work.data.load(name)[0] for name in self.samples)
+            self.predictions[epoch] = [self.work.model.predict(image) for image in images]
+        except Exception as error:
+            self.no_pictures = f"No prediction after epoch {epoch} ({type(error).__name__}: {error}). Training goes on."
+
+    def _count(self, event: Event) -> None:
+        """Seconds and forecast work of the events that were trained here; pauses do not count."""
+        now = time.monotonic()
+        if self._fresh and self._last is not None and self.live and self.live.state == "running":
+            self._seconds += min(now - self._last, 60.0)
+            self._done += self._weight(event.stage) if isinstance(event, BatchEnded) else 0.0
+        self._last, self.position = now, event
+
+    def _weight(self, stage: int) -> float:
+        """How long a step of a stage takes, beside those of others: by forecast, or all alike."""
+        if self.cost is None or self.trained is None:
+            return 1.0
+        if self._weighed is not self.trained:
+            self._weighed = self.trained
+            self._weights = [f.seconds / f.steps for f in forecast(self.trained, self.cost, self.work)]
+        return self._weights[stage - 1]
+
+    def progress(self) -> tuple[float, float | None]:
+        """How much of the run's steps is done, 0..1, and the seconds left, once something can be said about that."""
+        if self.trained is None or not self.events:
+            return 0.0, None
+        if isinstance(self.events[-1], RunEnded):
+            return 1.0, 0.0
+        n, last = (
+            self._batches,
+            next((e for e in reversed(self.events) if isinstance(e, BatchEnded | StageEnded | StageStarted)), None),
+        )
+        if last is None:
+            return 0.0, None
+        before = last.step - self.curves.stage_began(last.stage)[1]
+        rest = {k: s.epochs * n for k, s in enumerate(self.trained.stages, start=1) if k >= last.stage}
+        rest[last.stage] = 0 if isinstance(last, StageEnded) else rest[last.stage] - before
+        total = last.step + sum(rest.values())
+        ahead = sum(self._weight(k) * left for k, left in rest.items())
+        return last.step / total, ahead * self._seconds / self._done if self._done else None
