@@ -196,6 +196,23 @@ WEIGHTS = {
     "broken preprocessor": Case(
         WeightsError, ("{encoder}/preprocessor_config.json: is not JSON",), write("encoder/preprocessor_config.json", b"?")
     ),
+    "preprocessor is a list": Case(
+        WeightsError, ("{encoder}/preprocessor_config.json: holds list, not an object.",),
+        write("encoder/preprocessor_config.json", b"[]"),
+    ),
+    "deviation of 0": Case(
+        WeightsError,
+        ("{encoder}/preprocessor_config.json: ", "image_std=[0.2, 0, 0.2]; allowed: three finite numbers", "above 0"),
+        write("encoder/preprocessor_config.json", b'{"image_std": [0.2, 0, 0.2]}'),
+    ),
+    "mean of two channels": Case(
+        WeightsError, ("{encoder}/preprocessor_config.json: image_mean=[0.5, 0.5], ",),
+        write("encoder/preprocessor_config.json", b'{"image_mean": [0.5, 0.5]}'),
+    ),
+    "mean that is no number": Case(
+        WeightsError, ("{encoder}/preprocessor_config.json: image_mean=[nan, 0, 0], ",),
+        write("encoder/preprocessor_config.json", b'{"image_mean": [NaN, 0, 0]}'),
+    ),
     "weights with nan": Case(
         WeightsError, ("{encoder}: layernorm.weight holds values that are not finite.",),
         on_file("encoder/model.safetensors", poison),
@@ -381,6 +398,18 @@ def test_other_commands_refuse_in_one_sentence_too(bench: Bench, saved_model: Pa
     error = capsys.readouterr().err
     assert_one_sentence(error[error.index("vitseg: ") :], [said.format(**places)])
     assert not bench.run.exists()
+
+
+@pytest.mark.parametrize("broken", ["environment.json", "split.json"])
+@pytest.mark.parametrize("how", [remove, halve, lambda path: write(path, b"[]")], ids=["missing", "torn", "a list"])
+def test_a_run_folder_that_is_not_whole_is_not_resumed_but_refused_by_file(bench: Bench, broken: str, how, capsys):
+    events = train(bench.recipe, bench.run)
+    next(events)
+    events.close()
+    how(f"run/{broken}")(bench)
+    assert cli.main(["resume", str(bench.run)]) == 2
+    error = capsys.readouterr().err
+    assert_one_sentence(error[error.index("vitseg: ") :], [f"{bench.run / broken}: not a file that vitseg wrote ("])
 
 
 @pytest.mark.parametrize("broken", ["decoder.safetensors", "config.json", "encoder/config.json"])

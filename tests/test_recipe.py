@@ -162,6 +162,7 @@ WITHOUT_EFFECT = [
     (Folder, {"path": "x", "encoding": "index", "grey_factor": 15}, "grey_factor=15"),
     (Folder, {"path": "x", "encoding": "grey", "colors": ((0, 0, 0),)}, "colors=((0, 0, 0),)"),
     (Data, {"mode": "binary", "score_background": False}, "score_background=False"),
+    (Data, {"views": 1, "view_seed": 3}, "view_seed=3"),
 ]
 
 
@@ -177,6 +178,7 @@ def test_a_setting_without_effect_is_refused(cls: type, settings: dict[str, Any]
         (Loss, {"focal": 1.0, "focal_gamma": 4.0}),
         (Loss, {"cross_entropy": 0.0, "dice": 0.0, "focal": 1.0, "class_weights": (1.0, 2.0)}),
         (Loss, {"dice_over": "batch", "label_smoothing": 0.1, "class_weights": (1.0, 2.0)}),
+        (Data, {"views": 2, "view_seed": 3}),
     ],
 )
 def test_the_same_setting_is_taken_where_it_has_an_effect(cls: type, settings: dict[str, Any]):

@@ -10,6 +10,10 @@ class VitsegError(Exception):
         self.problem, self.mend = problem, mend
         super().__init__(f"{problem} {mend}".strip())
 
+    def _render_traceback_(self) -> list[str]:
+        """In a notebook, too: the sentence, without the way through our files."""
+        return [f"{type(self).__name__}: {self}"]
+
     def __reduce__(self) -> tuple:
         """For the way from a loader's worker: rebuilt from its fields, whatever its constructor takes."""
         return _rebuilt, (type(self), str(self), self.__dict__)
@@ -30,7 +34,14 @@ class ConfigError(VitsegError):
 
 
 class RecipeError(VitsegError):
-    """One or more settings of a recipe that were refused; one line each."""
+    """One or more settings of a recipe that were refused; one line each.
+
+    `idle` are those refused for having no effect beside the others: their paths, and the defaults that would do.
+    """
+
+    def __init__(self, problem: str, mend: str = ""):
+        self.idle: dict[str, object] = {}
+        super().__init__(problem, mend)
 
 
 class DataError(VitsegError):

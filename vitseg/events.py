@@ -123,6 +123,23 @@ class RunEnded(Event):
     test: dict[str, Any] | None
 
 
+@dataclass(frozen=True, slots=True)
+class TrialStarted(Event):
+    """A trial of a sweep before its first event. `inherits` of its first stages come from the trial named `source`."""
+
+    trial: str
+    inherits: int
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrialEnded(Event):
+    """A trial of a sweep after its last event; `error` is why it failed, or None."""
+
+    trial: str
+    error: str | None
+
+
 _KINDS = {c.__name__: c for c in Event.__subclasses__()}
 
 

@@ -90,6 +90,7 @@ class Data(Words):
     def _settings_have_an_effect(self) -> Self:
         if self.views == 1 and self.augment != Augment():
             raise ValueError("augment has no effect with views=1, the clean view alone; leave it out, or ask for more views")
+        self._refuse_without_effect(self.views == 1, "view_seed")
         self._refuse_without_effect(self.mode == "binary", "score_background")
         return self
 
@@ -268,6 +269,20 @@ class Recipe(Words):
             return parse(json.dumps(tree))
         except TypeError as error:
             raise RecipeError(f"{', '.join(changes)}: {error}.", "Give numbers, strings, tuples or settings.") from None
+
+    def settle(self, changes: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+        """Like `replace`; settings that have no effect any more are put back to their defaults, and named.
+
+        At depth 0, for instance, there is no encoder LR: `encoder_lr_factor` goes, where `replace` would refuse.
+        """
+        idle: dict[str, Any] = {}
+        while True:
+            try:
+                return self.replace(changes | idle), idle
+            except RecipeError as error:
+                if error.idle.keys() <= idle.keys():
+                    raise
+                idle |= error.idle
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")

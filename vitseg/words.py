@@ -10,6 +10,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from vitseg.errors import RecipeError
 
 
+class NoEffect(ValueError):
+    """A setting that does nothing, given the others."""
+
+    def __init__(self, field: str, value: object, default: object):
+        self.field, self.default = field, default
+        super().__init__(f"{field}={value!r} has no effect here; leave it out")
+
+
 class _Plainly(type(BaseModel)):
     """Says in plain words what pydantic refuses, whoever makes the object."""
 
@@ -28,21 +36,30 @@ class Words(BaseModel, metaclass=_Plainly):
     def _refuse_without_effect(self, condition: bool, *fields: str) -> None:
         """Refuse settings that differ from their default although `condition` makes them do nothing."""
         for field in fields:
-            value = getattr(self, field)
-            if condition and value != type(self).model_fields[field].default:
-                raise ValueError(f"{field}={value!r} has no effect here; leave it out")
+            value, default = getattr(self, field), type(self).model_fields[field].default
+            if condition and value != default:
+                raise NoEffect(field, value, default)
 
 
 def explain(error: ValidationError, cls: type) -> RecipeError:
     """What pydantic refused, one sentence a setting: its path, the value, what is allowed, the nearest spelling."""
-    lines = [_line(e) for e in error.errors()]
-    return RecipeError(f"{cls.__name__} refused. " + " ".join(dict.fromkeys(lines)))
+    found = error.errors()
+    refused = RecipeError(f"{cls.__name__} refused. " + " ".join(dict.fromkeys(map(_line, found))))
+    for e in found:
+        if isinstance(cause := e.get("ctx", {}).get("error"), NoEffect):
+            refused.idle[".".join(filter(None, (_where(e), cause.field)))] = cause.default
+    return refused
+
+
+def _where(error: dict[str, Any]) -> str:
+    """The dotted path of a setting, as `Recipe.replace` takes it; pydantic names the kinds on the way too."""
+    kinds = {c.model_fields["kind"].default for c in Words.__subclasses__() if "kind" in c.model_fields}
+    unions = ("int", "constrained-int", "literal", "constrained-str")
+    return ".".join(str(p) for p in error["loc"] if p not in kinds and not str(p).startswith(unions))
 
 
 def _line(error: dict[str, Any]) -> str:
-    kinds = {c.model_fields["kind"].default for c in Words.__subclasses__() if "kind" in c.model_fields}
-    unions = {"int", "constrained-int", "literal", "constrained-str"}
-    where = ".".join(str(p) for p in error["loc"] if p not in kinds and not str(p).startswith(tuple(unions)))
+    where = _where(error)
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown setting{_nearest(str(error['loc'][-1]))}."
     if error["type"] == "missing":

@@ -115,6 +115,10 @@ class Lab:
     def output(self, number: int) -> str:
         return self.page.locator(".jp-NotebookPanel:visible .jp-Cell").nth(number).locator(".jp-OutputArea").inner_text()
 
+    def restart_kernel(self) -> None:
+        self._panel("await panel.sessionContext.session.kernel.restart()")
+        self._ready()
+
     def save(self) -> None:
         self._panel("await panel.context.save()")
 
@@ -151,6 +155,11 @@ class Lab:
 
     def tab(self, title: str) -> None:
         self.page.locator(f".lm-TabBar-tabLabel:text-is({json.dumps(title)})").first.click()
+
+    def show_tab(self, title: str) -> None:
+        """Open a tab and scroll it to the top of the screen."""
+        self.tab(title)
+        self.page.locator(f".lm-TabBar-tabLabel:text-is({json.dumps(title)})").first.evaluate("e => e.scrollIntoView()")
 
     def is_off(self, label: str) -> bool:
         return self.page.locator(f".jp-NotebookPanel:visible button:text-is({json.dumps(label)})").first.is_disabled()

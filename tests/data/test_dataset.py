@@ -86,15 +86,14 @@ def test_without_a_group_the_patients_do_get_mixed(wards: Path):
     assert not {n[:2] for n in kept["train"]} & {n[:2] for n in kept["validation"]}
 
 
-def test_saved_splits_are_kept_whatever_the_seed(tmp_path: Path):
+def test_saved_splits_are_kept_as_they_are(tmp_path: Path):
     for split, stems in {"train": "abc", "validation": "de", "test": "a"}.items():
         write_pairs(tmp_path / split, {stem: stripes(0, 1) for stem in stems})
-    for seed in range(3):
-        assert in_folder(tmp_path, split_seed=seed).splits == {
-            "train": ["train/a", "train/b", "train/c"],
-            "validation": ["validation/d", "validation/e"],
-            "test": ["test/a"],
-        }
+    assert in_folder(tmp_path).splits == {
+        "train": ["train/a", "train/b", "train/c"],
+        "validation": ["validation/d", "validation/e"],
+        "test": ["test/a"],
+    }
 
 
 def test_validation_is_drawn_from_train_where_only_test_is_given(tmp_path: Path):
@@ -126,11 +125,13 @@ def test_a_single_image_cannot_be_split(tmp_path: Path):
         in_folder(write_pairs(tmp_path, {"only": stripes(0, 1)}))
 
 
-def test_a_group_beside_saved_splits_is_refused_since_it_would_do_nothing(tmp_path: Path):
+@pytest.mark.parametrize("setting", [{"group": "(.)"}, {"validation_fraction": 0.3}, {"split_seed": 1}], ids=str)
+def test_what_says_how_to_split_is_refused_beside_saved_splits_since_it_would_do_nothing(setting: dict, tmp_path: Path):
     for split in ("train", "validation"):
         write_pairs(tmp_path / split, {stem: stripes(0, 1) for stem in "ab"})
-    with pytest.raises(ConfigError, match=r"data\.group: got '\(\.\)'.*The folder has a validation/ of its own"):
-        in_folder(tmp_path, group="(.)")
+    with pytest.raises(ConfigError, match="The folder has a validation/ of its own") as refused:
+        in_folder(tmp_path, **setting)
+    assert {refused.value.field.removeprefix("data."): refused.value.got} == setting
 
 
 def test_background_cannot_be_left_out_of_the_score_where_there_are_two_classes():

@@ -102,6 +102,11 @@ def test_colour_alone_does_not_solve_it():
     assert as_red > 100
 
 
+def test_an_outline_without_bounds_overflows_nothing():
+    """The wobble of this one comes near -1. Warnings are errors here."""
+    generate(Generated(side=70), 48)
+
+
 @pytest.mark.parametrize("wrong", [{"classes": 1}, {"classes": 11}, {"images": 3}, {"side": 31}, {"side": 2049}, {"seed": 1.0}])
 def test_settings_out_of_range_are_refused(wrong: dict):
     with pytest.raises(RecipeError, match=f"{next(iter(wrong))}: got"):

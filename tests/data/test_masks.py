@@ -195,6 +195,39 @@ def test_fewer_classes_than_camvid_has_are_not_replaced_by_its_own(tmp_path: Pat
         code_of(folder, classes=("a", "b", "c"))
 
 
+@pytest.mark.parametrize(
+    ("pixels", "declared", "lost"),
+    [
+        (TWO * 255, {"encoding": "binary_255", "ignore_value": 255}, "foreground"),
+        (TWO, {"encoding": "binary_1", "ignore_value": 0}, "background"),
+        (stripes(0, 1, 2), {"encoding": "index", "classes": ("a", "b", "c"), "ignore_value": 2}, "c"),
+        (stripes(0, 1, 2), {"classes": ("a", "b", "c"), "ignore_value": 2}, "c"),
+        (FOUR, {"ignore_value": 2}, "class 2"),
+        (FOUR * 15, {"grey_factor": 15, "ignore_value": 15}, "class 1"),
+        (colored("RGB")(FOUR), {"colors": COLORS, "ignore_value": 0}, "background"),
+    ],
+    ids=["0 and 255", "0 and 1", "index", "by the names", "detected", "grey", "RGB"],
+)
+def test_an_ignore_value_never_takes_the_place_of_a_class(pixels, declared: dict[str, Any], lost: str, tmp_path: Path):
+    with pytest.raises(DataError) as refused:
+        code_of(write_pairs(tmp_path, {"a": pixels}), **declared)
+    assert f"ignore_value={declared['ignore_value']} is how class {lost!r} is stored" in refused.value.problem
+    assert "Leave ignore_value out, or store what is to be ignored as a value of its own." in refused.value.mend
+
+
+def test_beside_colours_the_ignored_value_is_a_grey_that_can_exist(tmp_path: Path):
+    folder = write_pairs(tmp_path, {"a": colored("RGB")(FOUR)}, colors=COLORS)
+    assert code_of(folder, ignore_value=7).values[0x070707] == IGNORE
+    with pytest.raises(DataError, match=r"ignore_value=300 is no colour.*v in 0\.\.255"):
+        code_of(folder, ignore_value=300)
+
+
+def test_a_grey_factor_beside_masks_in_colour_is_refused_since_it_would_do_nothing(tmp_path: Path):
+    folder = write_pairs(tmp_path, {"a": colored("RGB")(FOUR)}, colors=COLORS)
+    with pytest.raises(DataError, match="grey_factor=15 has no effect: the masks are in colour"):
+        code_of(folder, grey_factor=15)
+
+
 def test_jpeg_masks_are_refused_because_compression_invents_labels(tmp_path: Path):
     write_pairs(tmp_path, {"a": TWO, "b": TWO})
     mask = tmp_path / "masks" / "a.png"

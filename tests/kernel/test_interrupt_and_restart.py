@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 import pytest
-from jupyter_client.manager import start_new_kernel
 
 import vitseg
 from vitseg.runs.run import resume, train
@@ -14,26 +13,7 @@ LONG = {"stages.0.epochs": 400}
 
 
 @pytest.fixture
-def kernel(tmp_path, monkeypatch):
-    monkeypatch.setenv("VITSEG_RUNS", str(tmp_path / "runs"))
-    manager, client = start_new_kernel(kernel_name="python3")
-    yield manager, client
-    client.stop_channels()
-    manager.shutdown_kernel(now=True)
-
-
-def say(client, code: str, timeout: float = 60) -> str:
-    """What a cell prints."""
-    printed: list[str] = []
-    reply = client.execute_interactive(
-        code, timeout=timeout, output_hook=lambda m: printed.append(m["content"].get("text", "")), store_history=False
-    )
-    assert reply["content"]["status"] == "ok", reply["content"]
-    return "".join(printed).strip()
-
-
-@pytest.fixture
-def training(kernel, tiny_recipe, tmp_path):
+def training(kernel, say, tiny_recipe, tmp_path):
     """A run of 2,000 steps that has taken some."""
     tiny_recipe.replace(LONG).save(tmp_path / "recipe.json")
     _, client = kernel
@@ -44,7 +24,7 @@ def training(kernel, tiny_recipe, tmp_path):
     return kernel
 
 
-def test_an_interrupt_ends_the_cell_and_not_the_training_and_says_so(training):
+def test_an_interrupt_ends_the_cell_and_not_the_training_and_says_so(training, say):
     manager, client = training
     client.execute("time.sleep(60)")
     time.sleep(0.5)
@@ -56,7 +36,7 @@ def test_an_interrupt_ends_the_cell_and_not_the_training_and_says_so(training):
     assert "press Stop for that" in say(client, "print(wb._status.value)")
 
 
-def test_a_restart_ends_the_training_within_seconds_and_it_goes_on_to_the_same_bits(training, tiny_recipe, tmp_path):
+def test_a_restart_ends_the_training_within_seconds_and_it_goes_on_to_the_same_bits(training, say, tiny_recipe, tmp_path):
     manager, client = training
     say(client, "while sum(type(e).__name__ == 'EpochEnded' for e in wb.events) < 2: time.sleep(0.02)")
     begun = time.monotonic()

@@ -9,6 +9,8 @@ import onnx
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForImageClassification
 
 from vitseg.data.generate import generate
 from vitseg.errors import WeightsError
@@ -67,6 +69,25 @@ def test_colour_statistics_are_read_from_the_encoder_s_own_file(encoders, tmp_pa
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
     assert weights.load_vit(str(folder)).mean == (0.5, 0.5, 0.5)
     assert weights.load_vit(str(folder)).std == (0.25, 0.25, 0.25)
+
+
+@pytest.mark.parametrize("family", ["dinov2", "vit"])
+def test_a_checkpoint_with_a_classifier_s_head_gives_its_encoder(family, encoders, tmp_path):
+    with torch.random.fork_rng():
+        classifier = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(encoders[family]))
+    classifier.save_pretrained(tmp_path)
+    assert any(name.startswith("classifier.") for name in load_file(tmp_path / "model.safetensors"))
+    expected, got = classifier.base_model.state_dict(), weights.load_vit(str(tmp_path)).vit.state_dict()
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+def test_no_other_key_than_a_classifier_s_may_be_left_over(encoders, tmp_path):
+    weights.load_vit(encoders["vit"]).vit.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file(load_file(file) | {"encoder.classifier.weight": torch.ones(2)}, file, metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match=r"unexpected keys: encoder\.classifier\.weight \(1\)"):
+        weights.load_vit(str(tmp_path))
 
 
 def test_weights_that_are_not_finite_are_refused(encoders, tmp_path):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 import vitseg
 from vitseg.errors import RunError
-from vitseg.events import RunStarted, StageStarted
+from vitseg.events import RunStarted, StageEnded, StageStarted
+from vitseg.runs import run as runs
+from vitseg.runs.folder import RunFolder
 from vitseg.runs.run import fork, resume, train
 
 
@@ -69,6 +72,69 @@ def test_a_fork_that_was_cut_off_goes_on_to_the_same_bits(wanted, parent, tiny_r
     assert (cut / "best/encoder/model.safetensors").read_bytes() == (whole / "best/encoder/model.safetensors").read_bytes()
 
 
+def tree(folder):
+    """Every file by its content, but for the clock's and the lock."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in {"timings.jsonl", "summary.json", ".lock"})
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+MOMENTS = ("nothing copied", "half copied", "half recorded", "all recorded")
+
+
+@pytest.fixture
+def photos(parent, tiny_recipe, tmp_path, monkeypatch):
+    """Copies of a fork's folder, `whole` when it has ended, taken while it inherits: what a kill -9 would have left."""
+    whole, record, write_json = tmp_path / "whole", RunFolder.record, runs.write_json
+
+    def photograph(moment):
+        if not (tmp_path / moment).exists():
+            shutil.copytree(whole, tmp_path / moment)
+
+    def copying(source, target, **settings):
+        photograph("nothing copied")
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / "best.safetensors", target)
+        photograph("half copied")
+        return shutil.copytree(source, target, **settings | {"dirs_exist_ok": True})
+
+    def recording(run, event):
+        if isinstance(event, StageEnded):
+            photograph("half recorded")
+        record(run, event)
+
+    def writing(path, value):
+        if path.name == "fork.json":
+            photograph("all recorded")
+        write_json(path, value)
+
+    monkeypatch.setattr(runs, "shutil", SimpleNamespace(copytree=copying, ignore_patterns=shutil.ignore_patterns))
+    monkeypatch.setattr(RunFolder, "record", recording)
+    monkeypatch.setattr(runs, "write_json", writing)
+    list(fork(parent, 1, tiny_recipe, whole))
+    monkeypatch.undo()
+    return tmp_path
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_fork_killed_while_it_inherits_goes_on_to_the_same_bits(moment, photos):
+    cut, whole = photos / moment, photos / "whole"
+    assert runs.kept_events(cut) == []
+    events = list(resume(cut))
+    assert next(e for e in events if isinstance(e, RunStarted)).parent == {"run": "parent", "stage": 1}
+    assert tree(cut) == tree(whole)
+
+
+def test_a_fork_killed_while_it_inherits_says_so_when_its_parent_is_gone(photos):
+    (photos / "parent").rename(photos / "elsewhere")
+    with pytest.raises(RunError, match=r"half copied: was cut off while it inherited from .*parent, which is gone"):
+        next(resume(photos / "half copied"))
+
+
+def test_a_new_run_in_the_folder_of_a_fork_that_never_began_is_no_fork(photos, tiny_recipe):
+    next(train(tiny_recipe, photos / "nothing copied"))
+    assert RunFolder(photos / "nothing copied").forked() is None
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -111,9 +177,12 @@ def test_a_run_has_one_trainer_at_a_time(tiny_recipe, tmp_path):
     first = train(tiny_recipe, tmp_path / "run")
     for _ in range(6):
         next(first)
+    assert vitseg.RunFolder(tmp_path / "run").is_held()
     with pytest.raises(RunError, match="is being trained elsewhere"):
         list(resume(tmp_path / "run"))
+    next(first)
     first.close()
+    assert not vitseg.RunFolder(tmp_path / "run").is_held()
     list(resume(tmp_path / "run"))
     list(train(tiny_recipe, tmp_path / "plain"))
     assert (tmp_path / "run" / "events.jsonl").read_bytes() == (tmp_path / "plain" / "events.jsonl").read_bytes()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,12 @@ from safetensors.torch import load_file
 from sklearn.metrics import jaccard_score
 
 import vitseg
-from vitseg.errors import RunError
+from vitseg.errors import FreezeBreach, RunError
 from vitseg.events import BatchEnded, EpochEnded, RunEnded, RunStarted, StageEnded, StageStarted
+from vitseg.runs import durable, folder
+from vitseg.runs import run as runs
 from vitseg.runs.checkpoint import newest_checkpoint
+from vitseg.training.loop import StageTraining
 
 
 def test_the_log_replays_exactly_what_was_yielded(tiny_recipe, tmp_path):
@@ -208,6 +212,100 @@ def test_names_from_outside_are_escaped_in_the_report(tiny_recipe, tmp_path):
 
 def _tree(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def breached(tiny_recipe, tmp_path):
+    """A run that a detector has ended in its second epoch, and what it said."""
+    run, work = vitseg.RunFolder(tmp_path / "run"), runs.prepare(tiny_recipe)
+    with pytest.raises(FreezeBreach) as caught:
+        for event in vitseg.train(tiny_recipe, run.path, work):
+            if isinstance(event, EpochEnded):
+                work.model.encoder.blocks[0].requires_grad_(True)
+    return run, str(caught.value)
+
+
+def test_what_a_detector_caught_is_kept_until_the_run_goes_on(breached):
+    run, said = breached
+    assert run.failure() == {"kind": "FreezeBreach", "says": said, "sequence": len(list(run.events()))}
+    events = vitseg.resume(run.path)
+    next(events)
+    assert run.failure() is None
+    events.close()
+    assert run.failure() is None  # to stop is not to fail
+
+
+def test_a_failure_that_cannot_be_kept_does_not_hide_the_error(tiny_recipe, tmp_path, monkeypatch):
+    def full(path, value):
+        raise OSError(28, "No space left on device")
+
+    work = runs.prepare(tiny_recipe)
+    events = vitseg.train(tiny_recipe, tmp_path / "run", work)
+    next(e for e in events if isinstance(e, EpochEnded))
+    work.model.encoder.blocks[0].requires_grad_(True)
+    monkeypatch.setattr(folder, "write_json", full)
+    with pytest.raises(FreezeBreach):
+        list(events)
+    assert vitseg.RunFolder(tmp_path / "run").failure() is None
+
+
+@pytest.mark.parametrize(("most_bytes", "named"), [(20_000, "checkpoints"), (10, "events.jsonl")])
+def test_a_full_disk_is_said_and_costs_no_more_than_the_epoch(tiny_recipe, tmp_path, most_bytes, named):
+    """The system itself refuses to let a file grow: Python ignores SIGXFSZ, and gets "File too large"."""
+    resource = pytest.importorskip("resource")
+    run, (soft, hard) = vitseg.RunFolder(tmp_path / "run"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    events = vitseg.train(tiny_recipe, run.path)
+    next(e for e in events if isinstance(e, EpochEnded))
+    saved = _tree(run.checkpoints)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
+    try:
+        with pytest.raises(RunError, match=r"cannot be written \(.*File too large.*; [\d,]+ MB are free there\)") as refused:
+            list(events)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(run.path / named) in refused.value.problem
+    assert "Make room" in refused.value.mend
+    assert _tree(run.checkpoints) == saved
+    assert list(run.path.rglob("*.new")) == []
+    list(vitseg.resume(run.path))
+    list(vitseg.train(tiny_recipe, tmp_path / "whole"))
+    assert run.events_file.read_bytes() == (tmp_path / "whole" / "events.jsonl").read_bytes()
+    assert _tree(run.best) == _tree(tmp_path / "whole" / "best")
+
+
+def test_another_process_sees_that_a_folder_is_held_and_does_not_disturb(tmp_path):
+    asked = "import pathlib, sys; from vitseg.runs.durable import is_held; print(is_held(pathlib.Path(sys.argv[1])))"
+    ask = lambda: subprocess.check_output([sys.executable, "-c", asked, str(tmp_path)], text=True).strip()  # noqa: E731
+    assert ask() == "False"
+    assert list(tmp_path.iterdir()) == []
+    with durable.held(tmp_path):
+        assert (ask(), durable.is_held(tmp_path)) == ("True", True)
+        with pytest.raises(RunError, match="is being trained elsewhere"), durable.held(tmp_path):
+            pass
+    assert not durable.is_held(tmp_path)
+
+
+def test_seconds_stand_still_while_the_consumer_does_something_else(tiny_recipe, tmp_path, monkeypatch):
+    """By a clock on which a step takes 1 second, and the consumer 100 for every event."""
+    now, train_step = [0.0], StageTraining._train_step
+
+    def slow_step(stage, portions):
+        now[0] += 1
+        return train_step(stage, portions)
+
+    def consume(events):
+        for _ in events:
+            now[0] += 100
+
+    monkeypatch.setattr(folder, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(StageTraining, "_train_step", slow_step)
+    consume(islice(vitseg.train(tiny_recipe, tmp_path / "run"), 30))
+    consume(vitseg.resume(tmp_path / "run"))
+    summary = vitseg.RunFolder(tmp_path / "run").summary
+    assert [*(stage["seconds"] for stage in summary["stages"]), summary["seconds"]] == [10.0, 10.0, 5.0, 25.0]
+    consume(runs.fork(tmp_path / "run", 2, tiny_recipe, tmp_path / "child"))
+    summary = vitseg.RunFolder(tmp_path / "child").summary
+    assert [*(stage["seconds"] for stage in summary["stages"]), summary["seconds"]] == [None, None, 5.0, 5.0]
 
 
 def test_timings_are_kept_apart_from_events(tiny_recipe, tmp_path):

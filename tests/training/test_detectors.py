@@ -422,3 +422,17 @@ def test_a_model_without_a_vit_is_refused_by_name():
     model = nn.Conv2d(3, 3, 1)
     with pytest.raises(VitsegError, match="Conv2d"):
         vitseg.audit(model, torch.optim.SGD(model.parameters()), 0)
+
+
+def test_the_audit_does_not_share_the_mistakes_of_the_freezing(encoders, monkeypatch):
+    """With `[-n:]` in the freezing, 0 blocks are all of them; the promise is worked out elsewhere, and says so."""
+    import vitseg
+    from vitseg.model import freeze
+
+    model = vitseg.build_segmenter(vitseg.Model(encoder=encoders["dinov2"]), ("a", "b"), (70, 70), seed=0)
+    blocks = [f"block {i}" for i in range(1, 5)]
+    monkeypatch.setattr(freeze, "trained_parts", lambda n, depth: {"decoder", *blocks[-n:]})
+    vitseg.set_freeze_depth(model, 0)
+    optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+    with pytest.raises(vitseg.FreezeBreach, match="blocks 1-4"):
+        vitseg.audit(model, optimizer, 0).check()

@@ -179,7 +179,7 @@ def _splits(pairs: list[Pair], cfg: Data) -> dict[str, list[str]]:
     if not given["train"]:
         raise DataError(f"{cfg.source.path}: train/ holds no images.", "Put images and masks into train/.")
     if given["validation"]:
-        for field in ("group", "validation_fraction"):
+        for field in ("group", "validation_fraction", "split_seed"):
             if getattr(cfg, field) != (default := Data.model_fields[field].default):
                 raise ConfigError(
                     f"data.{field}", getattr(cfg, field), str(default), "The folder has a validation/ of its own."

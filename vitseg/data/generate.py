@@ -80,6 +80,11 @@ def _outline(rng: np.random.Generator, side: int, low: float, high: float) -> np
     return np.hypot((y - cy) / ry, (x - cx) / rx) / (1 + wobble) + 0.05 * _noise(rng, side, 1.5)
 
 
+def _exp(x: np.ndarray) -> np.ndarray:
+    """e ** x, cut off before it overflows at 709: where an outline's wobble nears -1, distances have no bound."""
+    return np.exp(np.minimum(x, 700.0))
+
+
 def _wound(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> None:
     side = len(mask)
     distance = _outline(rng, side, 0.09, 0.26)
@@ -90,7 +95,7 @@ def _wound(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> Non
     if rng.random() < 0.4:
         dark = distance + 0.35 * _noise(rng, side, 1.8)
         tissue[inside & (dark < rng.uniform(0.3, 0.7))] = NAMES.index("necrosis")
-    edge = 1 / (1 + np.exp((distance - 1 - width) / 0.03))
+    edge = 1 / (1 + _exp((distance - 1 - width) / 0.03))
     for kind in np.unique(tissue[tissue > 0]):
         _paint(rng, image, np.where(tissue == kind, edge, 0), NAMES[kind])
     mask[tissue > 0] = tissue[tissue > 0]
@@ -100,7 +105,7 @@ def _patch(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, kind: 
     """A small lesion of a rarer kind; where its class is not asked for it stays in the image as a distraction."""
     distance = _outline(rng, len(mask), 0.03, 0.1)
     inside = (distance < 1) & (mask == 0)
-    _paint(rng, image, inside * 0.8 / (1 + np.exp((distance - 0.9) / 0.06)), NAMES[kind])
+    _paint(rng, image, inside * 0.8 / (1 + _exp((distance - 0.9) / 0.06)), NAMES[kind])
     mask[inside] = kind
 
 

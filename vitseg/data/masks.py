@@ -93,6 +93,10 @@ def with_classes_file(cfg: Folder) -> Folder:
 def find_code(cfg: Folder, stored: set[int], in_color: bool, stems: list[str]) -> MaskCode:
     """The code of a folder's masks, given every value that occurs in them. Raises DataError when it is ambiguous."""
     if cfg.encoding == "rgb" or (cfg.encoding == "auto" and in_color):
+        if cfg.grey_factor is not None:
+            raise DataError(
+                f"{cfg.path}: grey_factor={cfg.grey_factor} has no effect: the masks are in colour.", "Leave it out."
+            )
         return _color_code(cfg, stored)
     stored = stored - {cfg.ignore_value}
     if cfg.encoding == "auto":
@@ -120,9 +124,17 @@ def _code(values: dict[int, int], cfg: Folder, names: tuple[str, ...], descripti
     if len(classes) != len(set(values.values())):
         raise DataError(f"{cfg.path}: {len(classes)} class names for {len(values)} classes.", "Name each class once.")
     if cfg.ignore_value is not None:
-        values = values | {cfg.ignore_value: IGNORE}
+        values = _ignoring(cfg.ignore_value, values, classes, cfg)
         description += f", {cfg.ignore_value} is ignored"
     return MaskCode(values, classes, description)
+
+
+def _ignoring(stored: int, values: dict[int, int], classes: tuple[str, ...], cfg: Folder) -> dict[int, int]:
+    """The values with that of ignored pixels among them. Raises DataError where it would take the place of a class."""
+    if stored in values:
+        lost = f"ignore_value={cfg.ignore_value} is how class {classes[values[stored]]!r} is stored; it would be lost."
+        raise DataError(f"{cfg.path}: {lost}", "Leave ignore_value out, or store what is to be ignored as a value of its own.")
+    return values | {stored: IGNORE}
 
 
 def _color_code(cfg: Folder, stored: set[int]) -> MaskCode:
@@ -133,12 +145,13 @@ def _color_code(cfg: Folder, stored: set[int]) -> MaskCode:
             'List the colours in the order of the classes: "colors": [[r, g, b], ...] in classes.json.',
         )
     values = {(r << 16) + (g << 8) + b: i for i, (r, g, b) in enumerate(cfg.colors)}
-    if cfg.ignore_value is not None:
-        v = cfg.ignore_value
-        values |= {(v << 16) + (v << 8) + v: IGNORE}
     classes = cfg.classes or tuple("background" if i == 0 else f"class {i}" for i in range(len(cfg.colors)))
     if len(classes) != len(cfg.colors):
         raise DataError(f"{cfg.path}: {len(classes)} class names for {len(cfg.colors)} colours.", "Give one each.")
+    if (v := cfg.ignore_value) is not None:
+        if v > 255:
+            raise DataError(f"{cfg.path}: ignore_value={v} is no colour.", "With colours it is a grey: (v, v, v), v in 0..255.")
+        values = _ignoring((v << 16) + (v << 8) + v, values, classes, cfg)
     return MaskCode(values, classes, f"{len(cfg.colors)} colours (declared)", is_color=True)
 
 

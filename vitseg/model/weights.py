@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import math
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -38,6 +40,7 @@ _PACKAGED_CONFIG = {
     "num_attention_heads": 6, "mlp_ratio": 4, "patch_size": 14, "image_size": 518, "layer_norm_eps": 1e-6,
 }  # fmt: skip
 _ALLOWED_ABSENT = re.compile(r"(^|\.)(pooler\.|mask_token$|embeddings\.mask_token$)")
+_ALLOWED_BESIDE = re.compile(r"^classifier\.")
 _OFFLINE_MEND = (
     f'Use model.encoder="{PACKAGED}", the path of a folder saved with save_pretrained, or download it where there is '
     "a network: hf download NAME --local-dir FOLDER."
@@ -91,6 +94,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
         what: sorted(k for k in map(str, info[what]) if not _ALLOWED_ABSENT.search(k))
         for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
     }
+    wrong["unexpected_keys"] = [k for k in wrong["unexpected_keys"] if not _ALLOWED_BESIDE.search(k)]
     if problems := [f"{k.replace('_', ' ')}: {', '.join(v[:4])} ({len(v)})" for k, v in wrong.items() if v]:
         raise WeightsError(f"{folder}: config and weights disagree; {'; '.join(problems)}.", "They are of two models.")
     if bad := [n for n, p in vit.named_parameters() if not p.isfinite().all()]:
@@ -198,12 +202,24 @@ def _from_hub(name: str) -> Path:
 def _color_statistics(folder: Path) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation per RGB channel that the encoder was trained with; ImageNet's if it says nothing."""
     path = folder / "preprocessor_config.json"
+    mend = "Download it again, or remove it."
     try:
         stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
-        raise WeightsError(f"{path}: is not JSON ({error}).", "Download it again, or remove it.") from None
+        raise WeightsError(f"{path}: is not JSON ({error}).", mend) from None
+    if not isinstance(stored, dict):
+        raise WeightsError(f"{path}: holds {type(stored).__name__}, not an object.", mend)
     mean, std = stored.get("image_mean", (0.485, 0.456, 0.406)), stored.get("image_std", (0.229, 0.224, 0.225))
+    if not (_is_rgb(mean) and _is_rgb(std) and min(std) > 0):
+        allowed = "three finite numbers each, those of image_std above 0"
+        raise WeightsError(f"{path}: image_mean={mean!r}, image_std={std!r}; allowed: {allowed}.", mend)
     return tuple(mean), tuple(std)
+
+
+def _is_rgb(numbers: Any) -> bool:
+    """Whether it is one finite number a channel."""
+    listed = isinstance(numbers, list | tuple) and len(numbers) == 3
+    return listed and all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
 
 
 def write_color_statistics(folder: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> None:

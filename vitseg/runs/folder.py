@@ -8,20 +8,19 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from vitseg.data.dataset import SegmentationData
 from vitseg.errors import RunError
 from vitseg.events import EpochEnded, Event, RunStarted, StageEnded, from_json, to_json
 from vitseg.model.segmenter import Segmenter
 from vitseg.recipe import Recipe, load_recipe
-from vitseg.runs.durable import write_json, write_text
+from vitseg.runs.durable import is_held, write_json, write_text, written
 from vitseg.training.device import Machine
 
 _VERSIONS = ("vitseg", "torch", "transformers", "safetensors", "numpy", "pillow", "pydantic")
@@ -51,19 +50,33 @@ class RunFolder:
             self.path / "best",
             self.path / "summary.json",
         )
-        self.fork_file = self.path / "fork.json"
+        self.fork_file, self.failure_file = self.path / "fork.json", self.path / "failure.json"
         self.sequence, self._seconds_before = 0, 0.0
         self._started = time.monotonic()
 
     @classmethod
-    def create(cls, path: str | Path | None, recipe: Recipe, data: SegmentationData, environment: dict[str, Any]) -> RunFolder:
-        """A new folder with recipe, environment and split. Raises RunError if there is a run in it already."""
+    def create(
+        cls,
+        path: str | Path | None,
+        recipe: Recipe,
+        data: SegmentationData,
+        environment: dict[str, Any],
+        *,
+        forked: dict[str, Any] | None = None,
+    ) -> RunFolder:
+        """A new folder with recipe, environment and split, and where a fork came from.
+
+        Raises RunError if there is a run in it already.
+        """
         run = cls(path) if path else new_run(recipe.name)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             if run.events_file.exists():
                 mend = "Go on with vitseg.resume(folder), or choose another folder."
                 raise RunError(f"{run.path}: holds a run already.", mend)
+            run.fork_file.unlink(missing_ok=True)  # of a fork that was cut off before its first event
+            if forked:
+                write_json(run.fork_file, forked)  # first of all: a fork that is cut off must not pass for a run of its own
             recipe.save(run.path / "recipe.json")
             write_json(run.path / "environment.json", environment)
             write_json(run.path / "split.json", data.splits)
@@ -79,8 +92,9 @@ class RunFolder:
 
     def resolved_recipe(self) -> Recipe:
         """The recipe with what "auto" became when the run began, on whatever machine it goes on."""
-        recipe, resolved = self.recipe, json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
-        return recipe.replace({name: resolved[name] for name in ("device", "precision", "threads")})
+        recipe, names = self.recipe, ("device", "precision", "threads")
+        resolved = _read_json(self.path / "environment.json", *names)
+        return recipe.replace({name: resolved[name] for name in names})
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -91,20 +105,26 @@ class RunFolder:
 
     def check_split(self, data: SegmentationData) -> None:
         """Raises RunError unless the images are split as they were when the run began."""
-        if data.splits != json.loads((self.path / "split.json").read_text(encoding="utf-8")):
+        if data.splits != _read_json(self.path / "split.json", *data.splits):
             raise RunError(f"{self.path}: the images are not those of the run.", "Restore them, or start a new run.")
 
     def record(self, event: Event) -> None:
-        """Append to the logs."""
-        self.sequence += 1
+        """Append to the logs. Raises RunError if they cannot be written."""
         seconds = round(self._seconds_before + time.monotonic() - self._started, 3)
-        with self.events_file.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(to_json(event, self.sequence) + "\n")
+        with written(self.events_file), self.events_file.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(to_json(event, self.sequence + 1) + "\n")
             file.flush()
             if isinstance(event, EpochEnded):
                 os.fsync(file.fileno())  # a checkpoint follows, and must not know more than the log
-        with self.timings_file.open("a", encoding="utf-8", newline="\n") as file:
+        self.sequence += 1
+        with written(self.timings_file), self.timings_file.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps({"seq": self.sequence, "seconds": seconds}) + "\n")
+
+    def handed(self, event: Event) -> Generator[Event]:
+        """Yield an event. Until the next one is asked for nobody works on the run, and its seconds stand still."""
+        left = time.monotonic()
+        yield event
+        self._started += time.monotonic() - left
 
     def cut_back(self, sequence: int, offset: int) -> None:
         """Forget all events after the first `sequence`, which take `offset` bytes: they will happen again."""
@@ -143,28 +163,34 @@ class RunFolder:
         raise RunError(f"{self.path}: stage {stage} of this run has not ended.", "Start from another stage, or resume it.")
 
     def forked(self) -> dict[str, Any] | None:
-        """Where a fork's own part begins: `parent`, `stage`, `sequence` and `offset`; None for a run of its own."""
+        """Where a fork's own part begins: `parent`, `stage`, `sequence` and `offset`; None for a run of its own.
+
+        `sequence` and `offset` are 0 until all that it inherits is in its folder.
+        """
         return _read_json(self.fork_file, "parent", "stage", "sequence", "offset") if self.fork_file.exists() else None
+
+    def fail(self, error: Exception) -> None:
+        """Keep what ended the training, if there is room for it: the error itself must not be lost to another."""
+        with contextlib.suppress(RunError, OSError):
+            write_json(self.failure_file, {"kind": type(error).__name__, "says": str(error), "sequence": self.sequence})
+
+    def failure(self) -> dict[str, Any] | None:
+        """What ended the training: the error's `kind`, what it `says`, and the `sequence` number of the last event.
+
+        None if nothing did, or since the run was resumed.
+        """
+        return _read_json(self.failure_file, "kind", "says", "sequence") if self.failure_file.exists() else None
+
+    def is_held(self) -> bool:
+        """Whether this process or another is training the run."""
+        return is_held(self.path)
 
     def ended_stages(self) -> list[int]:
         """Numbers of the stages whose weights are kept."""
         return sorted(int(p.name) for p in (self.path / "stages").glob("*") if p.name.isdecimal())
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Held by whoever trains the run. Raises RunError while another does, in this process or another."""
-        lock = FileLock(self.path / ".lock", timeout=0, thread_local=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise RunError(f"{self.path}: is being trained elsewhere.", "Wait for its end, or stop it there.") from None
-        try:
-            yield
-        finally:
-            lock.release()
-
     def timings(self) -> list[tuple[int, float]]:
-        """(sequence number, seconds for which a process has held the run) of every event."""
+        """(sequence number, seconds of work on the run until then) of every event; pauses are no work."""
         lines = self.timings_file.read_text(encoding="utf-8").splitlines(keepends=True)
         records = [json.loads(line) for line in lines if line.endswith("\n")]
         return [(r["seq"], r["seconds"]) for r in records]
@@ -174,10 +200,13 @@ def _read_json(path: Path, *names: str) -> dict[str, Any]:
     """A file of ours. Raises RunError unless it is a JSON object with those names."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {type(found).__name__}")
         if missing := [name for name in names if name not in found]:
             raise ValueError(f"{missing[0]} is missing")
-    except (ValueError, TypeError) as error:
-        raise RunError(f"{path}: not a file that vitseg wrote ({error}).", "Delete the run, or restore the file.") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"{path}: not a file that vitseg wrote ({reason}).", "Delete the run, or restore the file.") from None
     return found
 
 

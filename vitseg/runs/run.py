@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Generator, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from vitseg.events import EpochEnded, Event, RunEnded, RunStarted, StageEnded
 from vitseg.model.segmenter import Segmenter, build_segmenter
 from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import newest_checkpoint, save_checkpoint
-from vitseg.runs.durable import whole_folder, write_json
+from vitseg.runs.durable import MANIFEST, held, whole_folder, write_json
 from vitseg.runs.folder import RunFolder, environment
 from vitseg.runs.summary import summarise
 from vitseg.training.device import Machine, resolve
@@ -34,7 +35,7 @@ def train(recipe: Recipe, folder: str | Path | None = None, work: Work | None = 
     """
     work = work or prepare(recipe)
     run = RunFolder.create(folder, recipe, work.data, environment(work.model, work.machine))
-    with run.locked():
+    with held(run.path):
         yield from _recorded(run, recipe, work)
 
 
@@ -52,37 +53,30 @@ def fork(
         raise RunError(f"There is no stage after stage {stage} in this recipe.", "Add one, or fork from an earlier stage.")
     _refuse(source, stage, differences(source.recipe, recipe, stage))
     work = work or prepare(recipe)
-    source.check_split(work.data)
-    started = _started(recipe, work, {"run": source.path.name, "stage": stage})
-    before = next(e for e in source.events() if isinstance(e, RunStarted))
-    _refuse(source, stage, [
-        f"{name}: {getattr(started, name)!r}, the parent had {getattr(before, name)!r}."
-        for name in ("device", "precision", "threads", "encoder", "classes", "mode", "masks")
-        if getattr(started, name) != getattr(before, name)
-    ])  # fmt: skip
-    run = RunFolder.create(folder, recipe, work.data, environment(work.model, work.machine))
-    for number in range(1, stage + 1):
-        shutil.copytree(run_stage(source, number), run_stage(run, number))
-    with run.locked():
-        for event in (started, *inherited):
-            run.record(event)
-        offset = run.events_file.stat().st_size
-        write_json(run.fork_file, {"parent": str(source.path), "stage": stage, "sequence": run.sequence, "offset": offset})
-        yield from (started, *inherited)
-        yield from _recorded(run, recipe, work, after=inherited[-1])
+    started = _start_of_fork(source, stage, recipe, work)
+    origin = {"parent": str(source.path), "stage": stage, "sequence": 0, "offset": 0}
+    run = RunFolder.create(folder, recipe, work.data, environment(work.model, work.machine), forked=origin)
+    with held(run.path):
+        yield from _forked(run, recipe, work, [started, *inherited])
 
 
 def resume(folder: str | Path, work: Work | None = None) -> Generator[Event]:
-    """Go on with a run from its newest whole checkpoint. Yields what happens from there on."""
+    """Go on with a run from its newest whole checkpoint. Yields what happens from there on.
+
+    A fork that was cut off while it inherited does so again, from its parent: RunError if that is gone.
+    """
     run = RunFolder(folder)
     recipe = run.resolved_recipe()
     if run.summary_file.exists():
         raise RunError(f"{run.path}: this run has ended.", "Read it with vitseg.replay(folder).")
-    with run.locked():
+    with held(run.path):
         state = newest_checkpoint(run.checkpoints)  # None: it was cut off in its first epoch, and begins again
         work = work or prepare(recipe)
         run.check_split(work.data)
         forked = run.forked()
+        if forked and not forked["sequence"]:
+            yield from _forked(run, recipe, work, _first_events(run, work))
+            return
         place = state or forked or {"sequence": 0, "offset": 0}
         run.cut_back(place["sequence"], place["offset"])
         after = run.up_to(forked["stage"])[-1] if forked and not state else None
@@ -93,7 +87,7 @@ def kept_events(folder: str | Path) -> list[Event]:
     """The events of a run that `resume` will not let happen again: those up to the checkpoint it goes on from."""
     run = RunFolder(folder)
     place = newest_checkpoint(run.checkpoints) or run.forked() or {"sequence": 0}
-    return list(run.events())[: place["sequence"]]
+    return list(islice(run.events(), place["sequence"]))
 
 
 class Work(NamedTuple):
@@ -119,14 +113,48 @@ def prepare(recipe: Recipe) -> Work:
 def _recorded(
     run: RunFolder, recipe: Recipe, work: Work, state: dict[str, Any] | None = None, after: StageEnded | None = None
 ) -> Generator[Event]:
-    for event, training in _stages(run, recipe, work, state, after):
-        if not event.transient:
-            run.record(event)
-        if isinstance(event, EpochEnded):
-            save_checkpoint(run.checkpoints, run.sequence, run.events_file.stat().st_size, training.state_dict())
-        if isinstance(event, RunEnded):
-            write_json(run.summary_file, summarise(run.events(), [s for _, s in run.timings()]))
-        yield event
+    run.failure_file.unlink(missing_ok=True)
+    try:
+        for event, training in _stages(run, recipe, work, state, after):
+            if not event.transient:
+                run.record(event)
+            if isinstance(event, EpochEnded):
+                save_checkpoint(run.checkpoints, run.sequence, run.events_file.stat().st_size, training.state_dict())
+            if isinstance(event, RunEnded):
+                write_json(run.summary_file, summarise(run.events(), [s for _, s in run.timings()]))
+            yield from run.handed(event)
+    except Exception as error:
+        run.fail(error)
+        raise
+
+
+def _forked(run: RunFolder, recipe: Recipe, work: Work, first: list[Event]) -> Generator[Event]:
+    """Inherit the parent's stages, of which the `first` events tell, and train the later ones.
+
+    Until fork.json says that all of it is here, what was begun of it is done again.
+    """
+    origin = run.forked()
+    for number in range(1, origin["stage"] + 1):
+        with whole_folder(run_stage(run, number)) as aside:
+            theirs = run_stage(RunFolder(origin["parent"]), number)
+            shutil.copytree(theirs, aside, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
+    run.cut_back(0, 0)
+    for event in first:
+        run.record(event)
+    write_json(run.fork_file, origin | {"sequence": run.sequence, "offset": run.events_file.stat().st_size})
+    for event in first:
+        yield from run.handed(event)
+    yield from _recorded(run, recipe, work, after=first[-1])
+
+
+def _first_events(run: RunFolder, work: Work) -> list[Event]:
+    """What a fork begins with that was cut off before it had it all. Raises RunError if its parent is gone."""
+    origin = run.forked()
+    source, stage = RunFolder(origin["parent"]), origin["stage"]
+    if not source.events_file.exists():
+        problem = f"{run.path}: was cut off while it inherited from {source.path}, which is gone."
+        raise RunError(problem, "Bring that run back, or fork another.")
+    return [_start_of_fork(source, stage, run.recipe, work), *source.up_to(stage)]
 
 
 def _stages(
@@ -207,6 +235,19 @@ def _refuse(source: RunFolder, stage: int, found: list[str]) -> None:
     if found:
         mend = "Only later stages, name and workers of a fork may differ; train a new run for other changes."
         raise RunError(f"{source.path}: stage {stage} was trained otherwise. {' '.join(found)}", mend)
+
+
+def _start_of_fork(source: RunFolder, stage: int, recipe: Recipe, work: Work) -> RunStarted:
+    """Raises RunError if images, machine or encoder are not those that stage `stage` of `source` was trained with."""
+    source.check_split(work.data)
+    started = _started(recipe, work, {"run": source.path.name, "stage": stage})
+    before = next(e for e in source.events() if isinstance(e, RunStarted))
+    _refuse(source, stage, [
+        f"{name}: {getattr(started, name)!r}, the parent had {getattr(before, name)!r}."
+        for name in ("device", "precision", "threads", "encoder", "classes", "mode", "masks")
+        if getattr(started, name) != getattr(before, name)
+    ])  # fmt: skip
+    return started
 
 
 def _started(recipe: Recipe, work: Work, parent: dict[str, Any] | None = None) -> RunStarted:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vitseg.errors import FreezeBreach, LRBreach
-from vitseg.model.freeze import Part, checked_depth, millions, model_parts, name_parts, trained_parts
+from vitseg.model.freeze import DECODER, NORM, Part, checked_depth, millions, model_parts, name_parts
 from vitseg.model.noise import KeyedDropPath
 
 
@@ -102,17 +102,25 @@ def audit(
     """
     parts = model_parts(model)
     depth = sum(name.startswith("block ") for name in parts)
-    promised = trained_parts(checked_depth(unfrozen_blocks, depth), depth)
+    unfrozen = checked_depth(unfrozen_blocks, depth)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     drop_paths = [m for m in model.modules() if isinstance(m, KeyedDropPath)]
     before = since or {}
     found = tuple(
-        _look(name, part, name in promised, held, drop_paths, weights, before.get(name)) for name, part in parts.items()
+        _look(name, part, _promised(name, unfrozen, depth), held, drop_paths, weights, before.get(name))
+        for name, part in parts.items()
     )
     known = {id(p) for part in parts.values() for p in part.parameters}
     strangers = sum(p.numel() for g in optimizer.param_groups for p in g["params"] if id(p) not in known)
     holds = sum(p.in_optimizer for p in found) + strangers
     return AuditReport(found, holds, _breach(found, strangers, model.training))
+
+
+def _promised(part: str, unfrozen: int, depth: int) -> bool:
+    """Whether a part should train. Not asked of `freeze`: a detector must not share the mistakes of what it checks."""
+    if part.startswith("block "):
+        return int(part.removeprefix("block ")) > depth - unfrozen
+    return part == DECODER or (part == NORM and unfrozen > 0)
 
 
 def _look(

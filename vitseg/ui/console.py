@@ -19,27 +19,26 @@ def progress(events: Iterable[Event]) -> Iterator[Event]:
         match event:
             case RunStarted():
                 batches = event.batches_per_epoch
-                _say(_run_line(event))
+                say(_run_line(event))
             case StageStarted():
-                _say(
-                    f"\nStage {event.stage}: {event.name} · {event.schedule} · {event.epochs} epoch{'s' * (event.epochs != 1)}"
-                )
-                _say("\n".join(f"  {line}" for line in [*event.audit.splitlines(), *event.notes]))
-                _say(f"  start weights: valid IoU {number_or_na(event.validation['iou'])}")
+                say(f"\nStage {event.stage}: {event.name} · {event.schedule} · {event.epochs} epoch{'s' * (event.epochs != 1)}")
+                say("\n".join(f"  {line}" for line in [*event.audit.splitlines(), *event.notes]))
+                say(f"  start weights: valid IoU {number_or_na(event.validation['iou'])}")
                 bar = _bar(event.stage, event.epochs * batches)
             case BatchEnded():
+                batches = event.batches
                 bar = _bar(event.stage) if bar is None else bar  # a resumed stage has begun before
                 bar.set_postfix_str(f"loss {event.loss:.3f}, LR {event.lr['decoder']:.2e}", refresh=False)
                 bar.update()
             case EpochEnded():
-                _say(_epoch_line(event))
+                say(_epoch_line(event))
             case StageEnded():
                 if bar is not None:
                     bar.close()
                 bar = None
-                _say(f"  {event.audit}")
+                say(f"  {event.audit}")
                 early = ", stopped early" if event.stopped_early else ""
-                _say(f"  best: epoch {event.best_epoch} of {event.epochs}{early}, valid IoU {number_or_na(event.best['iou'])}")
+                say(f"  best: epoch {event.best_epoch} of {event.epochs}{early}, valid IoU {number_or_na(event.best['iou'])}")
         yield event
 
 
@@ -64,5 +63,6 @@ def _epoch_line(event: EpochEnded) -> str:
     )
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line that leaves the progress bar below it."""
     tqdm.write(text, file=sys.stdout)

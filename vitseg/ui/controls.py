@@ -93,6 +93,14 @@ class Controls:
         finally:
             self._offering = False
 
+    def _start_before(self) -> None:
+        """A later stage alone starts from the newest end of the stage before it, where there is one."""
+        ends = [end for _, end in self.start.options if isinstance(end, StageEnd) and end.stage == self.desk.stage - 1]
+        if self.desk.this_stage_only and self.desk.start is None and ends:
+            self.desk.start, self._filling = ends[0], True
+            self._choose_start()
+            self._filling = False
+
     def _choose_start(self) -> None:
         if self.desk.start is not None and self.desk.start not in dict(self.start.options).values():
             self.start.options = [*self.start.options, (str(self.desk.start), self.desk.start)]
@@ -109,6 +117,7 @@ class Controls:
             desk.edit("schedule", desk.schedule_of(value))
         elif control is self.scope:
             desk.this_stage_only = value == ONE
+            self._start_before()
             desk.check()
         elif control is self.start:
             desk.start = None if value == PRETRAINED else value

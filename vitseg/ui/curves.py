@@ -89,16 +89,16 @@ class Curves:
     def promise(self, recipe: Recipe | None, batches_per_epoch: int) -> None:
         """Draw up the plan of `recipe`, around what has happened so far."""
         self._recipe, self._n = recipe, batches_per_epoch
-        planned, self.bands, epoch, step = Points(), [], 0, 0
+        planned, bands, epoch, step = Points(), [], 0, 0
         for number, stage in enumerate(recipe.stages if recipe else (), start=1):
             epoch, step = self._began.get(number, (epoch, step))
             epochs = self._took.get(number, stage.epochs)
             for batch in range(1, epochs * self._n + 1):
                 x = epoch + plan.epochs_done(batch, self._n)
                 planned.add(x, plan.planned_lr(stage, batch, self._n), step + batch)
-            self.bands.append(Band(number, stage.name, epoch, epoch + epochs))
+            bands.append(Band(number, stage.name, epoch, epoch + epochs))
             epoch, step = epoch + epochs, step + epochs * self._n
-        self.points["LR (planned)"] = planned
+        self.points["LR (planned)"], self.bands = planned, bands  # whole: another thread may be drawing them
 
     def stage_began(self, stage: int) -> tuple[int, int]:
         """(epoch, step) of the whole run at which a stage began."""

@@ -34,9 +34,6 @@ _LABELS = {
     "seed": "Seed",
     "device": "Device",
 }
-_WITHOUT_EFFECT = {"encoder_lr_factor": (1.0, {0}), "layer_decay": (1.0, {0, 1}), "drop_path": (0.0, {0})}
-"""Settings of the encoder, their neutral value, and the depths at which they do nothing."""
-
 MOST_EPOCHS = 10_000
 """The plan of more could not be drawn while a control is being moved."""
 
@@ -84,13 +81,8 @@ class Desk:
     def check(self) -> None:
         """Work out `recipe` and `problems` anew. With a problem, `recipe` stays the last one that was whole."""
         self.problems = {}
-        changes = dict(self.edits)
-        for path, value in self.edits.items():
-            if path.endswith(".unfrozen_blocks"):  # some settings have no effect on a frozen encoder, or on one block
-                stem = path.removesuffix("unfrozen_blocks")
-                changes |= {stem + name: off for name, (off, depths) in _WITHOUT_EFFECT.items() if value in depths}
         try:
-            recipe = self.base.replace(changes)
+            recipe, _ = self.base.settle(self.edits)  # at depth 0 the encoder's own settings go
             self._check_here(recipe)
             self.recipe, self._whole = recipe, dict(self.edits)
         except VitsegError as error:

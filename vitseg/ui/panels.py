@@ -115,8 +115,11 @@ def _heat(name: str, epoch: int, iou: float | None) -> str:
     return f"<td style='background:{color};color:{ink}' title='{escape(name)}, epoch {epoch}: {iou:.3f}'>{100 * iou:.0f}</td>"
 
 
-def checks(events: Sequence[Event], steps: int, error: Exception | None) -> str:
-    """What the detectors found, stage by stage: green, or red with the sentence that explains it."""
+def checks(events: Sequence[Event], steps: int, failure: tuple[str, str] | None) -> str:
+    """What the detectors found, stage by stage: green, or red with the sentence that explains it.
+
+    `failure` is the kind and the sentence of the error that ended the run.
+    """
     lines = []
     for event in events:
         if isinstance(event, StageStarted):
@@ -127,9 +130,9 @@ def checks(events: Sequence[Event], steps: int, error: Exception | None) -> str:
     if steps:
         words = "LR contract: every step so far was taken at the promised learning rate, in every parameter group"
         lines.append(f"<p><span class=good>✓ {words}</span> ({steps:,} steps).</p>")
-    if error is not None:
-        kind = {"FreezeBreach": "Freeze audit", "LRBreach": "LR contract"}.get(type(error).__name__, "Stopped by an error")
-        lines.append(f"<p><span class=bad>✗ {kind}:</span> {escape(str(error))}</p>")
+    if failure is not None:
+        kind = {"FreezeBreach": "Freeze audit", "LRBreach": "LR contract"}.get(failure[0], "Stopped by an error")
+        lines.append(f"<p><span class=bad>✗ {kind}:</span> {escape(failure[1])}</p>")
     waiting = "<p class=quiet>Once a stage begins: what trains, what the optimizer holds, which weights moved.</p>"
     return html("".join(lines) or waiting)
 

@@ -59,7 +59,12 @@ def _page(summary: dict[str, Any], events: list[Event], sheet: Image.Image, reci
         f'<h2>Predictions</h2><img alt="image, truth, prediction, disagreement" src="{pictures.data_uri(sheet)}">',
         f"<h2>Recipe</h2><details><summary>all settings</summary><pre>{escape(recipe)}</pre></details>",
     ]
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(summary['name'])}</title><style>{_STYLE}</style>"
+    return page(summary["name"], body)
+
+
+def page(title: str, body: Iterable[str]) -> str:
+    """A whole HTML page that asks for nothing from outside."""
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{_STYLE}</style>"
     return head + "\n".join(body)
 
 

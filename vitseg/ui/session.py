@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from vitseg.training.loop import batches_per_epoch
 from vitseg.ui.curves import Curves
 from vitseg.ui.desk import Desk, StageEnd
 from vitseg.ui.live import OVER, LiveRun, current
+
+_launching = threading.RLock()
+"""Held while a run is begun: buttons and cells may press Start from several threads at once."""
 
 SAMPLES = 4
 """Validation images that are predicted after every epoch."""
@@ -56,7 +60,8 @@ class Session:
         self.version, self.curves = 0, self.planned()
         self.events: list[Event] = []
         self.predictions: dict[int, list[np.ndarray]] = {}
-        self.no_pictures, self._batches = "", self.batches
+        self.no_pictures = self.no_curves = ""
+        self._batches = self.batches
         self.position: Event | None = None
         self._last: float | None = None
         self._seconds = self._done = 0.0
@@ -88,9 +93,25 @@ class Session:
 
     @property
     def resumable(self) -> bool:
-        """Whether the run that is shown can be continued from its last checkpoint."""
-        recorded = self.run is not None and self.run.events_file.exists()
-        return recorded and not self.alive and not self.run.summary_file.exists()
+        """Whether the run that is shown can be continued: it has not ended, and nobody trains it."""
+        if self.run is None or self.alive or not self.run.events_file.exists() or self.run.summary_file.exists():
+            return False
+        return not self.run.is_held()
+
+    @property
+    def moved(self) -> bool:
+        """Whether a control stands otherwise than when the run began."""
+        return self.alive and self._chosen != self._choice()
+
+    def _choice(self) -> tuple[dict[str, Any], bool, StageEnd | None]:
+        return dict(self.desk.edits), self.desk.this_stage_only, self.desk.start
+
+    def goes_on_from(self) -> str:
+        """Where Resume would begin."""
+        last = next((e for e in reversed(self.events) if isinstance(e, EpochEnded)), None)
+        if last is None:
+            return "Resume begins again: no epoch had ended"
+        return f"Resume goes on from the end of epoch {last.epoch}"
 
     def starts(self) -> list[StageEnd]:
         """The ends of stages of recent runs from which the desk's recipe may go on, newest first."""
@@ -124,8 +145,11 @@ class Session:
 
     def start(self) -> None:
         """Train what is on the desk, in a new run folder. Nothing happens if it is training already."""
-        if self.alive:
-            return
+        with _launching:
+            if not self.alive:
+                self._begin()
+
+    def _begin(self) -> None:
         if reason := self.why_not_start():
             raise TrainingError(reason)
         recipe, source, first = self.desk.chosen(), self.desk.start, self.desk.first_stage()
@@ -145,13 +169,14 @@ class Session:
             self.live.pause()
 
     def resume(self) -> None:
-        """Go on after a pause; or continue the run that is shown, if it was cut off, from its last checkpoint."""
-        if self.alive:
-            self.live.resume()
-        elif self.resumable:
-            self._continue(self.run)
-        elif self.run:
-            raise RunError(f"{self.run.path.name} has ended; there is nothing to resume.", "Press Start, or Fork.")
+        """Go on after a pause; or continue the run that is shown, if it was cut off, from its last whole epoch."""
+        with _launching:
+            if self.alive:
+                self.live.resume()
+            elif self.resumable:
+                self._continue(self.run)
+            elif self.run:
+                raise RunError(f"{self.run.path.name}: there is nothing to resume.", "Press Start, or Fork.")
 
     def stop(self) -> None:
         """End the run; also one of another workbench, whose own button may be gone."""
@@ -209,8 +234,10 @@ class Session:
         def stream() -> Generator[Event]:
             self.work, self._fresh = prepare(recipe), False
             yield from kept_events(run.path)
-            self._fresh = True
-            yield from resume(run.path, self.work)
+            inherited = (run.forked() or {"stage": 0})["stage"]
+            for event in resume(run.path, self.work):
+                self._fresh = getattr(event, "stage", 0) > inherited
+                yield event
 
         self._launch(run, stream(), recipe, self.parent)
 
@@ -218,6 +245,7 @@ class Session:
         if reason := "" if (other := current()) is None else f"{other.name} is training in this kernel.":
             raise TrainingError(reason, "Stop it first, or wait for its end.")
         self.run, self.parent, self.trained, self._fresh = run, parent, recipe, False
+        self._chosen = self._choice()
         self._clear()
         self.live = LiveRun(stream, run.path.name, self._take, owner=self)
 
@@ -227,11 +255,18 @@ class Session:
             self._batches = event.batches_per_epoch
         self._count(event)
         if not event.transient:
-            self.curves.add(event)  # before it is among the events: who draws looks there first
+            self._draw_up(event)  # before it is among the events: who draws looks there first
             self.events.append(event)
         if self._fresh and isinstance(event, StageStarted | EpochEnded):
             self._predict(event.epoch)
         self.version += 1
+
+    def _draw_up(self, event: Event) -> None:
+        """Curves are no reason for a training to end, either."""
+        try:
+            self.curves.add(event)
+        except Exception as error:
+            self.no_curves = f"The curves are not complete ({type(error).__name__}: {error})."
 
     def _predict(self, epoch: int) -> None:
         """Pictures are no reason for a training to end: what goes wrong here is said beside them."""

@@ -35,6 +35,7 @@ POINTS = 1000
 """Of a longer curve the extremes are drawn."""
 REDRAW_SECONDS = 0.4
 NONE_YET = ("none yet", -1)
+_OURS = {kind.__name__ for kind in VitsegError.__subclasses__()}
 
 
 class Workbench:
@@ -81,7 +82,7 @@ class Workbench:
         self._draw()
 
     def resume(self) -> None:
-        """Go on after a pause, or from the last checkpoint of a run that was cut off."""
+        """Go on after a pause, or from the last whole epoch of a run that was cut off."""
         was_alive = self.session.alive
         self.session.resume()
         if self.session.alive and not was_alive:
@@ -163,7 +164,7 @@ class Workbench:
         for label, act, tip in (
             ("Start", self.start, "Train what the controls say, in a new run folder"),
             ("Pause", self._pause_or_resume, "Pause after this batch; Resume goes on"),
-            ("Stop", self.stop, "End after this batch; the run can be resumed from its last checkpoint"),
+            ("Stop", self.stop, "End after this batch; the run can be resumed from the end of its last epoch"),
             ("Fork", self.fork, "Start the next run from the end of a finished stage of this one"),
         ):
             button = w.Button(description=label, tooltip=tip, layout={"width": "100px"})
@@ -220,11 +221,14 @@ class Workbench:
             self._note = ""
             try:
                 act()
-            except (VitsegError, OSError) as error:
+                self._draw()
+            except Exception as error:
                 self._note = str(error)
-            except Exception as error:  # a fault of ours; a button that does nothing would be worse
-                self._note = f"{type(error).__name__}: {error}. That should not happen; please report it."
-            self._draw()
+                if not isinstance(error, VitsegError | OSError):  # a fault of ours; a button that does nothing would be worse
+                    self._note = f"{type(error).__name__}: {error}. That should not happen; please report it."
+                self._status.value = panels.html(f"<p role=status class=bad>{escape(self._note)}</p>")
+                with contextlib.suppress(Exception):
+                    self._draw()
 
     def _pause_or_resume(self) -> None:
         (self.pause if self.session.state == "running" else self.resume)()
@@ -331,7 +335,15 @@ class Workbench:
     def _draw_checks(self) -> None:
         s = self.session
         steps = sum(isinstance(e, BatchEnded) for e in s.events)
-        self._checks.value = panels.checks(s.events, steps, s.live.error if s.live else None)
+        self._checks.value = panels.checks(s.events, steps, self._failure())
+
+    def _failure(self) -> tuple[str, str] | None:
+        """Kind and sentence of what ended the run that is shown: as it happened here, or as its folder remembers."""
+        s = self.session
+        if s.live is not None:
+            return (type(s.live.error).__name__, str(s.live.error)) if s.state == "failed" else None
+        found = s.run.failure() if s.run and not self._preview else None
+        return (found["kind"], found["says"]) if found else None
 
     def _draw_pictures(self) -> None:
         s, epoch = self.session, self._epoch.value
@@ -340,7 +352,7 @@ class Workbench:
             self._picture_note.value = panels.html(f"<p class=quiet>{escape(s.no_pictures or text)}</p>")
             self._picture.value = b""
             return
-        self._picture.value = pictures.png(pictures.comparison(s.work.data, s.samples, s.predictions[epoch]))
+        self._picture.value = pictures.png(pictures.comparison(s.work.data, s.samples, s.predictions[epoch], side=150))
         self._picture_note.value = panels.html(f"<p>After epoch {epoch}. White: prediction and truth disagree.</p>")
 
     def _draw_runs(self) -> None:
@@ -356,7 +368,13 @@ class Workbench:
         alive = current()
         if alive and alive.name == path.name:
             return f"{alive.state} here"
-        return "ended" if (path / "summary.json").exists() else "cut off or stopped; Show, then Resume goes on with it"
+        run = RunFolder(path)
+        if run.summary_file.exists():
+            return "ended"
+        if run.is_held():
+            return "training elsewhere"
+        failed = run.failure()
+        return (f"failed ({failed['kind']})" if failed else "cut off or stopped") + "; Show, then Resume goes on with it"
 
     def _draw(self) -> None:
         """Buttons, progress and the status line: cheap, and always true."""
@@ -367,7 +385,8 @@ class Workbench:
         self._buttons["Start"].disabled = s.alive or bool(reason)
         self._buttons["Pause"].description = "Pause" if running or not (s.alive or resumable) else "Resume"
         self._buttons["Pause"].disabled = not (running or state in {"paused", "pausing"} or resumable)
-        self._buttons["Stop"].disabled = current() is None or current().state == "stopping"
+        live = current()
+        self._buttons["Stop"].disabled = live is None or live.state == "stopping"
         self._buttons["Fork"].disabled = not any(e.stage < len(s.desk.base.stages) for e in s.stage_ends())
         done, left = s.progress()
         self._bar.value = done
@@ -380,17 +399,16 @@ class Workbench:
     def _sentence(self, reason: str) -> tuple[str, str]:
         """What is happening, or what is wrong and the mend."""
         s, state = self.session, self.session.state
-        if s.alive and s.desk.edits and s.desk.recipe != s.trained and not self._note:
+        if s.moved and not self._note:
             return f"{_doing(state, s.position)} A control was moved: that takes effect at the next start.", ""
-        if self._unpainted:
-            return self._unpainted + (" Training goes on." if s.alive else ""), "bad"
+        if unpainted := self._unpainted or s.no_curves:
+            return unpainted + (" Training goes on." if s.alive else ""), "bad"
         if self._note:
             return f"{_doing(state, s.position) + ' ' if s.alive else ''}{self._note}", "bad" if not s.alive else ""
-        if state == "failed":
-            error = s.live.error
-            text = str(error) if isinstance(error, VitsegError) else f"{type(error).__name__}: {error}."
-            mend = " What was recorded is kept; Resume goes on from the last checkpoint." if s.resumable else ""
-            return f"Stopped by an error: {text}{mend}", "bad"
+        if failure := self._failure():
+            kind, text = failure
+            text = text if kind in _OURS else f"{kind}: {text}."
+            return f"Stopped by an error: {text}{f' {s.goes_on_from()}.' if s.resumable else ''}", "bad"
         if reason:
             return f"Start is off: {reason}", "bad"
         if s.alive:
@@ -402,7 +420,9 @@ class Workbench:
         if not s.run.events_file.exists():
             return "Stopped before anything was recorded.", ""
         if s.resumable:
-            return f"Stopped after {_at(s.events)}. Resume goes on from the last checkpoint of {s.run.path}.", ""
+            return f"Stopped after {_at(s.events)}. {s.goes_on_from()}. Run folder: {s.run.path}", ""
+        if not s.run.summary_file.exists():
+            return f"{s.run.path.name} is being trained elsewhere.", ""
         best = s.run.summary["best"]
         return f"Ended. Best valid IoU {number_or_na(best['iou'])}, F1 {number_or_na(best['f1'])}. Run folder: {s.run.path}", ""
 
