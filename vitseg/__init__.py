@@ -22,6 +22,7 @@ _PUBLIC = {
     "vitseg.training.loop": ("StageTraining",),
     "vitseg.runs.folder": ("RunFolder", "new_run", "replay", "runs_root"),
     "vitseg.runs.run": ("fork", "resume", "train"),
+    "vitseg.ui.ablation": ("ablate",),
     "vitseg.ui.console": ("progress",),
     "vitseg.ui.pictures": ("contact_sheet",),
     "vitseg.ui.report": ("report",),

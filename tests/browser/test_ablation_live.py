@@ -1,0 +1,53 @@
+"""An ablation as a person meets it: the plan, a table that fills, a kernel that dies, and the rest of it afterwards."""
+
+from __future__ import annotations
+
+import os
+
+import nbformat
+import pytest
+from browser.lab import CHROMIUM, chromium, jupyter
+
+from vitseg.recipe import Constant
+
+if CHROMIUM is None and not os.environ.get("VITSEG_REQUIRE_BROWSER"):
+    pytest.skip("no Chromium; the browser tests need one", allow_module_level=True)
+
+pytestmark = pytest.mark.browser
+
+CELL = """
+import vitseg
+recipe = vitseg.load_recipe({recipe!r})
+ablation = vitseg.ablate(recipe, {{"stages.1.unfrozen_blocks": [0, 1, 2]}}, seeds=2)
+ablation
+"""
+ASK = "print(ablation.state, len(ablation.sweep.results()), len(ablation.frame()))"
+
+
+def test_a_table_that_fills_and_goes_on_after_the_kernel_was_restarted(tiny_recipe, tmp_path):
+    recipe = tiny_recipe.replace({"data.source.images": 24, "stages.0.schedule": Constant(), "stages.1.epochs": 4})
+    recipe.save(tmp_path / "recipe.json")
+    cells = [nbformat.v4.new_code_cell(source) for source in (CELL.format(recipe=str(tmp_path / "recipe.json")), ASK)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "ablation.ipynb")
+    runs = tmp_path / "runs"
+    with jupyter(tmp_path, VITSEG_RUNS=str(runs)) as address, chromium(tmp_path, address) as lab:
+        lab.open("ablation.ipynb")
+        lab.run_cell(0)
+        lab.wait_text("8: 3 settings x 2 seeds, and 2 controls")
+        lab.wait_text("0 of 8 trials have ended. Start trains them")
+        lab.click("Start")
+        lab.wait_text("2 of 8 trials have ended")
+        lab.run_cell(1)  # another cell, meanwhile
+        state, ended, trials = lab.output(1).split()
+        assert state == "running" and int(ended) >= 2 and trials == "8"
+        lab.restart_kernel()
+        lab.run_cell(0)
+        lab.wait_text(r"[2-7] of 8 trials have ended. Start trains the rest")
+        assert len(list(runs.iterdir())) == 1
+        kept = len(list(runs.glob("*/trials/*/summary.json")))
+        lab.click("Start")
+        lab.wait_text("All 8 trials have ended")
+        lab.wait_text("against the same .* epochs spent wholly in stage 1")
+        assert 2 <= kept < len(list(runs.glob("*/trials/*/summary.json"))) == 8
+        lab.assert_clean()

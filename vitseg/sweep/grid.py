@@ -1,0 +1,222 @@
+"""What a sweep is going to train: every combination of the axes' values, for every seed, and a control for each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from pydantic import BaseModel
+
+from vitseg import plan
+from vitseg.errors import ConfigError, RecipeError
+from vitseg.recipe import Recipe
+
+_SHARED = ("data.source", "data.mode", "data.validation_fraction", "data.group", "data.score_background", "data.split_seed")
+_REFUSED = dict.fromkeys(_SHARED, "all trials are scored on the same images, by the same measure") | {
+    "seed": "give seeds=(...) instead",
+    "name": "trials are named by the sweep",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a grid has to know of the data and the encoder: how many images train, and how many blocks there are."""
+
+    train_images: int
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One training. `setting` counts combinations from 0; a control, which has no combination, has None.
+
+    `control` is the name of the trial that spends this one's epochs wholly in stage 1, with the same seed.
+    """
+
+    name: str
+    seed: int
+    recipe: Recipe
+    setting: int | None
+    control: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The trials in the order in which they are trained, those that share first stages side by side.
+
+    `axes` holds a setting's path and its values, `settings` one value of each axis for every combination that is trained.
+    `places` finds a combination, given by the place of each value in its axis, among `settings`; `notes` say which were left
+    out, being the same training as another.
+    """
+
+    recipe: Recipe
+    axes: dict[str, tuple[Any, ...]]
+    seeds: tuple[int, ...]
+    settings: tuple[tuple[Any, ...], ...]
+    places: dict[tuple[int, ...], int]
+    trials: tuple[Trial, ...]
+    notes: tuple[str, ...]
+
+    def inherits(self) -> dict[str, tuple[int, str | None]]:
+        """How many first stages each trial takes from which earlier one, if all go well."""
+        return {t.name: shared_stages(t, self.trials[:i]) for i, t in enumerate(self.trials)}
+
+    def words(self, setting: int) -> tuple[str, ...]:
+        """The values of a combination as text, one for each axis."""
+        return tuple(value_words(v, values) for v, values in zip(self.settings[setting], self.axes.values(), strict=True))
+
+
+def make_grid(recipe: Recipe, axes: Mapping[str, Sequence[Any]], seeds: int | Sequence[int], facts: Facts) -> Grid:
+    """Every combination of the axes' values. Raises ConfigError or RecipeError naming an axis or value that cannot be.
+
+    Settings that a combination leaves without effect are put back to their defaults; of combinations that come to the
+    same training only the first is kept. `seeds` is their number, counted from the recipe's own, or the seeds.
+    """
+    seeds = _seeds(recipe, seeds)
+    axes = {path: _values(path, values) for path, values in axes.items()}
+    if not axes:
+        raise ConfigError("axes", {}, 'paths of settings with their values, as in {"stages.1.unfrozen_blocks": [0, 2, 4]}')
+    settings, recipes, ignored, known = [], [], [], dict[str, int]()
+    places, notes = {}, []
+    for levels in product(*(range(len(values)) for values in axes.values())):
+        setting = tuple(values[i] for values, i in zip(axes.values(), levels, strict=True))
+        changed, idle = _settle(recipe, axes, setting)
+        number = places[levels] = known.setdefault(effective(changed, facts), len(settings))
+        if number == len(settings):
+            settings.append(setting)
+            recipes.append(changed)
+            ignored.append(idle)
+        else:
+            notes.append(_same(axes, setting, settings[number], idle.keys() | ignored[number].keys()))
+    trials = _in_order([t for seed in seeds for t in _trials(recipes, seed, facts)])
+    return Grid(recipe, axes, seeds, tuple(settings), places, tuple(trials), tuple(notes))
+
+
+def _seeds(recipe: Recipe, seeds: int | Sequence[int]) -> tuple[int, ...]:
+    found = tuple(range(recipe.seed, recipe.seed + seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not found or len(set(found)) < len(found) or not all(type(s) is int and s >= 0 for s in found):
+        raise ConfigError("seeds", seeds, "how many (at least 1), or different whole numbers from 0")
+    return found
+
+
+def _values(path: str, values: Sequence[Any]) -> tuple[Any, ...]:
+    if reason := next((why for name, why in _REFUSED.items() if path == name or path.startswith(f"{name}.")), ""):
+        raise ConfigError(
+            "axes", path, "settings of stages, model, loss, optimizer, views and batches", f"{reason}.".capitalize()
+        )
+    if isinstance(values, str | Mapping) or not isinstance(values, Sequence) or not values:
+        raise ConfigError(f"axes[{path!r}]", values, "a list of at least one value")
+    return tuple(values)
+
+
+def _settle(recipe: Recipe, axes: Mapping[str, Any], values: Sequence[Any]) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe of a combination, and the settings without effect in it."""
+    for path, value in zip(axes, values, strict=True):
+        try:
+            recipe.settle({path: value})
+        except RecipeError as error:
+            shown = value_words(value, ())
+            raise RecipeError(f"axes[{path!r}]: the value {shown} cannot be. {error.problem}", error.mend) from None
+    return recipe.settle(dict(zip(axes, values, strict=True)))
+
+
+def _same(axes: Mapping[str, Sequence[Any]], values: Sequence[Any], first: Sequence[Any], idle: Set[str]) -> str:
+    """Why a combination is left out: it comes to the `first`, perhaps since settings are `idle` in it."""
+
+    def words(combination: Sequence[Any]) -> str:
+        pairs = zip(axes.items(), combination, strict=True)
+        return ", ".join(f"{short_path(path)} {value_words(v, known)}" for (path, known), v in pairs)
+
+    ignored = [short_path(p) for p, a, b in zip(axes, values, first, strict=True) if a != b and p in idle]
+    why = f": {', '.join(ignored)} has no effect there" if ignored else ""
+    return f"Left out: {words(values)} is the same training as {words(first)}{why}."
+
+
+def effective(recipe: Recipe, facts: Facts) -> str:
+    """What a training depends on: its settings, a schedule by the learning rates it comes to, "all" by its number."""
+    tree = recipe.model_dump(mode="json", exclude={"name", "workers"})
+    batches = -(-facts.train_images // (recipe.batch_size * recipe.accumulate))
+    for stage, settings in zip(recipe.stages, tree["stages"], strict=True):
+        settings["name"] = settings["lr"] = None
+        settings["schedule"] = [plan.planned_lr(stage, n, batches) for n in range(1, stage.epochs * batches + 1)]
+        if stage.unfrozen_blocks == "all":
+            settings["unfrozen_blocks"] = facts.blocks
+    return hashlib.sha256(json.dumps(tree).encode()).hexdigest()
+
+
+def _trials(recipes: Sequence[Recipe], seed: int, facts: Facts) -> list[Trial]:
+    """The combinations and their controls, of one seed. Combinations of equal length share a control."""
+    controls: dict[str, Trial] = {}
+    trials = []
+    for number, recipe in enumerate(recipes):
+        name = f"{number + 1:02d}-seed{seed}"
+        control = None
+        if len(recipe.stages) > 1:
+            alone = _wholly_in_stage_1(recipe)
+            new = f"control{len(controls) + 1}-seed{seed}"
+            control = controls.setdefault(effective(alone, facts), Trial(new, seed, _named(alone, new, seed), None)).name
+        trials.append(Trial(name, seed, _named(recipe, name, seed), number, control))
+    return [*trials, *controls.values()]
+
+
+def _wholly_in_stage_1(recipe: Recipe) -> Recipe:
+    """The first stage alone, for as many epochs as all stages have."""
+    first = recipe.stages[0].model_dump(mode="json") | {"epochs": sum(s.epochs for s in recipe.stages)}
+    return recipe.replace({"stages": [first]})
+
+
+def _named(recipe: Recipe, name: str, seed: int) -> Recipe:
+    return recipe.replace({"name": name, "seed": seed})
+
+
+def _in_order(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that share their first stages stand together, otherwise as they came."""
+    seen: dict[str, int] = {}
+
+    def place(trial: Trial) -> list[int]:
+        return [seen.setdefault(_upto(trial.recipe, n), len(seen)) for n in range(1, len(trial.recipe.stages) + 1)]
+
+    return sorted(trials, key=place)
+
+
+def shared_stages(trial: Trial, earlier: Sequence[Trial]) -> tuple[int, str | None]:
+    """The most first stages that `trial` has in common with an earlier one, at least its last being its own."""
+    for n in range(len(trial.recipe.stages) - 1, 0, -1):
+        for other in earlier:
+            if len(other.recipe.stages) >= n and _upto(other.recipe, n) == _upto(trial.recipe, n):
+                return n, other.name
+    return 0, None
+
+
+def _upto(recipe: Recipe, stage: int) -> str:
+    """All that stages 1 .. `stage` are trained with."""
+    return recipe.model_copy(update={"stages": recipe.stages[:stage], "name": "", "workers": 0}).model_dump_json()
+
+
+def value_words(value: Any, among: Sequence[Any]) -> str:
+    """A value in a table: of a schedule or another group of settings its kind, and what sets it apart from its like."""
+    if not isinstance(value, BaseModel | Mapping):
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+    tree, others = _tree(value), [_tree(v) for v in among]
+    alike = [o for o in others if o.get("kind") == tree.get("kind") and o != tree]
+    apart = [k for k in tree if k != "kind" and any(o.get(k) != tree[k] for o in alike)] if "kind" in tree else list(tree)
+    kind = str(tree.get("kind", "")).replace("_", " ")
+    return " ".join(filter(None, (kind, ", ".join(f"{k} {tree[k]}" for k in apart))))
+
+
+def _tree(value: Any) -> dict[str, Any]:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def short_path(path: str) -> str:
+    """ "stages.1.unfrozen_blocks" as "stage 2 unfrozen_blocks"."""
+    parts = path.split(".")
+    if parts[0] == "stages" and len(parts) > 2 and parts[1].isdecimal():
+        return f"stage {int(parts[1]) + 1} {'.'.join(parts[2:])}"
+    return path

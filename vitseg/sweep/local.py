@@ -1,0 +1,132 @@
+"""A sweep on this machine: trial after trial, first stages trained once, everything found again in its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from vitseg.errors import RunError, VitsegError
+from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted
+from vitseg.runs.durable import held, write_json
+from vitseg.runs.folder import RunFolder, runs_root
+from vitseg.runs.run import Work, fork, resume, train
+from vitseg.sweep.findings import Result
+from vitseg.sweep.grid import Facts, Grid, Trial, shared_stages
+from vitseg.training.loop import depth_of_stage
+
+
+def facts_of(work: Work) -> Facts:
+    return Facts(len(work.data.splits["train"]), work.model.encoder.depth)
+
+
+def check_depths(grid: Grid, work: Work) -> None:
+    """Raises ConfigError where a trial unfreezes more blocks than there are."""
+    for trial in grid.trials:
+        if trial.recipe.model == grid.recipe.model:
+            for number in range(1, len(trial.recipe.stages) + 1):
+                depth_of_stage(trial.recipe, number, work.model)
+
+
+class Sweep:
+    """The folder of a grid, and what has been trained of it: `for event in sweep.events()` trains the rest.
+
+    Its trials are ordinary run folders under `trials/`. Without a `folder` it is one under `runs_root()` that the grid's
+    own content names, so that the same call finds it again. Raises RunError if the folder holds another sweep.
+    """
+
+    def __init__(self, grid: Grid, folder: str | Path | None = None):
+        self.grid, described = grid, _description(grid)
+        self.path = (
+            Path(folder).expanduser().absolute() if folder else runs_root() / f"sweep-{grid.recipe.name}-{_key(described)}"
+        )
+        self.file = self.path / "sweep.json"
+        if self.file.exists():
+            self._refuse_another(described)
+        self.failures: dict[str, str] = {}
+        self._results: dict[str, Result] = {}
+
+    def run_of(self, trial: str) -> RunFolder:
+        return RunFolder(self.path / "trials" / trial)
+
+    def results(self) -> dict[str, Result]:
+        """The scores of every trial that has ended, by its name."""
+        for trial in self.grid.trials:
+            if trial.name not in self._results and (run := self.run_of(trial.name)).summary_file.exists():
+                self._results[trial.name] = _result(run)
+        return dict(self._results)
+
+    def todo(self) -> list[Trial]:
+        """The trials that have not ended."""
+        return [t for t in self.grid.trials if not self.run_of(t.name).summary_file.exists()]
+
+    def events(self) -> Generator[Event]:
+        """Train what has not ended yet, in order. A trial that fails is told of, and the others go on."""
+        self._create()
+        with held(self.path):
+            for trial in self.todo():
+                inherits, source = shared_stages(trial, self._ended())
+                yield TrialStarted(trial.name, inherits, source)
+                try:
+                    yield from self._train(trial, inherits, source)
+                except (VitsegError, OSError, RuntimeError) as error:
+                    self.failures[trial.name] = f"{type(error).__name__}: {error}"
+                else:
+                    self.failures.pop(trial.name, None)
+                    shutil.rmtree(self.run_of(trial.name).checkpoints, ignore_errors=True)  # nothing is left to resume
+                yield TrialEnded(trial.name, self.failures.get(trial.name))
+
+    def _train(self, trial: Trial, inherits: int, source: str | None) -> Generator[Event]:
+        run = self.run_of(trial.name)
+        if run.events_file.exists():
+            return resume(run.path)
+        shutil.rmtree(run.path, ignore_errors=True)  # left by a kill before its first event
+        if source is None:
+            return train(trial.recipe, run.path)
+        return fork(self.run_of(source).path, inherits, trial.recipe, run.path)
+
+    def _ended(self) -> list[Trial]:
+        return [t for t in self.grid.trials if self.run_of(t.name).summary_file.exists()]
+
+    def _create(self) -> None:
+        try:
+            (self.path / "trials").mkdir(parents=True, exist_ok=True)
+            write_json(self.file, _description(self.grid))
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written ({error.strerror}).", "Choose another folder.") from None
+
+    def _refuse_another(self, described: dict[str, Any]) -> None:
+        try:
+            found = json.loads(self.file.read_text(encoding="utf-8"))
+            other = [name for name in described if found.get(name) != described[name]]
+        except (OSError, ValueError, AttributeError):
+            other = ["all of it"]
+        if other:
+            mend = "Give the same recipe, axes and seeds, or another folder."
+            raise RunError(f"{self.path}: holds another sweep; it differs in {', '.join(other)}.", mend)
+
+
+def _description(grid: Grid) -> dict[str, Any]:
+    """What makes a sweep this one: the content of `sweep.json`."""
+    recipe = grid.recipe.model_dump(mode="json")
+    axes = [[path, [_plain(v) for v in values]] for path, values in grid.axes.items()]
+    return {"recipe": recipe, "axes": axes, "seeds": list(grid.seeds)}
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+def _key(described: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _result(run: RunFolder) -> Result:
+    summary = run.summary
+    curve = tuple((e.epoch, e.validation["iou"]) for e in run.events() if isinstance(e, EpochEnded))
+    return Result(summary["best"]["iou"], summary["best"]["f1"], curve, summary["seconds"])

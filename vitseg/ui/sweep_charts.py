@@ -1,0 +1,149 @@
+"""A sweep as a figure and as tables: pure functions of the grid and what its trials ended with. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from vitseg.sweep.findings import Result, estimate, gain, main_effects, scores, unfreezing
+from vitseg.sweep.grid import Grid, Trial, short_path, value_words
+from vitseg.ui import theme
+from vitseg.ui.table import Table, number_or_na
+
+Curve = Sequence[tuple[int, float | None]]
+_TITLES = ("valid IoU over epochs", "mean IoU", "gain in IoU, 95 % interval")
+
+
+def plan_table(grid: Grid) -> Table:
+    """What a sweep is going to train."""
+    inherits = grid.inherits()
+    stages = sum(len(t.recipe.stages) for t in grid.trials)
+    shared = sum(n for n, _ in inherits.values())
+    controls = sum(t.setting is None for t in grid.trials)
+    rows = [
+        *((short_path(path), ", ".join(w)) for path, w in zip(grid.axes, _axis_words(grid), strict=True)),
+        ("seeds", ", ".join(map(str, grid.seeds))),
+        ("trials", f"{len(grid.trials)}: {len(grid.settings)} settings x {len(grid.seeds)} seeds, and {controls} controls"),
+        ("stages", f"{stages - shared} to train; {shared} are taken from an earlier trial"),
+    ]
+    return Table(("axis", "values"), tuple(rows))
+
+
+def _axis_words(grid: Grid) -> list[list[str]]:
+    return [[value_words(v, values) for v in values] for values in grid.axes.values()]
+
+
+def result_table(grid: Grid, results: Mapping[str, Result], failures: Mapping[str, str], now: str | None = None) -> Table:
+    """A row a setting, a column a seed; it fills while the sweep goes on. `now` is the trial that is being trained."""
+    cells = {t.name: _cell(t, results, failures, now) for t in grid.trials}
+    rows = []
+    for number in range(len(grid.settings)):
+        trials = [t for t in grid.trials if t.setting == number]
+        over = gain(grid, results, number)
+        mean = estimate(list(scores(grid, results, number).values()))
+        last = (number_or_na(mean.mean if mean else None), str(over) if over else "")
+        rows.append((*grid.words(number), *(cells[t.name] for t in trials), *last))
+    for control in dict.fromkeys(t.name.partition("-")[0] for t in grid.trials if t.setting is None):
+        trials = [t for t in grid.trials if t.name.partition("-")[0] == control]
+        known = [results[t.name].iou for t in trials if t.name in results and results[t.name].iou is not None]
+        words = f"control: {trials[0].recipe.stages[0].epochs} epochs in stage 1"
+        blank = [""] * (len(grid.axes) - 1)
+        rows.append((words, *blank, *(cells[t.name] for t in trials), number_or_na(fmean(known) if known else None), ""))
+    heads = (*map(short_path, grid.axes), *(f"seed {s}" for s in grid.seeds), "mean IoU", "gain over control (95 %)")
+    return Table(heads, tuple(rows))
+
+
+def _cell(trial: Trial, results: Mapping[str, Result], failures: Mapping[str, str], now: str | None) -> str:
+    if trial.name in results:
+        return number_or_na(results[trial.name].iou)
+    return "failed" if trial.name in failures else "..." if trial.name == now else ""
+
+
+def frame(grid: Grid, results: Mapping[str, Result], failures: Mapping[str, str]) -> pd.DataFrame:
+    """A row a trial: the value of each axis, seed, whether it is a control, IoU, F1, seconds, and why it failed."""
+    rows: list[dict[str, Any]] = []
+    for trial in grid.trials:
+        words = grid.words(trial.setting) if trial.setting is not None else [None] * len(grid.axes)
+        found = results.get(trial.name)
+        rows.append(
+            {"trial": trial.name}
+            | dict(zip(grid.axes, words, strict=True))
+            | {"seed": trial.seed, "control": trial.setting is None, "epochs": sum(s.epochs for s in trial.recipe.stages)}
+            | {"iou": found and found.iou, "f1": found and found.f1, "seconds": found and found.seconds}
+            | {"error": failures.get(trial.name)}
+        )
+    return pd.DataFrame(rows)
+
+
+def figure(grid: Grid, results: Mapping[str, Result], curves: Mapping[str, Curve]) -> go.Figure:
+    """Curves laid over each other, the mean IoU of every combination, and what each value gains."""
+    found = make_subplots(rows=1, cols=3, horizontal_spacing=0.08)
+    for trial in grid.trials:
+        found.add_trace(_curve(grid, trial, curves.get(trial.name, ())), row=1, col=1)
+    found.add_trace(_heat(grid, results), row=1, col=2)
+    found.add_trace(_gains(grid, results), row=1, col=3)
+    for column, title in enumerate(_TITLES, start=1):
+        where = {"xref": f"x{column if column > 1 else ''} domain", "x": 0, "xanchor": "left", "yref": "paper", "y": 1.04}
+        found.add_annotation(text=f"<b>{title}</b>", showarrow=False, yanchor="bottom", font={"size": 12}, **where)
+    found.update_xaxes(title={"text": "epoch", "font": {"size": 12}}, row=1, col=1)
+    found.update_xaxes(type="category", showgrid=False, ticks="", row=1, col=2)
+    found.update_yaxes(type="category", autorange="reversed", showgrid=False, ticks="", automargin=True, row=1, col=2)
+    found.update_xaxes(zeroline=True, zerolinecolor=theme.TEXT, tickformat="+.2f", row=1, col=3)
+    found.update_yaxes(showticklabels=False, showgrid=False, ticks="", range=[-0.6, _count(grid) + 0.1], row=1, col=3)
+    margin = {"l": 52, "r": 16, "t": 48, "b": 52}
+    return found.update_layout(template=theme.TEMPLATE, height=340, margin=margin, showlegend=False, uirevision="stay")
+
+
+def _curve(grid: Grid, trial: Trial, curve: Curve) -> go.Scatter:
+    control = trial.setting is None
+    words = f"control, seed {trial.seed}" if control else f"{' · '.join(grid.words(trial.setting))}, seed {trial.seed}"
+    line = {"color": theme.PLAN if control else theme.stage_color(trial.setting + 1), "width": 2 if control else 1.4}
+    line |= {"dash": "dot"} if control else {}
+    x, y = [e for e, _ in curve], [iou for _, iou in curve]
+    return go.Scatter(name=words, x=x, y=y, mode="lines", line=line, hovertemplate="epoch %{x}: %{y:.3f}")
+
+
+def _heat(grid: Grid, results: Mapping[str, Result]) -> go.Heatmap:
+    """The first axis downwards, all others across."""
+    words = _axis_words(grid)
+    across = list(dict.fromkeys(levels[1:] for levels in grid.places))
+    means = [estimate(list(scores(grid, results, n).values())) for n in range(len(grid.settings))]
+    z = [[_mean(means[grid.places[(row, *rest)]]) for rest in across] for row in range(len(words[0]))]
+    text = [[number_or_na(v) if v is not None else "" for v in row] for row in z]
+    x = [" · ".join(words[i + 1][level] for i, level in enumerate(rest)) or "mean" for rest in across]
+    y = [f"{short_path(next(iter(grid.axes)))} {w}" if len(words[0]) < 2 else w for w in words[0]]
+    look = {"showscale": False, "colorscale": "Cividis", "xgap": 3, "ygap": 3, "texttemplate": "%{text}"}
+    return go.Heatmap(z=z, x=x, y=y, text=text, hovertemplate="%{y}, %{x}: %{z:.3f}<extra></extra>", **look)
+
+
+def _mean(found: Any) -> float | None:
+    return found.mean if found else None
+
+
+def _gains(grid: Grid, results: Mapping[str, Result]) -> go.Scatter:
+    """A dot with its interval for each value of each axis against the axis's first; on top unfreezing against the controls."""
+    rows = [(f"{e.axis}: {e.value}", e.gain) for e in reversed(main_effects(grid, results))]
+    if (bought := unfreezing(grid, results)) is not None:
+        rows.append(("unfreezing, over the same epochs in stage 1", bought))
+    halves = [e.half or 0.0 for _, e in rows]
+    return go.Scatter(
+        x=[e.mean for _, e in rows],
+        y=list(range(len(rows))),
+        text=[name for name, _ in rows],
+        mode="markers+text",
+        textposition="top center",
+        textfont={"size": 11},
+        marker={"color": theme.TRAIN, "size": 9},
+        error_x={"array": halves, "color": theme.TRAIN, "thickness": 1.6},
+        hovertemplate="%{text}: %{x:+.4f}<extra></extra>",
+        cliponaxis=False,
+    )
+
+
+def _count(grid: Grid) -> int:
+    return 1 + sum(len(values) - 1 for values in grid.axes.values())
