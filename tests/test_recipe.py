@@ -410,7 +410,7 @@ def test_quick_takes_the_proportions_of_the_images(sizes, canvas, place, tmp_pat
     assert quick(tmp_path).data.size == canvas
 
 
-@pytest.mark.parametrize(("images", "epochs"), [(0, [16, 6, 6]), (12, [16, 6, 6]), (320, [8, 3, 3]), (2000, [4, 1, 1])])
+@pytest.mark.parametrize(("images", "epochs"), [(0, [16, 6, 6]), (12, [16, 6, 6]), (320, [7, 2, 2]), (2000, [4, 1, 1])])
 def test_quick_trains_about_as_long_whatever_the_folder_holds(images: int, epochs: list[int], tmp_path: Path):
     (tmp_path / "images").mkdir()
     for i in range(images):
