@@ -14,14 +14,16 @@ def quick(folder: str | Path | None = None) -> Recipe:
     """Three stages on DINOv2-small. Without a folder: the built-in generated images, minutes on two CPU cores.
 
     With a folder of images and masks: more pixels, in the images' own proportions, and as many epochs as half an hour on
-    two cores allows: those of about 3,600 images in all, at least 6 and at most 28.
+    two cores allows: those of about 1.15 million image patches in all, at least 6 and at most 28.
     """
     if folder is None:
         return Recipe(name="quick", data=Data(source=Generated()), batch_size=6, stages=_three_stages(6, 3, 3))
     files = _images(Path(folder).expanduser())
-    data = Data(source=_folder(folder), size=_canvas(files[:25]))
+    height, width = _canvas(files[:25])
+    data = Data(source=_folder(folder), size=(height, width))
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(folder).resolve().name).strip("-._")[:40] or "run"
-    epochs = min(28, max(6, 3600 // max(1, len(files))))
+    patches = max(1, len(files)) * (height // 14) * (width // 14)
+    epochs = min(28, max(6, 1_150_000 // patches))
     later = round(epochs * 3 / 14)
     return Recipe(name=name, data=data, batch_size=4, stages=_three_stages(epochs - 2 * later, later, later))
 

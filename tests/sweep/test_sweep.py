@@ -194,6 +194,13 @@ def test_the_same_call_finds_its_folder_and_another_sweep_is_refused(small, tiny
         Sweep(small)
 
 
+def test_a_sweep_over_tuples_and_schedules_is_found_again(tiny_recipe, tmp_path):
+    axes = {"model.skip_depths": [(1, 2, 3, 4)], "stages.1.schedule": [Constant(), Exponential(gamma=0.5)]}
+    grid = make_grid(tiny_recipe, axes, 1, FACTS)
+    next(Sweep(grid, tmp_path / "sweep").events())
+    assert Sweep(make_grid(tiny_recipe, axes, 1, FACTS), tmp_path / "sweep").file.exists()
+
+
 def test_a_sweep_is_trained_by_one_at_a_time(small, tmp_path):
     first = Sweep(small, tmp_path / "sweep").events()
     next(first)

@@ -115,7 +115,7 @@ def _description(grid: Grid) -> dict[str, Any]:
     """What makes a sweep this one: the content of `sweep.json`."""
     recipe = grid.recipe.model_dump(mode="json")
     axes = [[path, [_plain(v) for v in values]] for path, values in grid.axes.items()]
-    return {"recipe": recipe, "axes": axes, "seeds": list(grid.seeds)}
+    return json.loads(json.dumps({"recipe": recipe, "axes": axes, "seeds": grid.seeds}))  # as it is read back
 
 
 def _plain(value: Any) -> Any:

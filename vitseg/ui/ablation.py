@@ -164,7 +164,13 @@ class Ablation:
     # ---- while it runs
 
     def _take(self, event: Event) -> None:
-        """On the training thread, between two steps."""
+        """On the training thread, between two steps. The screen is no reason for a training to end."""
+        try:
+            self._count(event)
+        except Exception as error:
+            self._note = f"The screen is not complete ({type(error).__name__}: {error}). Training goes on."
+
+    def _count(self, event: Event) -> None:
         now = time.monotonic()
         match event:
             case TrialStarted():
