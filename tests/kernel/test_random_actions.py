@@ -21,8 +21,8 @@ def test_a_button_that_is_broken_is_noticed(kernel, say, tiny_recipe, tmp_path):
     broken = (
         f"import sys; sys.path.insert(0, {str(TESTS)!r}); import vitseg; from kernel.random_actions import act\n"
         "from vitseg.ui.session import Session\n"
-        "Session.pause = lambda self: 1 / 0\n"
-        f"try:\n    act(vitseg.load_recipe({str(tmp_path / 'recipe.json')!r}), 60, seed=0)\n"
+        "Session.start = lambda self: 1 / 0\n"
+        f"try:\n    act(vitseg.load_recipe({str(tmp_path / 'recipe.json')!r}), 200, seed=0)\n"
         "except AssertionError as error:\n    print(error)"
     )
     assert "should not happen" in say(client, broken, timeout=200)
