@@ -29,16 +29,16 @@ def act(recipe: vitseg.Recipe, count: int, seed: int) -> list[str]:
         assert states <= LEGAL, (number, action, states)
         seen |= states
         assert sum(s.alive for s in {id(v.session): v.session for v in views}.values()) <= 1, (number, action)
-        said = [v._status.value for v in views[-2:]]
+        said = [v._steering.status.value for v in views[-2:]]
         assert not [s for s in said if any(bad in s for bad in BAD)], (number, action, said)
     return sorted(seen)
 
 
 def _do(action: str, wb: Workbench, rng: random.Random, views: list[Workbench], recipe: vitseg.Recipe) -> None:
     control = wb._controls.by_label
-    if action in wb._buttons:
-        if not wb._buttons[action].disabled:
-            wb._buttons[action].click()
+    if action in wb._steering.buttons:
+        if not wb._steering.buttons[action].disabled:
+            wb._steering.buttons[action].click()
     elif action == "stage":
         control["Stage"].value = rng.randint(1, 3)
     elif action == "depth":

@@ -6,9 +6,10 @@ import itertools
 import json
 
 import pytest
+from background import trial_that_fails
 
 import vitseg
-from vitseg.errors import ConfigError, RecipeError, RunError, TrainingError
+from vitseg.errors import ConfigError, RecipeError, RunError
 from vitseg.events import BatchEnded, EpochEnded, StageStarted, TrialEnded, TrialStarted
 from vitseg.recipe import Constant, CosineRestarts, Exponential
 from vitseg.runs.run import prepare
@@ -163,14 +164,7 @@ def test_a_sweep_that_was_cut_off_goes_on_to_the_same_bits(small, tmp_path):
 
 
 def test_a_trial_that_fails_is_told_of_and_the_others_go_on(small, tmp_path, monkeypatch):
-    real = StageTraining._train_step
-
-    def fails(self, portions):
-        if self.recipe.name == "02-seed0":
-            raise TrainingError("The loss of step 9 is nan.")
-        return real(self, portions)
-
-    monkeypatch.setattr(StageTraining, "_train_step", fails)
+    trial_that_fails(monkeypatch, "02-seed0", "The loss of step 9 is nan.")
     sweep = Sweep(small, tmp_path / "sweep")
     ended = {e.trial: e.error for e in sweep.events() if isinstance(e, TrialEnded)}
     assert ended == {"01-seed0": None, "02-seed0": "TrainingError: The loss of step 9 is nan.", "control1-seed0": None}

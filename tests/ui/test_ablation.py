@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import re
-import time
 
 import numpy as np
 import pandas as pd
 import pytest
+from background import trial_that_fails, until
 
 import vitseg
 from vitseg.errors import TrainingError
 from vitseg.events import EpochEnded
-from vitseg.training.loop import StageTraining
-from vitseg.ui import live
 from vitseg.ui.workbench import Workbench
 
 AXES = {"stages.1.unfrozen_blocks": [0, 2]}
-
-
-@pytest.fixture(autouse=True)
-def own_runs(tmp_path, monkeypatch):
-    monkeypatch.setenv("VITSEG_RUNS", str(tmp_path / "runs"))
-    yield
-    if alive := live.current():
-        alive.stop()
-        alive.wait(20)
 
 
 @pytest.fixture
@@ -33,28 +22,21 @@ def recipe(tiny_recipe):
     return tiny_recipe.replace({"stages.0.epochs": 1, "stages.1.epochs": 1})
 
 
-def until(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)
-
-
 def test_the_plan_is_there_before_anything_is_trained(recipe):
     ablation = vitseg.ablate(recipe, AXES, seeds=2)
     plan = ablation._plan.value
     assert "6: 2 settings x 2 seeds, and 2 controls" in plan and "12 to train; 2 are taken from an earlier trial" in plan
     assert ablation.state == "ready" and not ablation.sweep.path.exists()
-    assert "0 of 6 trials have ended. Start trains them." in ablation._status.value
-    assert ablation.predicted_seconds() > 0
+    assert "0 of 6 trials have ended. Start trains them." in ablation._steering.status.value
+    assert ablation.session.predicted_seconds() > 0
     assert "not known yet" in ablation.sentence
 
 
 def test_a_sweep_from_start_to_sentence(recipe):
     ablation = vitseg.ablate(recipe, AXES, seeds=2)
-    ablation._buttons["Start"].click()
+    ablation._steering.buttons["Start"].click()
     assert ablation.wait() == "ended"
-    until(lambda: "All 6 trials have ended" in ablation._status.value and ablation._bar.value == 1.0)
+    until(lambda: "All 6 trials have ended" in ablation._steering.status.value and ablation._steering.bar.value == 1.0)
     frame = ablation.frame()
     assert list(frame["trial"]) == [t.name for t in ablation.grid.trials] and frame["iou"].notna().all()
     assert frame["control"].sum() == 2 and frame["error"].isna().all()
@@ -80,7 +62,7 @@ def test_a_later_kernel_finds_the_folder_and_goes_on(recipe):
     first.wait()
     again = vitseg.ablate(recipe, AXES, seeds=2)
     assert again is not first and again.sweep.path == first.sweep.path and again.state == "ready"
-    assert "trials have ended. Start trains the rest." in again._status.value
+    assert "trials have ended. Start trains the rest." in again._steering.status.value
     kept = again.frame()["iou"].dropna()
     assert again.finish() == first.sweep.path
     assert len(again.sweep.results()) == 6 and list(again.frame()["iou"][: len(kept)]) == list(kept)
@@ -89,13 +71,13 @@ def test_a_later_kernel_finds_the_folder_and_goes_on(recipe):
 def test_the_cell_run_again_gives_the_live_one_and_no_second_trainer(recipe):
     ablation = vitseg.ablate(recipe, AXES, seeds=1)
     ablation.start()
-    assert vitseg.ablate(recipe, AXES, seeds=1) is ablation
+    assert vitseg.ablate(recipe, AXES, seeds=1).session is ablation.session
     ablation.start()
     workbench = Workbench(recipe)
     with pytest.raises(TrainingError, match="is training in this kernel"):
         workbench.start()
     other = vitseg.ablate(recipe, {"stages.1.unfrozen_blocks": [0, 1]}, seeds=1)
-    assert other._buttons["Start"].disabled and "is training in this kernel" in other._status.value
+    assert other._steering.buttons["Start"].disabled and "is training in this kernel" in other._steering.status.value
     ablation.stop()
     ablation.wait()
 
@@ -103,12 +85,12 @@ def test_the_cell_run_again_gives_the_live_one_and_no_second_trainer(recipe):
 def test_pause_and_resume_change_no_number(recipe, tmp_path):
     ablation = vitseg.ablate(recipe, AXES, seeds=1)
     ablation.start()
-    until(lambda: any(isinstance(e, EpochEnded) for e in ablation.live.events))
+    until(lambda: any(isinstance(e, EpochEnded) for e in ablation.session.live.events))
     ablation.pause()
     until(lambda: ablation.state == "paused")
     ablation._draw()
-    assert ablation._buttons["Pause"].description == "Resume"
-    ablation._buttons["Pause"].click()
+    assert ablation._steering.buttons["Pause"].description == "Resume"
+    ablation._steering.buttons["Pause"].click()
     assert ablation.wait() == "ended"
     list(vitseg.train(ablation.grid.trials[0].recipe, tmp_path / "alone"))
     path = ablation.sweep.run_of("01-seed0").path / "events.jsonl"
@@ -116,17 +98,10 @@ def test_pause_and_resume_change_no_number(recipe, tmp_path):
 
 
 def test_a_trial_that_fails_is_shown_and_the_others_go_on(recipe, monkeypatch):
-    real = StageTraining._train_step
-
-    def fails(self, portions):
-        if self.recipe.name == "02-seed0":
-            raise TrainingError("The loss of step 9 is nan.")
-        return real(self, portions)
-
-    monkeypatch.setattr(StageTraining, "_train_step", fails)
+    trial_that_fails(monkeypatch, "02-seed0", "The loss of step 9 is nan.")
     ablation = vitseg.ablate(recipe, AXES, seeds=1)
     ablation.start()
     ablation.wait()
-    assert "02-seed0 failed: TrainingError: The loss of step 9 is nan." in ablation._status.value
+    assert "02-seed0 failed: TrainingError: The loss of step 9 is nan." in ablation._steering.status.value
     assert [row[1] for row in ablation.table.rows][1] == "failed"
-    assert not ablation._buttons["Start"].disabled
+    assert not ablation._steering.buttons["Start"].disabled

@@ -10,23 +10,14 @@ import time
 
 import numpy as np
 import pytest
+from background import until
 
 import vitseg
 from vitseg.errors import RunError, TrainingError
-from vitseg.events import BatchEnded, EpochEnded, StageStarted
-from vitseg.ui import live
+from vitseg.events import BatchEnded, EpochEnded, StageStarted, ValidationBatch
 from vitseg.ui.controls import ALL, ONE
 from vitseg.ui.curves import NAMES
 from vitseg.ui.workbench import Workbench
-
-
-@pytest.fixture(autouse=True)
-def own_runs(tmp_path, monkeypatch):
-    monkeypatch.setenv("VITSEG_RUNS", str(tmp_path / "runs"))
-    yield
-    if alive := live.current():
-        alive.stop()
-        alive.wait(20)
 
 
 @pytest.fixture
@@ -40,17 +31,10 @@ def control(wb, label):
 
 def press(wb, label):
     """A click as the browser sends it: a button that is off does nothing."""
-    button = wb._buttons["Pause" if label == "Resume" else label]
+    button = wb._steering.buttons["Pause" if label == "Resume" else label]
     assert button.description == label, f"{button.description} where {label} was expected"
     if not button.disabled:
         button.click()
-
-
-def until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)
 
 
 def shown(wb):
@@ -63,9 +47,9 @@ def shown(wb):
 def test_every_control_and_button_of_the_design_is_there(wb):
     labels = "Stage, Freeze depth, Scheduler, Learning rate, Epochs, Batch size, Seed, Device, Run, Start from"
     assert list(wb._controls.by_label) == labels.split(", ")
-    assert list(wb._buttons) == ["Start", "Pause", "Stop", "Fork"]
-    assert [wb._buttons[b].disabled for b in wb._buttons] == [False, True, True, True]
-    assert wb.state == "ready" and "Ready. Start trains stages 1 to 3" in wb._status.value
+    assert list(wb._steering.buttons) == ["Start", "Pause", "Stop", "Fork"]
+    assert [wb._steering.buttons[b].disabled for b in wb._steering.buttons] == [False, True, True, True]
+    assert wb.state == "ready" and "Ready. Start trains stages 1 to 3" in wb._steering.status.value
 
 
 def test_the_planned_lr_is_there_before_start_and_follows_the_controls(wb, tiny_recipe):
@@ -112,20 +96,20 @@ def test_a_depth_of_0_takes_the_encoder_s_settings_with_it(wb):
 )
 def test_a_setting_that_cannot_work_says_so_beside_its_control(label, value, wb):
     control(wb, label).value = value
-    assert "got" in wb._controls._says[label].value and wb._buttons["Start"].disabled
-    assert "Start is off" in wb._status.value
+    assert "got" in wb._controls._says[label].value and wb._steering.buttons["Start"].disabled
+    assert "Start is off" in wb._steering.status.value
     with pytest.raises(TrainingError):
         wb.start()
     control(wb, label).value = {"Learning rate": 1e-3, "Epochs": 2, "Batch size": 2}[label]
-    assert wb._controls._says[label].value == "" and not wb._buttons["Start"].disabled
+    assert wb._controls._says[label].value == "" and not wb._steering.buttons["Start"].disabled
 
 
 def test_a_later_stage_alone_needs_a_stage_to_start_from(wb):
     control(wb, "Stage").value = 2
     control(wb, "Run").value = ONE
-    assert "choose one in Start from" in wb._controls._says["Run"].value and wb._buttons["Start"].disabled
+    assert "choose one in Start from" in wb._controls._says["Run"].value and wb._steering.buttons["Start"].disabled
     control(wb, "Run").value = ALL
-    assert not wb._buttons["Start"].disabled
+    assert not wb._steering.buttons["Start"].disabled
 
 
 def test_the_forecast_comes_from_timed_batches(wb):
@@ -153,14 +137,14 @@ def test_the_traces_are_the_events(wb):
     wb.start()
     wb.wait()
     batches = [e for e in wb.events if isinstance(e, BatchEnded)]
-    until(lambda: len(shown(wb)["LR"].x) == len(batches) and "Ended" in wb._status.value)
+    until(lambda: len(shown(wb)["LR"].x) == len(batches) and "Ended" in wb._steering.status.value)
     np.testing.assert_allclose(shown(wb)["LR"].y, [e.lr["decoder"] for e in batches], rtol=1e-6)
     np.testing.assert_allclose(shown(wb)["LR (planned)"].y, shown(wb)["LR"].y, rtol=1e-6)
     np.testing.assert_allclose(shown(wb)["train loss"].y, [e.loss for e in batches], rtol=1e-6)
     ended = [e.validation["iou"] for e in wb.events if isinstance(e, EpochEnded)]
     assert set(np.float32(ended)) <= set(np.asarray(shown(wb)["valid IoU"].y))
     assert [t.name for t in wb._figure.data][: len(NAMES)] == list(NAMES)
-    assert wb._bar.value == 1.0 and wb._checks.value.count("✓") == 7
+    assert wb._steering.bar.value == 1.0 and wb._tabs.checks.value.count("✓") == 7
 
 
 def test_pause_stops_the_points_and_resume_brings_them(wb):
@@ -170,7 +154,7 @@ def test_pause_stops_the_points_and_resume_brings_them(wb):
     until(lambda: wb.state == "paused")
     before = len(wb.events)
     time.sleep(0.3)
-    assert len(wb.events) == before and wb._buttons["Pause"].description == "Resume"
+    assert len(wb.events) == before and wb._steering.buttons["Pause"].description == "Resume"
     wb.resume()
     until(lambda: len(wb.events) > before)
 
@@ -191,18 +175,18 @@ def test_the_model_can_be_asked_for_at_any_time_and_is_a_copy(wb):
 def test_predictions_are_kept_for_every_epoch_and_the_slider_travels(wb):
     wb.start()
     wb.wait()
-    until(lambda: [v for _, v in wb._epoch.options] == sorted(wb.session.predictions))
+    until(lambda: [v for _, v in wb._tabs.epoch.options] == sorted(wb.session.predictions))
     assert set(wb.session.predictions) == {0, 1, 2, 3, 4, 5}
-    last = wb._picture.value
-    wb._epoch.value = 0
-    assert wb._picture.value != last and "After epoch 0" in wb._picture_note.value
+    last = wb._tabs.picture.value
+    wb._tabs.epoch.value = 0
+    assert wb._tabs.picture.value != last and "After epoch 0" in wb._tabs.picture_note.value
 
 
 def test_a_control_that_is_moved_meanwhile_waits_for_the_next_start(wb, tiny_recipe):
     wb.start()
     until(lambda: len(wb.events) > 2)
     control(wb, "Learning rate").value = 5e-4
-    assert "takes effect at the next start" in wb._status.value
+    assert "takes effect at the next start" in wb._steering.status.value
     assert wb.recipe == tiny_recipe
     wb.wait()
     assert wb.recipe.stages[0].lr == 5e-4
@@ -221,14 +205,14 @@ def test_a_second_start_does_nothing(wb):
 def test_another_workbench_cannot_start_while_one_trains(wb, tiny_recipe):
     wb.start()
     other = Workbench(tiny_recipe.replace({"seed": 5}))
-    assert other.session is not wb.session and other._buttons["Start"].disabled
-    assert "is training in this kernel" in other._status.value
+    assert other.session is not wb.session and other._steering.buttons["Start"].disabled
+    assert "is training in this kernel" in other._steering.status.value
     with pytest.raises(TrainingError, match="is training in this kernel"):
         other.start()
     wb.stop()
     wb.wait()
     other._draw()
-    assert not other._buttons["Start"].disabled
+    assert not other._steering.buttons["Start"].disabled
 
 
 def test_running_the_cell_again_attaches_to_the_live_run(wb, tiny_recipe):
@@ -241,14 +225,23 @@ def test_running_the_cell_again_attaches_to_the_live_run(wb, tiny_recipe):
 
 
 @pytest.mark.parametrize("when", ["at once", "while scoring"])
-def test_stop_before_the_first_batch_or_while_scoring_can_be_resumed(when, wb, tiny_recipe, tmp_path):
-    wb.start()
-    if when == "while scoring":
-        until(lambda: type(wb.session.position).__name__ == "ValidationBatch")
-    wb.stop()
-    assert wb.wait() == "stopped"
+def test_stop_before_the_first_batch_or_while_scoring_can_be_resumed(when, wb, tiny_recipe, tmp_path, monkeypatch):
+    take = wb.session._take
+
+    def stop_while_scoring(event):
+        take(event)
+        if isinstance(event, ValidationBatch) and when == "while scoring":
+            wb.session.stop()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wb.session, "_take", stop_while_scoring)
+        wb.start()
+        if when == "at once":
+            wb.stop()
+        assert wb.wait() == "stopped"
+    assert when == "at once" or wb.session.resumable
     if wb.session.resumable and wb.folder.exists():
-        until(lambda: "Resume begins again" in wb._status.value)
+        until(lambda: "Resume begins again" in wb._steering.status.value)
         press(wb, "Resume")
         assert wb.wait() == "ended"
         list(vitseg.train(tiny_recipe, tmp_path / "plain"))
@@ -269,8 +262,8 @@ def test_an_error_in_training_is_a_sentence_and_the_run_can_go_on(wb, monkeypatc
     monkeypatch.setattr(StageTraining, "_train_step", fails)
     wb.start()
     assert wb.wait() == "failed"
-    until(lambda: "No space left on device" in wb._status.value)
-    assert "✗ Stopped by an error" in wb._checks.value and wb._buttons["Pause"].description == "Resume"
+    until(lambda: "No space left on device" in wb._steering.status.value)
+    assert "✗ Stopped by an error" in wb._tabs.checks.value and wb._steering.buttons["Pause"].description == "Resume"
     monkeypatch.undo()
     monkeypatch.setenv("VITSEG_RUNS", str(wb.folder.parent))
     press(wb, "Resume")
@@ -281,7 +274,7 @@ def test_an_error_in_a_chart_does_not_stop_the_training(wb, monkeypatch):
     monkeypatch.setattr(wb, "_draw_curves", lambda: 1 / 0)
     wb.start()
     assert wb.session.wait() == "ended"
-    until(lambda: "The screen could not be drawn (ZeroDivisionError" in wb._status.value)
+    until(lambda: "The screen could not be drawn (ZeroDivisionError" in wb._steering.status.value)
 
 
 def test_a_freeze_breach_is_red_with_its_sentence(wb):
@@ -289,8 +282,8 @@ def test_a_freeze_breach_is_red_with_its_sentence(wb):
     until(lambda: any(isinstance(e, BatchEnded) for e in wb.events))
     wb.session.live.between(lambda: wb.session.work.model.encoder.blocks[-1].requires_grad_(True))
     assert wb.wait() == "failed"
-    until(lambda: "✗ Freeze audit" in wb._checks.value)
-    assert "block 4" in wb._checks.value and "block 4" in wb._status.value
+    until(lambda: "✗ Freeze audit" in wb._tabs.checks.value)
+    assert "block 4" in wb._tabs.checks.value and "block 4" in wb._steering.status.value
 
 
 # ---------------------------------------------------------------------- in between
@@ -317,7 +310,7 @@ def test_a_fork_that_changes_what_was_inherited_is_refused_beside_start_from(wb)
     control(wb, "Stage").value = 2
     press(wb, "Fork")
     control(wb, "Seed").value = 3
-    assert "seed: 3, the parent has 0" in wb._controls._says["Start from"].value and wb._buttons["Start"].disabled
+    assert "seed: 3, the parent has 0" in wb._controls._says["Start from"].value and wb._steering.buttons["Start"].disabled
 
 
 def test_fork_without_a_finished_stage_is_a_sentence(wb):
@@ -343,15 +336,15 @@ def test_a_run_of_the_past_is_shown_and_one_that_was_cut_off_goes_on(wb, tiny_re
             break
     stream.close()
     other = Workbench(tmp_path / "runs" / "cut")
-    assert other.state == "shown" and other._buttons["Pause"].description == "Resume"
-    assert "cut off or stopped" in other._runs.value
+    assert other.state == "shown" and other._steering.buttons["Pause"].description == "Resume"
+    assert "cut off or stopped" in other._tabs.runs.value
     press(other, "Resume")
     assert other.wait() == "ended"
     list(vitseg.train(tiny_recipe, tmp_path / "plain"))
     assert (tmp_path / "runs" / "cut" / "events.jsonl").read_bytes() == (tmp_path / "plain" / "events.jsonl").read_bytes()
-    other._export_csv()
+    other._tabs.export_csv()
     assert (tmp_path / "runs" / "cut" / "curves.csv").read_text().startswith("curve,epoch,step,value\nLR (planned),")
-    other._export_report()
+    other._tabs.export_report()
     assert (tmp_path / "runs" / "cut" / "report.html").exists()
 
 
@@ -365,9 +358,9 @@ def short(tiny_recipe):
 
 
 def show(wb, folder):
-    wb._draw_runs()
-    wb._which.value = folder
-    wb._try(wb._show_run)
+    wb._tabs.draw_runs()
+    wb._tabs.which.value = folder
+    wb._steering.attempt(wb._tabs.show)
 
 
 def test_show_draws_the_run_that_it_names_also_where_another_has_as_many_points(short):
@@ -381,7 +374,7 @@ def test_show_draws_the_run_that_it_names_also_where_another_has_as_many_points(
     assert not np.allclose(shown(wb)["train loss"].y, losses)
     show(wb, first)
     np.testing.assert_allclose(shown(wb)["train loss"].y, losses, rtol=1e-6)
-    assert wb._picture.value == b""
+    assert wb._tabs.picture.value == b""
     best = vitseg.load(first)
     assert all((p == q).all() for p, q in zip(wb.model.decoder.parameters(), best.decoder.parameters(), strict=True))
 
@@ -402,7 +395,7 @@ def test_a_shown_run_is_in_the_table_and_the_freeze_map_with_its_own_depths(wb, 
 def test_a_run_with_other_data_is_refused_with_the_way_to_open_it(wb, tiny_recipe, tmp_path):
     list(vitseg.train(tiny_recipe.replace({"data.views": 3}), tmp_path / "runs" / "other"))
     show(wb, tmp_path / "runs" / "other")
-    assert "has other data" in wb._status.value and "vitseg.Workbench(" in wb._status.value
+    assert "has other data" in wb._steering.status.value and "vitseg.Workbench(" in wb._steering.status.value
 
 
 def test_the_first_cell_run_again_attaches_after_a_second_workbench_was_made(tiny_recipe):
@@ -411,8 +404,8 @@ def test_the_first_cell_run_again_attaches_after_a_second_workbench_was_made(tin
     second = Workbench(tiny_recipe.replace({"seed": 3}))
     again = Workbench(tiny_recipe)
     assert again.session is first.session and second.session is not first.session
-    assert not second._buttons["Stop"].disabled
-    second._buttons["Stop"].click()  # whose own Stop is gone can still be stopped
+    assert not second._steering.buttons["Stop"].disabled
+    second._steering.buttons["Stop"].click()  # whose own Stop is gone can still be stopped
     assert first.wait() in {"stopped", "ended"}
 
 
@@ -441,7 +434,7 @@ def test_follow_gives_the_run_that_was_started_last(short):
 
 def test_a_device_that_is_not_here_is_said_before_start(wb):
     control(wb, "Device").value = "mps"
-    assert "device" in wb._controls._says["Device"].value and wb._buttons["Start"].disabled
+    assert "device" in wb._controls._says["Device"].value and wb._steering.buttons["Start"].disabled
 
 
 def test_a_start_that_was_deleted_is_a_sentence(wb):
@@ -470,33 +463,33 @@ def test_odd_folders_among_the_runs_do_no_harm(tiny_recipe, tmp_path):
         (bad / file).write_text(text)
         (bad / "stages" / "1-old").mkdir()
     wb = Workbench(tiny_recipe)
-    assert wb._runs.value.count("bad") == 5
+    assert wb._tabs.runs.value.count("bad") == 5
     for folder in sorted((tmp_path / "runs").glob("bad*")):
         show(wb, folder)
-        assert "should not happen" not in wb._status.value
+        assert "should not happen" not in wb._steering.status.value
 
 
 def test_a_picture_that_cannot_be_made_does_not_end_the_training(wb, monkeypatch):
     monkeypatch.setattr(vitseg.Segmenter, "predict", lambda *_: 1 / 0)
     wb.start()
     assert wb.wait() == "ended"
-    assert "No prediction after epoch 5 (ZeroDivisionError" in wb._picture_note.value
+    assert "No prediction after epoch 5 (ZeroDivisionError" in wb._tabs.picture_note.value
 
 
 def test_a_refused_value_goes_with_its_stage(wb):
     control(wb, "Learning rate").value = 0.0
     control(wb, "Stage").value = 2
-    assert not wb._buttons["Start"].disabled and wb._controls._says["Learning rate"].value == ""
+    assert not wb._steering.buttons["Start"].disabled and wb._controls._says["Learning rate"].value == ""
     control(wb, "Stage").value = 1
     assert control(wb, "Learning rate").value == 1e-3
 
 
 def test_resume_and_fork_before_any_run_change_nothing(wb):
     wb.resume()
-    assert "Ready" in wb._status.value
+    assert "Ready" in wb._steering.status.value
     with pytest.raises(RunError):
         wb.fork()
-    assert "Ready" in wb._status.value
+    assert "Ready" in wb._steering.status.value
 
 
 def test_an_edited_run_s_stage_ends_are_offered(wb):
@@ -541,7 +534,7 @@ def test_curves_that_cannot_be_gathered_do_not_end_the_training(wb, monkeypatch)
     monkeypatch.setattr(wb.session.curves.__class__, "_batch", lambda *_: 1 / 0)
     wb.start()
     assert wb.wait() == "ended"
-    assert "The curves are not complete (ZeroDivisionError" in wb._status.value
+    assert "The curves are not complete (ZeroDivisionError" in wb._steering.status.value
 
 
 def test_stop_while_an_epoch_is_scored_and_go_on_to_the_same_bits(wb, tiny_recipe, tmp_path):
@@ -549,7 +542,7 @@ def test_stop_while_an_epoch_is_scored_and_go_on_to_the_same_bits(wb, tiny_recip
     until(lambda: type(wb.session.position).__name__ == "ValidationBatch" and wb.session.position.epoch > 1)
     wb.stop()
     assert wb.wait() == "stopped" and wb.session.resumable
-    until(lambda: "Resume goes on from the end of epoch" in wb._status.value)
+    until(lambda: "Resume goes on from the end of epoch" in wb._steering.status.value)
     press(wb, "Resume")
     assert wb.wait() == "ended"
     list(vitseg.train(tiny_recipe, tmp_path / "plain"))
@@ -564,7 +557,7 @@ def test_a_stop_before_the_first_epoch_s_end_says_that_nothing_is_kept(wb):
     assert not any(isinstance(e, EpochEnded) for e in wb.events)
     wb.stop()
     wb.wait()
-    until(lambda: "Resume begins again: no epoch had ended" in wb._status.value)
+    until(lambda: "Resume begins again: no epoch had ended" in wb._steering.status.value)
 
 
 def test_what_a_detector_caught_is_still_known_to_the_next_workbench(wb):
@@ -573,8 +566,8 @@ def test_what_a_detector_caught_is_still_known_to_the_next_workbench(wb):
     wb.session.live.between(lambda: wb.session.work.model.encoder.blocks[-1].requires_grad_(True))
     assert wb.wait() == "failed"
     other = Workbench(wb.folder)
-    assert "✗ Freeze audit" in other._checks.value and "block 4" in other._status.value
-    assert "failed (FreezeBreach)" in other._runs.value
+    assert "✗ Freeze audit" in other._tabs.checks.value and "block 4" in other._steering.status.value
+    assert "failed (FreezeBreach)" in other._tabs.runs.value
 
 
 def test_a_moved_control_is_said_only_when_one_was_moved(wb):
@@ -585,17 +578,17 @@ def test_a_moved_control_is_said_only_when_one_was_moved(wb):
     wb.pause()
     until(lambda: wb.state == "paused")
     wb._draw()
-    assert "A control was moved" not in wb._status.value
+    assert "A control was moved" not in wb._steering.status.value
     control(wb, "Run").value = ALL
-    assert "A control was moved" in wb._status.value
+    assert "A control was moved" in wb._steering.status.value
 
 
 def test_a_run_that_another_process_trains_cannot_be_resumed_here(tiny_recipe, tmp_path):
     stream = vitseg.train(tiny_recipe, tmp_path / "runs" / "busy")
     next(e for e in stream if isinstance(e, EpochEnded))
     wb = Workbench(tmp_path / "runs" / "busy")
-    assert "training elsewhere" in wb._runs.value and "is being trained elsewhere" in wb._status.value
-    assert wb._buttons["Pause"].disabled
+    assert "training elsewhere" in wb._tabs.runs.value and "is being trained elsewhere" in wb._steering.status.value
+    assert wb._steering.buttons["Pause"].disabled
     stream.close()
 
 
@@ -603,8 +596,8 @@ def test_no_button_ends_in_a_traceback_though_a_summary_is_broken(wb):
     wb.start()
     wb.wait()
     (wb.folder / "summary.json").write_text("{")
-    wb._buttons["Fork"].click()
-    assert "not a file that vitseg wrote" in wb._status.value
+    wb._steering.buttons["Fork"].click()
+    assert "not a file that vitseg wrote" in wb._steering.status.value
 
 
 def test_this_stage_takes_the_newest_end_of_the_stage_before(wb):
@@ -612,7 +605,7 @@ def test_this_stage_takes_the_newest_end_of_the_stage_before(wb):
     wb.wait()
     control(wb, "Stage").value = 2
     control(wb, "Run").value = ONE
-    assert control(wb, "Start from").label == f"stage 1 of {wb.folder.name}" and not wb._buttons["Start"].disabled
+    assert control(wb, "Start from").label == f"stage 1 of {wb.folder.name}" and not wb._steering.buttons["Start"].disabled
 
 
 def test_watch_passes_every_event_on_and_draws_now_and_then(tiny_recipe, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from vitseg.ui.curves import Curves
 from vitseg.ui.desk import Desk, StageEnd
 from vitseg.ui.live import OVER, LiveRun, current
 
-_launching = threading.RLock()
+launching = threading.RLock()
 """Held while a run is begun: buttons and cells may press Start from several threads at once."""
 
 SAMPLES = 4
@@ -106,6 +106,13 @@ class Session:
     def _choice(self) -> tuple[dict[str, Any], bool, StageEnd | None]:
         return dict(self.desk.edits), self.desk.this_stage_only, self.desk.start
 
+    def failure(self) -> tuple[str, str] | None:
+        """Kind and sentence of what ended the run that is shown: as it happened here, or as its folder remembers."""
+        if self.live is not None:
+            return (type(self.live.error).__name__, str(self.live.error)) if self.state == "failed" else None
+        found = self.run.failure() if self.run else None
+        return (found["kind"], found["says"]) if found else None
+
     def goes_on_from(self) -> str:
         """Where Resume would begin."""
         last = next((e for e in reversed(self.events) if isinstance(e, EpochEnded)), None)
@@ -145,7 +152,7 @@ class Session:
 
     def start(self) -> None:
         """Train what is on the desk, in a new run folder. Nothing happens if it is training already."""
-        with _launching:
+        with launching:
             if not self.alive:
                 self._begin()
 
@@ -170,7 +177,7 @@ class Session:
 
     def resume(self) -> None:
         """Go on after a pause; or continue the run that is shown, if it was cut off, from its last whole epoch."""
-        with _launching:
+        with launching:
             if self.alive:
                 self.live.resume()
             elif self.resumable:

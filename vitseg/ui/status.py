@@ -1,0 +1,82 @@
+"""What a workbench says in its status line: what is happening, or what is wrong and the mend. No widgets."""
+
+from __future__ import annotations
+
+from vitseg.errors import VitsegError
+from vitseg.events import BatchEnded, Event, ValidationBatch
+from vitseg.ui.session import Session
+from vitseg.ui.table import number_or_na
+
+Said = tuple[str, str]
+"""The words, and "bad" where they are about something wrong."""
+
+_OURS = {kind.__name__ for kind in VitsegError.__subclasses__()}
+
+
+def sentence(session: Session, preview: bool, note: str, unpainted: str) -> Said:
+    """`preview` is whether the screen shows what Start would do, `note` what the last press came to."""
+    if session.alive:
+        return _while_alive(session, note, unpainted)
+    if unpainted or note:
+        return unpainted or note, "bad"
+    if not preview and (failure := session.failure()):
+        kind, text = failure
+        text = text if kind in _OURS else f"{kind}: {text}."
+        return f"Stopped by an error: {text}{f' {session.goes_on_from()}.' if session.resumable else ''}", "bad"
+    if reason := session.why_not_start():
+        return f"Start is off: {reason}", "bad"
+    return (_ready(session) if preview else _after(session)), ""
+
+
+def _while_alive(session: Session, note: str, unpainted: str) -> Said:
+    doing = _doing(session.state, session.position)
+    if note:
+        return f"{doing} {note}", ""
+    if session.moved:
+        return f"{doing} A control was moved: that takes effect at the next start.", ""
+    if unpainted:
+        return f"{unpainted} Training goes on.", "bad"
+    return doing, ""
+
+
+def _doing(state: str, position: Event | None) -> str:
+    if state != "running":
+        words = {
+            "pausing": "Pausing after this batch.",
+            "paused": "Paused. Resume goes on.",
+            "stopping": "Stopping after this batch.",
+        }
+        return words.get(state, "")
+    match position:
+        case None:
+            return "Reading data and weights."
+        case BatchEnded():
+            return f"Training stage {position.stage}: epoch {position.epoch}, batch {position.batch} of {position.batches}."
+        case ValidationBatch():
+            when = f" after epoch {position.epoch}" if position.epoch else ", start weights"
+            return f"Scoring validation images{when}: batch {position.batch} of {position.batches}."
+        case _:
+            return "Training."
+
+
+def _ready(session: Session) -> str:
+    first, last = session.desk.first_stage(), len(session.desk.chosen().stages)
+    stages = f"stages {first} to {last}" if last > first else f"stage {first}"
+    return f"Ready. Start trains {stages}{f' from {session.desk.start}' if session.desk.start else ''}."
+
+
+def _after(session: Session) -> str:
+    run = session.run
+    if not run.events_file.exists():
+        return "Stopped before anything was recorded."
+    if session.resumable:
+        return f"Stopped after {_at(session.events)}. {session.goes_on_from()}. Run folder: {run.path}"
+    if not run.summary_file.exists():
+        return f"{run.path.name} is being trained elsewhere."
+    best = run.summary["best"]
+    return f"Ended. Best valid IoU {number_or_na(best['iou'])}, F1 {number_or_na(best['f1'])}. Run folder: {run.path}"
+
+
+def _at(events: list[Event]) -> str:
+    last = next((e for e in reversed(events) if isinstance(e, BatchEnded)), None)
+    return f"step {last.step}, in epoch {last.epoch}" if last else "no step at all"

@@ -1,0 +1,72 @@
+"""Buttons, a progress bar and a line that says what is happening: the same on every screen."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from html import escape
+
+import ipywidgets as w
+import plotly.graph_objects as go
+
+from vitseg.errors import VitsegError
+from vitseg.ui.panels import duration, html
+
+Actions = dict[str, tuple[Callable[[], None], str]]
+"""What a button does, and its tooltip, by its label."""
+
+
+class Steering:
+    """The row of buttons and the status line. `draw`, called after every press, puts both in order.
+
+    `note` is what the last press came to; it is said until the next one.
+    """
+
+    def __init__(self, actions: Actions, draw: Callable[[], None]):
+        self.lock, self.note, self._draw = threading.RLock(), "", draw
+        self.buttons = {label: self.button(label, act, tip, "100px") for label, (act, tip) in actions.items()}
+        self.buttons["Start"].button_style = "primary"
+        self.bar, self.left, self.status = w.FloatProgress(min=0, max=1, layout={"width": "220px"}), w.HTML(), w.HTML()
+        row = w.HBox([*self.buttons.values(), self.bar, self.left], layout={"align_items": "center"})
+        self.box = w.VBox([row, self.status])
+
+    def button(self, label: str, act: Callable[[], None], tip: str = "", width: str = "130px") -> w.Button:
+        made = w.Button(description=label, tooltip=tip, layout={"width": width})
+        made.on_click(lambda _: self.attempt(act))
+        return made
+
+    def attempt(self, act: Callable[[], None]) -> None:
+        """A press of a button: what goes wrong is a sentence in the status line, never a traceback."""
+        with self.lock:
+            self.note = ""
+            try:
+                act()
+                self._draw()
+            except Exception as error:
+                self.note = str(error)
+                if not isinstance(error, VitsegError | OSError):  # a fault of ours; a button that does nothing would be worse
+                    self.note = f"{type(error).__name__}: {error}. That should not happen; please report it."
+                self.say(self.note, "bad")
+                with contextlib.suppress(Exception):
+                    self._draw()
+
+    def say(self, words: str, kind: str = "") -> None:
+        self.status.value = html(f"<p role=status class='{kind}'>{escape(words)}</p>")
+
+    def progress(self, done: float, left: float | None) -> None:
+        """The share that is done, and the seconds left, if they are known."""
+        self.bar.value = done
+        about = f", about {duration(left)} left" if left else ""
+        self.left.value = html(f"<p class=line>{100 * done:.0f} %{about}</p>")
+
+
+def unpainted(error: Exception) -> str:
+    return f"The screen could not be drawn ({type(error).__name__}: {error})."
+
+
+def live_figure(figure: go.Figure) -> go.FigureWidget:
+    """A figure to be redrawn in place; put a `Fit` beside it."""
+    widget = go.FigureWidget(figure)
+    widget._config = {"responsive": True, "displaylogo": False}  # no public way to set it on a widget
+    return widget

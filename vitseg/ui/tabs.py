@@ -1,0 +1,119 @@
+"""The lower half of the workbench: predictions through time, classes, checks, and the runs of the past."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+
+import ipywidgets as w
+
+from vitseg.errors import RunError
+from vitseg.events import BatchEnded
+from vitseg.runs.folder import RunFolder
+from vitseg.ui import panels, pictures
+from vitseg.ui.live import current
+from vitseg.ui.report import report
+from vitseg.ui.session import Session, recent_runs
+from vitseg.ui.steering import Steering
+
+NONE_YET = ("none yet", -1)
+
+
+class Tabs:
+    """Draws what a session holds. `shown` is called once a run of the past has taken the place of the one on the screen."""
+
+    def __init__(self, session: Session, steering: Steering, shown: Callable[[], None]):
+        self.session, self._shown, self._filling = session, shown, False
+        self.epoch = w.SelectionSlider(
+            options=[NONE_YET], value=NONE_YET[1], description="Epoch", layout={"width": "420px"}, disabled=True
+        )
+        self.epoch.observe(lambda _: self._filling or steering.attempt(self._draw_pictures), "value")
+        self.picture = w.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
+        self.picture_note, self.classes, self.checks, self.runs, self.said = (w.HTML() for _ in range(5))
+        self.which = w.Dropdown(description="Run folder", layout={"width": "320px"}, style={"description_width": "initial"})
+        acts = {"Show": self.show, "Export report": self.export_report, "Export CSV": self.export_csv}
+        buttons = [steering.button(label, act) for label, act in acts.items()]
+        self.box = w.Tab([
+            w.VBox([self.epoch, self.picture_note, self.picture]), self.classes, self.checks,
+            w.VBox([w.HBox([self.which, *buttons]), self.said, self.runs]),
+        ])  # fmt: skip
+        for i, title in enumerate(("Predictions", "Classes", "Checks", "Runs")):
+            self.box.set_title(i, title)
+
+    @property
+    def behind(self) -> bool:
+        """Whether there are predictions that the slider does not offer yet."""
+        return sorted(self.session.predictions) != [v for _, v in self.epoch.options if v != NONE_YET[1]]
+
+    def draw(self) -> None:
+        """What changes once an epoch: classes, checks, pictures."""
+        s = self.session
+        self.classes.value = panels.class_table(s.events)
+        self.checks.value = panels.checks(s.events, sum(isinstance(e, BatchEnded) for e in s.events), s.failure())
+        if self.behind and s.predictions:
+            self._offer_epochs(sorted(s.predictions))
+            self._draw_pictures()
+        elif not s.predictions:
+            self._draw_pictures()
+
+    def _offer_epochs(self, epochs: list[int]) -> None:
+        """The slider follows the newest epoch, unless somebody has gone back in time."""
+        newest = self.epoch.value == self.epoch.options[-1][1]
+        value = epochs[-1] if newest or self.epoch.value not in epochs else self.epoch.value
+        self._filling = True
+        self.epoch.options = [(str(e), e) for e in epochs]
+        self.epoch.value, self.epoch.disabled = value, False
+        self._filling = False
+
+    def _draw_pictures(self) -> None:
+        s, epoch = self.session, self.epoch.value
+        if epoch not in s.predictions:
+            text = "Validation images are predicted after every epoch of a run that is trained here; then look back in time."
+            self.picture_note.value = panels.html(f"<p class=quiet>{escape(s.no_pictures or text)}</p>")
+            self.picture.value = b""
+            return
+        self.picture.value = pictures.png(pictures.comparison(s.work.data, s.samples, s.predictions[epoch], side=150))
+        self.picture_note.value = panels.html(f"<p>After epoch {epoch}. White: prediction and truth disagree.</p>")
+
+    def draw_runs(self) -> None:
+        runs = recent_runs()
+        self.runs.value = panels.runs_table([(run, _state_of(run)) for run in runs])
+        chosen = self.which.value
+        self.which.options = [(run.path.name, run.path) for run in runs]
+        if runs:
+            self.which.value = chosen if chosen in [run.path for run in runs] else runs[0].path
+
+    def show(self) -> None:
+        """Put the chosen run on the screen."""
+        if self.which.value is None:
+            raise RunError("No run has been recorded yet.", "Press Start.")
+        self.session.show(self.which.value)
+        self.epoch.options, self.epoch.disabled = [NONE_YET], True
+        self._shown()
+
+    def export_report(self) -> None:
+        self._tell(f"Report written: {report(self._run_that_is_over())}")
+
+    def export_csv(self) -> None:
+        self._tell(f"Curves written: {panels.write_csv(self._run_that_is_over(), self.session.events)}")
+
+    def _run_that_is_over(self) -> Path:
+        if self.session.run is None or self.session.alive:
+            raise RunError("There is no run that is over.", "Wait for its end, or choose one and press Show.")
+        return self.session.run.path
+
+    def _tell(self, words: str) -> None:
+        self.said.value = panels.html(f"<p>{escape(words)}</p>")
+
+
+def _state_of(run: RunFolder) -> str:
+    alive = current()
+    if alive and alive.name == run.path.name:
+        return f"{alive.state} here"
+    if run.summary_file.exists():
+        return "ended"
+    if run.is_held():
+        return "training elsewhere"
+    failed = run.failure()
+    return (f"failed ({failed['kind']})" if failed else "cut off or stopped") + "; Show, then Resume goes on with it"
