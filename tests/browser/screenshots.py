@@ -55,7 +55,7 @@ def whole_run(lab: Lab, pictures: Path) -> None:
     shoot(lab, pictures / "workbench-during-dark.png")
     lab.wait_text(r"Ended\. Best")
     lab.theme("JupyterLab Light")
-    lab.page.set_viewport_size({"width": 1180, "height": 860})
+    lab.page.set_viewport_size({"width": 1180, "height": 940})
     lab.show_tab("Predictions")
     shoot(lab, pictures / "workbench-after.png")
 
@@ -68,7 +68,7 @@ def fork(lab: Lab, pictures: Path) -> None:
     lab.page.mouse.wheel(0, -5000)
     lab.click("Fork")
     lab.slide("Freeze depth", 6)
-    lab.wait_text("Start trains stages 2 to 3 from stage 1 of")
+    lab.wait_text("The next run starts from stage 1 of")
     lab.click("Start")
     lab.wait_text(r"Ended\. Best")
     shoot(lab, pictures / "workbench-fork.png")
