@@ -1,15 +1,17 @@
 """Take the pictures of the workbench that the README shows, or train a folder through it.
 
-python tests/browser/screenshots.py                   docs/pictures/*.png, on generated images (five minutes)
+python tests/browser/screenshots.py                   docs/pictures/*.png, on generated images (a quarter of an hour)
 python tests/browser/screenshots.py FOLDER PICTURES   a whole run on that folder; pictures and numbers go to PICTURES
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -19,32 +21,47 @@ from browser.lab import Lab, chromium, jupyter
 
 OURS = Path(__file__).parents[2] / "docs" / "pictures"
 HOURS = 3 * 3_600_000
+SETTINGS = {"data.source.images": 40, "data.size": (98, 98), "batch_size": 4, "stages.0.epochs": 3, "stages.1.epochs": 2,
+            "stages.2.epochs": 1, "stages.0.schedule.burn_in_batches": 8, "stages.0.schedule.T_0": 8}  # fmt: skip
+ABLATION = f"vitseg.ablate(vitseg.quick().replace({SETTINGS}), {{'stages.1.unfrozen_blocks': [0, 2, 4]}}, seeds=3)"
 
 
 def main(arguments: list[str]) -> None:
-    folder, pictures = (repr(str(Path(arguments[0]).resolve())), Path(arguments[1])) if arguments else ("", OURS)
-    pictures.mkdir(parents=True, exist_ok=True)
+    if arguments:
+        folder, pictures = Path(arguments[0]).resolve(), Path(arguments[1])
+        pictures.mkdir(parents=True, exist_ok=True)
+        with lesson(f"vitseg.Workbench(vitseg.quick({str(folder)!r}))") as (lab, runs):
+            whole_run(lab, pictures)
+            tell(next(runs.iterdir()))
+        return
+    with lesson("vitseg.Workbench(vitseg.quick())") as (lab, runs):
+        whole_run(lab, OURS)
+        tell(next(runs.iterdir()))
+        fork(lab, OURS)
+    with lesson(ABLATION) as (lab, _):
+        ablation(lab, OURS)
+
+
+@contextlib.contextmanager
+def lesson(shown: str) -> Iterator[tuple[Lab, Path]]:
+    """A notebook whose first cell shows something; gives the open page and the folder of its runs."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        cells = [nbformat.v4.new_code_cell(f"import vitseg\n\nwb = vitseg.Workbench(vitseg.quick({folder}))\nwb")]
+        cells = [nbformat.v4.new_code_cell(f"import vitseg\n\nshown = {shown}\nshown")]
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
         nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / "lesson.ipynb")
         with jupyter(root, VITSEG_RUNS=str(root / "runs")) as address, chromium(root, address) as lab:
             lab.page.set_default_timeout(HOURS)
-            whole_run(lab, pictures)
-            (run,) = (root / "runs").iterdir()
-            tell(run)
-            if not arguments:
-                fork(lab, pictures)
+            lab.page.set_viewport_size({"width": 1180, "height": 1000})
+            lab.open("lesson.ipynb")
+            lab.page.keyboard.press("Control+B")  # the side bar
+            lab.run_cell(0)
+            yield lab, root / "runs"
             lab.assert_clean()
 
 
 def whole_run(lab: Lab, pictures: Path) -> None:
     """From the controls to the end, in the light theme, with a look at the dark one."""
-    lab.page.set_viewport_size({"width": 1180, "height": 1000})
-    lab.open("lesson.ipynb")
-    lab.page.keyboard.press("Control+B")  # the side bar
-    lab.run_cell(0)
     lab.wait_text(r"MB")  # the forecast
     lab.select("Stage", "2 Last blocks")
     shoot(lab, pictures / "workbench-before.png")
@@ -72,6 +89,18 @@ def fork(lab: Lab, pictures: Path) -> None:
     lab.click("Start")
     lab.wait_text(r"Ended\. Best")
     shoot(lab, pictures / "workbench-fork.png")
+
+
+def ablation(lab: Lab, pictures: Path) -> None:
+    """The plan and a table half full, in the dark theme; the end in the light one."""
+    lab.wait_text("Start trains them")
+    lab.click("Start")
+    lab.wait_text("5 of 12 trials have ended")
+    lab.theme("JupyterLab Dark")
+    shoot(lab, pictures / "ablation-during-dark.png")
+    lab.theme("JupyterLab Light")
+    lab.wait_text("All 12 trials have ended")
+    shoot(lab, pictures / "ablation-after.png")
 
 
 def tell(run: Path) -> None:

@@ -37,7 +37,7 @@ _TITLES = (
     ("loss", (("train", theme.TRAIN), ("valid", theme.VALID))),
     ("IoU, F1", (("train IoU", theme.TRAIN), ("valid IoU", theme.VALID), ("F1", theme.SECOND))),
 )
-"""Each chart's title, and in place of a legend, which would take width, its curves in their colours."""
+"""Each chart's title, and its curves in their colours."""
 
 _PARENT = {"valid loss": 2, "valid IoU": 3}
 """What is shown of another run laid beneath."""
@@ -54,30 +54,20 @@ def curves_figure(curves: Curves, beneath: Curves | None = None, most: int | Non
     if beneath is not None:
         for name, column in _PARENT.items():
             figure.add_trace(_parent_trace(name, beneath, most), row=1, col=column)
-    for column, (title, names) in enumerate(_TITLES, start=1):
-        figure.update_xaxes(title={"text": "epoch", "font": {"size": 12}}, row=1, col=column)
-        at = {
-            "xref": f"x{column if column > 1 else ''} domain",
-            "x": 0,
-            "xanchor": "left",
-            "yref": "paper",
-            "yanchor": "bottom",
-        }
-        words = " ".join(f'<span style="color:{color}">■ {name}</span>' for name, color in names)
-        figure.add_annotation(text=f"<b>{title}</b><br>{words}", align="left", showarrow=False, y=1.02, font={"size": 12}, **at)
+    figure.update_xaxes(title={"text": "epoch", "font": {"size": 12}})
     figure.update_yaxes(type="log", exponentformat="power", dtick=1, tickfont={"size": 11}, row=1, col=1)
     figure.update_yaxes(rangemode="tozero", row=1, col=2)
     figure.update_yaxes(range=[0, 1], row=1, col=3)
-    figure.update_layout(**stage_bands(curves, list(figure.layout.annotations)))
+    figure.update_layout(**around(curves, beneath))
     margin = {"l": 52, "r": 12, "t": 64, "b": 48}
     return figure.update_layout(
         template=theme.TEMPLATE, height=340, hovermode="x", margin=margin, uirevision="stay", showlegend=False, autosize=True
     )
 
 
-def stage_bands(curves: Curves, others: Sequence[Any] = ()) -> dict[str, list]:
-    """Shapes and annotations of a figure: a coloured band with its number for each stage in each chart, and `others`."""
-    shapes, names = [], list(others)
+def around(curves: Curves, beneath: Curves | None = None) -> dict[str, list]:
+    """Shapes and annotations of a figure: titles, and a coloured band with its number for each stage in each chart."""
+    shapes, words = [], _titles(beneath)
     for band in curves.bands:
         color = theme.stage_color(band.stage)
         for column in ("", "2", "3"):
@@ -85,8 +75,21 @@ def stage_bands(curves: Curves, others: Sequence[Any] = ()) -> dict[str, list]:
             shapes.append({"type": "rect", "fillcolor": color, "opacity": 0.09, "line": {"width": 0}, "layer": "below"} | where)
             at = {"xref": f"x{column}", "x": (band.start + band.end) / 2, "yref": "paper", "y": 1.0, "yanchor": "top"}
             text = {"text": f"<b>{band.stage}</b>", "hovertext": f"stage {band.stage}: {band.name}"}
-            names.append(text | {"showarrow": False, "font": {"color": color}} | at)
-    return {"shapes": shapes, "annotations": names}
+            words.append(text | {"showarrow": False, "font": {"color": color}} | at)
+    return {"shapes": shapes, "annotations": words}
+
+
+def _titles(beneath: Curves | None) -> list[dict[str, Any]]:
+    """Of each chart, and in place of a legend, which would take width, its curves in their colours."""
+    titles = []
+    for column, (title, names) in enumerate(_TITLES, start=1):
+        if beneath is not None and column in {_PARENT[name] for name in _PARENT if beneath.points[name].x}:
+            names = (*names, ("earlier run", theme.PLAN))
+        words = " ".join(f'<span style="color:{color}">■ {name}</span>' for name, color in names)
+        where = {"xref": f"x{column if column > 1 else ''} domain", "x": 0, "xanchor": "left", "align": "left"}
+        where |= {"yref": "paper", "y": 1.02, "yanchor": "bottom", "showarrow": False, "font": {"size": 12}}
+        titles.append({"text": f"<b>{title}</b><br>{words}"} | where)
+    return titles
 
 
 def trace_data(points: Points, most: int | None = None) -> dict[str, Any]:

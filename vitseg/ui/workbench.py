@@ -168,7 +168,7 @@ class Workbench:
         }, self._draw)  # fmt: skip
         self._table, self._map, self._notes = w.HTML(), w.HTML(), w.HTML()
         self._nothing = Curves()
-        self._pair = (s.curves, self._nothing)
+        self._pair, self._bands = (s.curves, self._nothing), None
         self._figure = live_figure(charts.curves_figure(s.curves, self._nothing, POINTS))
         self._tabs = Tabs(s, self._steering, self._turned_to_another)
         line = recipe_line(s.desk.base, {k: len(v) for k, v in s.work.data.splits.items()}, s.work.model.shape.source,
@@ -262,8 +262,8 @@ class Workbench:
                 points = beneath.points[trace.name.removesuffix(", parent")]
                 if anew or len(points.x) != len(trace.x):
                     trace.update(charts.trace_data(points, POINTS) | {"visible": bool(points.x)})
-            if curves.bands != getattr(self, "_bands", None):
-                figure.layout.update(charts.stage_bands(curves, figure.layout.annotations[:3]))
+            if anew or curves.bands != self._bands:
+                figure.layout.update(charts.around(curves, beneath))
                 self._bands = curves.bands
 
     def _draw(self) -> None:
