@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from statistics import fmean
 from typing import Any
 
@@ -17,6 +18,7 @@ from vitseg.ui.table import Table, number_or_na
 
 Curve = Sequence[tuple[int, float | None]]
 _TITLES = ("valid IoU over epochs", "mean IoU", "gain in IoU, 95 % interval")
+_BOUGHT = ("unfreezing", "")
 
 
 def plan_table(grid: Grid) -> Table:
@@ -87,16 +89,37 @@ def figure(grid: Grid, results: Mapping[str, Result], curves: Mapping[str, Curve
         found.add_trace(_curve(grid, trial, curves.get(trial.name, ())), row=1, col=1)
     found.add_trace(_heat(grid, results), row=1, col=2)
     found.add_trace(_gains(grid, results), row=1, col=3)
-    for column, title in enumerate(_TITLES, start=1):
-        where = {"xref": f"x{column if column > 1 else ''} domain", "x": 0, "xanchor": "left", "yref": "paper", "y": 1.04}
-        found.add_annotation(text=f"<b>{title}</b>", showarrow=False, yanchor="bottom", font={"size": 12}, **where)
+    found.update_layout(annotations=[*_titles(grid), *_names_of_gains(grid)])
     found.update_xaxes(title={"text": "epoch", "font": {"size": 12}}, row=1, col=1)
     found.update_xaxes(type="category", showgrid=False, ticks="", row=1, col=2)
     found.update_yaxes(type="category", autorange="reversed", showgrid=False, ticks="", automargin=True, row=1, col=2)
     found.update_xaxes(zeroline=True, zerolinecolor=theme.TEXT, tickformat="+.2f", row=1, col=3)
-    found.update_yaxes(showticklabels=False, showgrid=False, ticks="", range=[-0.6, _count(grid) + 0.1], row=1, col=3)
-    margin = {"l": 52, "r": 16, "t": 48, "b": 52}
+    found.update_yaxes(showticklabels=False, showgrid=False, ticks="", range=[-0.5, len(_gained(grid)) - 0.1], row=1, col=3)
+    margin = {"l": 52, "r": 16, "t": 64, "b": 52}
     return found.update_layout(template=theme.TEMPLATE, height=340, margin=margin, showlegend=False, uirevision="stay")
+
+
+def _titles(grid: Grid) -> list[dict[str, Any]]:
+    """Of each chart; over the curves, in place of a legend, what their colours mean, where there is room to say it."""
+    colors = [(" · ".join(grid.words(n)), theme.stage_color(n + 1)) for n in range(len(grid.settings))]
+    words = " ".join(f'<span style="color:{color}">■ {escape(w)}</span>' for w, color in [*colors, ("control", theme.PLAN)])
+    legend = words if sum(len(w) for w, _ in colors) < 30 else "grey: controls"
+    look = {"x": 0, "xanchor": "left", "align": "left", "showarrow": False, "font": {"size": 12}}
+    where = [{"xref": f"x{n} domain", "yref": "paper", "y": 1.02, "yanchor": "bottom"} for n in ("", "2", "3")]
+    texts = [f"<b>{title}</b><br>{below}" for title, below in zip(_TITLES, (legend, "", ""), strict=True)]
+    return [{"text": text} | look | at for text, at in zip(texts, where, strict=True)]
+
+
+def _gained(grid: Grid) -> dict[tuple[str, str], str]:
+    """The rows of the chart of gains, from below: axis and value, and on top unfreezing; each with what it is called."""
+    axes = zip(map(short_path, grid.axes), _axis_words(grid), strict=True)
+    rows = [((axis, word), f"{axis}: {word}, against {words[0]}") for axis, words in axes for word in words[1:]]
+    return dict(reversed(rows)) | {_BOUGHT: "unfreezing, against the same epochs in stage 1"}
+
+
+def _names_of_gains(grid: Grid) -> list[dict[str, Any]]:
+    look = {"xref": "x3 domain", "x": 0, "xanchor": "left", "showarrow": False, "font": {"size": 11}}
+    return [{"text": escape(w), "yref": "y3", "y": row, "yshift": 14} | look for row, w in enumerate(_gained(grid).values())]
 
 
 def _curve(grid: Grid, trial: Trial, curve: Curve) -> go.Scatter:
@@ -115,7 +138,7 @@ def _heat(grid: Grid, results: Mapping[str, Result]) -> go.Heatmap:
     means = [estimate(list(scores(grid, results, n).values())) for n in range(len(grid.settings))]
     z = [[_mean(means[grid.places[(row, *rest)]]) for rest in across] for row in range(len(words[0]))]
     text = [[number_or_na(v) if v is not None else "" for v in row] for row in z]
-    x = [" · ".join(words[i + 1][level] for i, level in enumerate(rest)) or "mean" for rest in across]
+    x = [" · ".join(words[i + 1][level] for i, level in enumerate(rest)) or "all seeds" for rest in across]
     y = [f"{short_path(next(iter(grid.axes)))} {w}" if len(words[0]) < 2 else w for w in words[0]]
     look = {"showscale": False, "colorscale": "Cividis", "xgap": 3, "ygap": 3, "texttemplate": "%{text}"}
     return go.Heatmap(z=z, x=x, y=y, text=text, hovertemplate="%{y}, %{x}: %{z:.3f}<extra></extra>", **look)
@@ -127,23 +150,14 @@ def _mean(found: Any) -> float | None:
 
 def _gains(grid: Grid, results: Mapping[str, Result]) -> go.Scatter:
     """A dot with its interval for each value of each axis against the axis's first; on top unfreezing against the controls."""
-    rows = [(f"{e.axis}: {e.value}", e.gain) for e in reversed(main_effects(grid, results))]
-    if (bought := unfreezing(grid, results)) is not None:
-        rows.append(("unfreezing, over the same epochs in stage 1", bought))
-    halves = [e.half or 0.0 for _, e in rows]
+    found = {(e.axis, e.value): e.gain for e in main_effects(grid, results)} | {_BOUGHT: unfreezing(grid, results)}
+    rows = [(row, found[key]) for row, key in enumerate(_gained(grid)) if found.get(key) is not None]
     return go.Scatter(
-        x=[e.mean for _, e in rows],
-        y=list(range(len(rows))),
-        text=[name for name, _ in rows],
-        mode="markers+text",
-        textposition="top center",
-        textfont={"size": 11},
+        x=[gain.mean for _, gain in rows],
+        y=[row for row, _ in rows],
+        mode="markers",
         marker={"color": theme.TRAIN, "size": 9},
-        error_x={"array": halves, "color": theme.TRAIN, "thickness": 1.6},
-        hovertemplate="%{text}: %{x:+.4f}<extra></extra>",
+        error_x={"array": [gain.half or 0.0 for _, gain in rows], "color": theme.TRAIN, "thickness": 1.6},
+        hovertemplate="%{x:+.4f}<extra></extra>",
         cliponaxis=False,
     )
-
-
-def _count(grid: Grid) -> int:
-    return 1 + sum(len(values) - 1 for values in grid.axes.values())
