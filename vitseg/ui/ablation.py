@@ -210,8 +210,9 @@ class Ablation:
             self._draw()
 
     def _cost_and_place(self) -> str:
-        ahead = f"About {panels.duration(self.session.predicted_seconds())} to go, in " if self.session.cost else ""
-        return f"{ahead if self.sweep.todo() else ''}{self.sweep.path}"
+        s = self.session
+        known = s.cost and self.sweep.todo() and not s.alive  # the bar knows better, once it moves
+        return f"{f'About {panels.duration(s.predicted_seconds())} to go, in ' if known else ''}{self.sweep.path}"
 
     def _draw(self) -> None:
         with self._steering.lock:
