@@ -5,34 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
-from typing import Any
 
-import nbformat
 import pytest
 import torch
+from lessons import Names, sections, sliced_from_minus_n, visit
 
 from vitseg.errors import LRBreach
-from vitseg.model import freeze
 from vitseg.training import audit, loop, optim, schedule
 from vitseg.training.metrics import confusion, scores
 
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "06_bug_museum.ipynb"
-Names = dict[str, Any]
-
-
-def _sections() -> dict[str, list[str]]:
-    """The code cells under each second-level heading, in order."""
-    found: dict[str, list[str]] = {}
-    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
-        if cell.cell_type == "code":
-            found[list(found)[-1]].append(cell.source)
-        elif heading := re.search(r"^## (.+)$", cell.source, re.MULTILINE):
-            found[heading[1]] = []
-    return found
-
-
-SECTIONS = _sections()
+SECTIONS = sections("06_bug_museum")
 TITLES = [title for title in SECTIONS if title.startswith("Room ")]
 BEFORE, LAST_CELL = SECTIONS["Before the rooms"], list(SECTIONS.values())[-1][-1]
 
@@ -65,12 +47,6 @@ MENDED = {
 
 def number_of(title: str) -> int:
     return int(title.split()[1].rstrip(":"))
-
-
-def visit(cells: list[str], names: Names) -> Names:
-    for cell in cells:
-        exec(compile(cell, NOTEBOOK.name, "exec"), names)
-    return names
 
 
 @cache
@@ -165,13 +141,6 @@ def deaf_contract(patch: pytest.MonkeyPatch) -> None:
 
 def deaf_audit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(audit.AuditReport, "check", lambda report: report)
-
-
-def sliced_from_minus_n(patch: pytest.MonkeyPatch) -> None:
-    def trained(n: int, depth: int) -> set[str]:
-        return {"decoder", *[f"block {i}" for i in range(1, depth + 1)][-n:]}
-
-    patch.setattr(freeze, "trained_parts", trained)
 
 
 def exponential_per_batch(patch: pytest.MonkeyPatch) -> None:
