@@ -61,7 +61,11 @@ class TrainingError(VitsegError):
 
 
 class FreezeBreach(VitsegError):
-    """What trains is not what was promised; names the parts of the model."""
+    """What trains is not what was promised; `parts` are the parts of the model that break the promise."""
+
+    def __init__(self, problem: str, mend: str = "", parts: tuple[str, ...] = ()):
+        self.parts = parts
+        super().__init__(problem, mend)
 
 
 class LRBreach(VitsegError):

@@ -227,7 +227,7 @@ def breached(tiny_recipe, tmp_path):
 
 def test_what_a_detector_caught_is_kept_until_the_run_goes_on(breached):
     run, said = breached
-    assert run.failure() == {"kind": "FreezeBreach", "says": said, "sequence": len(list(run.events()))}
+    assert run.failure() == folder.Failure("FreezeBreach", said, len(list(run.events())), ("block 1",))
     events = vitseg.resume(run.path)
     next(events)
     assert run.failure() is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import threading
@@ -35,6 +36,10 @@ def press(wb, label):
     assert button.description == label, f"{button.description} where {label} was expected"
     if not button.disabled:
         button.click()
+
+
+def broken_cells(wb):
+    return re.findall(r"<td class=broken title='([^:]+):", wb._map.value)
 
 
 def shown(wb):
@@ -284,6 +289,10 @@ def test_a_freeze_breach_is_red_with_its_sentence(wb):
     assert wb.wait() == "failed"
     until(lambda: "✗ Freeze audit" in wb._tabs.checks.value)
     assert "block 4" in wb._tabs.checks.value and "block 4" in wb._steering.status.value
+    until(lambda: broken_cells(wb) == ["block 4"])
+    assert "promise broken" in wb._map.value
+    wb._changed()  # the map shows what Start would do
+    assert broken_cells(wb) == [] and "promise broken" not in wb._map.value
 
 
 # ---------------------------------------------------------------------- in between
@@ -567,7 +576,7 @@ def test_what_a_detector_caught_is_still_known_to_the_next_workbench(wb):
     assert wb.wait() == "failed"
     other = Workbench(wb.folder)
     assert "✗ Freeze audit" in other._tabs.checks.value and "block 4" in other._steering.status.value
-    assert "failed (FreezeBreach)" in other._tabs.runs.value
+    assert "failed (FreezeBreach)" in other._tabs.runs.value and broken_cells(other) == ["block 4"]
 
 
 def test_a_moved_control_is_said_only_when_one_was_moved(wb):

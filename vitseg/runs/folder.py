@@ -9,6 +9,7 @@ import platform
 import secrets
 import time
 from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,21 @@ def runs_root() -> Path:
 def new_run(name: str) -> RunFolder:
     """A folder under `runs_root()` that is not taken: the name and a random id. Not made yet."""
     return RunFolder(runs_root() / f"{name}-{secrets.token_hex(3)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What ended a training: the kind of the error, what it says, the number of the last event, and of a FreezeBreach
+    the parts of the model that broke the promise."""
+
+    kind: str
+    says: str
+    sequence: int = 0
+    parts: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, error: Exception, sequence: int = 0) -> Failure:
+        return cls(type(error).__name__, str(error), sequence, getattr(error, "parts", ()))
 
 
 class RunFolder:
@@ -172,14 +188,14 @@ class RunFolder:
     def fail(self, error: Exception) -> None:
         """Keep what ended the training, if there is room for it: the error itself must not be lost to another."""
         with contextlib.suppress(RunError, OSError):
-            write_json(self.failure_file, {"kind": type(error).__name__, "says": str(error), "sequence": self.sequence})
+            write_json(self.failure_file, asdict(Failure.of(error, self.sequence)))
 
-    def failure(self) -> dict[str, Any] | None:
-        """What ended the training: the error's `kind`, what it `says`, and the `sequence` number of the last event.
-
-        None if nothing did, or since the run was resumed.
-        """
-        return _read_json(self.failure_file, "kind", "says", "sequence") if self.failure_file.exists() else None
+    def failure(self) -> Failure | None:
+        """What ended the training; None if nothing did, or since the run was resumed."""
+        if not self.failure_file.exists():
+            return None
+        kept = _read_json(self.failure_file, "kind", "says", "sequence", "parts")
+        return Failure(**kept | {"parts": tuple(kept["parts"])})
 
     def is_held(self) -> bool:
         """Whether this process or another is training the run."""

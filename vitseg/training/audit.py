@@ -41,11 +41,12 @@ class PartAudit:
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What `audit` found. `breach` says which promises are broken; empty means none."""
+    """What `audit` found. `breach` says which promises are broken, `broken` by which parts; empty means none."""
 
     parts: tuple[PartAudit, ...]
     optimizer_holds: int
     breach: str
+    broken: tuple[str, ...]
 
     @property
     def ok(self) -> bool:
@@ -67,7 +68,7 @@ class AuditReport:
     def check(self) -> AuditReport:
         """Itself; raises FreezeBreach if a promise is broken."""
         if self.breach:
-            raise FreezeBreach(self.breach, "Freeze with set_freeze_depth and build the optimizer after it.")
+            raise FreezeBreach(self.breach, "Freeze with set_freeze_depth and build the optimizer after it.", self.broken)
         return self
 
     def rows(self) -> list[dict[str, Any]]:
@@ -113,7 +114,7 @@ def audit(
     known = {id(p) for part in parts.values() for p in part.parameters}
     strangers = sum(p.numel() for g in optimizer.param_groups for p in g["params"] if id(p) not in known)
     holds = sum(p.in_optimizer for p in found) + strangers
-    return AuditReport(found, holds, _breach(found, strangers, model.training))
+    return AuditReport(found, holds, *_breach(found, strangers, model.training))
 
 
 def _promised(part: str, unfrozen: int, depth: int) -> bool:
@@ -145,8 +146,8 @@ def _look(
     )
 
 
-def _breach(parts: Sequence[PartAudit], strangers: int, training: bool) -> str:
-    """Every broken promise in one sentence that names the parts; empty if there is none."""
+def _breach(parts: Sequence[PartAudit], strangers: int, training: bool) -> tuple[str, tuple[str, ...]]:
+    """Every broken promise in one sentence that names the parts, and the parts; empty if there is none."""
     frozen, trained = [p for p in parts if not p.should_train], [p for p in parts if p.should_train]
     kinds = [
         ("can train (requires_grad is on)", [p for p in frozen if p.requires_grad]),
@@ -158,6 +159,7 @@ def _breach(parts: Sequence[PartAudit], strangers: int, training: bool) -> str:
         ("unchanged, but should have trained", [p for p in trained if p.moved is False and p.parameters]),
         ("in eval mode, but should train", [p for p in trained if training and not p.training and p.parameters]),
     ]
+    wrong = {p.name for _, bad in kinds for p in bad}
     found = [
         f"{name_parts([p.name for p in bad])}: {what}, {millions(sum(p.parameters for p in bad))} parameters"
         for what, bad in kinds
@@ -166,7 +168,7 @@ def _breach(parts: Sequence[PartAudit], strangers: int, training: bool) -> str:
     if strangers:
         found.append(f"the optimizer holds {strangers:,} parameters that are not the model's")
     promise = f"Promised to train: only {name_parts([p.name for p in trained])}. Found:"
-    return f"{promise} {'; '.join(found)}." if found else ""
+    return f"{promise} {'; '.join(found)}." if found else "", tuple(p.name for p in parts if p.name in wrong)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from vitseg.errors import RunError
 from vitseg.events import EpochEnded, Event, RunStarted, StageEnded, StageStarted
 from vitseg.model.freeze import trained_parts
 from vitseg.recipe import Recipe
-from vitseg.runs.folder import RunFolder
+from vitseg.runs.folder import Failure, RunFolder
 from vitseg.runs.forecast import StageForecast
 from vitseg.ui import theme
 from vitseg.ui.curves import Curves
@@ -33,6 +33,7 @@ STYLE = f"""<style>
 .vitseg .cells td.label {{ text-align: left !important; padding-right: 6px; }}
 .vitseg tr.edited td.label {{ font-weight: 700; }}
 .vitseg .frozen {{ background: {theme.FROZEN}; color: #333; }} .vitseg .trains {{ background: {theme.TRAINED}; color: #111; }}
+.vitseg .broken {{ background: {theme.BROKEN}; color: #fff; font-weight: 700; }}
 .vitseg .quiet {{ color: {theme.TEXT}; }} .vitseg .bad {{ color: {theme.VALID}; font-weight: 600; }}
 .vitseg .good {{ color: {theme.SECOND}; font-weight: 600; }} .vitseg p {{ margin: 4px 0; line-height: 1.5; }}
 .vitseg .line {{ white-space: nowrap; }}
@@ -61,11 +62,17 @@ def stage_table(recipe: Recipe, edited: int, trainable: Sequence[int], total: in
 
 
 def freeze_map(
-    recipe: Recipe, edited: int, counts: Mapping[str, int], depth: int, held: Mapping[int, Mapping[str, int]]
+    recipe: Recipe,
+    edited: int,
+    counts: Mapping[str, int],
+    depth: int,
+    held: Mapping[int, Mapping[str, int]],
+    broken: Mapping[int, Sequence[str]],
 ) -> str:
     """A cell for every part of the model in each stage: frozen, trainable, and once it runs, held by the optimizer.
 
-    `held` is, for the stages begun, how many parameters of each part the optimizer really has.
+    `held` is, for the stages begun, how many parameters of each part the optimizer really has; `broken`, by stage, the
+    parts that a detector found otherwise than promised.
     """
     short = {"embeddings": "E", "final norm": "N", "decoder": "decoder"}
     rows = []
@@ -74,15 +81,17 @@ def freeze_map(
         promised = trained_parts(unfrozen, depth)
         cells = [f"<td class=label>{number} {escape(stage.name)}</td>"]
         for name, count in counts.items():
-            kind = "trains" if name in promised else "frozen"
+            kind, wrong = "trains" if name in promised else "frozen", name in broken.get(number, ())
             optimizer = held.get(number, {}).get(name, 0)
             words = f"{name}: {kind}, {count:,} parameters" + (f", {optimizer:,} in the optimizer" if number in held else "")
-            mark = f"{short.get(name, name.removeprefix('block '))}{'●' if optimizer else ''}"
-            cells.append(f"<td class={kind} title='{words}' aria-label='{words}'>{mark}</td>")
+            words = f"{words}. Promised, but not so: see Checks" if wrong else words
+            mark = f"{short.get(name, name.removeprefix('block '))}{'✗' if wrong else '●' if optimizer else ''}"
+            cells.append(f"<td class={'broken' if wrong else kind} title='{words}' aria-label='{words}'>{mark}</td>")
         rows.append(f"<tr class='{'edited' if number == edited else ''}'>{''.join(cells)}</tr>")
     legend = (
         "<p class=quiet>Freeze map: E embeddings, 1 to L blocks, N final norm. <span class=frozen>&nbsp;frozen&nbsp;</span> "
-        "<span class=trains>&nbsp;trains&nbsp;</span> ● in the optimizer, counted when the stage began</p>"
+        "<span class=trains>&nbsp;trains&nbsp;</span> ● in the optimizer, counted when the stage began"
+        f"{' <span class=broken>&nbsp;✗&nbsp;</span> promise broken, see Checks' if any(broken.values()) else ''}</p>"
     )
     return html(f"<div class='scroll'><table class=cells>{''.join(rows)}</table></div>{legend}")
 
@@ -115,11 +124,8 @@ def _heat(name: str, epoch: int, iou: float | None) -> str:
     return f"<td style='background:{color};color:{ink}' title='{escape(name)}, epoch {epoch}: {iou:.3f}'>{100 * iou:.0f}</td>"
 
 
-def checks(events: Sequence[Event], steps: int, failure: tuple[str, str] | None) -> str:
-    """What the detectors found, stage by stage: green, or red with the sentence that explains it.
-
-    `failure` is the kind and the sentence of the error that ended the run.
-    """
+def checks(events: Sequence[Event], steps: int, failure: Failure | None) -> str:
+    """What the detectors found, stage by stage: green, or red with the sentence that explains what ended the run."""
     lines = []
     for event in events:
         if isinstance(event, StageStarted):
@@ -131,8 +137,8 @@ def checks(events: Sequence[Event], steps: int, failure: tuple[str, str] | None)
         words = "LR contract: every step so far was taken at the promised learning rate, in every parameter group"
         lines.append(f"<p><span class=good>✓ {words}</span> ({steps:,} steps).</p>")
     if failure is not None:
-        kind = {"FreezeBreach": "Freeze audit", "LRBreach": "LR contract"}.get(failure[0], "Stopped by an error")
-        lines.append(f"<p><span class=bad>✗ {kind}:</span> {escape(failure[1])}</p>")
+        kind = {"FreezeBreach": "Freeze audit", "LRBreach": "LR contract"}.get(failure.kind, "Stopped by an error")
+        lines.append(f"<p><span class=bad>✗ {kind}:</span> {escape(failure.says)}</p>")
     waiting = "<p class=quiet>Once a stage begins: what trains, what the optimizer holds, which weights moved.</p>"
     return html("".join(lines) or waiting)
 

@@ -15,7 +15,7 @@ from vitseg.errors import RunError, TrainingError, VitsegError
 from vitseg.events import BatchEnded, EpochEnded, Event, RunEnded, RunStarted, StageEnded, StageStarted
 from vitseg.model.segmenter import Segmenter, load_segmenter
 from vitseg.recipe import Recipe
-from vitseg.runs.folder import RunFolder, new_run, runs_root
+from vitseg.runs.folder import Failure, RunFolder, new_run, runs_root
 from vitseg.runs.forecast import Cost, StageForecast, forecast, measure
 from vitseg.runs.run import differences, fork, kept_events, prepare, resume, train
 from vitseg.training.loop import batches_per_epoch
@@ -106,12 +106,17 @@ class Session:
     def _choice(self) -> tuple[dict[str, Any], bool, StageEnd | None]:
         return dict(self.desk.edits), self.desk.this_stage_only, self.desk.start
 
-    def failure(self) -> tuple[str, str] | None:
-        """Kind and sentence of what ended the run that is shown: as it happened here, or as its folder remembers."""
+    def failure(self) -> Failure | None:
+        """What ended the run that is shown: as it happened here, or as its folder remembers."""
         if self.live is not None:
-            return (type(self.live.error).__name__, str(self.live.error)) if self.state == "failed" else None
-        found = self.run.failure() if self.run else None
-        return (found["kind"], found["says"]) if found else None
+            return Failure.of(self.live.error) if self.state == "failed" else None
+        return self.run.failure() if self.run else None
+
+    def broken(self) -> dict[int, tuple[str, ...]]:
+        """The parts that broke the promise of what trains, by the stage in which they did."""
+        failure = self.failure()
+        ended = max((e.stage for e in self.events if isinstance(e, StageEnded)), default=0)
+        return {ended + 1: failure.parts} if failure else {}
 
     def goes_on_from(self) -> str:
         """Where Resume would begin."""

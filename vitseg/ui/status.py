@@ -20,8 +20,7 @@ def sentence(session: Session, preview: bool, note: str, unpainted: str) -> Said
     if unpainted or note:
         return unpainted or note, "bad"
     if not preview and (failure := session.failure()):
-        kind, text = failure
-        text = text if kind in _OURS else f"{kind}: {text}."
+        text = failure.says if failure.kind in _OURS else f"{failure.kind}: {failure.says}."
         return f"Stopped by an error: {text}{f' {session.goes_on_from()}.' if session.resumable else ''}", "bad"
     if reason := session.why_not_start():
         return f"Start is off: {reason}", "bad"

@@ -116,4 +116,4 @@ def _state_of(run: RunFolder) -> str:
     if run.is_held():
         return "training elsewhere"
     failed = run.failure()
-    return (f"failed ({failed['kind']})" if failed else "cut off or stopped") + "; Show, then Resume goes on with it"
+    return (f"failed ({failed.kind})" if failed else "cut off or stopped") + "; Show, then Resume goes on with it"

@@ -12,7 +12,7 @@ TRAIN, VALID, SECOND, PLAN = "#2584C6", "#D55E00", "#009E73", "#8a8a8a"
 TEXT, GRID = "#7a7a7a", "rgba(128,128,128,0.22)"
 """TEXT has a contrast above 4 on white and on JupyterLab's dark page; backgrounds are transparent."""
 
-FROZEN, TRAINED = "#b8bec4", "#E69F00"
+FROZEN, TRAINED, BROKEN = "#b8bec4", "#E69F00", "#B2182B"
 
 _AXIS = {"gridcolor": GRID, "zeroline": False, "linecolor": GRID, "ticks": "outside", "tickcolor": GRID}
 TEMPLATE = go.layout.Template(

@@ -243,8 +243,8 @@ class Workbench:
         trainable = panels.trainable_by_stage(recipe, self._counts, s.desk.depth)
         ahead = s.forecast(recipe) if s.cost else ()
         self._table.value = panels.stage_table(recipe, s.desk.stage, trainable, sum(self._counts.values()), ahead)
-        held = {} if self._preview else panels.held_by_optimizer(s.events)
-        self._map.value = panels.freeze_map(recipe, s.desk.stage, self._counts, s.desk.depth, held)
+        held, broken = ({}, {}) if self._preview else (panels.held_by_optimizer(s.events), s.broken())
+        self._map.value = panels.freeze_map(recipe, s.desk.stage, self._counts, s.desk.depth, held, broken)
         self._notes.value = panels.html("".join(f"<p class=quiet>{escape(n)}</p>" for n in s.desk.notes(s.batches)))
 
     def _draw_curves(self) -> None:
