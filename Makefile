@@ -1,5 +1,5 @@
 # make run                 train the quick recipe headless: notebooks/00_start_here.ipynb
-# make run DATA=folder     the same on your own images and masks; see also: lab, test, lint, real, clean
+# make run DATA=folder     the same on your own images and masks; see also: lab, gallery, test, lint, real, clean
 PYTHON ?= python3
 BIN := .venv/bin
 export VITSEG_DATA := $(if $(DATA),$(if $(filter /%,$(firstword $(DATA))),,$(CURDIR)/)$(DATA))
@@ -10,13 +10,15 @@ run: .venv/lab.ok
 lab: .venv/lab.ok
 	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks/00_start_here.ipynb
 
+gallery: .venv/lab.ok
+	@$(BIN)/python -m vitseg.ui.headless --pages gallery notebooks/*.ipynb
+
 test: .venv/dev.ok
 	$(BIN)/python -m pytest
 
 lint: .venv/dev.ok
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/lint-imports
-	$(BIN)/nbstripout --verify notebooks/*.ipynb
+	$(BIN)/lint-imports && $(BIN)/nbstripout --verify notebooks/*.ipynb
 
 real: .venv/dev.ok
 	$(BIN)/python benchmarks/real_data.py $(DATA)
@@ -33,6 +35,6 @@ real: .venv/dev.ok
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv gallery build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: run lab test lint real clean
+.PHONY: run lab gallery test lint real clean

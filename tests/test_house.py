@@ -21,7 +21,17 @@ BIN = Path(sys.executable).parent
 
 @pytest.mark.parametrize(
     "module",
-    ["vitseg", "vitseg.events", "vitseg.recipe", "vitseg.presets", "vitseg.plan", "vitseg.ui.charts", "vitseg.ui.table"],
+    [
+        "vitseg",
+        "vitseg.events",
+        "vitseg.recipe",
+        "vitseg.presets",
+        "vitseg.plan",
+        "vitseg.ui.charts",
+        "vitseg.ui.table",
+        "vitseg.ui.watch",
+        "vitseg.runs.folder",
+    ],
 )
 def test_what_needs_no_torch_loads_none(module):
     script = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"

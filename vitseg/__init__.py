@@ -26,7 +26,8 @@ _PUBLIC = {
     "vitseg.ui.console": ("progress",),
     "vitseg.ui.pictures": ("contact_sheet",),
     "vitseg.ui.report": ("report",),
-    "vitseg.ui.workbench": ("Workbench", "watch"),
+    "vitseg.ui.watch": ("watch",),
+    "vitseg.ui.workbench": ("Workbench",),
 }  # fmt: skip
 _WHERE = {name: module for module, names in _PUBLIC.items() for name in names}
 _WHERE["load"] = "vitseg.model.segmenter"

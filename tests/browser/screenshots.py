@@ -1,12 +1,14 @@
 """Take the pictures of the workbench that the README shows, or train a folder through it.
 
-python tests/browser/screenshots.py                   docs/pictures/*.png, on generated images (a quarter of an hour)
+python tests/browser/screenshots.py                   docs/pictures/, on generated images (a quarter of an hour)
+python tests/browser/screenshots.py caught            those of one show alone: workbench, ablation, caught
 python tests/browser/screenshots.py FOLDER PICTURES   a whole run on that folder; pictures and numbers go to PICTURES
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 import tempfile
@@ -15,47 +17,91 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from browser.lab import Lab, chromium, jupyter
 
 OURS = Path(__file__).parents[2] / "docs" / "pictures"
 HOURS = 3 * 3_600_000
-SETTINGS = {"data.source.images": 40, "data.size": (98, 98), "batch_size": 4, "stages.0.epochs": 3, "stages.1.epochs": 2,
-            "stages.2.epochs": 1, "stages.0.schedule.burn_in_batches": 8, "stages.0.schedule.T_0": 8}  # fmt: skip
-ABLATION = f"vitseg.ablate(vitseg.quick().replace({SETTINGS}), {{'stages.1.unfrozen_blocks': [0, 2, 4]}}, seeds=3)"
+WORKBENCH = "import vitseg\n\nwb = vitseg.Workbench(vitseg.quick({folder}))\nwb"
+ABLATION = """import vitseg
+
+recipe = vitseg.quick().replace({"data.source.images": 40, "data.size": (98, 98), "batch_size": 4})
+recipe = recipe.replace({"stages.0.epochs": 3, "stages.1.epochs": 2, "stages.2.epochs": 1})
+recipe = recipe.replace({"stages.0.schedule.burn_in_batches": 8, "stages.0.schedule.T_0": 8})
+ablation = vitseg.ablate(recipe, axes={"stages.1.unfrozen_blocks": [0, 2, 4]}, seeds=3)
+ablation"""
+FAULT = """# somewhere else, while stage 1 trains: "fine-tune the last two blocks"
+for block in wb.session.work.model.encoder.blocks[-2:]:
+    block.requires_grad_(True)"""
 
 
 def main(arguments: list[str]) -> None:
-    if arguments:
+    if len(arguments) == 2:
         folder, pictures = Path(arguments[0]).resolve(), Path(arguments[1])
         pictures.mkdir(parents=True, exist_ok=True)
-        with lesson(f"vitseg.Workbench(vitseg.quick({str(folder)!r}))") as (lab, runs):
+        with lesson(WORKBENCH.format(folder=repr(str(folder)))) as (lab, runs):
             whole_run(lab, pictures)
             tell(next(runs.iterdir()))
-        return
-    with lesson("vitseg.Workbench(vitseg.quick())") as (lab, runs):
+    for name in [] if len(arguments) == 2 else arguments or SHOWS:
+        SHOWS[name]()
+
+
+def workbench() -> None:
+    with lesson(WORKBENCH.format(folder="")) as (lab, runs):
         whole_run(lab, OURS)
         tell(next(runs.iterdir()))
         fork(lab, OURS)
-    with lesson(ABLATION) as (lab, _):
-        ablation(lab, OURS)
+
+
+def caught() -> None:
+    """A moving picture: a frozen encoder trains, is paused, goes on; a line of code thaws it; the map turns red."""
+    with lesson(FAULT, WORKBENCH.format(folder="")) as (lab, _):
+        lab.page.set_viewport_size({"width": 1180, "height": 860})
+        lab.wait_text(r"MB")  # the forecast
+        film = [(frame(lab), 1800)]
+        lab.click("Start")
+        lab.wait_text("Training stage 1")
+        while len(lab.trace("valid IoU")[1]) < 4:
+            film.append((frame(lab), 250))
+            time.sleep(2)
+        lab.click("Pause")
+        lab.wait_text("Paused")
+        film.append((frame(lab), 1800))
+        lab.click("Resume")
+        for _ in range(4):
+            time.sleep(2)
+            film.append((frame(lab), 250))
+        lab.run_cell(0)
+        lab.wait_text("promise broken")
+        time.sleep(1)
+        film.append((frame(lab), 5000))
+    pictures, durations = zip(*film, strict=True)
+    shared = pictures[-1].quantize(64, dither=Image.Dither.NONE)  # it has every colour, and the red one
+    pictures = [p.quantize(palette=shared, dither=Image.Dither.NONE) for p in pictures]
+    pictures[0].save(OURS / "caught.gif", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+
+
+def frame(lab: Lab) -> Image.Image:
+    shot = lab.page.locator(".jp-NotebookPanel:visible").first.screenshot()
+    return Image.open(io.BytesIO(shot)).convert("RGB")
 
 
 @contextlib.contextmanager
-def lesson(shown: str) -> Iterator[tuple[Lab, Path]]:
-    """A notebook whose first cell shows something; gives the open page and the folder of its runs."""
+def lesson(*cells: str) -> Iterator[tuple[Lab, Path]]:
+    """A notebook whose last cell was run; gives the open page and the folder of its runs."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        cells = [nbformat.v4.new_code_cell(f"import vitseg\n\nshown = {shown}\nshown")]
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / "lesson.ipynb")
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata=kernel)
+        nbformat.write(notebook, root / "lesson.ipynb")
         with jupyter(root, VITSEG_RUNS=str(root / "runs")) as address, chromium(root, address) as lab:
             lab.page.set_default_timeout(HOURS)
             lab.page.set_viewport_size({"width": 1180, "height": 1000})
             lab.open("lesson.ipynb")
             lab.page.keyboard.press("Control+B")  # the side bar
-            lab.run_cell(0)
+            lab.run_cell(len(cells) - 1)
             yield lab, root / "runs"
             lab.assert_clean()
 
@@ -91,16 +137,17 @@ def fork(lab: Lab, pictures: Path) -> None:
     shoot(lab, pictures / "workbench-fork.png")
 
 
-def ablation(lab: Lab, pictures: Path) -> None:
+def ablation() -> None:
     """The plan and a table half full, in the dark theme; the end in the light one."""
-    lab.wait_text("Start trains them")
-    lab.click("Start")
-    lab.wait_text("5 of 12 trials have ended")
-    lab.theme("JupyterLab Dark")
-    shoot(lab, pictures / "ablation-during-dark.png")
-    lab.theme("JupyterLab Light")
-    lab.wait_text("All 12 trials have ended")
-    shoot(lab, pictures / "ablation-after.png")
+    with lesson(ABLATION) as (lab, _):
+        lab.wait_text("Start trains them")
+        lab.click("Start")
+        lab.wait_text("5 of 12 trials have ended")
+        lab.theme("JupyterLab Dark")
+        shoot(lab, OURS / "ablation-during-dark.png")
+        lab.theme("JupyterLab Light")
+        lab.wait_text("All 12 trials have ended")
+        shoot(lab, OURS / "ablation-after.png")
 
 
 def tell(run: Path) -> None:
@@ -115,6 +162,8 @@ def shoot(lab: Lab, path: Path) -> None:
     time.sleep(2.5)
     lab.page.locator(".jp-NotebookPanel:visible").first.screenshot(path=str(path))
 
+
+SHOWS = {"workbench": workbench, "ablation": ablation, "caught": caught}
 
 if __name__ == "__main__":
     main(sys.argv[1:])

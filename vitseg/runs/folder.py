@@ -1,30 +1,24 @@
-"""The run folder: what was to be done, with what, and everything that happened."""
+"""The run folder: what was to be done, with what, and everything that happened. No torch: a finished run needs none."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import platform
 import secrets
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from vitseg.data.dataset import SegmentationData
 from vitseg.errors import RunError
 from vitseg.events import EpochEnded, Event, RunStarted, StageEnded, from_json, to_json
-from vitseg.model.segmenter import Segmenter
 from vitseg.recipe import Recipe, load_recipe
 from vitseg.runs.durable import is_held, write_json, write_text, written
-from vitseg.training.device import Machine
 
-_VERSIONS = ("vitseg", "torch", "transformers", "safetensors", "numpy", "pillow", "pydantic")
+Splits = dict[str, list[str]]
+"""The names of the images by split."""
 
 
 def runs_root() -> Path:
@@ -75,7 +69,7 @@ class RunFolder:
         cls,
         path: str | Path | None,
         recipe: Recipe,
-        data: SegmentationData,
+        splits: Splits,
         environment: dict[str, Any],
         *,
         forked: dict[str, Any] | None = None,
@@ -95,7 +89,7 @@ class RunFolder:
                 write_json(run.fork_file, forked)  # first of all: a fork that is cut off must not pass for a run of its own
             recipe.save(run.path / "recipe.json")
             write_json(run.path / "environment.json", environment)
-            write_json(run.path / "split.json", data.splits)
+            write_json(run.path / "split.json", splits)
         except OSError as error:
             raise RunError(f"{run.path}: cannot be written ({error.strerror}).", "Choose another folder.") from None
         return run
@@ -119,9 +113,9 @@ class RunFolder:
             raise RunError(f"{self.path}: this run has not ended.", "Go on with it: vitseg.resume(folder).")
         return _read_json(self.summary_file, "stages", "best")
 
-    def check_split(self, data: SegmentationData) -> None:
+    def check_split(self, splits: Splits) -> None:
         """Raises RunError unless the images are split as they were when the run began."""
-        if data.splits != _read_json(self.path / "split.json", *data.splits):
+        if splits != _read_json(self.path / "split.json", *splits):
             raise RunError(f"{self.path}: the images are not those of the run.", "Restore them, or start a new run.")
 
     def record(self, event: Event) -> None:
@@ -224,21 +218,6 @@ def _read_json(path: Path, *names: str) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else error
         raise RunError(f"{path}: not a file that vitseg wrote ({reason}).", "Delete the run, or restore the file.") from None
     return found
-
-
-def environment(model: Segmenter, machine: Machine) -> dict[str, Any]:
-    """What the numbers of a run depend on besides its recipe. Nothing of the user's own environment."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {name: version(name) for name in _VERSIONS},
-        "device": str(machine.device),
-        "device_name": torch.cuda.get_device_name() if machine.device.type == "cuda" else platform.machine(),
-        "precision": machine.precision,
-        "threads": machine.threads,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "encoder": model.shape.source,
-    }
 
 
 def replay(folder: str | Path) -> Iterator[Event]:

@@ -17,7 +17,8 @@ from vitseg.model.segmenter import Segmenter, build_segmenter
 from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import newest_checkpoint, save_checkpoint
 from vitseg.runs.durable import MANIFEST, held, whole_folder, write_json
-from vitseg.runs.folder import RunFolder, environment
+from vitseg.runs.environment import environment
+from vitseg.runs.folder import RunFolder
 from vitseg.runs.summary import summarise
 from vitseg.training.device import Machine, resolve
 from vitseg.training.evaluate import evaluate
@@ -34,7 +35,7 @@ def train(recipe: Recipe, folder: str | Path | None = None, work: Work | None = 
     gave, for a caller who wants to look at the model meanwhile; it serves one run.
     """
     work = work or prepare(recipe)
-    run = RunFolder.create(folder, recipe, work.data, environment(work.model, work.machine))
+    run = RunFolder.create(folder, recipe, work.data.splits, environment(work.model, work.machine))
     with held(run.path):
         yield from _recorded(run, recipe, work)
 
@@ -55,7 +56,7 @@ def fork(
     work = work or prepare(recipe)
     started = _start_of_fork(source, stage, recipe, work)
     origin = {"parent": str(source.path), "stage": stage, "sequence": 0, "offset": 0}
-    run = RunFolder.create(folder, recipe, work.data, environment(work.model, work.machine), forked=origin)
+    run = RunFolder.create(folder, recipe, work.data.splits, environment(work.model, work.machine), forked=origin)
     with held(run.path):
         yield from _forked(run, recipe, work, [started, *inherited])
 
@@ -72,7 +73,7 @@ def resume(folder: str | Path, work: Work | None = None) -> Generator[Event]:
     with held(run.path):
         state = newest_checkpoint(run.checkpoints)  # None: it was cut off in its first epoch, and begins again
         work = work or prepare(recipe)
-        run.check_split(work.data)
+        run.check_split(work.data.splits)
         forked = run.forked()
         if forked and not forked["sequence"]:
             yield from _forked(run, recipe, work, _first_events(run, work))
@@ -239,7 +240,7 @@ def _refuse(source: RunFolder, stage: int, found: list[str]) -> None:
 
 def _start_of_fork(source: RunFolder, stage: int, recipe: Recipe, work: Work) -> RunStarted:
     """Raises RunError if images, machine or encoder are not those that stage `stage` of `source` was trained with."""
-    source.check_split(work.data)
+    source.check_split(work.data.splits)
     started = _started(recipe, work, {"run": source.path.name, "stage": stage})
     before = next(e for e in source.events() if isinstance(e, RunStarted))
     _refuse(source, stage, [

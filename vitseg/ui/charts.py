@@ -14,10 +14,13 @@ from vitseg.recipe import Recipe
 from vitseg.ui import theme
 from vitseg.ui.curves import Curves, Points
 
+POINTS = 1000
+"""Of a longer curve, where it is drawn again and again, only the extremes are shown."""
 
-def curves(events: Iterable[Event]) -> go.Figure:
-    """Learning rate, loss, IoU and F1 over epochs, a band for each stage."""
-    return curves_figure(Curves.of(events))
+
+def curves(events: Iterable[Event], beneath: Iterable[Event] = ()) -> go.Figure:
+    """Learning rate, loss, IoU and F1 over epochs, a band for each stage; those of another run grey and dotted beneath."""
+    return curves_figure(Curves.of(events), Curves.of(beneath))
 
 
 _STYLE = {

@@ -1,8 +1,13 @@
-"""Execute a notebook without a browser and see its text as it comes: `python -m vitseg.ui.headless NOTEBOOK`."""
+"""Execute notebooks without a browser and see their text as it comes.
+
+python -m vitseg.ui.headless NOTEBOOK
+python -m vitseg.ui.headless --pages FOLDER NOTEBOOK ...   each executed, as a page that opens without a network
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -31,7 +36,7 @@ class TalkingClient(NotebookClient):
         return super().process_message(msg, cell, cell_index)
 
 
-def execute(path: Path) -> nbformat.NotebookNode:
+def execute(path: Path, **environment: str) -> nbformat.NotebookNode:
     """The notebook, executed from a fresh kernel in its own folder. Raises CellExecutionError."""
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as private:
@@ -39,13 +44,29 @@ def execute(path: Path) -> nbformat.NotebookNode:
         transport = "ipc" if os.name == "posix" else "tcp"
         kernel = AsyncKernelManager(kernel_name="python3", transport=transport, connection_file=f"{private}/kernel.json")
         client = TalkingClient(notebook, km=kernel, timeout=None, resources={"metadata": {"path": str(path.parent)}})
-        client.execute(cleanup_kc=True)
+        client.execute(cleanup_kc=True, env=os.environ | environment)
     return notebook
 
 
+def write_page(path: Path, folder: Path) -> None:
+    """Execute a notebook and write it as HTML. Live widgets are shown as their text."""
+    from nbconvert import HTMLExporter  # slow to import, and of use here alone
+
+    notebook = execute(path, PLOTLY_RENDERER="notebook")  # charts that draw themselves
+    for output in (o for cell in notebook.cells for o in cell.get("outputs", ())):
+        output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    exporter = HTMLExporter(mathjax_url="", require_js_url="", embed_images=True)  # nothing is fetched
+    folder.mkdir(parents=True, exist_ok=True)
+    page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem}})
+    page = re.sub(r'<script src="https://[^"]*mathjax[^"]*"></script>', "", page)  # plotly's, for formulas that are not there
+    (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
+
+
 def main() -> int:
+    pages, *paths = sys.argv[2:] if sys.argv[1] == "--pages" else (None, sys.argv[1])
     try:
-        execute(Path(sys.argv[1]))
+        for path in map(Path, paths):
+            execute(path) if pages is None else write_page(path, Path(pages))
     except CellExecutionError as error:
         known = error.ename.rpartition(".")[2] in {c.__name__ for c in VitsegError.__subclasses__()}
         sys.stderr.write(f"\n{error.evalue if known else error}\n")

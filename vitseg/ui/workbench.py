@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,8 @@ from typing import Any
 import ipywidgets as w
 import plotly.graph_objects as go
 from IPython import get_ipython
-from IPython.display import clear_output, display
 
-from vitseg.events import BatchEnded, EpochEnded, Event, StageStarted
+from vitseg.events import EpochEnded, Event, StageStarted
 from vitseg.model.freeze import model_parts
 from vitseg.model.segmenter import Segmenter
 from vitseg.presets import quick
@@ -31,8 +30,6 @@ from vitseg.ui.steering import Steering, live_figure, unpainted
 from vitseg.ui.table import stages
 from vitseg.ui.tabs import Tabs
 
-POINTS = 1000
-"""Of a longer curve the extremes are drawn."""
 REDRAW_SECONDS = 0.4
 
 
@@ -169,7 +166,7 @@ class Workbench:
         self._table, self._map, self._notes = w.HTML(), w.HTML(), w.HTML()
         self._nothing = Curves()
         self._pair, self._bands = (s.curves, self._nothing), None
-        self._figure = live_figure(charts.curves_figure(s.curves, self._nothing, POINTS))
+        self._figure = live_figure(charts.curves_figure(s.curves, self._nothing, charts.POINTS))
         self._tabs = Tabs(s, self._steering, self._turned_to_another)
         line = recipe_line(s.desk.base, {k: len(v) for k, v in s.work.data.splits.items()}, s.work.model.shape.source,
                            str(s.work.machine.device))  # fmt: skip
@@ -257,11 +254,11 @@ class Workbench:
         with figure.batch_update():
             for name, trace in zip(NAMES, figure.data, strict=False):
                 if len(curves.points[name].steps) != len(trace.x) or name == "LR (planned)" or anew:
-                    trace.update(charts.trace_data(curves.points[name], POINTS))
+                    trace.update(charts.trace_data(curves.points[name], charts.POINTS))
             for trace in figure.data[len(NAMES) :]:
                 points = beneath.points[trace.name.removesuffix(", parent")]
                 if anew or len(points.x) != len(trace.x):
-                    trace.update(charts.trace_data(points, POINTS) | {"visible": bool(points.x)})
+                    trace.update(charts.trace_data(points, charts.POINTS) | {"visible": bool(points.x)})
             if anew or curves.bands != self._bands:
                 figure.layout.update(charts.around(curves, beneath))
                 self._bands = curves.bands
@@ -304,17 +301,6 @@ class Workbench:
         if isinstance(result.error_in_exec, KeyboardInterrupt) and self.session.alive and not self._closed.is_set():
             self._steering.note = "The interrupt ended a cell, not the training; press Stop for that."
             self._draw()
-
-
-def watch(events: Iterable[Event], every: int = 10) -> Iterator[Event]:
-    """Pass events on, and redraw one static figure every `every` steps: for places that live widgets do not reach."""
-    curves = Curves()
-    for event in events:
-        curves.add(event)
-        if not event.transient and (not isinstance(event, BatchEnded) or event.step % every == 0):
-            clear_output(wait=True)
-            display(charts.curves_figure(curves, most=POINTS))
-        yield event
 
 
 def _attachable(asked: Recipe, shown: Path | None) -> LiveRun | None:
