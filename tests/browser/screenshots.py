@@ -1,7 +1,7 @@
 """Take the pictures of the workbench that the README shows, or train a folder through it.
 
 python tests/browser/screenshots.py                   docs/pictures/, on generated images (a quarter of an hour)
-python tests/browser/screenshots.py caught            those of one show alone: workbench, ablation, caught
+python tests/browser/screenshots.py caught            those of one show alone: workbench, ablation, caught, twice
 python tests/browser/screenshots.py FOLDER PICTURES   a whole run on that folder; pictures and numbers go to PICTURES
 """
 
@@ -21,6 +21,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from browser.lab import Lab, chromium, jupyter
+from lessons import sections
 
 OURS = Path(__file__).parents[2] / "docs" / "pictures"
 HOURS = 3 * 3_600_000
@@ -58,7 +59,7 @@ def workbench() -> None:
 def caught() -> None:
     """A moving picture: a frozen encoder trains, is paused, goes on; a line of code thaws it; the map turns red."""
     with lesson(FAULT, WORKBENCH.format(folder="")) as (lab, _):
-        lab.page.set_viewport_size({"width": 1180, "height": 860})
+        lab.page.set_viewport_size({"width": 1180, "height": 1070})
         lab.wait_text(r"MB")  # the forecast
         film = [(frame(lab), 1800)]
         lab.click("Start")
@@ -78,9 +79,19 @@ def caught() -> None:
         time.sleep(1)
         film.append((frame(lab), 5000))
     pictures, durations = zip(*film, strict=True)
-    shared = pictures[-1].quantize(64, dither=Image.Dither.NONE)  # it has every colour, and the red one
+    shared = pictures[-1].quantize(128, dither=Image.Dither.NONE)  # it has every colour, and the red one
     pictures = [p.quantize(palette=shared, dither=Image.Dither.NONE) for p in pictures]
     pictures[0].save(OURS / "caught.gif", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+
+
+def twice() -> None:
+    """The promised learning rate, and that of a scheduler which validation steps too: the museum's third room."""
+    museum = sections("06_bug_museum")
+    room = next(cells for title, cells in museum.items() if title.startswith("Room 3"))
+    with lesson("\n".join([*museum["Before the rooms"], *room[:3]])) as (lab, _):
+        lab.page.set_viewport_size({"width": 960, "height": 800})
+        time.sleep(2.5)
+        lab.page.locator(".jp-NotebookPanel:visible .js-plotly-plot").first.screenshot(path=str(OURS / "stepped-twice.png"))
 
 
 def frame(lab: Lab) -> Image.Image:
@@ -163,7 +174,7 @@ def shoot(lab: Lab, path: Path) -> None:
     lab.page.locator(".jp-NotebookPanel:visible").first.screenshot(path=str(path))
 
 
-SHOWS = {"workbench": workbench, "ablation": ablation, "caught": caught}
+SHOWS = {"workbench": workbench, "ablation": ablation, "caught": caught, "twice": twice}
 
 if __name__ == "__main__":
     main(sys.argv[1:])

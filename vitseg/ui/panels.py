@@ -91,7 +91,7 @@ def freeze_map(
     legend = (
         "<p class=quiet>Freeze map: E embeddings, 1 to L blocks, N final norm. <span class=frozen>&nbsp;frozen&nbsp;</span> "
         "<span class=trains>&nbsp;trains&nbsp;</span> ● in the optimizer, counted when the stage began"
-        f"{' <span class=broken>&nbsp;✗&nbsp;</span> promise broken, see Checks' if any(broken.values()) else ''}</p>"
+        f"{' <span class=broken>&nbsp;✗&nbsp;</span> promise broken' if any(broken.values()) else ''}</p>"
     )
     return html(f"<div class='scroll'><table class=cells>{''.join(rows)}</table></div>{legend}")
 

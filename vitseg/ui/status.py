@@ -10,6 +10,7 @@ from vitseg.ui.table import number_or_na
 Said = tuple[str, str]
 """The words, and "bad" where they are about something wrong."""
 
+_BY = {"FreezeBreach": "Stopped by the freeze audit", "LRBreach": "Stopped by the LR contract"}
 _OURS = {kind.__name__ for kind in VitsegError.__subclasses__()}
 
 
@@ -20,8 +21,9 @@ def sentence(session: Session, preview: bool, note: str, unpainted: str) -> Said
     if unpainted or note:
         return unpainted or note, "bad"
     if not preview and (failure := session.failure()):
+        goes_on = f" {session.goes_on_from()}." if session.resumable else ""
         text = failure.says if failure.kind in _OURS else f"{failure.kind}: {failure.says}."
-        return f"Stopped by an error: {text}{f' {session.goes_on_from()}.' if session.resumable else ''}", "bad"
+        return f"{_BY.get(failure.kind, 'Stopped by an error')}: {text}{goes_on}", "bad"
     if reason := session.why_not_start():
         return f"Start is off: {reason}", "bad"
     return (_ready(session) if preview else _after(session)), ""
