@@ -47,6 +47,19 @@ def test_the_curves_are_the_events(run):
     assert {*starts, *(e.validation["iou"] for e in ended)} == {y for y in shown["valid IoU"].y if not np.isnan(y)}
 
 
+def test_an_earlier_run_lies_beneath_and_is_named(run):
+    events = list(run.events())
+    figure = charts.curves(events, beneath=events[: len(events) // 2])
+    beneath = {name: trace for name, trace in traces(figure).items() if name.endswith(", parent")}
+    assert beneath.keys() == {"valid loss, parent", "valid IoU, parent"}
+    whole = traces(charts.curves(events))["valid IoU"].y
+    assert 0 < len(beneath["valid IoU, parent"].y) < len(whole)
+    np.testing.assert_array_equal(beneath["valid IoU, parent"].y, whole[: len(beneath["valid IoU, parent"].y)])
+    titles = [a.text for a in figure.layout.annotations[:3]]
+    assert ["earlier run" in title for title in titles] == [False, True, True]
+    assert not any("earlier run" in a.text for a in charts.curves(events).layout.annotations)
+
+
 def test_the_planned_lr_coincides_with_the_used_one(run):
     shown = traces(charts.curves(run.events()))
     assert list(shown["LR"].x) == list(shown["LR (planned)"].x)

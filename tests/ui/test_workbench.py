@@ -619,8 +619,8 @@ def test_this_stage_takes_the_newest_end_of_the_stage_before(wb):
 
 def test_watch_passes_every_event_on_and_draws_now_and_then(tiny_recipe, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("vitseg.ui.workbench.display", drawn.append)
-    monkeypatch.setattr("vitseg.ui.workbench.clear_output", lambda wait: None)
+    monkeypatch.setattr("vitseg.ui.watch.display", drawn.append)
+    monkeypatch.setattr("vitseg.ui.watch.clear_output", lambda wait: None)
     seen = [e for e in vitseg.watch(vitseg.train(tiny_recipe, tmp_path / "run"), every=5) if not e.transient]
     assert seen == list(vitseg.replay(tmp_path / "run"))
     assert len(drawn) == sum(not isinstance(e, BatchEnded) or e.step % 5 == 0 for e in seen)

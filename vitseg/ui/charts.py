@@ -18,9 +18,9 @@ POINTS = 1000
 """Of a longer curve, where it is drawn again and again, only the extremes are shown."""
 
 
-def curves(events: Iterable[Event], beneath: Iterable[Event] = ()) -> go.Figure:
+def curves(events: Iterable[Event], beneath: Iterable[Event] | None = None) -> go.Figure:
     """Learning rate, loss, IoU and F1 over epochs, a band for each stage; those of another run grey and dotted beneath."""
-    return curves_figure(Curves.of(events), Curves.of(beneath))
+    return curves_figure(Curves.of(events), None if beneath is None else Curves.of(beneath))
 
 
 _STYLE = {

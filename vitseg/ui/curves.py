@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -23,9 +24,9 @@ NAMES = ("LR (planned)", "LR", "LR, encoder", "train loss", "valid loss", "train
 class Points:
     """One curve: fractional epochs, values (nan is a gap), and the steps behind them."""
 
-    x: list[float] = field(default_factory=list)
-    y: list[float] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
+    x: array[float] = field(default_factory=lambda: array("d"))
+    y: array[float] = field(default_factory=lambda: array("d"))
+    steps: array[int] = field(default_factory=lambda: array("q"))
 
     def add(self, x: float, y: float | None, step: int) -> None:
         self.x.append(x)
@@ -35,7 +36,7 @@ class Points:
     def arrays(self, most: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """x, y and steps. Of more than `most` points every bucket's lowest and highest stay: no spike is lost."""
         n = len(self.steps)  # appended last: another thread may be adding a point
-        x, y, steps = np.asarray(self.x[:n]), np.asarray(self.y[:n]), np.asarray(self.steps[:n])
+        x, y, steps = np.frombuffer(self.x[:n]), np.frombuffer(self.y[:n]), np.frombuffer(self.steps[:n], np.int64)
         if most is not None:
             x, y, steps = x.astype(np.float32), y.astype(np.float32), steps.astype(np.int32)
         if most is None or n <= most:

@@ -59,6 +59,7 @@ class Session:
     def _clear(self) -> None:
         self.version, self.curves = 0, self.planned()
         self.events: list[Event] = []
+        self._ended: list[int] = []
         self.predictions: dict[int, list[np.ndarray]] = {}
         self.no_pictures = self.no_curves = ""
         self._batches = self.batches
@@ -115,8 +116,7 @@ class Session:
     def broken(self) -> dict[int, tuple[str, ...]]:
         """The parts that broke the promise of what trains, by the stage in which they did."""
         failure = self.failure()
-        ended = max((e.stage for e in self.events if isinstance(e, StageEnded)), default=0)
-        return {ended + 1: failure.parts} if failure else {}
+        return {max(self._ended, default=0) + 1: failure.parts} if failure else {}
 
     def goes_on_from(self) -> str:
         """Where Resume would begin."""
@@ -136,8 +136,7 @@ class Session:
 
     def stage_ends(self) -> list[StageEnd]:
         """The ends of stages of the run that is shown, from which another may start."""
-        ended = [e.stage for e in self.events if isinstance(e, StageEnded)]
-        return [StageEnd(self.run.path, n) for n in ended] if self.run else []
+        return [StageEnd(self.run.path, n) for n in self._ended] if self.run else []
 
     @property
     def model(self) -> Segmenter:
@@ -265,6 +264,8 @@ class Session:
         """On the training thread, between two steps."""
         if isinstance(event, RunStarted):
             self._batches = event.batches_per_epoch
+        if isinstance(event, StageEnded):
+            self._ended.append(event.stage)
         self._count(event)
         if not event.transient:
             self._draw_up(event)  # before it is among the events: who draws looks there first

@@ -165,7 +165,7 @@ class Workbench:
         }, self._draw)  # fmt: skip
         self._table, self._map, self._notes = w.HTML(), w.HTML(), w.HTML()
         self._nothing = Curves()
-        self._pair, self._bands = (s.curves, self._nothing), None
+        self._pair, self._bands, self._planned = (s.curves, self._nothing), None, None
         self._figure = live_figure(charts.curves_figure(s.curves, self._nothing, charts.POINTS))
         self._tabs = Tabs(s, self._steering, self._turned_to_another)
         line = recipe_line(s.desk.base, {k: len(v) for k, v in s.work.data.splits.items()}, s.work.model.shape.source,
@@ -250,11 +250,12 @@ class Workbench:
         beneath = s.curves if self._preview and s.events else s.parent or self._nothing
         figure, pair = self._figure, (curves, beneath)
         anew = self._preview or self._pair[0] is not curves or self._pair[1] is not beneath
-        self._pair = pair
+        planned, self._planned, self._pair = self._planned, curves.points["LR (planned)"], pair
         with figure.batch_update():
             for name, trace in zip(NAMES, figure.data, strict=False):
-                if len(curves.points[name].steps) != len(trace.x) or name == "LR (planned)" or anew:
-                    trace.update(charts.trace_data(curves.points[name], charts.POINTS))
+                points = curves.points[name]
+                if anew or (points is not planned if name == "LR (planned)" else len(points.steps) != len(trace.x)):
+                    trace.update(charts.trace_data(points, charts.POINTS))
             for trace in figure.data[len(NAMES) :]:
                 points = beneath.points[trace.name.removesuffix(", parent")]
                 if anew or len(points.x) != len(trace.x):
