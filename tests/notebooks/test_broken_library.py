@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lessons import sections, sliced_from_minus_n, visit
+from lessons import NOTEBOOKS, sections, sliced_from_minus_n, visit
 
 from vitseg.data import views
 from vitseg.errors import FreezeBreach
@@ -15,6 +15,7 @@ BREACH = "Promised to train: only decoder. Found: blocks 1-12: can train"
 
 @pytest.fixture(autouse=True)
 def own_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(NOTEBOOKS)
     monkeypatch.setenv("VITSEG_RUNS", str(tmp_path))
     monkeypatch.delenv("VITSEG_DATA", raising=False)
 
@@ -57,6 +58,8 @@ def test_the_last_cell_of_a_lesson_fails(notebook, monkeypatch):
     names = visit(lesson, {})
     with pytest.raises(AssertionError):
         visit([last], names)
+    if "temporary" in names:  # the first lesson keeps a folder for its exercises
+        names["temporary"].cleanup()
 
 
 @pytest.mark.parametrize("notebook", ["00_start_here", "05_progressive_training"])
