@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
+from vitseg.model.weights import cache_folder
 from vitseg.recipe import Constant, CosineRestarts, Data, Exponential, Generated, Model, Recipe, Stage
 
 FAMILIES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
 LAYERS = 4
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A feature cache of this test run alone; the weights stay where they are."""
+    weights, folder = cache_folder() / "weights", tmp_path_factory.mktemp("cache")
+    weights.mkdir(parents=True, exist_ok=True)
+    (folder / "weights").symlink_to(weights, target_is_directory=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VITSEG_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -91,3 +91,20 @@ def test_a_mistake_in_a_headless_notebook_is_a_sentence_and_code_two(tmp_path):
     assert done.returncode == 2
     assert "stages.0.epoch: unknown setting; did you mean epochs (of Stage)?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_cache_is_listed_verified_and_cleared(tiny_recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VITSEG_CACHE", str(tmp_path / "cache"))
+    list(vitseg.train(tiny_recipe, tmp_path / "run"))
+    assert cli.main(["cache"]) == 0
+    text = capsys.readouterr().out
+    assert "GB kept, of at most 20 GB" in text and "70 x 70" in text and text.count("\n") == 9  # levels 1 to 4, masks
+
+    rows = [p for p in (tmp_path / "cache" / "features").glob("*/*") if p.name != "about.json"]
+    rows[0].write_bytes(rows[0].read_bytes()[:-1])
+    assert cli.main(["cache", "verify"]) == 0
+    assert f"{len(rows) - 1:,} rows are whole; 1 were not, and are dropped\n  {rows[0]}" in capsys.readouterr().out
+    assert cli.main(["cache", "verify"]) == 0 and "; 0 were not" in capsys.readouterr().out
+
+    assert cli.main(["cache", "clear"]) == 0 and "GB cleared" in capsys.readouterr().out
+    assert not list((tmp_path / "cache").rglob("*.json"))

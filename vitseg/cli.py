@@ -1,4 +1,4 @@
-"""The command line: `vitseg run`, `resume`, `predict`, `recipe`."""
+"""The command line: `vitseg run`, `resume`, `predict`, `recipe`, `cache`."""
 
 from __future__ import annotations
 
@@ -57,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     recipe.set_defaults(
         call=lambda parsed: sys.stdout.write(PRESETS[parsed.preset](parsed.data).model_dump_json(indent=2) + "\n")
     )
+    cache = commands.add_parser("cache", help="what is kept of the frozen blocks: list, verify or clear it")
+    cache.add_argument("action", nargs="?", default="list", choices=("list", "verify", "clear"))
+    cache.set_defaults(call=_cache)
     return parser
 
 
@@ -89,6 +92,24 @@ def _finish(events: Iterable[Event], run: RunFolder) -> None:
         sys.stderr.write(f"\nGo on from the last epoch with: vitseg resume {run.path}\n")
         raise
     sys.stdout.write(f"\n{table.results(run.summary)}\n\nrun folder  {run.path}\nreport      {report(run.path)}\n")
+
+
+def _cache(parsed: argparse.Namespace) -> None:
+    from vitseg.training.cache import default_cache
+    from vitseg.ui.table import kept
+
+    cache = default_cache()
+    if parsed.action == "clear":
+        held = sum(group.bytes for group in cache.groups())
+        cache.clear()
+        sys.stdout.write(f"{held / 1e9:.2f} GB cleared in {cache.root}\n")
+        return
+    if parsed.action == "verify":
+        whole, bad = cache.verify()
+        names = "".join(f"\n  {path}" for path in bad)
+        sys.stdout.write(f"{whole:,} rows are whole; {len(bad)} were not, and are dropped{names}\n")
+        return
+    sys.stdout.write(f"{kept(cache.groups(), cache.limit)}\n{cache.root}\n")
 
 
 def _predict(parsed: argparse.Namespace) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
+NUMERICS = 1
+"""Raised with every change of this library that changes a number: what was kept before is not used any more."""
+
 
 def seed_for(*purpose: object) -> int:
     """A 63-bit seed that depends on the words and numbers given and on nothing else.

@@ -68,5 +68,9 @@ class FreezeBreach(VitsegError):
         super().__init__(problem, mend)
 
 
+class FeatureBreach(VitsegError):
+    """What was kept of the frozen blocks is not what they compute."""
+
+
 class LRBreach(VitsegError):
     """The learning rate in use is not the promised one; names the step and the parameter group."""

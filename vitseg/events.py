@@ -88,6 +88,18 @@ class ValidationBatch(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class FeaturesUsed(Event):
+    """Where the frozen features of an epoch's views came from; `note` says why they are not kept, if they are not."""
+
+    transient: ClassVar[bool] = True
+    stage: int
+    epoch: int
+    read: int
+    computed: int
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
 class EpochEnded(Event):
     """An epoch after its validation. `train` is measured on the way, in training mode, at network size."""
 

@@ -232,7 +232,8 @@ class Recipe(Words):
     """All of a run's settings. `replace` makes changed copies; `save` and `load_recipe` keep it as JSON.
 
     A batch is one optimizer step: `batch_size` images in each of `accumulate` portions. `clip_norm` is the largest
-    gradient norm. `seed` draws initialisation, order and dropout; data and views have seeds of their own.
+    gradient norm. `seed` draws initialisation, order and dropout; data and views have seeds of their own. `features` is the
+    precision in which the frozen blocks' features are used; with `cache` they are kept on disk, which changes no number.
     """
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
@@ -249,6 +250,8 @@ class Recipe(Words):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: Count | Literal["auto"] = "auto"
     workers: Annotated[int, Field(ge=0, le=64)] = 0
+    features: Literal["exact", "half"] = "exact"
+    cache: bool = True
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> Self:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,9 +21,9 @@ from vitseg.data.folder import Pair, read_folder
 from vitseg.data.generate import class_names, generate
 from vitseg.data.masks import read_raw
 from vitseg.data.views import make_view
-from vitseg.draws import seed_for
+from vitseg.draws import NUMERICS, seed_for
 from vitseg.errors import ConfigError, DataError, VitsegError
-from vitseg.images import IGNORE, UNREADABLE, fit_image, fit_mask, open_rgb
+from vitseg.images import IGNORE, UNREADABLE, fit_image, fit_mask, open_rgb, sha256_of
 from vitseg.recipe import Data, Generated
 
 Key = tuple[str, str]
@@ -56,6 +59,7 @@ class SegmentationData(Dataset[Sample]):
 
     def __init__(self, cfg: Data):
         self.cfg = cfg
+        self._digests: dict[Path, tuple[tuple[int, int], str]] = {}
         if isinstance(cfg.source, Generated):
             self.all_classes, self.masks = class_names(cfg.source), "generated"
             self.pairs: dict[str, Pair] = {}
@@ -98,8 +102,7 @@ class SegmentationData(Dataset[Sample]):
                 raise ValueError("sizes differ")
             return image, ids
         except (*UNREADABLE, KeyError) as error:
-            changed = "changed or vanished since it was first looked at"
-            raise DataError(f"{pair.image} or its mask {pair.mask}: {changed} ({type(error).__name__}: {error}).") from None
+            raise _changed(pair, error) from None
 
     def __getitem__(self, key: Key) -> Sample:
         name, view = key
@@ -117,7 +120,10 @@ class SegmentationData(Dataset[Sample]):
 
     def batches(self, keys: list[Key], size: int, workers: int = 0) -> Iterator[Batch]:
         """Batches of `size` in the order of `keys`; the last may be smaller. The same for any number of workers."""
-        chunks = [keys[i : i + size] for i in range(0, len(keys), size)]
+        return self.loaded([keys[i : i + size] for i in range(0, len(keys), size)], workers)
+
+    def loaded(self, chunks: list[list[Key]], workers: int = 0) -> Iterator[Batch]:
+        """A batch for each chunk of keys."""
         loader = DataLoader(
             _Guarded(self),
             batch_sampler=chunks,
@@ -141,6 +147,30 @@ class SegmentationData(Dataset[Sample]):
             torch.stack([s.binary_mask if binary else s.multiclass_mask for s in samples]),
             [to_binary(s.original) if binary else s.original for s in samples],
         )
+
+    def fingerprint(self, name: str, view: str) -> tuple[str, str]:
+        """Digests of all that a view's pixels, and its mask, follow from: content of the files, canvas, augmentation."""
+        cfg, source = self.cfg, self.cfg.source
+        place: list[object] = [NUMERICS, PIL.__version__, cfg.size]
+        if view != "0":
+            place += [cfg.augment.model_dump_json(), cfg.view_seed, name, view]
+        if isinstance(source, Generated):
+            image = mask = [name, source.model_dump_json(exclude={"images"})]
+        else:
+            pair = self.pairs[name]
+            try:
+                image, mask = [self._digest(pair.image)], [self._digest(pair.mask), str(self.code.values)]
+            except OSError as error:
+                raise _changed(pair, error) from None
+        return _digest(*place, *image), _digest(*place, self.mode, *mask)
+
+    def _digest(self, path: Path) -> str:
+        """SHA-256 of a file, computed again when it has changed."""
+        stat = path.stat()
+        known = self._digests.get(path)
+        if known is None or known[0] != (stat.st_mtime_ns, stat.st_size):
+            known = self._digests[path] = ((stat.st_mtime_ns, stat.st_size), sha256_of(path))
+        return known[1]
 
     def order(self, seed: int, stage: int, epoch: int) -> list[str]:
         """The training images of an epoch, shuffled as (seed, stage, epoch) says."""
@@ -170,6 +200,15 @@ class _Guarded(Dataset["Sample | VitsegError"]):
 def to_binary(mask: Tensor) -> Tensor:
     """Any class but 0 is foreground; ignored pixels stay ignored."""
     return torch.where(mask == IGNORE, mask, (mask > 0).to(mask.dtype))
+
+
+def _changed(pair: Pair, error: Exception) -> DataError:
+    changed = "changed or vanished since it was first looked at"
+    return DataError(f"{pair.image} or its mask {pair.mask}: {changed} ({type(error).__name__}: {error}).")
+
+
+def _digest(*words: object) -> str:
+    return hashlib.sha256("\x1f".join(map(str, words)).encode()).hexdigest()[:32]
 
 
 def _splits(pairs: list[Pair], cfg: Data) -> dict[str, list[str]]:

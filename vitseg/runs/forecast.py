@@ -1,44 +1,67 @@
-"""What a recipe will cost here, from a few batches that are really timed: seconds, memory, disk."""
+"""What a recipe will cost here, from a few batches that are really timed: seconds, memory, disk, and what bounds it."""
 
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from vitseg.data.dataset import SegmentationData
+from vitseg.data.views import view_name
+from vitseg.model.encoder import Levels
 from vitseg.model.freeze import model_parts, set_freeze_depth, trained_parts
 from vitseg.model.noise import key_noise
+from vitseg.model.segmenter import Segmenter
 from vitseg.recipe import Recipe
 from vitseg.runs.run import Work
+from vitseg.training.audit import part_hashes
+from vitseg.training.cache import FeatureCache
+from vitseg.training.features import Features
 from vitseg.training.loop import batches_per_epoch
 from vitseg.training.losses import SegmentationLoss
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Seconds an image, and bytes an image that a training step keeps for its backward pass. Measured."""
+    """Seconds an image, and bytes an image that a training step keeps for its backward pass. Measured.
+
+    `loading` is what reading kept features takes, `level_bytes` the room of one level of one view, `known` the share of
+    images of which a view is kept, by view; "validation" is that of the validation images.
+    """
 
     read: float
+    loading: float
     encoder: float
     decoder: float
     decoder_training: float
     block_training: float
     decoder_bytes: int
     block_bytes: int
+    level_bytes: int
+    known: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class StageForecast:
-    """What a stage will take. `memory` is weights, gradients, optimizer and activations; `checkpoint` is on disk."""
+    """What a stage will take. `memory` is weights, gradients, optimizer and activations; `checkpoint` and `kept` are on disk.
+
+    `kept` is what features will take there that are not kept yet. Once they are, a step is `gain` times as fast as without
+    them, and most of what is left of it is `bound`.
+    """
 
     steps: int
     seconds: float
     trainable: int
     memory: int
     checkpoint: int
+    kept: int
+    gain: float
+    bound: str
 
 
 def measure(recipe: Recipe, work: Work, images: int = 4) -> Cost:
@@ -73,8 +96,36 @@ def measure(recipe: Recipe, work: Work, images: int = 4) -> Cost:
         training(1) if model.shape.skip_depths[-1] == model.encoder.depth else (decoder_training, decoder_bytes)
     )
     block = max(0.0, block - decoder_training - encoder / model.encoder.depth)
-    times = (t / n for t in (read, encoder, decoder, decoder_training, block))
-    return Cost(*times, decoder_bytes // n, max(0, block_bytes - decoder_bytes) // n)
+    times = (t / n for t in (read, _loading(levels), encoder, decoder, decoder_training, block))
+    level = next(iter(levels.values()))
+    level_bytes = level[0].numel() * (2 if recipe.features == "half" else 4)
+    return Cost(
+        *times, decoder_bytes // n, max(0, block_bytes - decoder_bytes) // n, level_bytes, _known(recipe, model, work.data)
+    )
+
+
+def _loading(levels: Levels) -> float:
+    """Seconds to read these levels of as many views from a cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        cache = FeatureCache(Path(folder), reserve=0)
+        for level, tokens in levels.items():
+            for view, row in enumerate(tokens.cpu()):
+                cache.put(f"level {level}", f"view {view}", {"tokens": row})
+        views = range(len(next(iter(levels.values()))))
+        read = lambda: [cache.get(f"level {level}", f"view {v}") for level in levels for v in views]  # noqa: E731
+        return _timed(read)[0]
+
+
+def _known(recipe: Recipe, model: Segmenter, data: SegmentationData) -> dict[str, float]:
+    """What the cache holds already of a recipe's views."""
+    if not recipe.cache:
+        return {}
+    set_freeze_depth(model, 0)
+    features = Features(recipe, model, data, part_hashes(model))
+    found = {"validation": features.known([(name, "0") for name in data.splits["validation"]])}
+    for view in range(recipe.data.views) if recipe.data.views != "fresh" else ():
+        found[str(view)] = features.known([(name, str(view)) for name in data.splits["train"]])
+    return found
 
 
 def forecast(recipe: Recipe, cost: Cost, work: Work) -> list[StageForecast]:
@@ -82,19 +133,55 @@ def forecast(recipe: Recipe, cost: Cost, work: Work) -> list[StageForecast]:
     train, validation = len(work.data.splits["train"]), len(work.data.splits["validation"])
     depth = work.model.encoder.depth
     counts = {name: sum(p.numel() for p in part.parameters) for name, part in model_parts(work.model).items()}
-    found, deepest = [], 0
+    found, deepest, views = [], 0, _Views(recipe, cost, work)
     for stage in recipe.stages:
         unfrozen = depth if stage.unfrozen_blocks == "all" else stage.unfrozen_blocks
         deepest = max(deepest, unfrozen)
         trainable, changed = (sum(counts[p] for p in trained_parts(k, depth)) for k in (unfrozen, deepest))
-        step = cost.read + cost.encoder + cost.decoder_training + unfrozen * cost.block_training
-        look = cost.read + cost.encoder + cost.decoder
-        seconds = stage.epochs * (train * step + validation * look) + validation * look
+        block = cost.encoder / depth
+        tail = unfrozen * (cost.block_training + block)
+        names = [view_name(recipe.data, len(found) + 1, epoch) for epoch in range(1, stage.epochs + 1)]
+        frozen, kept_bytes = views.stage(depth - unfrozen, names, train, validation)
+        look = cost.decoder + unfrozen * block
+        seconds = frozen + stage.epochs * (train * (cost.decoder_training + tail) + validation * look) + validation * look
+        parts = {"the decoder": cost.decoder_training, "the blocks that train": tail, "reading": cost.loading}
+        whole = cost.read + (depth - unfrozen) * block + cost.decoder_training + tail
         kept = min(recipe.batch_size, train) * (cost.decoder_bytes + unfrozen * cost.block_bytes)
         memory = 4 * (sum(counts.values()) + 3 * trainable + 2 * changed) + kept
         steps = stage.epochs * batches_per_epoch(recipe, work.data)
-        found.append(StageForecast(steps, seconds, trainable, memory, 4 * (2 * changed + 2 * trainable)))
+        checkpoint, gain = 4 * (2 * changed + 2 * trainable), whole / sum(parts.values()) if recipe.cache else 1.0
+        bound = max(parts, key=parts.get)
+        found.append(StageForecast(steps, seconds, trainable, memory, checkpoint, kept_bytes, gain, bound))
     return found
+
+
+class _Views:
+    """Which levels of which views are kept, as stage follows on stage."""
+
+    def __init__(self, recipe: Recipe, cost: Cost, work: Work):
+        self.recipe, self.cost, self.depth = recipe, cost, work.model.encoder.depth
+        self.skips = set(work.model.shape.skip_depths)
+        self.levels = {view: set(self.skips) for view, share in cost.known.items() if share}
+        self.share = dict(cost.known)
+
+    def stage(self, cut: int, views: list[str], train: int, validation: int) -> tuple[float, int]:
+        """Seconds that the frozen blocks take in a stage, and bytes that are kept anew."""
+        looks = [("validation", validation)] * (len(views) + 1)
+        seconds, kept = zip(*(self._pass(cut, *p) for p in [*looks, *((v, train) for v in views)]), strict=True)
+        return sum(seconds), sum(kept)
+
+    def _pass(self, cut: int, view: str, images: int) -> tuple[float, int]:
+        cost, block = self.cost, self.cost.encoder / self.depth
+        whole = cost.read + cut * block
+        if not self.recipe.cache or view.startswith("fresh"):
+            return images * whole, 0
+        wanted = {s for s in self.skips if s <= cut} | {cut}
+        share, there = self.share.get(view, 0.0), {level for level in self.levels.get(view, set()) if level <= cut}
+        climb = (cut - max(there)) * block if there else whole
+        seconds = images * (share * (cost.loading + climb) + (1 - share) * whole)
+        new = images * (share * len(wanted - there) + (1 - share) * len(wanted)) * cost.level_bytes
+        self.share[view], self.levels[view] = 1.0, self.levels.get(view, set()) | wanted
+        return seconds, round(new)
 
 
 def _timed(act: Callable[[], object], times: int = 2) -> tuple[float, object]:

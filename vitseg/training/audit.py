@@ -179,6 +179,11 @@ def _sha256(part: Part) -> str:
     return digest.hexdigest()
 
 
+def part_hashes(model: nn.Module) -> dict[str, str | None]:
+    """SHA-256 of the weights by part, as an audit has them."""
+    return {name: _sha256(part) for name, part in model_parts(model).items()}
+
+
 def what_moved(report: AuditReport) -> str:
     """The audit's last word on a stage, in a sentence."""
     frozen, trained = ([p.name for p in report.parts if p.should_train is side] for side in (False, True))

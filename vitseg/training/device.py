@@ -23,8 +23,8 @@ class Machine:
     def amp(self) -> torch.dtype | None:
         return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.amp, enabled=self.amp is not None)
+    def autocast(self, wanted: bool = True) -> torch.autocast:
+        return torch.autocast(self.device.type, self.amp, enabled=wanted and self.amp is not None)
 
     def settle(self) -> None:
         """Use the recorded number of threads: it decides the order of sums, and so the bits."""

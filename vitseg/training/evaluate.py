@@ -13,29 +13,37 @@ from vitseg.events import ValidationBatch
 from vitseg.model.segmenter import Segmenter, restore
 from vitseg.recipe import Recipe
 from vitseg.training.device import resolve
+from vitseg.training.features import Features
 from vitseg.training.losses import SegmentationLoss
 from vitseg.training.metrics import confusion, scores
 
 
 def evaluate(
-    recipe: Recipe, model: Segmenter, data: SegmentationData, split: str, stage: int = 0, epoch: int = 0
+    recipe: Recipe,
+    model: Segmenter,
+    data: SegmentationData,
+    split: str,
+    stage: int = 0,
+    epoch: int = 0,
+    features: Features | None = None,
 ) -> Generator[ValidationBatch, None, dict[str, Any]]:
     """Score a split in eval mode: loss at network size, everything else at the images' own size.
 
-    Never given a schedule, so it cannot step one. No `with` that changes torch's mode spans a yield.
+    Never given a schedule, so it cannot step one. No `with` that changes torch's mode spans a yield. `features` are those
+    of the model's stage, where they are kept.
     """
-    machine = resolve(recipe)
+    machine, features = resolve(recipe), features or Features(recipe, model, data)
     loss = SegmentationLoss(recipe.loss, len(data.classes), machine.device)
     keys = [(name, "0") for name in data.splits[split]]
     batches = math.ceil(len(keys) / recipe.batch_size)
     matrix = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
     sums = counts = torch.zeros(2, device=machine.device)
     model.eval()
-    for number, batch in enumerate(data.batches(keys, recipe.batch_size, recipe.workers), start=1):
+    for number, batch in enumerate(features.batches(keys, recipe.batch_size), start=1):
         machine.settle()
         masks = batch.masks.to(machine.device)
         with torch.no_grad():  # in full precision, as predict does: the score is that of the saved model
-            logits = model(batch.images.to(machine.device)).float()
+            logits = model.suffix(batch.levels, recipe.data.size).float()
             sums, counts = sums + loss.sums(logits, masks), counts + loss.counts(masks)
         for image_logits, original in zip(logits, batch.originals, strict=True):
             predicted = restore(image_logits, tuple(original.shape)).cpu()

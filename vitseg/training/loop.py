@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from vitseg import plan
-from vitseg.data.dataset import Batch, SegmentationData
+from vitseg.data.dataset import SegmentationData
 from vitseg.data.views import view_name
 from vitseg.errors import ConfigError, TrainingError
-from vitseg.events import BatchEnded, EpochEnded, Event, StageEnded, StageStarted
+from vitseg.events import BatchEnded, EpochEnded, Event, FeaturesUsed, StageEnded, StageStarted
 from vitseg.model.freeze import checked_depth, set_freeze_depth
 from vitseg.model.noise import key_noise
 from vitseg.model.segmenter import Segmenter
@@ -21,6 +21,7 @@ from vitseg.recipe import Recipe
 from vitseg.training.audit import AuditReport, LRContract, audit, what_moved
 from vitseg.training.device import resolve
 from vitseg.training.evaluate import evaluate
+from vitseg.training.features import FeatureBatch, Features
 from vitseg.training.losses import SegmentationLoss
 from vitseg.training.metrics import confusion, scores
 from vitseg.training.optim import build_optimizer, used_lr
@@ -73,11 +74,14 @@ class StageTraining:
     def __iter__(self) -> Iterator[Event]:
         self.machine.settle()
         report = audit(self.model, self.optimizer, self.unfrozen).check()
+        self.features = Features(self.recipe, self.model, self.data, report.hashes)
         if self.best is None:
             self.hashes = report.hashes
             yield (yield from self._begin(report))
         while not self._finished():
+            self.features.used()
             yield from self._train_epoch()
+            yield FeaturesUsed(self.number, self.epochs_before + self.epoch + 1, *self.features.used())
             yield (yield from self._end_epoch())
         yield self._end()
 
@@ -108,7 +112,7 @@ class StageTraining:
         for portions in self._portions():
             yield self._train_step(portions)
 
-    def _train_step(self, portions: list[Batch]) -> BatchEnded:
+    def _train_step(self, portions: list[FeatureBatch]) -> BatchEnded:
         """One optimizer step, over all portions of a batch."""
         self.machine.settle()
         self._check_freeze()
@@ -162,14 +166,14 @@ class StageTraining:
             audit=what_moved(after),
         )
 
-    def _portions(self) -> Iterator[list[Batch]]:
+    def _portions(self) -> Iterator[list[FeatureBatch]]:
         """The batches of the epoch that are left, each as `accumulate` portions."""
         epoch, r = self.epoch + 1, self.recipe
         view = view_name(r.data, self.number, epoch)
         keys = [(name, view) for name in self.data.order(r.seed, self.number, epoch)]
         rest = keys[self.batch * r.batch_size * r.accumulate :]
-        portions: list[Batch] = []
-        for batch in self.data.batches(rest, r.batch_size, r.workers):
+        portions: list[FeatureBatch] = []
+        for batch in self.features.batches(rest, r.batch_size, amp=True, check=True):
             portions.append(batch)
             if len(portions) == r.accumulate:
                 yield portions
@@ -177,7 +181,7 @@ class StageTraining:
         if portions:
             yield portions
 
-    def _backward(self, portions: list[Batch]) -> float:
+    def _backward(self, portions: list[FeatureBatch]) -> float:
         """Gradients of the batch's loss, which is that of one portion if it fitted in one. Returns the loss."""
         device = self.machine.device
         self.optimizer.zero_grad()
@@ -187,7 +191,7 @@ class StageTraining:
         for portion, mask in zip(portions, masks, strict=True):
             key_noise(self.model, self.recipe.seed, "noise", self.number, self.step + 1, first_sample=seen)
             with self.machine.autocast():
-                logits = self.model(portion.images.to(device))
+                logits = self.model.suffix(portion.levels, self.recipe.data.size)
             loss = self.loss.mean(self.loss.sums(logits, mask), counts)
             self._refuse_nan(loss, portion)
             self.scaler.scale(loss).backward()
@@ -196,7 +200,7 @@ class StageTraining:
         self.running_loss += total
         return total
 
-    def _refuse_nan(self, loss: Tensor, portion: Batch) -> None:
+    def _refuse_nan(self, loss: Tensor, portion: FeatureBatch) -> None:
         if not loss.isfinite():
             lrs = ", ".join(f"{name} {lr:.3g}" for name, lr in used_lr(self.optimizer).items())
             raise TrainingError(
@@ -232,7 +236,7 @@ class StageTraining:
         return LRContract(planned, first_step=self.steps_before + 1)
 
     def _evaluate(self, epoch: int) -> Generator[Event, None, dict[str, Any]]:
-        return (yield from evaluate(self.recipe, self.model, self.data, "validation", self.number, epoch))
+        return (yield from evaluate(self.recipe, self.model, self.data, "validation", self.number, epoch, self.features))
 
     def _scores(self, matrix: Tensor) -> dict[str, Any]:
         return scores(matrix, self.data.mode, self.recipe.data.score_background)

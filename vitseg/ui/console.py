@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
-from vitseg.events import BatchEnded, EpochEnded, Event, RunStarted, StageEnded, StageStarted
+from vitseg.events import BatchEnded, EpochEnded, Event, FeaturesUsed, RunStarted, StageEnded, StageStarted
 from vitseg.ui.table import number_or_na
 
 
 def progress(events: Iterable[Event]) -> Iterator[Event]:
     """Pass events on and show them on standard output."""
     bar: tqdm | None = None
-    batches = 0
+    batches, told = 0, ""
     for event in events:
         match event:
             case RunStarted():
@@ -30,6 +30,9 @@ def progress(events: Iterable[Event]) -> Iterator[Event]:
                 bar = _bar(event.stage) if bar is None else bar  # a resumed stage has begun before
                 bar.set_postfix_str(f"loss {event.loss:.3f}, LR {event.lr['decoder']:.2e}", refresh=False)
                 bar.update()
+            case FeaturesUsed() if event.note not in ("", told):
+                told = event.note
+                say(f"  {told} The numbers stay the same.")
             case EpochEnded():
                 say(_epoch_line(event))
             case StageEnded():

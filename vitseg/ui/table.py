@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
@@ -113,6 +114,23 @@ def keys(reading: Any) -> Table:
     """What became of every key of an origin-style configuration."""
     rows = tuple((k.key, str(k.value), k.fate, k.meaning) for k in reading.keys)
     return Table(("key", "value", "fate", "what it means here"), rows)
+
+
+def kept(groups: Sequence[Any], limit: int) -> Table:
+    """The groups of a feature cache, and their sum."""
+    rows = tuple(
+        (
+            str(g.about.get("encoder", "")) or "masks",
+            str(g.about.get("level", "")),
+            " x ".join(map(str, g.about.get("size", ()))),
+            f"{g.rows:,}",
+            f"{g.bytes / 1e9:.2f}",
+            datetime.fromtimestamp(g.used, UTC).strftime("%Y-%m-%d %H:%M"),
+        )
+        for g in groups
+    )
+    caption = f"{sum(g.bytes for g in groups) / 1e9:.2f} GB kept, of at most {limit / 1e9:g} GB ($VITSEG_CACHE_GB)"
+    return Table(("encoder", "level", "canvas", "views", "GB", "last used (UTC)"), rows, caption)
 
 
 def number_or_na(value: float | None) -> str:

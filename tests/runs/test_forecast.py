@@ -1,0 +1,63 @@
+"""The forecast knows what is kept already, and what the cache can buy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from vitseg.runs.forecast import Cost, forecast, measure
+from vitseg.runs.run import prepare, train
+
+
+@pytest.fixture
+def recipe(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("VITSEG_CACHE", str(tmp_path / "cache"))
+    return tiny_recipe
+
+
+COST = Cost(read=1, loading=0.25, encoder=40, decoder=4, decoder_training=10, block_training=20, decoder_bytes=0, block_bytes=0,
+            level_bytes=1000, known={})  # fmt: skip
+"""A block costs 10; 10 images to train on, 2 to validate; views "0" and "1"; skips at levels 1, 2, 3, 4."""
+
+
+def test_the_arithmetic_of_a_cold_cache(recipe):
+    one, two, three = forecast(recipe, COST, prepare(recipe))
+    whole, validation = 1 + 40, 2
+    assert one.seconds == 2 * 10 * (whole + 10) + validation * (whole + 4) + 2 * validation * (0.25 + 4)
+    assert two.seconds == 2 * 10 * (0.25 + 10 + (20 + 10)) + 3 * validation * (0.25 + 4 + 10)
+    assert three.seconds == 10 * (0.25 + 10 + 2 * (20 + 10)) + 2 * validation * (0.25 + 4 + 20)
+    assert one.kept == (2 * 10 + 2) * 4 * 1000 and two.kept == three.kept == 0  # levels 3 and 2 are skips
+    assert (one.bound, two.bound) == ("the decoder", "the blocks that train")
+    assert one.gain == (1 + 40 + 10) / (0.25 + 10) and two.gain == (1 + 30 + 10 + 30) / (0.25 + 10 + 30)
+
+
+def test_a_level_that_is_no_skip_is_climbed_to_once(recipe):
+    recipe = recipe.replace({"model.skip_depths": [1, 2, 3, 4]})
+    work = prepare(recipe)
+    work.model.shape = work.model.shape.model_copy(update={"skip_depths": (1, 2, 4, 4)})
+    _, two, _ = forecast(recipe, COST, work)
+    assert two.kept == (2 * 10 + 2) * 1000, "level 3, of every view"
+    climbed = 2 * 10 * 10 + 2 * 10
+    assert two.seconds == 2 * 10 * (0.25 + 10 + 30) + 3 * 2 * (0.25 + 4 + 10) + climbed
+
+
+def test_without_a_cache_every_epoch_computes(recipe):
+    one, two, _ = forecast(recipe.replace({"cache": False}), COST, prepare(recipe))
+    assert one.seconds == 2 * 10 * (41 + 10) + 3 * 2 * (41 + 4) and one.kept == 0 and one.gain == 1.0
+    assert two.seconds == 2 * 10 * (1 + 30 + 10 + 30) + 3 * 2 * (1 + 30 + 4 + 10)
+
+
+def test_fresh_views_are_never_kept(recipe):
+    one, *_ = forecast(recipe.replace({"data.views": "fresh"}), COST, prepare(recipe))
+    assert one.kept == 2 * 4 * 1000, "the validation images alone"
+
+
+def test_what_is_kept_already_is_known(recipe, tmp_path):
+    work = prepare(recipe)
+    assert measure(recipe, work).known == {"validation": 0, "0": 0, "1": 0}
+    list(train(recipe, tmp_path / "run"))
+    cost = measure(recipe, prepare(recipe))
+    assert cost.known == {"validation": 1, "0": 1, "1": 1} and 0 < cost.loading < 0.1
+    (one, *_) = forecast(recipe, replace(COST, known=cost.known), work)
+    assert one.kept == 0 and one.seconds == 2 * 10 * (0.25 + 10) + 3 * 2 * (0.25 + 4)

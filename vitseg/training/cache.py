@@ -1,0 +1,190 @@
+"""Rows of tensors on disk, each under the digest of all that it follows from. Any row may vanish at any time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from vitseg.errors import ConfigError
+from vitseg.model.weights import cache_folder
+
+DEFAULT_GB, RESERVE = 20.0, 2_000_000_000
+_ABOUT = "about.json"
+
+
+def default_cache() -> FeatureCache:
+    """The cache of this user: `features/` in $VITSEG_CACHE, of at most $VITSEG_CACHE_GB gigabytes."""
+    text = os.environ.get("VITSEG_CACHE_GB", str(DEFAULT_GB))
+    try:
+        limit = float(text)
+        assert 0 <= limit < float("inf")
+    except (ValueError, AssertionError):
+        raise ConfigError("$VITSEG_CACHE_GB", text, "a number of gigabytes, 0 or more") from None
+    return FeatureCache(cache_folder() / "features", int(limit * 1e9))
+
+
+class FeatureCache:
+    """Rows in `root`/<group>/<row>, at most `limit` bytes in all; `reserve` bytes of the disk stay free.
+
+    A row is written aside and renamed, and its content never changes: readers and writers need no lock, and a row cut
+    short by a power cut is found by its checksum, and is not there. When there is no room, `why_not` says so and nothing
+    more is written; no error is raised.
+    """
+
+    def __init__(self, root: Path, limit: int = int(DEFAULT_GB * 1e9), reserve: int = RESERVE):
+        self.root, self.limit, self.reserve = root, limit, reserve
+        self.why_not = ""
+        self._names: dict[str, set[str]] = {}
+        self._ours: set[Path] = set()  # read or written here: checked, stamped as used, not to be dropped
+        self._size: int | None = None
+
+    def has(self, group: str, row: str) -> bool:
+        """Whether the row is there, as far as is known; `get` may still find it gone."""
+        if group not in self._names:
+            self._names[group] = {entry.name for entry in _entries(self.root / group)}
+        return row in self._names[group]
+
+    def get(self, group: str, row: str) -> dict[str, Tensor] | None:
+        """The tensors of a row; None if it is not there, or not whole."""
+        path = self.root / group / row
+        try:
+            content = path.read_bytes()
+            if path not in self._ours:
+                _check(content)
+                os.utime(path)
+                self._ours.add(path)
+            return load(content[4:])
+        except (OSError, ValueError, SafetensorError):
+            self._names.get(group, set()).discard(row)
+            return None
+
+    def put(self, group: str, row: str, tensors: dict[str, Tensor]) -> None:
+        """Keep a row, if there is room."""
+        if self.why_not or self.has(group, row):
+            return
+        payload = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        if not self._room_for(len(payload)):
+            return
+        path = self.root / group / row
+        aside = path.with_name(f".{row}.{os.getpid()}.new")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_bytes(zlib.crc32(payload).to_bytes(4, "big") + payload)
+            aside.replace(path)
+        except OSError as error:
+            self.why_not = f"{self.root} cannot be written ({error.strerror})"
+            with contextlib.suppress(OSError):
+                aside.unlink()
+            return
+        self._size += len(payload)
+        self._names[group].add(row)
+        self._ours.add(path)
+
+    def describe(self, group: str, about: dict[str, object]) -> None:
+        """Say for the reader what a group holds, if it is kept at all."""
+        path = self.root / group / _ABOUT
+        with contextlib.suppress(OSError):
+            if path.parent.is_dir() and not path.exists():
+                path.write_text(json.dumps(about), encoding="utf-8")
+
+    def _room_for(self, size: int) -> bool:
+        """Make room by dropping the least recently used rows, of others; False, with the reason, where that is not enough."""
+        if self._size is None:
+            self._size = sum(file.stat().st_size for file in self._files())
+        if self._size + size > self.limit:
+            self._drop(self._size + size - int(0.9 * self.limit))
+        free = _free(self.root)
+        if self._size + size > self.limit:
+            self.why_not = f"its limit of {self.limit / 1e9:g} GB is reached; $VITSEG_CACHE_GB sets another"
+        elif free - size < self.reserve:
+            self.why_not = f"the disk of {self.root} has {free / 1e9:.1f} GB left, and {self.reserve / 1e9:g} GB stay free"
+        return not self.why_not
+
+    def _drop(self, size: int) -> None:
+        """Drop rows, those first that nobody has used for longest, until `size` bytes are freed or all are ours."""
+        others = [(f.stat().st_mtime, f) for f in self._files() if Path(f.path) not in self._ours]
+        for _, file in sorted(others, key=lambda pair: pair[0]):
+            if size <= 0:
+                return
+            length = file.stat().st_size
+            with contextlib.suppress(OSError):
+                Path(file.path).unlink()
+                size, self._size = size - length, self._size - length
+                self._names.get(Path(file.path).parent.name, set()).discard(file.name)
+
+    def _files(self) -> Iterator[os.DirEntry[str]]:
+        for group in _entries(self.root):
+            yield from (f for f in _entries(group.path) if f.name != _ABOUT)
+
+    # ---- for people
+
+    def groups(self) -> list[Group]:
+        """What is kept, most recently used first."""
+        found = []
+        for entry in _entries(self.root):
+            files = [f.stat() for f in _entries(entry.path) if f.name != _ABOUT]
+            about: dict[str, object] = {}
+            with contextlib.suppress(OSError, ValueError):
+                about = json.loads((Path(entry.path) / _ABOUT).read_text(encoding="utf-8"))
+            used = max((f.st_mtime for f in files), default=0.0)
+            found.append(Group(entry.name, about, len(files), sum(f.st_size for f in files), used))
+        return sorted(found, key=lambda group: -group.used)
+
+    def verify(self) -> tuple[int, list[Path]]:
+        """The number of rows that are whole, and those that were not, which are dropped."""
+        whole, bad = 0, []
+        for file in self._files():
+            path = Path(file.path)
+            try:
+                _check(path.read_bytes())
+                whole += 1
+            except (OSError, ValueError):
+                path.unlink(missing_ok=True)
+                bad.append(path)
+        return whole, bad
+
+    def clear(self) -> None:
+        """Drop everything. A training that goes on meanwhile computes what it misses."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        self._names, self._ours, self._size, self.why_not = {}, set(), None, ""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows of one kind: one level of one encoder at one size, or masks. `used` is seconds since the epoch of Unix."""
+
+    name: str
+    about: dict[str, object]
+    rows: int
+    bytes: int
+    used: float
+
+
+def _check(content: bytes) -> None:
+    """Raises ValueError unless a row's content is what was written."""
+    if len(content) < 4 or zlib.crc32(content[4:]) != int.from_bytes(content[:4], "big"):
+        raise ValueError("the checksum differs")
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    try:
+        return list(os.scandir(folder))
+    except OSError:
+        return []
+
+
+def _free(folder: Path) -> int:
+    """Free bytes of the disk that `folder` is, or will be, on."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
