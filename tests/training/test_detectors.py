@@ -17,7 +17,7 @@ from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model
 
 import vitseg
 from vitseg.errors import ConfigError, FreezeBreach, LRBreach, VitsegError
-from vitseg.events import BatchEnded, EpochEnded, StageEnded, StageStarted, ValidationBatch
+from vitseg.events import BatchEnded, EpochEnded, FeaturesUsed, StageEnded, StageStarted, ValidationBatch
 from vitseg.recipe import CosineRestarts, Exponential
 
 EPOCHS, BATCHES, LAYERS = 2, 5, 4
@@ -114,7 +114,8 @@ def plain(unfrozen: int | str) -> Training:
     return Training(model, model.vit, model.head, model.vit.encoder.layer, optimizer, scheduler, loop())
 
 
-MOMENTS = {StageStarted: "start", BatchEnded: "batch", ValidationBatch: "validation", EpochEnded: "epoch", StageEnded: "end"}
+MOMENTS = {StageStarted: "start", BatchEnded: "batch", ValidationBatch: "validation", FeaturesUsed: "features",
+           EpochEnded: "epoch", StageEnded: "end"}  # fmt: skip
 
 
 @pytest.fixture
@@ -255,13 +256,13 @@ def test_a_freeze_fault_after_the_last_step_is_caught_at_the_end(train, fault):
 
 
 @pytest.mark.parametrize("moment", [("start", 1), ("batch", 3), ("epoch", 1), ("batch", EPOCHS * BATCHES)])
-def test_a_frozen_weight_written_in_place_is_caught_at_the_end_by_its_hash(train, moment):
+def test_a_frozen_weight_written_in_place_is_caught_at_the_end_by_its_hash_or_sooner_by_what_it_computes(train, moment):
     training = train(1).until(*moment)
     with torch.no_grad():
         training.blocks[1].mlp.fc2.weight[0, 0] += 1e-6
     with pytest.raises(FreezeBreach, match="block 2: changed, but should be frozen"):
         training.to_the_end()
-    assert training.seen.count("batch") == EPOCHS * BATCHES
+    assert training.seen.count("batch") <= EPOCHS * BATCHES
     assert "end" not in training.seen
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from vitseg import plan
 from vitseg.data.dataset import SegmentationData
 from vitseg.data.views import view_name
-from vitseg.errors import ConfigError, TrainingError
+from vitseg.errors import ConfigError, FeatureBreach, TrainingError
 from vitseg.events import BatchEnded, EpochEnded, Event, FeaturesUsed, StageEnded, StageStarted
 from vitseg.model.freeze import checked_depth, set_freeze_depth
 from vitseg.model.noise import key_noise
-from vitseg.model.segmenter import Segmenter
+from vitseg.model.segmenter import Segmenter, likeliest
 from vitseg.recipe import Recipe
 from vitseg.training.audit import AuditReport, LRContract, audit, what_moved
 from vitseg.training.device import resolve
@@ -58,6 +58,7 @@ class StageTraining:
         set_freeze_depth(model.to(self.machine.device), self.unfrozen)
         for drop_path in model.encoder.drop_paths[model.encoder.cut :]:
             drop_path.rate = self.stage.drop_path
+        self.features = Features(recipe, model, data)  # nothing is kept before the weights have been looked at
         self.loss = SegmentationLoss(recipe.loss, len(data.classes), self.machine.device)
         self.optimizer = build_optimizer(model, recipe.optimizer, self.stage)
         self.batches = batches_per_epoch(recipe, data)
@@ -173,13 +174,23 @@ class StageTraining:
         keys = [(name, view) for name in self.data.order(r.seed, self.number, epoch)]
         rest = keys[self.batch * r.batch_size * r.accumulate :]
         portions: list[FeatureBatch] = []
-        for batch in self.features.batches(rest, r.batch_size, amp=True, check=True):
-            portions.append(batch)
-            if len(portions) == r.accumulate:
-                yield portions
-                portions = []
+        try:
+            for batch in self.features.batches(rest, r.batch_size, amp=True, check=True):
+                portions.append(batch)
+                if len(portions) == r.accumulate:
+                    yield portions
+                    portions = []
+        except FeatureBreach:
+            self._refuse_moved()  # whose sentence names the parts
+            raise
         if portions:
             yield portions
+
+    def _refuse_moved(self) -> None:
+        frozen = {
+            p.name: self.hashes[p.name] for p in audit(self.model, self.optimizer, self.unfrozen).parts if not p.should_train
+        }
+        audit(self.model, self.optimizer, self.unfrozen, since=frozen).check()
 
     def _backward(self, portions: list[FeatureBatch]) -> float:
         """Gradients of the batch's loss, which is that of one portion if it fitted in one. Returns the loss."""
@@ -196,7 +207,7 @@ class StageTraining:
             self._refuse_nan(loss, portion)
             self.scaler.scale(loss).backward()
             total, seen = total + loss.item(), seen + len(portion.names)
-            self.running += confusion(logits.detach().argmax(1), mask, len(self.data.classes))
+            self.running += confusion(likeliest(logits.detach()), mask, len(self.data.classes))
         self.running_loss += total
         return total
 
