@@ -65,11 +65,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(parsed: argparse.Namespace) -> None:
     from vitseg.runs.folder import RunFolder, new_run
-    from vitseg.runs.run import train
+    from vitseg.runs.forecast import forecast, measure
+    from vitseg.runs.run import prepare, train
+    from vitseg.ui import table
 
     recipe = _recipe(parsed.recipe, parsed.data).replace(dict(_setting(s) for s in parsed.set))
     run = RunFolder(parsed.folder) if parsed.folder else new_run(recipe.name)
-    _finish(train(recipe, run.path), run)
+    work = prepare(recipe)
+    sys.stdout.write(f"{table.ahead(recipe, forecast(recipe, measure(recipe, work), work))}\n\n")
+    _finish(train(recipe, run.path, work), run)
 
 
 def _resume(parsed: argparse.Namespace) -> None:

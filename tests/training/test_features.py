@@ -122,7 +122,7 @@ class TestSameBits:
             result(tiny_recipe, tmp_path / "stale")
 
     def test_an_encoder_whose_rows_depend_on_the_batch_is_not_kept(self, tiny_recipe, cache, tmp_path, monkeypatch):
-        monkeypatch.setattr(Features, "_same", lambda *_: False)
+        monkeypatch.setattr(Features, "_same", lambda *_, **__: False)
         *_, used = result(tiny_recipe, tmp_path / "run")
         assert rows(cache) == [] and all(u.read == 0 for u in used)
         assert used[0].note == "Features are not kept: this encoder gives a view other features in another batch."

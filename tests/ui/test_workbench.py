@@ -126,6 +126,20 @@ def test_the_forecast_comes_from_timed_batches(wb):
     until(lambda: "<td>10</td>" in wb._table.value)
 
 
+def test_what_kept_features_take_and_give_is_said_before_and_counted_after_each_epoch(wb):
+    until(lambda: "What the frozen blocks compute is kept" in wb._notes.value)
+    assert "a step of this stage is" in wb._notes.value
+    wb.start()
+    wb.wait()
+    until(lambda: "Kept features: epoch 5 read" in wb._tabs.checks.value)
+
+
+def test_finish_prints_the_forecast_before_it_trains(wb, capsys):
+    wb.finish()
+    text = capsys.readouterr().out
+    assert text.index("Forecast, from a few timed batches") < text.index("Stage 1:") and " x as fast" in text
+
+
 # ---------------------------------------------------------------------- during the run
 
 

@@ -206,7 +206,7 @@ def run_stage(run: RunFolder, number: int) -> Path:
     return run.path / "stages" / str(number)
 
 
-_FREE = {"name", "workers", "device", "precision", "threads"}
+_FREE = {"name", "workers", "cache", "device", "precision", "threads"}
 """What a fork may change; device, precision and threads are compared as what they became."""
 
 

@@ -138,7 +138,7 @@ def _same(axes: Mapping[str, Sequence[Any]], values: Sequence[Any], first: Seque
 
 def effective(recipe: Recipe, facts: Facts) -> str:
     """What a training depends on: its settings, a schedule by the learning rates it comes to, "all" by its number."""
-    tree = recipe.model_dump(mode="json", exclude={"name", "workers"})
+    tree = recipe.model_dump(mode="json", exclude={"name", "workers", "cache"})
     batches = -(-facts.train_images // (recipe.batch_size * recipe.accumulate))
     for stage, settings in zip(recipe.stages, tree["stages"], strict=True):
         settings["name"] = settings["lr"] = None
@@ -194,7 +194,9 @@ def shared_stages(trial: Trial, earlier: Sequence[Trial]) -> tuple[int, str | No
 
 def _upto(recipe: Recipe, stage: int) -> str:
     """All that stages 1 .. `stage` are trained with."""
-    return recipe.model_copy(update={"stages": recipe.stages[:stage], "name": "", "workers": 0}).model_dump_json()
+    return recipe.model_copy(
+        update={"stages": recipe.stages[:stage], "name": "", "workers": 0, "cache": True}
+    ).model_dump_json()
 
 
 def value_words(value: Any, among: Sequence[Any]) -> str:

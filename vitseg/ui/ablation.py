@@ -23,7 +23,7 @@ from vitseg.ui.live import current
 from vitseg.ui.report import page
 from vitseg.ui.steering import Steering, live_figure, unpainted
 from vitseg.ui.sweep_session import SweepSession
-from vitseg.ui.table import Table, number_or_na
+from vitseg.ui.table import Table, duration, number_or_na
 
 REDRAW_SECONDS = 0.5
 
@@ -212,7 +212,7 @@ class Ablation:
     def _cost_and_place(self) -> str:
         s = self.session
         known = s.cost and self.sweep.todo() and not s.alive  # the bar knows better, once it moves
-        return f"{f'About {panels.duration(s.predicted_seconds())} to go, in ' if known else ''}{self.sweep.path}"
+        return f"{f'About {duration(s.predicted_seconds())} to go, in ' if known else ''}{self.sweep.path}"
 
     def _draw(self) -> None:
         with self._steering.lock:

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from vitseg import plan
 from vitseg.errors import RunError
-from vitseg.events import EpochEnded, Event, RunStarted, StageEnded, StageStarted
+from vitseg.events import EpochEnded, Event, FeaturesUsed, RunStarted, StageEnded, StageStarted
 from vitseg.model.freeze import trained_parts
 from vitseg.recipe import Recipe
 from vitseg.runs.folder import Failure, RunFolder
 from vitseg.runs.forecast import StageForecast
 from vitseg.ui import theme
 from vitseg.ui.curves import Curves
-from vitseg.ui.table import depth_words, number_or_na
+from vitseg.ui.table import depth_words, duration, number_or_na, size
 
 STYLE = f"""<style>
 .vitseg table {{ border-collapse: collapse; font-size: 12px; width: 100%; margin: 0; }}
@@ -124,7 +124,18 @@ def _heat(name: str, epoch: int, iou: float | None) -> str:
     return f"<td style='background:{color};color:{ink}' title='{escape(name)}, epoch {epoch}: {iou:.3f}'>{100 * iou:.0f}</td>"
 
 
-def checks(events: Sequence[Event], steps: int, failure: Failure | None) -> str:
+def kept_words(ahead: StageForecast) -> str:
+    """What the feature cache takes and gives in a stage; empty where there is none."""
+    if ahead.gain == 1.0:
+        return ""
+    room = f"{size(ahead.kept)} more on disk" if ahead.kept else "all of it is there"
+    return (
+        f"What the frozen blocks compute is kept ({room}). Then a step of this stage is {ahead.gain:.1f} times as fast; "
+        f"what is left is mostly {ahead.bound}."
+    )
+
+
+def checks(events: Sequence[Event], steps: int, failure: Failure | None, used: FeaturesUsed | None) -> str:
     """What the detectors found, stage by stage: green, or red with the sentence that explains what ended the run."""
     lines = []
     for event in events:
@@ -136,6 +147,9 @@ def checks(events: Sequence[Event], steps: int, failure: Failure | None) -> str:
     if steps:
         words = "LR contract: every step so far was taken at the promised learning rate, in every parameter group"
         lines.append(f"<p><span class=good>✓ {words}</span> ({steps:,} steps).</p>")
+    if used is not None:
+        counts = f"epoch {used.epoch} read {used.read:,} views and computed {used.computed:,}. {escape(used.note)}"
+        lines.append(f"<p class=quiet>Kept features: {counts}</p>")
     if failure is not None:
         kind = {"FreezeBreach": "Freeze audit", "LRBreach": "LR contract"}.get(failure.kind, "Stopped by an error")
         lines.append(f"<p><span class=bad>✗ {kind}:</span> {escape(failure.says)}</p>")
@@ -169,19 +183,6 @@ def write_csv(folder: Path, events: Sequence[Event]) -> Path:
 
 def _cells(words: Sequence[str], tag: str, kind: str = "") -> str:
     return f"<tr class='{kind}'>" + "".join(f"<{tag}>{escape(w)}</{tag}>" for w in words) + "</tr>"
-
-
-def duration(seconds: float) -> str:
-    """ "40 s", "3 min 20 s", "2 h 05 min": with as many digits as an estimate deserves."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def size(count: int) -> str:
-    """ "12 MB", "1.3 GB" """
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def trainable_by_stage(recipe: Recipe, counts: Mapping[str, int], depth: int) -> list[int]:

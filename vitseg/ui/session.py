@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vitseg.errors import RunError, TrainingError, VitsegError
-from vitseg.events import BatchEnded, EpochEnded, Event, RunEnded, RunStarted, StageEnded, StageStarted
+from vitseg.events import BatchEnded, EpochEnded, Event, FeaturesUsed, RunEnded, RunStarted, StageEnded, StageStarted
 from vitseg.model.segmenter import Segmenter, load_segmenter
 from vitseg.recipe import Recipe
 from vitseg.runs.folder import Failure, RunFolder, new_run, runs_root
@@ -53,6 +53,7 @@ class Session:
         self.parent: Curves | None = None
         self.view_closed: threading.Event | None = None
         self.cost: Cost | None = None
+        self._timing = threading.Lock()
         self._fresh, self._weighed = False, None
         self._clear()
 
@@ -64,6 +65,7 @@ class Session:
         self.no_pictures = self.no_curves = ""
         self._batches = self.batches
         self.position: Event | None = None
+        self.features: FeaturesUsed | None = None
         self._last: float | None = None
         self._seconds = self._done = 0.0
 
@@ -148,8 +150,9 @@ class Session:
 
     def forecast(self, recipe: Recipe | None = None) -> list[StageForecast]:
         """What the stages of a recipe, the desk's by default, will take. The first call times a few batches."""
-        if self.cost is None:
-            self.cost = measure(self.desk.base, self.work)
+        with self._timing:
+            if self.cost is None:
+                self.cost = measure(self.desk.base, self.work)
         return forecast(recipe or self.desk.recipe, self.cost, self.work)
 
     # ---- what can be done
@@ -264,6 +267,8 @@ class Session:
         """On the training thread, between two steps."""
         if isinstance(event, RunStarted):
             self._batches = event.batches_per_epoch
+        if isinstance(event, FeaturesUsed):
+            self.features = event
         if isinstance(event, StageEnded):
             self._ended.append(event.stage)
         self._count(event)

@@ -56,6 +56,17 @@ def stages(recipe: Recipe) -> Table:
     return Table(columns, rows)
 
 
+def ahead(recipe: Recipe, forecasts: Sequence[Any]) -> Table:
+    """What the stages of a recipe will take on this machine, and what kept features change about it."""
+    columns = ("stage", "steps", "about", "memory", "kept features", "then a step is", "and mostly")
+    rows = []
+    for number, (stage, f) in enumerate(zip(recipe.stages, forecasts, strict=True), start=1):
+        room = f"{size(f.kept)} more" if f.kept else "there" if recipe.cache else "off"
+        gain = f"{f.gain:.1f} x as fast" if recipe.cache else "as it is"
+        rows.append((f"{number} {stage.name}", f"{f.steps:,}", duration(f.seconds), size(f.memory), room, gain, f.bound))
+    return Table(columns, tuple(rows), "Forecast, from a few timed batches")
+
+
 def results(summary: dict[str, Any]) -> Table:
     """The result table of a run, a row for each stage."""
     columns = (
@@ -131,6 +142,19 @@ def kept(groups: Sequence[Any], limit: int) -> Table:
     )
     caption = f"{sum(g.bytes for g in groups) / 1e9:.2f} GB kept, of at most {limit / 1e9:g} GB ($VITSEG_CACHE_GB)"
     return Table(("encoder", "level", "canvas", "views", "GB", "last used (UTC)"), rows, caption)
+
+
+def duration(seconds: float) -> str:
+    """ "40 s", "3 min 20 s", "2 h 05 min": with as many digits as an estimate deserves."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(count: int) -> str:
+    """ "12 MB", "1.3 GB" """
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def number_or_na(value: float | None) -> str:

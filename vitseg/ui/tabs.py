@@ -50,7 +50,7 @@ class Tabs:
         """What changes once an epoch: classes, checks, pictures."""
         s = self.session
         self.classes.value = panels.class_table(s.events)
-        self.checks.value = panels.checks(s.events, sum(isinstance(e, BatchEnded) for e in s.events), s.failure())
+        self.checks.value = panels.checks(s.events, sum(isinstance(e, BatchEnded) for e in s.events), s.failure(), s.features)
         if self.behind and s.predictions:
             self._offer_epochs(sorted(s.predictions))
             self._draw_pictures()

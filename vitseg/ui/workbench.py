@@ -19,15 +19,14 @@ from vitseg.model.segmenter import Segmenter
 from vitseg.presets import quick
 from vitseg.recipe import Recipe
 from vitseg.runs.folder import RunFolder
-from vitseg.ui import charts, panels, status
-from vitseg.ui.console import progress
+from vitseg.ui import charts, panels, status, table
+from vitseg.ui.console import progress, say
 from vitseg.ui.controls import Controls, recipe_line
 from vitseg.ui.curves import NAMES, Curves
 from vitseg.ui.fit import Fit
 from vitseg.ui.live import LiveRun, current
 from vitseg.ui.session import Session
 from vitseg.ui.steering import Steering, live_figure, unpainted
-from vitseg.ui.table import stages
 from vitseg.ui.tabs import Tabs
 
 REDRAW_SECONDS = 0.4
@@ -115,6 +114,7 @@ class Workbench:
     def finish(self) -> Path:
         """Start, if nobody has, print how it goes, and give the run folder at the end. Raises what training raised."""
         if self.session.live is None:
+            say(str(table.ahead(self.recipe, self.session.forecast(self.recipe))))
             self.start()
         for _ in progress(self.follow()):
             pass
@@ -177,7 +177,7 @@ class Workbench:
 
     def _repr_mimebundle_(self, **more: Any) -> Any:
         bundle = self.box._repr_mimebundle_(**more)
-        text = f"{stages(self.session.desk.recipe)}\n(A workbench: live in JupyterLab; here, wb.start() and wb.wait().)"
+        text = f"{table.stages(self.session.desk.recipe)}\n(A workbench: live in JupyterLab; here, wb.start() and wb.wait().)"
         return bundle | {"text/plain": text} if isinstance(bundle, dict) else bundle
 
     def _pause_or_resume(self) -> None:
@@ -242,7 +242,8 @@ class Workbench:
         self._table.value = panels.stage_table(recipe, s.desk.stage, trainable, sum(self._counts.values()), ahead)
         held, broken = ({}, {}) if self._preview else (panels.held_by_optimizer(s.events), s.broken())
         self._map.value = panels.freeze_map(recipe, s.desk.stage, self._counts, s.desk.depth, held, broken)
-        self._notes.value = panels.html("".join(f"<p class=quiet>{escape(n)}</p>" for n in s.desk.notes(s.batches)))
+        notes = [*s.desk.notes(s.batches), *([panels.kept_words(ahead[s.desk.stage - 1])] if ahead else [])]
+        self._notes.value = panels.html("".join(f"<p class=quiet>{escape(n)}</p>" for n in notes if n))
 
     def _draw_curves(self) -> None:
         s = self.session
