@@ -1,5 +1,5 @@
 # make run                 train the quick recipe headless: notebooks/00_start_here.ipynb
-# make run DATA=folder     the same on your own images and masks; see also: lab, gallery, test, lint, real, clean
+# make run DATA=folder     the same on your own images and masks; see also: lab, gallery, test, lint, real, bench, clean
 PYTHON ?= python3
 BIN := .venv/bin
 export VITSEG_DATA := $(if $(DATA),$(if $(filter /%,$(firstword $(DATA))),,$(CURDIR)/)$(DATA))
@@ -20,8 +20,8 @@ lint: .venv/dev.ok
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/lint-imports && $(BIN)/nbstripout --verify notebooks/*.ipynb
 
-real: .venv/dev.ok
-	$(BIN)/python benchmarks/real_data.py $(DATA)
+real bench: .venv/dev.ok
+	$(BIN)/python benchmarks/$@.py $(DATA)
 
 .venv/torch.ok: constraints.txt
 	$(PYTHON) -m venv .venv
@@ -37,4 +37,4 @@ real: .venv/dev.ok
 clean:
 	rm -rf .venv gallery build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: run lab gallery test lint real clean
+.PHONY: run lab gallery test lint real bench clean

@@ -1,8 +1,8 @@
 """Train the quick recipe on real data sets and score its best/ with scikit-learn, in a process of its own.
 
-    python benchmarks/real_data.py [FOLDER ...]        (default: ../shared/data/fuseg and camvid; `make real`)
+    python benchmarks/real.py [FOLDER ...]        (default: ../shared/data/fuseg and camvid; `make real`)
 
-Prints a table, writes runs/real_data.json, and exits 1 when scikit-learn disagrees with summary.json by more than
+Prints a table, writes runs/real.json, and exits 1 when scikit-learn disagrees with summary.json by more than
 0.005 IoU, when a floor is missed, or when a run takes more than 30 minutes.
 """
 
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
         sys.stdout.write(f"{rescore(Path(arguments[1]))}\n")
         return 0
     rows = [train_and_score(Path(folder)) for folder in arguments or DEFAULT]
-    (vitseg.runs_root() / "real_data.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    (vitseg.runs_root() / "real.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     columns = ("data", "IoU after stage 1", "2", "3", "scikit-learn on best/", "floor", "minutes", "ok")
     cells = [
         (r["data"], *(f"{iou:.3f}" for iou in r["stages"]), f"{r['sklearn']:.3f}", f"{FLOORS.get(r['data'], 0)}",
