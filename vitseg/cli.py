@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,8 +73,10 @@ def _run(parsed: argparse.Namespace) -> None:
     recipe = _recipe(parsed.recipe, parsed.data).replace(dict(_setting(s) for s in parsed.set))
     run = RunFolder(parsed.folder) if parsed.folder else new_run(recipe.name)
     work = prepare(recipe)
+    events = train(recipe, run.path, work)
+    first = next(events)  # the folder is made, and nothing is in the way
     sys.stdout.write(f"{table.ahead(recipe, forecast(recipe, measure(recipe, work), work))}\n\n")
-    _finish(train(recipe, run.path, work), run)
+    _finish(chain([first], events), run)
 
 
 def _resume(parsed: argparse.Namespace) -> None:

@@ -620,6 +620,7 @@ def test_no_button_ends_in_a_traceback_though_a_summary_is_broken(wb):
     wb.wait()
     (wb.folder / "summary.json").write_text("{")
     wb._steering.buttons["Fork"].click()
+    wb._steering.attempt(wb._tabs.export_report)
     assert "not a file that vitseg wrote" in wb._steering.status.value
 
 
