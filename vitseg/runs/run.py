@@ -20,8 +20,10 @@ from vitseg.runs.durable import MANIFEST, held, whole_folder, write_json
 from vitseg.runs.environment import environment
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.summary import summarise
+from vitseg.training.cache import default_cache
 from vitseg.training.device import Machine, resolve
 from vitseg.training.evaluate import evaluate
+from vitseg.training.features import Features
 from vitseg.training.loop import StageTraining, batches_per_epoch, depth_of_stage
 from vitseg.training.losses import SegmentationLoss
 from vitseg.training.weights import load_weights
@@ -171,8 +173,10 @@ def _stages(
         first, epochs, steps = state["stage"], state["epochs_before"], state["steps_before"]
     else:
         yield _started(run.recipe, work), None  # as asked for; what "auto" became stands beside it
+    place = {"cache": default_cache()} if recipe.cache else {}
     for number in range(first, len(recipe.stages) + 1):
-        training = StageTraining(recipe, number, work.model, work.data, epochs_before=epochs, steps_before=steps)
+        place |= {"epochs_before": epochs, "steps_before": steps}
+        training = StageTraining(recipe, number, work.model, work.data, **place)
         if state is not None:
             training.load_state_dict(state)
             state = None
@@ -182,15 +186,15 @@ def _stages(
         _keep_stage_end(run, number, training)
         if number == len(recipe.stages) or recipe.stages[number].start_from == "best":
             load_weights(work.model, training.best_weights)
-    yield from ((event, None) for event in _end(run, recipe, work))
+    yield from ((event, None) for event in _end(run, recipe, work, training.features))
 
 
-def _end(run: RunFolder, recipe: Recipe, work: Work) -> Iterator[Event]:
+def _end(run: RunFolder, recipe: Recipe, work: Work, features: Features) -> Iterator[Event]:
     """Save the best weights, score them, and the test images, once."""
     data, model, _ = work
     with whole_folder(run.best) as aside:
         model.save_pretrained(aside)
-    best = yield from evaluate(recipe, model, data, "validation")
+    best = yield from evaluate(recipe, model, data, "validation", features=features)
     test = (yield from evaluate(recipe, model, data, "test")) if data.splits["test"] else None
     yield RunEnded(best, test)
 

@@ -68,23 +68,24 @@ class Features:
         self.groups = {amp: self._groups(hashes, amp) for amp in (False, True)} if self.cache else {}
         self.read = self.computed = 0
         self.why_not = ""
-        self._trusted = False
+        self._trusted, self._fresh = False, True
 
     def batches(self, keys: list[Key], size: int, *, amp: bool = False, check: bool = False) -> Iterator[FeatureBatch]:
         """Batches of `size` in the order of `keys`, the last maybe smaller; under autocast with `amp`.
 
-        With `check` the first view that is read is computed as well. Raises FeatureBreach if they differ.
+        With `check`, and in the first call, a view that is read is computed as well. Raises FeatureBreach if they differ.
         """
         chunks = [keys[i : i + size] for i in range(0, len(keys), size)]
-        missing = [[key for key in chunk if self._base(key, amp) is None] for chunk in chunks]
+        bases = {key: self._base(key, amp) for key in keys}
+        missing = [[key for key in chunk if bases[key] is None] for chunk in chunks]
         pixels = self.data.loaded([m for m in missing if m], self.recipe.workers)
+        check, self._fresh = check or self._fresh, False
         for chunk, unknown in zip(chunks, missing, strict=True):
             rows = self._from_pixels(unknown, next(pixels), amp) if unknown else {}
-            known = [key for key in chunk if key not in rows]
-            kept = self._kept(known, amp)
-            if check and kept:
-                check = self._compare(known[0], kept[known[0]], amp)
-            rows |= kept
+            rows |= self._kept({key: bases[key] for key in chunk if key not in rows}, amp)
+            if check and len(unknown) < len(chunk):
+                key = next(key for key in chunk if bases[key] is not None)
+                check = self._compare(key, rows[key], amp)
             yield self._stacked([rows[key] for key in chunk], chunk)
 
     def known(self, keys: list[Key]) -> float:
@@ -122,22 +123,18 @@ class Features:
         self._fill(rows, levels, self.wanted)
         return dict(zip(keys, rows, strict=True))
 
-    def _kept(self, keys: list[Key], amp: bool) -> dict[Key, _Row]:
+    def _kept(self, bases: dict[Key, int], amp: bool) -> dict[Key, _Row]:
         """Rows read from the cache; where only levels below the cut are there, the blocks in between are run."""
         rows: dict[Key, _Row] = {}
-        bases: dict[int, list[Key]] = {}
-        for key in keys:
-            base = self._base(key, amp)
-            row = self._read(key, base, amp) if base is not None else None
-            if row is None:  # it was there when the epoch began
-                rows |= self._from_pixels([key], next(self.data.loaded([[key]])), amp)
-                continue
-            rows[key] = row
-            if base < self.cut:
-                bases.setdefault(base, []).append(key)
-        for base, above in bases.items():
-            self._climb(above, [rows[key] for key in above], base, amp)
-        self.read += len(keys)
+        for base in sorted(set(bases.values())):
+            read = {key: self._read(key, base, amp) for key, b in bases.items() if b == base}
+            found = {key: row for key, row in read.items() if row is not None}
+            if found and base < self.cut:
+                self._climb(list(found), list(found.values()), base, amp)
+            rows |= found
+            self.read += len(found)
+        for key in bases.keys() - rows.keys():  # they were there when the epoch began
+            rows |= self._from_pixels([key], next(self.data.loaded([[key]])), amp)
         return rows
 
     def _climb(self, keys: list[Key], rows: list[_Row], base: int, amp: bool) -> None:

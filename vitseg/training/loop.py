@@ -19,6 +19,7 @@ from vitseg.model.noise import key_noise
 from vitseg.model.segmenter import Segmenter, likeliest
 from vitseg.recipe import Recipe
 from vitseg.training.audit import AuditReport, LRContract, audit, what_moved
+from vitseg.training.cache import FeatureCache
 from vitseg.training.device import resolve
 from vitseg.training.evaluate import evaluate
 from vitseg.training.features import FeatureBatch, Features
@@ -37,7 +38,8 @@ class StageTraining:
     """One stage: `for event in StageTraining(recipe, 1, model, data)` trains it.
 
     Pause is to stop asking for events; stop is to close. Between two events `state_dict` holds all that is needed to
-    go on in another process. `epochs_before` and `steps_before` are what earlier stages used up, for the records.
+    go on in another process. `epochs_before` and `steps_before` are what earlier stages used up, for the records; `cache`
+    is the run's, where it has one.
     """
 
     def __init__(
@@ -49,10 +51,11 @@ class StageTraining:
         *,
         epochs_before: int = 0,
         steps_before: int = 0,
+        cache: FeatureCache | None = None,
     ):
         self.recipe, self.number, self.model, self.data = recipe, number, model, data
         self.stage = recipe.stages[number - 1]
-        self.epochs_before, self.steps_before = epochs_before, steps_before
+        self.epochs_before, self.steps_before, self.cache = epochs_before, steps_before, cache
         self.machine = resolve(recipe)
         self.unfrozen = depth_of_stage(recipe, number, model)
         set_freeze_depth(model.to(self.machine.device), self.unfrozen)
@@ -75,7 +78,7 @@ class StageTraining:
     def __iter__(self) -> Iterator[Event]:
         self.machine.settle()
         report = audit(self.model, self.optimizer, self.unfrozen).check()
-        self.features = Features(self.recipe, self.model, self.data, report.hashes)
+        self.features = Features(self.recipe, self.model, self.data, report.hashes, self.cache)
         if self.best is None:
             self.hashes = report.hashes
             yield (yield from self._begin(report))
