@@ -56,7 +56,11 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--score"]:
         sys.stdout.write(f"{rescore(Path(arguments[1]))}\n")
         return 0
-    rows = [train_and_score(Path(folder)) for folder in arguments or DEFAULT]
+    folders = [Path(folder) for folder in arguments or DEFAULT]
+    if missing := [str(folder) for folder in folders if not folder.is_dir()]:
+        sys.stderr.write(f"{', '.join(missing)}: no such folder. data/README.md says where these sets come from.\n")
+        return 2
+    rows = [train_and_score(folder) for folder in folders]
     (vitseg.runs_root() / "real.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     columns = ("data", "IoU after stage 1", "2", "3", "scikit-learn on best/", "floor", "minutes", "ok")
     cells = [

@@ -66,12 +66,16 @@ def refusal(cls: type, settings: dict[str, Any]) -> str:
         (Loss, "dise", "dice (of Loss)"),
         (Recipe, "batchsize", "batch_size (of Recipe)"),
         (Data, "view", "views (of Data)"),
-        (Recipe, "gamma", "gamma (of Exponential)"),
+        (Recipe, "SEED", "seed (of Recipe)"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_spelling_and_where_it_belongs(cls: type, misspelt: str, meant: str | None):
-    hint = f"; did you mean {meant}?" if meant else ""
-    assert refusal(cls, {misspelt: 1}) == f"{cls.__name__} refused. {misspelt}: unknown setting{hint}."
+    hint = f"; did you mean {meant}?" if meant else "."
+    assert refusal(cls, {misspelt: 1}) == f"{cls.__name__} refused. {misspelt}: unknown setting{hint}"
+
+
+def test_a_setting_in_the_wrong_place_is_told_where_it_belongs():
+    assert refusal(Recipe, {"gamma": 1}) == "Recipe refused. gamma: unknown setting; gamma is a setting of Exponential."
 
 
 CONVERSIONS = [
@@ -281,7 +285,10 @@ def test_replace_checks_like_a_new_recipe_and_names_the_path(changes: dict[str, 
         ("sed", "sed: unknown setting; did you mean seed"),
         ("stages.3.lr", "stages.3.lr: there is no such setting; possible at that place: 0..2"),
         ("stages.first.lr", "stages.first.lr: there is no such setting; possible at that place: 0..2"),
-        ("stags.1.lr", "stags.1.lr: there is no such setting; possible at that place: name, data, model, stages"),
+        (
+            "stags.1.lr",
+            "stags.1.lr: there is no such setting; did you mean stages? possible at that place: name, data, model, stages",
+        ),
         ("seed.x", "seed.x: there is no such setting; possible at that place: none"),
         ("stages.0.schedule.gamma", "stages.0.schedule.gamma: unknown setting"),
         ("data.source.path", "data.source.path: unknown setting"),

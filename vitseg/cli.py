@@ -138,7 +138,7 @@ def _predict(parsed: argparse.Namespace) -> None:
         palette_image(mask).save(out / f"{path.stem}.png")
         overlay(open_rgb(path), mask).save(out / "overlays" / f"{path.stem}.png")
     names = ", ".join(f"{i} {name}" for i, name in enumerate(model.shape.classes))
-    sys.stdout.write(f"{len(paths)} masks and overlays in {out.absolute()}; values: {names}\n")
+    sys.stdout.write(f"{len(paths)} mask{'s' * (len(paths) != 1)} and overlays in {out.absolute()}; values: {names}\n")
 
 
 def _images(given: list[str]) -> list[Path]:
@@ -161,6 +161,8 @@ def _recipe(name: str, data: str | None) -> Recipe:
         return PRESETS[name](data)
     if data is not None:
         raise VitsegError("--data: goes with a preset.", "In a recipe.json the folder is data.source.path.")
+    if not Path(name).exists():
+        raise VitsegError(f"{name}: there is no such file, and no such preset.", f"Presets: {', '.join(PRESETS)}.")
     return load_recipe(name)
 
 

@@ -25,7 +25,11 @@ def quick(folder: str | Path | None = None) -> Recipe:
     patches = max(1, len(files)) * (height // 14) * (width // 14)
     epochs = min(28, max(6, 1_150_000 // patches))
     later = round(epochs * 3 / 14)
-    return Recipe(name=name, data=data, batch_size=4, stages=_three_stages(epochs - 2 * later, later, later))
+    first, *others = _three_stages(epochs - 2 * later, later, later)
+    steps = first.epochs * -(-round(0.8 * len(files)) // 4)
+    if 0 < steps < 180:  # a burn-in of 60 batches would leave a short stage little, or nothing, to anneal
+        first = first.model_copy(update={"schedule": CosineRestarts(burn_in_batches=steps // 3)})
+    return Recipe(name=name, data=data, batch_size=4, stages=(first, *others))
 
 
 def _folder(path: str | Path) -> Folder:

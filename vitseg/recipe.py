@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -312,13 +313,16 @@ def load_recipe(path: str | Path) -> Recipe:
 def _set(tree: Any, path: str, value: Any) -> None:
     """Write `value` at a dotted path. A name that does not exist is left to validation, which knows the spelling."""
     *parents, last = path.split(".")
+    name = last
     try:
         for name in parents:
             tree = tree[_place(tree, name)]
         tree[_place(tree, last)] = value
     except (KeyError, IndexError, ValueError, TypeError):
         here = f"0..{len(tree) - 1}" if isinstance(tree, list) else ", ".join(tree) if isinstance(tree, dict) else "none"
-        raise RecipeError(f"{path}: there is no such setting; possible at that place: {here}.") from None
+        close = difflib.get_close_matches(name, tree, n=1) if isinstance(tree, dict) else []
+        meant = f" did you mean {close[0]}?" if close else ""
+        raise RecipeError(f"{path}: there is no such setting;{meant} possible at that place: {here}.") from None
 
 
 def _place(tree: Any, name: str) -> int | str:

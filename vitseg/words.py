@@ -61,12 +61,13 @@ def _where(error: dict[str, Any]) -> str:
 def _line(error: dict[str, Any]) -> str:
     where = _where(error)
     if error["type"] == "extra_forbidden":
-        return f"{where}: unknown setting{_nearest(str(error['loc'][-1]))}."
+        said = f"{where}: unknown setting{_nearest(str(error['loc'][-1]))}"
+        return said if said.endswith("?") else f"{said}."
     if error["type"] == "missing":
         return f"{where}: needs a value."
     if error["type"] == "value_error":
         return f"{where + ': ' if where else ''}{error['ctx']['error']}."
-    said = error["msg"].removeprefix("Input should be ")
+    said = error["msg"].removeprefix("Input should be ").replace("a valid array", "a list, as in [168, 168]")
     got = repr(error["input"])
     got = got if len(got) <= 80 else f"{got[:80]}..."
     return f"{where + ': ' if where else ''}got {got}; allowed: {said}."
@@ -74,5 +75,7 @@ def _line(error: dict[str, Any]) -> str:
 
 def _nearest(name: str) -> str:
     owners = {field: c.__name__ for c in Words.__subclasses__() for field in c.model_fields}
-    close = difflib.get_close_matches(name, owners, n=1, cutoff=0.6)
+    if name in owners:
+        return f"; {name} is a setting of {owners[name]}"
+    close = difflib.get_close_matches(name, owners, n=1, cutoff=0.6) or [f for f in owners if f.lower() == name.lower()]
     return f"; did you mean {close[0]} (of {owners[close[0]]})?" if close else ""

@@ -437,3 +437,30 @@ def test_the_audit_does_not_share_the_mistakes_of_the_freezing(encoders, monkeyp
     optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
     with pytest.raises(vitseg.FreezeBreach, match="blocks 1-4"):
         vitseg.audit(model, optimizer, 0).check()
+
+
+# ------------------------------------------------------------------ the mend fits the fault
+
+
+@pytest.mark.parametrize(
+    ("fault", "mend"),
+    [
+        (lambda t: t.model.train(), "Call eval() on what is frozen after every train() of the model."),
+        (lambda t: t.blocks[0].requires_grad_(True), "Call requires_grad_(False) on what should be frozen."),
+        (
+            lambda t: t.vit.layernorm.requires_grad_(False),
+            "Call requires_grad_(True) on what should train; the final norm goes with",
+        ),
+    ],
+)
+def test_the_mend_is_of_use_in_a_loop_that_is_not_ours(fault, mend):
+    training = plain(1).until("batch")
+    fault(training)
+    with pytest.raises(FreezeBreach) as breach:
+        vitseg.audit(training.model, training.optimizer, 1).check()
+    assert mend in str(breach.value)
+
+
+def test_a_model_that_is_not_ours_is_not_frozen_by_us():
+    with pytest.raises(ConfigError, match="a model that vitseg has built"):
+        vitseg.set_freeze_depth(plain(1).model, 0)

@@ -56,7 +56,9 @@ def read_folder(cfg: Folder) -> tuple[list[Pair], MaskCode]:
         looks = list(pool.map(_look, pairs))
     problems += [look.problem for look in looks if look.problem]
     good = [(pair, look) for pair, look in zip(pairs, looks, strict=True) if not look.problem]
-    problems += _of_two_kinds(good) or _in_grey(cfg, good)
+    if mixed := _of_two_kinds(good):
+        raise _report(root, problems + mixed)  # no code fits both
+    problems += _in_grey(cfg, good)
     try:
         code = find_code(
             cfg,
@@ -154,6 +156,5 @@ def _report(root: Path, problems: Iterable[str]) -> DataError:
     problems = list(problems)
     head = f"{root}: {len(problems)} problem{'s' if len(problems) > 1 else ''}."
     more = [f"... and {len(problems) - 20} more."] if len(problems) > 20 else []
-    return DataError(
-        "\n  ".join([head, *problems[:20], *more]), "\nMend or remove these files, or declare the classes in classes.json."
-    )
+    declare = ", or declare the classes in classes.json" if any("classes" in p for p in problems) else ""
+    return DataError("\n  ".join([head, *problems[:20], *more]), f"\nMend or remove these files{declare}.")

@@ -42,6 +42,9 @@ def set_freeze_depth(model: Segmenter, unfrozen_blocks: int | Literal["all"]) ->
     The final norm trains together with the last block; embeddings never train. Frozen modules are put in eval mode.
     Calling it twice changes nothing. Raises ConfigError unless 0 <= unfrozen_blocks <= number of blocks.
     """
+    if not hasattr(model, "encoder"):
+        mend = "On a model of your own call requires_grad_(False) and eval() on what is frozen; vitseg.audit looks at any."
+        raise ConfigError("model", type(model).__name__, "a model that vitseg has built", mend)
     depth = model.encoder.depth
     count = checked_depth(unfrozen_blocks, depth)
     names = trained_parts(count, depth)

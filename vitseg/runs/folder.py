@@ -82,7 +82,8 @@ class RunFolder:
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             if run.events_file.exists():
-                mend = "Go on with vitseg.resume(folder), or choose another folder."
+                over = "It has ended: choose another folder." if run.summary_file.exists() else ""
+                mend = over or f"Go on with it (vitseg resume {run.path}), or choose another folder."
                 raise RunError(f"{run.path}: holds a run already.", mend)
             run.fork_file.unlink(missing_ok=True)  # of a fork that was cut off before its first event
             if forked:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file, save_file
 
 from vitseg.data.dataset import SegmentationData
-from vitseg.errors import RunError
+from vitseg.errors import ConfigError, RunError
 from vitseg.events import EpochEnded, Event, RunEnded, RunStarted, StageEnded
 from vitseg.model.segmenter import Segmenter, build_segmenter
 from vitseg.recipe import Recipe
@@ -103,6 +103,8 @@ class Work(NamedTuple):
 
 def prepare(recipe: Recipe) -> Work:
     """Data, model and machine of a recipe, every setting checked against them."""
+    if not isinstance(recipe, Recipe):
+        raise ConfigError("recipe", recipe, "a Recipe", "Read one from a file with vitseg.load_recipe(path).")
     machine = resolve(recipe)
     machine.settle()
     data = SegmentationData(recipe.data)

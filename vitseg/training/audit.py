@@ -41,12 +41,13 @@ class PartAudit:
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What `audit` found. `breach` says which promises are broken, `broken` by which parts; empty means none."""
+    """What `audit` found. `breach` says which promises are broken, `broken` by which parts, `mend` what cures it."""
 
     parts: tuple[PartAudit, ...]
     optimizer_holds: int
     breach: str
     broken: tuple[str, ...]
+    mend: str
 
     @property
     def ok(self) -> bool:
@@ -68,7 +69,7 @@ class AuditReport:
     def check(self) -> AuditReport:
         """Itself; raises FreezeBreach if a promise is broken."""
         if self.breach:
-            raise FreezeBreach(self.breach, "Freeze with set_freeze_depth and build the optimizer after it.", self.broken)
+            raise FreezeBreach(self.breach, self.mend, self.broken)
         return self
 
     def rows(self) -> list[dict[str, Any]]:
@@ -146,29 +147,39 @@ def _look(
     )
 
 
-def _breach(parts: Sequence[PartAudit], strangers: int, training: bool) -> tuple[str, tuple[str, ...]]:
-    """Every broken promise in one sentence that names the parts, and the parts; empty if there is none."""
+def _breach(parts: Sequence[PartAudit], strangers: int, training: bool) -> tuple[str, tuple[str, ...], str]:
+    """Every broken promise in one sentence that names the parts; the parts; and what to do. Empty if there is none."""
     frozen, trained = [p for p in parts if not p.should_train], [p for p in parts if p.should_train]
     kinds = [
-        ("can train (requires_grad is on)", [p for p in frozen if p.requires_grad]),
-        ("in the optimizer, but should be frozen", [p for p in frozen if p.in_optimizer]),
-        ("in training mode, but should be frozen", [p for p in frozen if p.training]),
-        ("changed, but should be frozen", [p for p in frozen if p.moved]),
-        ("frozen (requires_grad is off), but should train", [p for p in trained if p.requires_grad < p.parameters]),
-        ("not in the optimizer as a whole, but should train", [p for p in trained if p.in_optimizer < p.parameters]),
-        ("unchanged, but should have trained", [p for p in trained if p.moved is False and p.parameters]),
-        ("in eval mode, but should train", [p for p in trained if training and not p.training and p.parameters]),
+        ("can train (requires_grad is on)", _FREEZE, [p for p in frozen if p.requires_grad]),
+        ("in the optimizer, but should be frozen", _BUILD, [p for p in frozen if p.in_optimizer]),
+        ("in training mode, but should be frozen", _SLEEP, [p for p in frozen if p.training]),
+        ("changed, but should be frozen", "Find out what writes to them.", [p for p in frozen if p.moved]),
+        ("frozen (requires_grad is off), but should train", _THAW, [p for p in trained if p.requires_grad < p.parameters]),
+        ("not in the optimizer as a whole, but should train", _BUILD, [p for p in trained if p.in_optimizer < p.parameters]),
+        ("unchanged, but should have trained", _MOVE, [p for p in trained if p.moved is False and p.parameters]),
+        ("in eval mode, but should train", _WAKE, [p for p in trained if training and not p.training and p.parameters]),
     ]
-    wrong = {p.name for _, bad in kinds for p in bad}
+    wrong = {p.name for *_, bad in kinds for p in bad}
     found = [
         f"{name_parts([p.name for p in bad])}: {what}, {millions(sum(p.parameters for p in bad))} parameters"
-        for what, bad in kinds
+        for what, _, bad in kinds
         if bad
     ]
+    mends = [mend for _, mend, bad in kinds if bad] + [_BUILD] * bool(strangers)
     if strangers:
         found.append(f"the optimizer holds {strangers:,} parameters that are not the model's")
     promise = f"Promised to train: only {name_parts([p.name for p in trained])}. Found:"
-    return f"{promise} {'; '.join(found)}." if found else "", tuple(p.name for p in parts if p.name in wrong)
+    names = tuple(p.name for p in parts if p.name in wrong)
+    return f"{promise} {'; '.join(found)}." if found else "", names, " ".join(dict.fromkeys(mends))
+
+
+_FREEZE = "Call requires_grad_(False) on what should be frozen."
+_THAW = "Call requires_grad_(True) on what should train; the final norm goes with the last block."
+_BUILD = "Build the optimizer of exactly what trains, after freezing."
+_SLEEP = "Call eval() on what is frozen after every train() of the model."
+_WAKE = "Call train() on what trains."
+_MOVE = "Is its gradient None, or its learning rate 0?"
 
 
 @torch.no_grad()

@@ -41,8 +41,12 @@ def progress(events: Iterable[Event]) -> Iterator[Event]:
                 bar = None
                 say(f"  {event.audit}")
                 early = ", stopped early" if event.stopped_early else ""
-                say(f"  best: epoch {event.best_epoch} of {event.epochs}{early}, valid IoU {number_or_na(event.best['iou'])}")
+                say(f"  best: {_best(event)}{early}, valid IoU {number_or_na(event.best['iou'])}")
         yield event
+
+
+def _best(event: StageEnded) -> str:
+    return f"epoch {event.best_epoch} of {event.epochs}" if event.best_epoch else "the start weights, which no epoch has beaten"
 
 
 def _bar(stage: int, batches: int | None = None) -> tqdm:
@@ -54,7 +58,7 @@ def _run_line(event: RunStarted) -> str:
     encoder = f"{event.encoder['name']} ({event.encoder['source']}, sha256 {event.encoder['sha256'][:12]})"
     return (
         f"{event.recipe['name']}: {images} images · {len(event.classes)} classes, {event.mode}; masks: {event.masks}\n"
-        f"encoder {encoder}\n{event.device}, {event.precision}, {event.threads} threads"
+        f"encoder {encoder}\n{event.device}, {event.precision}, {event.threads} thread{'s' * (event.threads != 1)}"
     )
 
 

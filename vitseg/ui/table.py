@@ -58,11 +58,11 @@ def stages(recipe: Recipe) -> Table:
 
 def ahead(recipe: Recipe, forecasts: Sequence[Any]) -> Table:
     """What the stages of a recipe will take on this machine, and what kept features change about it."""
-    columns = ("stage", "steps", "about", "memory", "kept features", "then a step is", "and mostly")
+    columns = ("stage", "steps", "time", "memory", "feature cache", "a step with it", "most of which is")
     rows = []
     for number, (stage, f) in enumerate(zip(recipe.stages, forecasts, strict=True), start=1):
-        room = f"{size(f.kept)} more" if f.kept else "there" if recipe.cache else "off"
-        gain = f"{f.gain:.1f} x as fast" if recipe.cache else "as it is"
+        room = f"{size(f.kept)} more on disk" if f.kept else "is there already" if recipe.cache else "off"
+        gain = f"{f.gain:.1f} x as fast" if recipe.cache else "no faster"
         rows.append((f"{number} {stage.name}", f"{f.steps:,}", duration(f.seconds), size(f.memory), room, gain, f.bound))
     return Table(columns, tuple(rows), "Forecast, from a few timed batches")
 
