@@ -12,6 +12,7 @@ from PIL import Image
 
 from vitseg.errors import RecipeError
 from vitseg.origin import Reading, from_training_config
+from vitseg.plan import preview
 from vitseg.presets import giant, quick
 from vitseg.recipe import (
     SGD,
@@ -423,6 +424,16 @@ def test_quick_trains_about_as_long_whatever_the_folder_holds(images: int, epoch
     for i in range(images):
         (tmp_path / "images" / f"{i}.png").touch()
     assert [stage.epochs for stage in quick(tmp_path).stages] == epochs
+
+
+@pytest.mark.parametrize(("images", "burn_in"), [(8, 10), (12, 16), (40, 60), (320, 60)])
+def test_quick_leaves_a_short_stage_something_to_anneal(images: int, burn_in: int, tmp_path: Path):
+    (tmp_path / "images").mkdir()
+    for i in range(images):
+        (tmp_path / "images" / f"{i}.png").touch()
+    recipe = quick(tmp_path)
+    assert recipe.stages[0].schedule.burn_in_batches == burn_in
+    assert len({point.lr for point in preview(recipe, -(-round(0.8 * images) // 4)) if point.stage == 1}) == 15
 
 
 def test_quick_sees_an_image_upright(tmp_path: Path):

@@ -27,7 +27,7 @@ def quick(folder: str | Path | None = None) -> Recipe:
     later = round(epochs * 3 / 14)
     first, *others = _three_stages(epochs - 2 * later, later, later)
     steps = first.epochs * -(-round(0.8 * len(files)) // 4)
-    if 0 < steps < 180:  # a burn-in of 60 batches would leave a short stage little, or nothing, to anneal
+    if 0 < steps < 100:  # a burn-in of 60 batches would leave a short stage little, or nothing, to anneal
         first = first.model_copy(update={"schedule": CosineRestarts(burn_in_batches=steps // 3)})
     return Recipe(name=name, data=data, batch_size=4, stages=(first, *others))
 

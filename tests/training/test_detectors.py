@@ -446,10 +446,10 @@ def test_the_audit_does_not_share_the_mistakes_of_the_freezing(encoders, monkeyp
     ("fault", "mend"),
     [
         (lambda t: t.model.train(), "Call eval() on what is frozen after every train() of the model."),
-        (lambda t: t.blocks[0].requires_grad_(True), "Call requires_grad_(False) on what should be frozen."),
+        (lambda t: t.blocks[0].requires_grad_(True), "Switch requires_grad off in what should be frozen."),
         (
             lambda t: t.vit.layernorm.requires_grad_(False),
-            "Call requires_grad_(True) on what should train; the final norm goes with",
+            "Switch requires_grad on in what should train; the final norm goes with",
         ),
     ],
 )

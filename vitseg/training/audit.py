@@ -174,8 +174,8 @@ def _breach(parts: Sequence[PartAudit], strangers: int, training: bool) -> tuple
     return f"{promise} {'; '.join(found)}." if found else "", names, " ".join(dict.fromkeys(mends))
 
 
-_FREEZE = "Call requires_grad_(False) on what should be frozen."
-_THAW = "Call requires_grad_(True) on what should train; the final norm goes with the last block."
+_FREEZE = "Switch requires_grad off in what should be frozen."
+_THAW = "Switch requires_grad on in what should train; the final norm goes with the last block."
 _BUILD = "Build the optimizer of exactly what trains, after freezing."
 _SLEEP = "Call eval() on what is frozen after every train() of the model."
 _WAKE = "Call train() on what trains."

@@ -155,12 +155,14 @@ class Ablation:
         style = w.HTML(panels.STYLE)
         self.box = w.VBox([style, self._plan, self._steering.box, self._table, self._figure, Fit(), self._said])
 
+    def __str__(self) -> str:
+        return f"{sweep_charts.plan_table(self.grid)}\n(An ablation: live in JupyterLab; here, ablation.finish().)"
+
     def _repr_mimebundle_(self, **more: Any) -> Any:
         if self.session.cost is None and not self.session.alive:
             threading.Thread(target=self._time_batches).start()
         bundle = self.box._repr_mimebundle_(**more)
-        text = f"{sweep_charts.plan_table(self.grid)}\n(An ablation: live in JupyterLab; here, ablation.finish().)"
-        return bundle | {"text/plain": text} if isinstance(bundle, dict) else bundle
+        return bundle | {"text/plain": str(self)} if isinstance(bundle, dict) else bundle
 
     def _time_batches(self) -> None:
         """The predicted time needs a few timed batches; they are timed once the plan stands."""

@@ -175,10 +175,12 @@ class Workbench:
             self._figure, Fit(), self._tabs.box,
         ])  # fmt: skip
 
+    def __str__(self) -> str:
+        return f"{table.stages(self.session.desk.recipe)}\n(A workbench: live in JupyterLab; here, wb.start() and wb.wait().)"
+
     def _repr_mimebundle_(self, **more: Any) -> Any:
         bundle = self.box._repr_mimebundle_(**more)
-        text = f"{table.stages(self.session.desk.recipe)}\n(A workbench: live in JupyterLab; here, wb.start() and wb.wait().)"
-        return bundle | {"text/plain": text} if isinstance(bundle, dict) else bundle
+        return bundle | {"text/plain": str(self)} if isinstance(bundle, dict) else bundle
 
     def _pause_or_resume(self) -> None:
         (self.pause if self.session.state == "running" else self.resume)()
