@@ -241,7 +241,7 @@ SETTINGS = {
 }
 FOLDERS = {
     "folder of another run": Case(
-        RunError, ("{run}: holds a run already.", "vitseg.resume(folder)", "another folder"),
+        RunError, ("{run}: holds a run already.", "vitseg resume {run}", "another folder"),
         lambda b: (b.run.mkdir(), (b.run / "events.jsonl").write_text("")),
     ),
     "unwritable folder": Case(
@@ -369,12 +369,15 @@ def saved_model(bench: Bench) -> Path:
 
 
 COMMANDS = {
-    "recipe that is not there": ("run {root}/none.json", "{root}/none.json: cannot be read (No such file or directory)."),
+    "recipe that is not there": (
+        "run {root}/none.json",
+        "{root}/none.json: there is no such file, and no such preset. Presets: quick, giant.",
+    ),
     "recipe that is no JSON": ("run {encoder}/model.safetensors", "{encoder}/model.safetensors: Recipe refused."),
     "setting without a value": ("run quick {run} --set seed", "--set seed: has no value. Write PATH=VALUE"),
     "unknown path": (
         "run quick {run} --set stage.0.lr=1",
-        "stage.0.lr: there is no such setting; possible at that place: name",
+        "stage.0.lr: there is no such setting; did you mean stages? possible at that place: name",
     ),
     "data with a recipe": (
         "run {root}/r.json {run} --data {data}",
