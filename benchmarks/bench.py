@@ -31,7 +31,8 @@ from vitseg.events import BatchEnded, ValidationBatch
 from vitseg.model.freeze import set_freeze_depth
 from vitseg.model.noise import key_noise
 from vitseg.model.segmenter import Segmenter, build_segmenter
-from vitseg.recipe import Constant, Data, Generated, Model, Recipe, Stage
+from vitseg.recipe import Recipe
+from vitseg.settings import Constant, Data, Generated, Model, Stage
 from vitseg.training.loop import StageTraining
 from vitseg.training.losses import SegmentationLoss
 from vitseg.ui.table import Table

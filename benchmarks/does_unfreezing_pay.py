@@ -13,7 +13,7 @@ import sys
 import time
 
 import vitseg
-from vitseg.recipe import CosineRestarts, Exponential
+from vitseg.settings import CosineRestarts, Exponential
 from vitseg.sweep.findings import main_effects
 
 

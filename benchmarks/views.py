@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from vitseg.data.views import make_view
-from vitseg.recipe import Data
+from vitseg.settings import Data
 from vitseg.ui.table import Table
 
 SIDE, COUNT = 224, 60

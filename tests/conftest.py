@@ -11,7 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from vitseg.model.weights import cache_folder
-from vitseg.recipe import Constant, CosineRestarts, Data, Exponential, Generated, Model, Recipe, Stage
+from vitseg.recipe import Recipe
+from vitseg.settings import Constant, CosineRestarts, Data, Exponential, Generated, Model, Stage
 
 FAMILIES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
 LAYERS = 4

@@ -30,9 +30,10 @@ from vitseg.errors import ConfigError, DataError, RecipeError, RunError, VitsegE
 from vitseg.events import RunStarted
 from vitseg.model.segmenter import build_segmenter
 from vitseg.model.weights import load_vit
-from vitseg.recipe import Folder, Model, Recipe
+from vitseg.recipe import Recipe
 from vitseg.runs import run as runs
 from vitseg.runs.run import train
+from vitseg.settings import Folder, Model
 
 SECONDS = 5
 """The aim is 2 s on a machine of one's own; this one may be shared."""

@@ -16,7 +16,7 @@ from vitseg.errors import VitsegError
 from vitseg.images import FILL, IGNORE, color_of, fit_image, fit_mask, fitted_size, open_rgb, overlay, palette_image, to_rgb
 from vitseg.model.families import FAMILIES
 from vitseg.model.segmenter import Segmenter, build_segmenter, restore
-from vitseg.recipe import Data, Folder, Model
+from vitseg.settings import Data, Folder, Model
 
 RED = (255, 0, 0)
 UPRIGHT = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)

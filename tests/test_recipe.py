@@ -14,7 +14,8 @@ from vitseg.errors import RecipeError
 from vitseg.origin import Reading, from_training_config
 from vitseg.plan import preview
 from vitseg.presets import giant, quick
-from vitseg.recipe import (
+from vitseg.recipe import Recipe, load_recipe, parse
+from vitseg.settings import (
     SGD,
     AdamW,
     Augment,
@@ -26,11 +27,8 @@ from vitseg.recipe import (
     Generated,
     Loss,
     Model,
-    Recipe,
     Stage,
     WarmupPoly,
-    load_recipe,
-    parse,
 )
 
 STAGE = {"name": "one", "unfrozen_blocks": 1, "epochs": 2, "lr": 1e-3}
@@ -75,6 +73,11 @@ def test_an_unknown_key_is_refused_with_the_nearest_spelling_and_where_it_belong
     assert refusal(cls, {misspelt: 1}) == f"{cls.__name__} refused. {misspelt}: unknown setting{hint}"
 
 
+def test_a_value_that_might_be_of_two_kinds_is_refused_once():
+    said = refusal(Stage, {"name": "x", "unfrozen_blocks": -1, "epochs": 1, "lr": 0.1})
+    assert said == "Stage refused. unfrozen_blocks: got -1; allowed: greater than or equal to 0 or 'all'."
+
+
 def test_a_setting_in_the_wrong_place_is_told_where_it_belongs():
     assert refusal(Recipe, {"gamma": 1}) == "Recipe refused. gamma: unknown setting; gamma is a setting of Exponential."
 
@@ -115,7 +118,7 @@ OUT_OF_RANGE = [
     (WarmupPoly, "power", 0.0, "greater than 0"),
     (Stage, "epochs", 0, "greater than or equal to 1"),
     (Stage, "unfrozen_blocks", -1, "greater than or equal to 0"),
-    (Stage, "unfrozen_blocks", "every", "'all'"),
+    (Stage, "unfrozen_blocks", "every", "a valid integer or 'all'"),
     (Stage, "drop_path", 1.0, "less than 1"),
     (Stage, "layer_decay", 0.0, "greater than 0"),
     (Stage, "encoder_lr_factor", 1.5, "less than or equal to 1"),
@@ -128,7 +131,7 @@ OUT_OF_RANGE = [
     (Data, "validation_fraction", 0.0, "greater than 0"),
     (Data, "validation_fraction", 1.0, "less than 1"),
     (Data, "views", 0, "greater than or equal to 1"),
-    (Data, "views", "stale", "'fresh'"),
+    (Data, "views", "stale", "a valid integer or 'fresh'"),
     (Augment, "rotate_degrees", 181.0, "less than or equal to 180"),
     (Augment, "zoom", 1.0, "less than 1"),
     (Model, "dropout", 1.0, "less than 1"),

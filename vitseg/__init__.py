@@ -7,9 +7,10 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "vitseg.recipe": (
+    "vitseg.recipe": ("Recipe", "load_recipe"),
+    "vitseg.settings": (
         "AdamW", "Augment", "Constant", "CosineRestarts", "Data", "Exponential", "Folder", "Generated", "Loss", "Model",
-        "Recipe", "SGD", "Stage", "WarmupPoly", "load_recipe",
+        "SGD", "Stage", "WarmupPoly",
     ),
     "vitseg.origin": ("from_training_config",),
     "vitseg.presets": ("giant", "quick"),

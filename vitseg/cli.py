@@ -107,9 +107,7 @@ def _cache(parsed: argparse.Namespace) -> None:
 
     cache = default_cache()
     if parsed.action == "clear":
-        held = sum(group.bytes for group in cache.groups())
-        cache.clear()
-        sys.stdout.write(f"{held / 1e9:.2f} GB cleared in {cache.root}\n")
+        sys.stdout.write(f"{cache.clear() / 1e9:.2f} GB cleared in {cache.root}\n")
         return
     if parsed.action == "verify":
         whole, bad = cache.verify()

@@ -10,7 +10,8 @@ from typing import Any
 
 from vitseg.errors import RecipeError
 from vitseg.presets import giant
-from vitseg.recipe import SGD, AdamW, Recipe
+from vitseg.recipe import Recipe
+from vitseg.settings import SGD, AdamW
 
 
 @dataclass(frozen=True, slots=True)

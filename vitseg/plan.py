@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vitseg.recipe import Constant, CosineRestarts, Exponential, Recipe, Stage, WarmupPoly
+from vitseg.recipe import Recipe
+from vitseg.settings import Constant, CosineRestarts, Exponential, Stage, WarmupPoly
 
 
 @dataclass(frozen=True, slots=True)

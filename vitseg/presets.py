@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import median
 
 from vitseg.images import size_of
-from vitseg.recipe import AdamW, CosineRestarts, Data, Exponential, Folder, Generated, Loss, Model, Recipe, Stage
+from vitseg.recipe import Recipe
+from vitseg.settings import AdamW, CosineRestarts, Data, Exponential, Folder, Generated, Loss, Model, Stage
 
 
 def quick(folder: str | Path | None = None) -> Recipe:
@@ -25,11 +26,10 @@ def quick(folder: str | Path | None = None) -> Recipe:
     patches = max(1, len(files)) * (height // 14) * (width // 14)
     epochs = min(28, max(6, 1_150_000 // patches))
     later = round(epochs * 3 / 14)
-    first, *others = _three_stages(epochs - 2 * later, later, later)
-    steps = first.epochs * -(-round(0.8 * len(files)) // 4)
-    if 0 < steps < 100:  # a burn-in of 60 batches would leave a short stage little, or nothing, to anneal
-        first = first.model_copy(update={"schedule": CosineRestarts(burn_in_batches=steps // 3)})
-    return Recipe(name=name, data=data, batch_size=4, stages=(first, *others))
+    first = epochs - 2 * later
+    steps = first * -(-round(0.8 * len(files)) // 4)
+    burn_in = steps // 3 if 0 < steps < 100 else 60  # 60 would leave a short stage little, or nothing, to anneal
+    return Recipe(name=name, data=data, batch_size=4, stages=_three_stages(first, later, later, burn_in))
 
 
 def _folder(path: str | Path) -> Folder:
@@ -50,9 +50,10 @@ def _canvas(files: list[Path], shorter: int = 252, patch: int = 14) -> tuple[int
     return (longer, shorter) if ratio > 1 else (shorter, longer)
 
 
-def _three_stages(first: int, second: int, third: int) -> tuple[Stage, ...]:
+def _three_stages(first: int, second: int, third: int, burn_in: int = 60) -> tuple[Stage, ...]:
     return (
-        Stage(name="Frozen encoder", unfrozen_blocks=0, epochs=first, lr=2e-3, schedule=CosineRestarts()),
+        Stage(name="Frozen encoder", unfrozen_blocks=0, epochs=first, lr=2e-3,
+              schedule=CosineRestarts(burn_in_batches=burn_in)),
         Stage(name="Last blocks", unfrozen_blocks=2, epochs=second, lr=6e-4, schedule=Exponential(gamma=0.8),
               encoder_lr_factor=0.1),
         Stage(name="Deeper", unfrozen_blocks=4, epochs=third, lr=1e-4, schedule=Exponential(gamma=0.8),

@@ -44,7 +44,11 @@ class Words(BaseModel, metaclass=_Plainly):
 def explain(error: ValidationError, cls: type) -> RecipeError:
     """What pydantic refused, one sentence a setting: its path, the value, what is allowed, the nearest spelling."""
     found = error.errors()
-    refused = RecipeError(f"{cls.__name__} refused. " + " ".join(dict.fromkeys(map(_line, found))))
+    said: dict[str, list[str]] = {}  # a value that may be of several kinds is refused once for each
+    for problem, allowed in map(_line, found):
+        said.setdefault(problem, []).extend(allowed)
+    lines = [f"{problem}; allowed: {' or '.join(dict.fromkeys(a))}." if a else problem for problem, a in said.items()]
+    refused = RecipeError(f"{cls.__name__} refused. {' '.join(lines)}")
     for e in found:
         if isinstance(cause := e.get("ctx", {}).get("error"), NoEffect):
             refused.idle[".".join(filter(None, (_where(e), cause.field)))] = cause.default
@@ -58,19 +62,20 @@ def _where(error: dict[str, Any]) -> str:
     return ".".join(str(p) for p in error["loc"] if p not in kinds and not str(p).startswith(unions))
 
 
-def _line(error: dict[str, Any]) -> str:
+def _line(error: dict[str, Any]) -> tuple[str, list[str]]:
+    """What is wrong, and what would be allowed, where that is left to say."""
     where = _where(error)
     if error["type"] == "extra_forbidden":
         said = f"{where}: unknown setting{_nearest(str(error['loc'][-1]))}"
-        return said if said.endswith("?") else f"{said}."
+        return said if said.endswith("?") else f"{said}.", []
     if error["type"] == "missing":
-        return f"{where}: needs a value."
+        return f"{where}: needs a value.", []
     if error["type"] == "value_error":
-        return f"{where + ': ' if where else ''}{error['ctx']['error']}."
-    said = error["msg"].removeprefix("Input should be ").replace("a valid array", "a list, as in [168, 168]")
+        return f"{where + ': ' if where else ''}{error['ctx']['error']}.", []
+    said = error["msg"].removeprefix("Input should be ").replace("a valid array", "a list, such as [1, 2]")
     got = repr(error["input"])
     got = got if len(got) <= 80 else f"{got[:80]}..."
-    return f"{where + ': ' if where else ''}got {got}; allowed: {said}."
+    return f"{where + ': ' if where else ''}got {got}", [said]
 
 
 def _nearest(name: str) -> str:

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from browser.lab import CHROMIUM, chromium, jupyter
 
-from vitseg.recipe import Constant
+from vitseg.settings import Constant
 
 if CHROMIUM is None and not os.environ.get("VITSEG_REQUIRE_BROWSER"):
     pytest.skip("no Chromium; the browser tests need one", allow_module_level=True)

@@ -15,8 +15,9 @@ from browser.lab import CHROMIUM, chromium, jupyter
 
 from vitseg.events import BatchEnded, EpochEnded
 from vitseg.plan import preview
-from vitseg.recipe import Constant, CosineRestarts, Data, Exponential, Generated, Model, Recipe, Stage
+from vitseg.recipe import Recipe
 from vitseg.runs.folder import RunFolder
+from vitseg.settings import Constant, CosineRestarts, Data, Exponential, Generated, Model, Stage
 
 if CHROMIUM is None and not os.environ.get("VITSEG_REQUIRE_BROWSER"):
     pytest.skip("no Chromium; the browser tests need one", allow_module_level=True)

@@ -16,7 +16,7 @@ from vitseg.data.dataset import SegmentationData, to_binary
 from vitseg.data.generate import generate
 from vitseg.errors import ConfigError, DataError
 from vitseg.images import FILL, IGNORE
-from vitseg.recipe import Augment, Data, Folder, Generated
+from vitseg.settings import Augment, Data, Folder, Generated
 
 SIZE = (28, 28)
 

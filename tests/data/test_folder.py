@@ -13,7 +13,7 @@ from PIL import Image
 
 from vitseg.data.folder import SUFFIXES, read_folder
 from vitseg.errors import DataError
-from vitseg.recipe import Folder
+from vitseg.settings import Folder
 
 GOOD = {name: stripes(0, 1) for name in "abcdefgh"}
 

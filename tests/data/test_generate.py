@@ -8,7 +8,7 @@ import pytest
 from vitseg.data.dataset import SegmentationData
 from vitseg.data.generate import class_names, generate
 from vitseg.errors import RecipeError
-from vitseg.recipe import Data, Generated
+from vitseg.settings import Data, Generated
 
 TEN = Generated(images=40, classes=10, side=64)
 

@@ -17,7 +17,7 @@ from vitseg.data.folder import read_folder
 from vitseg.data.masks import read_raw
 from vitseg.errors import DataError
 from vitseg.images import IGNORE
-from vitseg.recipe import Folder
+from vitseg.settings import Folder
 
 COLORS = ((0, 0, 0), (255, 0, 0), (0, 0, 255), (1, 2, 3))
 CAMVID = ("0001TP_006690", "0006R0_f00930", "0016E5_07959", "Seq05VD_f00000")

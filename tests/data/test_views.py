@@ -11,7 +11,7 @@ from PIL import Image
 
 from vitseg.data.views import make_view, view_name
 from vitseg.images import FILL, IGNORE, fit_image, fit_mask
-from vitseg.recipe import Augment, Data
+from vitseg.settings import Augment, Data
 
 SIZE = (84, 70)
 WILD = Augment(flip_vertical=True, rotate_degrees=60, zoom=0.4, brightness=0.5, contrast=0.5, saturation=0.5)

@@ -8,7 +8,7 @@ import torch
 from vitseg.model.decoder import build_decoder
 from vitseg.model.noise import key_noise
 from vitseg.model.segmenter import build_segmenter
-from vitseg.recipe import Model
+from vitseg.settings import Model
 
 WIDTH, CLASSES, SIZE = 32, 3, (28, 42)
 

@@ -18,8 +18,9 @@ from vitseg.model.families import FAMILIES
 from vitseg.model.freeze import freeze_report, set_freeze_depth
 from vitseg.model.noise import key_noise
 from vitseg.model.segmenter import Segmenter, build_segmenter
-from vitseg.recipe import Model, Recipe
+from vitseg.recipe import Recipe
 from vitseg.runs.run import train
+from vitseg.settings import Model
 
 LAYERS = 4
 DEPTHS = (*range(LAYERS + 1), "all")

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from vitseg.data.generate import generate
 from vitseg.errors import WeightsError
 from vitseg.model import weights
-from vitseg.recipe import Generated
+from vitseg.settings import Generated
 
 FINAL_NORM = "/backbone/layernorm/Add_1_output_0"
 

@@ -18,7 +18,7 @@ from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model
 import vitseg
 from vitseg.errors import ConfigError, FreezeBreach, LRBreach, VitsegError
 from vitseg.events import BatchEnded, EpochEnded, FeaturesUsed, StageEnded, StageStarted, ValidationBatch
-from vitseg.recipe import CosineRestarts, Exponential
+from vitseg.settings import CosineRestarts, Exponential
 
 EPOCHS, BATCHES, LAYERS = 2, 5, 4
 EVERY_DEPTH = (0, 1, "all")

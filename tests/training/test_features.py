@@ -22,8 +22,9 @@ from vitseg.errors import ConfigError, FeatureBreach
 from vitseg.events import BatchEnded, EpochEnded, FeaturesUsed
 from vitseg.model.segmenter import build_segmenter
 from vitseg.presets import quick
-from vitseg.recipe import Augment, Data, Folder, Recipe
+from vitseg.recipe import Recipe
 from vitseg.runs.run import train
+from vitseg.settings import Augment, Data, Folder
 from vitseg.training.audit import audit
 from vitseg.training.cache import FeatureCache, default_cache
 from vitseg.training.features import Features
@@ -328,6 +329,50 @@ class TestNoRoom:
         assert "its limit of 0.0001 GB is reached; $VITSEG_CACHE_GB sets another" in used[-1].note
         assert 0 < sum(p.stat().st_size for p in rows(cache)) <= 110_000
         assert used[2].read > 0, "what had room is read"
+
+    def test_a_cache_that_is_a_file_is_no_end(self, tiny_recipe, plain, tmp_path, cache):
+        (cache / "features").write_text("in the way")
+        run = result(tiny_recipe, tmp_path / "run")
+        assert same(run, plain) and "features cannot be written (Not a directory)" in run[2][0].note
+
+    def test_others_drop_and_clear_at_any_instant(self, tmp_path, monkeypatch):
+        tensors = {"tokens": torch.zeros(1000)}
+        ours = FeatureCache(tmp_path / "rows", reserve=0)
+        for n in range(3):
+            ours.put("a", f"row{n}", tensors)
+        late = FeatureCache(tmp_path / "rows", limit=1, reserve=0)
+        scandir = os.scandir
+
+        def and_one_is_gone(path):
+            found = list(scandir(path))
+            (tmp_path / "rows" / "a" / "row1").unlink(missing_ok=True)
+            return found
+
+        monkeypatch.setattr(os, "scandir", and_one_is_gone)
+        late.put("a", "row9", tensors)
+        assert "limit" in late.why_not and late.groups() == []
+        monkeypatch.setattr(os, "scandir", scandir)
+        write = Path.write_bytes
+
+        def and_all_is_cleared(path: Path, content: bytes) -> int:
+            write(path, content)
+            shutil.rmtree(tmp_path / "rows")
+
+        ours = FeatureCache(tmp_path / "rows", reserve=0)
+        monkeypatch.setattr(Path, "write_bytes", and_all_is_cleared)
+        ours.put("a", "row3", tensors)
+        assert not ours.why_not and not ours.has("a", "row3")
+        monkeypatch.setattr(Path, "write_bytes", write)
+        ours.put("a", "row4", tensors)
+        assert ours.get("a", "row4") is not None
+
+    def test_verify_leaves_alone_what_somebody_is_writing(self, tmp_path):
+        group = tmp_path / "rows" / "a"
+        group.mkdir(parents=True)
+        (group / ".row.1.new").write_bytes(b"half of a r")
+        (group / "row").write_bytes(b"half of a r")
+        assert FeatureCache(tmp_path / "rows").verify() == (0, [group / "row"])
+        assert [p.name for p in group.iterdir()] == [".row.1.new"]
 
     @pytest.mark.parametrize("text", ["many", "-1", "nan", "inf"])
     def test_a_limit_that_is_none(self, monkeypatch, text):

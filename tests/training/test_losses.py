@@ -11,7 +11,7 @@ from torch import Tensor
 from vitseg.errors import ConfigError
 from vitseg.images import IGNORE
 from vitseg.presets import giant
-from vitseg.recipe import Loss
+from vitseg.settings import Loss
 from vitseg.training.losses import SegmentationLoss
 
 CLASSES = 3

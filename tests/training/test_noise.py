@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitseg.errors import TrainingError
 from vitseg.model.noise import KeyedDropout, KeyedDropPath, key_noise
 from vitseg.model.segmenter import Segmenter, build_segmenter
-from vitseg.recipe import Model
+from vitseg.settings import Model
 
 RATE = 0.25
 KEPT = float(torch.tensor(1.0) / (1 - RATE))

@@ -15,8 +15,9 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, ExponentialLR
 from vitseg import plan
 from vitseg.errors import VitsegError
 from vitseg.events import BatchEnded, EpochEnded, StageEnded, StageStarted
-from vitseg.recipe import Constant, CosineRestarts, Exponential, Recipe, Stage, WarmupPoly
+from vitseg.recipe import Recipe
 from vitseg.runs.run import train
+from vitseg.settings import Constant, CosineRestarts, Exponential, Stage, WarmupPoly
 from vitseg.training.audit import LRContract
 from vitseg.training.schedule import build_schedule
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,11 +19,12 @@ from torch.utils.data import DataLoader, Dataset
 from vitseg.data.folder import Pair, read_folder
 from vitseg.data.generate import class_names, generate
 from vitseg.data.masks import read_raw
+from vitseg.data.splits import random_split, splits_of
 from vitseg.data.views import make_view
 from vitseg.draws import NUMERICS, seed_for
 from vitseg.errors import ConfigError, DataError, VitsegError
 from vitseg.images import IGNORE, UNREADABLE, fit_image, fit_mask, open_rgb, sha256_of
-from vitseg.recipe import Data, Generated
+from vitseg.settings import Data, Generated
 
 Key = tuple[str, str]
 """(image name, view name)"""
@@ -64,12 +64,12 @@ class SegmentationData(Dataset[Sample]):
             self.all_classes, self.masks = class_names(cfg.source), "generated"
             self.pairs: dict[str, Pair] = {}
             self._drawn: dict[str, tuple[Image.Image, np.ndarray]] = {}
-            self.splits = _random_split([f"generated-{i:04d}" for i in range(cfg.source.images)], cfg)
+            self.splits = random_split([f"generated-{i:04d}" for i in range(cfg.source.images)], cfg)
         else:
             pairs, self.code = read_folder(cfg.source)
             self.all_classes, self.masks = self.code.classes, self.code.description
             self.pairs = {p.name: p for p in pairs}
-            self.splits = _splits(pairs, cfg)
+            self.splits = splits_of(pairs, cfg)
         if cfg.mode == "binary" and len(self.all_classes) < 2:
             raise ConfigError("data.mode", cfg.mode, "multiclass", "The masks hold one class only.")
         if self.mode == "binary" and not cfg.score_background:
@@ -209,50 +209,3 @@ def _changed(pair: Pair, error: Exception) -> DataError:
 
 def _digest(*words: object) -> str:
     return hashlib.sha256("\x1f".join(map(str, words)).encode()).hexdigest()[:32]
-
-
-def _splits(pairs: list[Pair], cfg: Data) -> dict[str, list[str]]:
-    given = {s: [p.name for p in pairs if p.split == s] for s in ("train", "validation", "test")}
-    if not any(given.values()):
-        return _random_split([p.name for p in pairs], cfg)
-    if not given["train"]:
-        raise DataError(f"{cfg.source.path}: train/ holds no images.", "Put images and masks into train/.")
-    if given["validation"]:
-        for field in ("group", "validation_fraction", "split_seed"):
-            if getattr(cfg, field) != (default := Data.model_fields[field].default):
-                raise ConfigError(
-                    f"data.{field}", getattr(cfg, field), str(default), "The folder has a validation/ of its own."
-                )
-        return given
-    return _random_split(given["train"], cfg) | {"test": given["test"]}
-
-
-def _random_split(names: list[str], cfg: Data) -> dict[str, list[str]]:
-    """Validation gets its fraction of the groups; without a `group` every image is a group of its own."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(_group(name.rpartition("/")[2], cfg.group), []).append(name)
-    if len(groups) < 2:
-        what = f"group={cfg.group!r} makes one group of" if cfg.group else "there is nothing to split in"
-        raise DataError(f"data.group: {what} {len(names)} image(s).", "Give at least two images, or two groups.")
-    keys = sorted(groups)
-    random.Random(seed_for(cfg.split_seed, "split")).shuffle(keys)
-    held_out = set(keys[: min(len(keys) - 1, max(1, round(len(keys) * cfg.validation_fraction)))])
-    return {
-        "train": sorted(n for k in keys if k not in held_out for n in groups[k]),
-        "validation": sorted(n for k in held_out for n in groups[k]),
-        "test": [],
-    }
-
-
-def _group(name: str, pattern: str | None) -> str:
-    if pattern is None:
-        return name
-    try:
-        found = re.search(pattern, name)
-    except re.error as error:
-        raise ConfigError("data.group", pattern, "a regular expression", str(error)) from None
-    part = found and (found.group(1) if found.re.groups else found.group())
-    if part is None:
-        raise DataError(f"data.group: {pattern!r} does not match the name {name!r}.", "Every image needs a group.")
-    return part

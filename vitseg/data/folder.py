@@ -13,7 +13,7 @@ import numpy as np
 from vitseg.data.masks import MaskCode, find_code, is_color, read_raw, with_classes_file
 from vitseg.errors import DataError
 from vitseg.images import UNREADABLE, Size, open_rgb
-from vitseg.recipe import Folder
+from vitseg.settings import Folder
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 SPLITS = ("train", "validation", "test")

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vitseg.draws import seed_for
-from vitseg.recipe import Generated
+from vitseg.settings import Generated
 
 NAMES = (
     "background", "granulation", "slough", "necrosis", "rim", "bruise", "ointment", "scab", "ink", "suture",

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from vitseg.errors import DataError
 from vitseg.images import IGNORE
-from vitseg.recipe import Folder
+from vitseg.settings import Folder
 from vitseg.words import explain
 
 MOST_CLASSES = 254

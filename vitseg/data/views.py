@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 
 from vitseg.draws import seed_for
 from vitseg.images import FILL, IGNORE
-from vitseg.recipe import Augment, Data
+from vitseg.settings import Augment, Data
 
 
 def view_name(data: Data, stage: int, epoch: int) -> str:

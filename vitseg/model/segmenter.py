@@ -22,7 +22,7 @@ from vitseg.model.decoder import build_decoder
 from vitseg.model.encoder import Encoder, Levels
 from vitseg.model.freeze import set_freeze_depth
 from vitseg.model.weights import load_folder, load_vit, quiet, write_color_statistics
-from vitseg.recipe import Model
+from vitseg.settings import Model
 from vitseg.words import Words, explain
 
 
@@ -139,7 +139,7 @@ def restore(logits: Tensor, original: Size) -> Tensor:
 
 
 def likeliest(logits: Tensor) -> Tensor:
-    """Class ids (B, H, W) int64 of logits (B, classes, H, W), as `argmax(1)` gives them in ten times as long on a CPU."""
+    """Class ids (B, H, W) int64 of logits (B, classes, H, W), as `argmax(1)` gives them, which is far slower on a CPU."""
     return logits.max(1).indices
 
 

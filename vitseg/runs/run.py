@@ -175,10 +175,9 @@ def _stages(
         first, epochs, steps = state["stage"], state["epochs_before"], state["steps_before"]
     else:
         yield _started(run.recipe, work), None  # as asked for; what "auto" became stands beside it
-    place = {"cache": default_cache()} if recipe.cache else {}
+    cache = default_cache() if recipe.cache else None
     for number in range(first, len(recipe.stages) + 1):
-        place |= {"epochs_before": epochs, "steps_before": steps}
-        training = StageTraining(recipe, number, work.model, work.data, **place)
+        training = StageTraining(recipe, number, work.model, work.data, epochs_before=epochs, steps_before=steps, cache=cache)
         if state is not None:
             training.load_state_dict(state)
             state = None

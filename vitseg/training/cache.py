@@ -26,11 +26,12 @@ def default_cache() -> FeatureCache:
     """The cache of this user: `features/` in $VITSEG_CACHE, of at most $VITSEG_CACHE_GB gigabytes."""
     text = os.environ.get("VITSEG_CACHE_GB", str(DEFAULT_GB))
     try:
-        limit = float(text)
-        assert 0 <= limit < float("inf")
-    except (ValueError, AssertionError):
-        raise ConfigError("$VITSEG_CACHE_GB", text, "a number of gigabytes, 0 or more") from None
-    return FeatureCache(cache_folder() / "features", int(limit * 1e9))
+        limit = int(float(text) * 1e9)
+    except (ValueError, OverflowError):  # no number, nan, or infinite
+        limit = -1
+    if limit < 0:
+        raise ConfigError("$VITSEG_CACHE_GB", text, "a number of gigabytes, 0 or more")
+    return FeatureCache(cache_folder() / "features", limit)
 
 
 class FeatureCache:
@@ -73,14 +74,16 @@ class FeatureCache:
         if self.why_not or self.has(group, row):
             return
         payload = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        if not self._room_for(len(payload)):
-            return
         path = self.root / group / row
         aside = path.with_name(f".{row}.{os.getpid()}.new")
         try:
+            if not self._room_for(len(payload)):
+                return
             path.parent.mkdir(parents=True, exist_ok=True)
             aside.write_bytes(zlib.crc32(payload).to_bytes(4, "big") + payload)
             aside.replace(path)
+        except FileNotFoundError:  # somebody has cleared the cache this instant; the next row finds it empty
+            return
         except OSError as error:
             self.why_not = f"{self.root} cannot be written ({error.strerror})"
             with contextlib.suppress(OSError):
@@ -100,7 +103,7 @@ class FeatureCache:
     def _room_for(self, size: int) -> bool:
         """Make room by dropping the least recently used rows, of others; False, with the reason, where that is not enough."""
         if self._size is None:
-            self._size = sum(file.stat().st_size for file in self._files())
+            self._size = sum(stat.st_size for _, stat in self._files())
         if self._size + size > self.limit:
             self._drop(self._size + size - int(0.9 * self.limit))
         free = _free(self.root)
@@ -112,39 +115,42 @@ class FeatureCache:
 
     def _drop(self, size: int) -> None:
         """Drop rows, those first that nobody has used for longest, until `size` bytes are freed or all are ours."""
-        others = [(f.stat().st_mtime, f) for f in self._files() if Path(f.path) not in self._ours]
-        for _, file in sorted(others, key=lambda pair: pair[0]):
+        others = [(path, stat) for path, stat in self._files() if path not in self._ours]
+        for path, stat in sorted(others, key=lambda pair: pair[1].st_mtime):
             if size <= 0:
                 return
-            length = file.stat().st_size
             with contextlib.suppress(OSError):
-                Path(file.path).unlink()
-                size, self._size = size - length, self._size - length
-                self._names.get(Path(file.path).parent.name, set()).discard(file.name)
+                path.unlink()
+                size, self._size = size - stat.st_size, self._size - stat.st_size
+                self._names.get(path.parent.name, set()).discard(path.name)
 
-    def _files(self) -> Iterator[os.DirEntry[str]]:
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """All rows, and what a kill has left of others."""
         for group in _entries(self.root):
-            yield from (f for f in _entries(group.path) if f.name != _ABOUT)
+            for entry in _entries(group.path):
+                with contextlib.suppress(OSError):  # another process may drop it between the two calls
+                    if entry.name != _ABOUT:
+                        yield Path(entry.path), entry.stat()
 
     # ---- for people
 
     def groups(self) -> list[Group]:
         """What is kept, most recently used first."""
-        found = []
-        for entry in _entries(self.root):
-            files = [f.stat() for f in _entries(entry.path) if f.name != _ABOUT]
-            about: dict[str, object] = {}
-            with contextlib.suppress(OSError, ValueError):
-                about = json.loads((Path(entry.path) / _ABOUT).read_text(encoding="utf-8"))
-            used = max((f.st_mtime for f in files), default=0.0)
-            found.append(Group(entry.name, about, len(files), sum(f.st_size for f in files), used))
+        rows: dict[Path, list[os.stat_result]] = {}
+        for path, stat in self._files():
+            rows.setdefault(path.parent, []).append(stat)
+        found = [
+            Group(folder.name, _about(folder), len(stats), sum(s.st_size for s in stats), max(s.st_mtime for s in stats))
+            for folder, stats in rows.items()
+        ]
         return sorted(found, key=lambda group: -group.used)
 
     def verify(self) -> tuple[int, list[Path]]:
         """The number of rows that are whole, and those that were not, which are dropped."""
         whole, bad = 0, []
-        for file in self._files():
-            path = Path(file.path)
+        for path, _ in self._files():
+            if path.name.startswith("."):  # somebody may be writing it
+                continue
             try:
                 _check(path.read_bytes())
                 whole += 1
@@ -153,10 +159,12 @@ class FeatureCache:
                 bad.append(path)
         return whole, bad
 
-    def clear(self) -> None:
-        """Drop everything. A training that goes on meanwhile computes what it misses."""
+    def clear(self) -> int:
+        """Drop everything, and say how many bytes that were. A training that goes on meanwhile computes what it misses."""
+        held = sum(stat.st_size for _, stat in self._files())
         shutil.rmtree(self.root, ignore_errors=True)
         self._names, self._ours, self._size, self.why_not = {}, set(), None, ""
+        return held - sum(stat.st_size for _, stat in self._files())
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +176,13 @@ class Group:
     rows: int
     bytes: int
     used: float
+
+
+def _about(folder: Path) -> dict[str, object]:
+    try:
+        return json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _check(content: bytes) -> None:

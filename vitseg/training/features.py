@@ -65,21 +65,24 @@ class Features:
         self.cut, self.size = model.encoder.cut, recipe.data.size
         self.wanted = {d for d in model.shape.skip_depths if d <= self.cut} | {self.cut}
         self.cache = (cache or default_cache()) if hashes and recipe.cache else None
-        self.groups = {amp: self._groups(hashes, amp) for amp in (False, True)} if self.cache else {}
+        self.groups = {amp: self._groups(hashes, amp) for amp in {False, self.machine.amp is not None}} if self.cache else {}
         self.read = self.computed = 0
         self.why_not = ""
         self._trusted, self._fresh = False, True
 
-    def batches(self, keys: list[Key], size: int, *, amp: bool = False, check: bool = False) -> Iterator[FeatureBatch]:
-        """Batches of `size` in the order of `keys`, the last maybe smaller; under autocast with `amp`.
+    def batches(self, keys: list[Key], size: int, *, training: bool = False) -> Iterator[FeatureBatch]:
+        """Batches of `size` in the order of `keys`, the last maybe smaller; for training under autocast, and counted.
 
-        With `check`, and in the first call, a view that is read is computed as well. Raises FeatureBreach if they differ.
+        For training, and in the first call, a view that is read is computed as well. Raises FeatureBreach if they differ.
         """
+        amp = training and self.machine.amp is not None
         chunks = [keys[i : i + size] for i in range(0, len(keys), size)]
         bases = {key: self._base(key, amp) for key in keys}
         missing = [[key for key in chunk if bases[key] is None] for chunk in chunks]
         pixels = self.data.loaded([m for m in missing if m], self.recipe.workers)
-        check, self._fresh = check or self._fresh, False
+        check, self._fresh = training or self._fresh, False
+        if training:
+            self.read = self.computed = 0
         for chunk, unknown in zip(chunks, missing, strict=True):
             rows = self._from_pixels(unknown, next(pixels), amp) if unknown else {}
             rows |= self._kept({key: bases[key] for key in chunk if key not in rows}, amp)
@@ -90,13 +93,12 @@ class Features:
 
     def known(self, keys: list[Key]) -> float:
         """The share of training's views of which something is kept, 0..1."""
-        return sum(self._base(key, True) is not None for key in keys) / len(keys)
+        return sum(self._base(key, self.machine.amp is not None) is not None for key in keys) / len(keys)
 
     def used(self) -> tuple[int, int, str]:
-        """Views read and computed since the last call, and why features are not kept; "" if they are, or were not to be."""
-        counts, self.read, self.computed = (self.read, self.computed), 0, 0
+        """Views that the last epoch of training read and computed, and why none are kept; "" if they are, or were not to be."""
         reason = self.why_not or (self.cache.why_not if self.cache else "")
-        return *counts, f"Features are not kept: {reason}." if reason else ""
+        return self.read, self.computed, f"Features are not kept: {reason}." if reason else ""
 
     def _stacked(self, rows: list[_Row], keys: list[Key]) -> FeatureBatch:
         device = self.machine.device
@@ -240,6 +242,6 @@ class Features:
     def _same(self, key: Key, row: _Row, amp: bool, times: int = 1) -> bool:
         again = self._computed([key] * times, next(self.data.loaded([[key] * times])), amp)[key]
         pairs = [(again.levels[level].cpu(), row.levels[level].cpu()) for level in self.wanted]
-        if self.machine.device.type == "cpu" and not (amp and self.machine.amp):
+        if self.machine.device.type == "cpu" and not amp:
             return all(torch.equal(a, b) for a, b in pairs)
         return all(float((a - b).norm()) <= 0.02 * float(b.norm()) for a, b in pairs)

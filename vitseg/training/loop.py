@@ -14,7 +14,7 @@ from vitseg.data.dataset import SegmentationData
 from vitseg.data.views import view_name
 from vitseg.errors import ConfigError, FeatureBreach, TrainingError
 from vitseg.events import BatchEnded, EpochEnded, Event, FeaturesUsed, StageEnded, StageStarted
-from vitseg.model.freeze import checked_depth, set_freeze_depth
+from vitseg.model.freeze import checked_depth, set_freeze_depth, trained_parts
 from vitseg.model.noise import key_noise
 from vitseg.model.segmenter import Segmenter, likeliest
 from vitseg.recipe import Recipe
@@ -83,7 +83,6 @@ class StageTraining:
             self.hashes = report.hashes
             yield (yield from self._begin(report))
         while not self._finished():
-            self.features.used()
             yield from self._train_epoch()
             yield FeaturesUsed(self.number, self.epochs_before + self.epoch + 1, *self.features.used())
             yield (yield from self._end_epoch())
@@ -178,7 +177,7 @@ class StageTraining:
         rest = keys[self.batch * r.batch_size * r.accumulate :]
         portions: list[FeatureBatch] = []
         try:
-            for batch in self.features.batches(rest, r.batch_size, amp=True, check=True):
+            for batch in self.features.batches(rest, r.batch_size, training=True):
                 portions.append(batch)
                 if len(portions) == r.accumulate:
                     yield portions
@@ -190,10 +189,10 @@ class StageTraining:
             yield portions
 
     def _refuse_moved(self) -> None:
-        frozen = {
-            p.name: self.hashes[p.name] for p in audit(self.model, self.optimizer, self.unfrozen).parts if not p.should_train
-        }
-        audit(self.model, self.optimizer, self.unfrozen, since=frozen).check()
+        """Raises FreezeBreach if a frozen part is not what it was at the start of the stage."""
+        trained = trained_parts(self.unfrozen, self.model.encoder.depth)
+        since = {name: digest for name, digest in self.hashes.items() if name not in trained}
+        audit(self.model, self.optimizer, self.unfrozen, since=since).check()
 
     def _backward(self, portions: list[FeatureBatch]) -> float:
         """Gradients of the batch's loss, which is that of one portion if it fitted in one. Returns the loss."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitseg.errors import ConfigError
 from vitseg.images import IGNORE
-from vitseg.recipe import Loss
+from vitseg.settings import Loss
 
 _SMOOTH = 1e-5
 

@@ -9,8 +9,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vitseg.model.freeze import DECODER, NORM, model_parts
-from vitseg.recipe import SGD, AdamW, Stage
-from vitseg.recipe import Optimizer as OptimizerSettings
+from vitseg.settings import SGD, AdamW, Stage
+from vitseg.settings import Optimizer as OptimizerSettings
 
 
 def build_optimizer(model: nn.Module, cfg: OptimizerSettings, stage: Stage) -> Optimizer:

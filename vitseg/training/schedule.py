@@ -12,7 +12,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, ExponentialLR, LambdaLR, LRScheduler
 
-from vitseg.recipe import Constant, CosineRestarts, Exponential, Stage, WarmupPoly
+from vitseg.settings import Constant, CosineRestarts, Exponential, Stage, WarmupPoly
 
 
 class Schedule:

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from vitseg.errors import ConfigError, VitsegError
 from vitseg.model.segmenter import Segmenter
 from vitseg.plan import notes
-from vitseg.recipe import Constant, CosineRestarts, Exponential, Recipe, Schedule, WarmupPoly
+from vitseg.recipe import Recipe
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.run import differences
+from vitseg.settings import Constant, CosineRestarts, Exponential, Schedule, WarmupPoly
 from vitseg.training.device import resolve
 from vitseg.training.loop import depth_of_stage
 

@@ -125,9 +125,7 @@ def _heat(name: str, epoch: int, iou: float | None) -> str:
 
 
 def kept_words(ahead: StageForecast) -> str:
-    """What the feature cache takes and gives in a stage; empty where there is none."""
-    if ahead.gain == 1.0:
-        return ""
+    """What the feature cache takes and gives in a stage."""
     room = f"{size(ahead.kept)} more on disk" if ahead.kept else "all of it is there"
     return (
         f"What the frozen blocks compute is kept ({room}). Then a step of this stage is {ahead.gain:.1f} times as fast; "

@@ -244,8 +244,10 @@ class Workbench:
         self._table.value = panels.stage_table(recipe, s.desk.stage, trainable, sum(self._counts.values()), ahead)
         held, broken = ({}, {}) if self._preview else (panels.held_by_optimizer(s.events), s.broken())
         self._map.value = panels.freeze_map(recipe, s.desk.stage, self._counts, s.desk.depth, held, broken)
-        notes = [*s.desk.notes(s.batches), *([panels.kept_words(ahead[s.desk.stage - 1])] if ahead else [])]
-        self._notes.value = panels.html("".join(f"<p class=quiet>{escape(n)}</p>" for n in notes if n))
+        notes = s.desk.notes(s.batches)
+        if ahead and recipe.cache:
+            notes.append(panels.kept_words(ahead[s.desk.stage - 1]))
+        self._notes.value = panels.html("".join(f"<p class=quiet>{escape(n)}</p>" for n in notes))
 
     def _draw_curves(self) -> None:
         s = self.session

@@ -1,0 +1,225 @@
+"""The parts of a recipe: data, model, stages and their schedules, loss, optimizer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from vitseg.words import Words
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Augment(Words):
+    """How a view may differ from its image. Each is the largest change; 0 switches it off."""
+
+    flip_horizontal: bool = True
+    flip_vertical: bool = False
+    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
+    zoom: Fraction = 0.2
+    brightness: Fraction = 0.2
+    contrast: Fraction = 0.2
+    saturation: Fraction = 0.2
+
+
+class Generated(Words):
+    """The built-in data set: wound-like regions on skin-like ground, drawn from `seed`. Needs no files."""
+
+    kind: Literal["generated"] = "generated"
+    images: Annotated[int, Field(ge=4)] = 150
+    classes: Annotated[int, Field(ge=2, le=10)] = 5
+    side: Annotated[int, Field(ge=32, le=2048)] = 168
+    seed: int = 0
+
+
+class Folder(Words):
+    """A folder with `images/` and `masks/`, or with `train/`, `validation/`, `test/` that hold them.
+
+    `encoding` says how a mask stores its classes; "auto" looks at the masks, or reads `classes.json`.
+    Settings given here win over `classes.json`.
+    """
+
+    kind: Literal["folder"] = "folder"
+    path: str
+    encoding: Literal["auto", "index", "binary_255", "binary_1", "grey", "rgb"] = "auto"
+    classes: tuple[str, ...] | None = None
+    ignore_value: Annotated[int, Field(ge=0, le=65535)] | None = None
+    grey_factor: Annotated[int, Field(ge=2, le=255)] | None = None
+    colors: tuple[tuple[int, int, int], ...] | None = None
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> Self:
+        self._refuse_without_effect(self.encoding not in {"auto", "grey"}, "grey_factor")
+        self._refuse_without_effect(self.encoding not in {"auto", "rgb"}, "colors")
+        for field in ("classes", "colors"):
+            named = getattr(self, field) or ()
+            if len(set(named)) < len(named):
+                raise ValueError(f"{field} names one of them twice: {named}")
+        if self.encoding == "grey" and self.grey_factor is None:
+            raise ValueError('encoding="grey" needs grey_factor: the value of class 1')
+        return self
+
+
+class Data(Words):
+    """Which images, how they are split, and which views of them are trained on.
+
+    `size` is (height, width) in pixels; images keep their aspect and are padded at the bottom and the right.
+    `views` augmented versions of each image exist, the first one clean; epoch e of a stage shows view e mod
+    `views`. "fresh" draws new ones each epoch. `group` is a regular expression; images whose names match with the
+    same first group are kept on one side of the split.
+    """
+
+    source: Annotated[Generated | Folder, Field(discriminator="kind")] = Generated()
+    size: tuple[Annotated[int, Field(ge=14, le=4096)], Annotated[int, Field(ge=14, le=4096)]] = (168, 168)
+    mode: Literal["auto", "binary", "multiclass"] = "auto"
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    group: str | None = None
+    views: Count | Literal["fresh"] = 4
+    augment: Augment = Augment()
+    score_background: bool = True
+    split_seed: int = 0
+    view_seed: int = 0
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> Self:
+        if self.views == 1 and self.augment != Augment():
+            raise ValueError("augment has no effect with views=1, the clean view alone; leave it out, or ask for more views")
+        self._refuse_without_effect(self.views == 1, "view_seed")
+        self._refuse_without_effect(self.mode == "binary", "score_background")
+        return self
+
+
+class Model(Words):
+    """Encoder, decoder and how they meet. `skip_depths` counts blocks; None means L/4, L/2, 3L/4, L."""
+
+    encoder: str = "dinov2-small-packaged"
+    decoder: Literal["lean", "unet", "linear"] = "lean"
+    skip_depths: tuple[Count, Count, Count, Count] | None = None
+    dropout: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _skips_rise(self) -> Self:
+        if self.skip_depths and list(self.skip_depths) != sorted(set(self.skip_depths)):
+            raise ValueError(f"skip_depths must rise, as in (3, 6, 9, 12); got {self.skip_depths}")
+        return self
+
+
+class CosineRestarts(Words):
+    """Cosine annealing with warm restarts (Loshchilov & Hutter 2017), after a burn-in at the full LR.
+
+    The burn-in is counted once per stage, in batches. `T_0` is the first cycle's length: in batches, or, with
+    `unit="epoch"`, in epochs (the LR still moves every batch, as in PyTorch's fractional use).
+    """
+
+    kind: Literal["cosine_restarts"] = "cosine_restarts"
+    T_0: Count = 15
+    T_mult: Count = 1
+    eta_min: Annotated[float, Field(ge=0)] = 1e-7
+    burn_in_batches: Annotated[int, Field(ge=0)] = 60
+    unit: Literal["batch", "epoch"] = "batch"
+
+    @model_validator(mode="after")
+    def _pytorch_finds_the_cycle(self) -> Self:
+        if self.unit == "epoch" and self.T_mult > 2:
+            raise ValueError('T_mult is 1 or 2 with unit="epoch": PyTorch misses restarts of other growth by rounding')
+        return self
+
+
+class Exponential(Words):
+    """LR times `gamma` once per epoch, after training: epoch e is trained at lr * gamma ** (e - 1)."""
+
+    kind: Literal["exponential"] = "exponential"
+    gamma: Rate = 0.999
+
+
+class Constant(Words):
+    """The same LR throughout."""
+
+    kind: Literal["constant"] = "constant"
+
+
+class WarmupPoly(Words):
+    """Linear warm-up over `warmup_batches`, then polynomial decay to 0 at the end of the stage."""
+
+    kind: Literal["warmup_poly"] = "warmup_poly"
+    warmup_batches: Annotated[int, Field(ge=0)] = 20
+    power: Annotated[float, Field(gt=0, le=10)] = 0.9
+
+
+Schedule = Annotated[CosineRestarts | Exponential | Constant | WarmupPoly, Field(discriminator="kind")]
+
+
+class Stage(Words):
+    """One stage of progressive training.
+
+    `unfrozen_blocks` counts encoder blocks from the last: 0 is a frozen encoder, "all" is every block. The decoder
+    always trains. Encoder LR is `lr * encoder_lr_factor`, times `layer_decay` once more per block below the last.
+    `patience` stops the stage after that many epochs without a better validation IoU.
+    """
+
+    name: str
+    unfrozen_blocks: Annotated[int, Field(ge=0)] | Literal["all"]
+    epochs: Count
+    lr: Rate
+    schedule: Schedule = Exponential()
+    encoder_lr_factor: Rate = 1.0
+    layer_decay: Rate = 1.0
+    drop_path: Fraction = 0.0
+    patience: Count | None = None
+    start_from: Literal["best", "last"] = "best"
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> Self:
+        self._refuse_without_effect(self.unfrozen_blocks == 0, "encoder_lr_factor", "layer_decay", "drop_path")
+        self._refuse_without_effect(self.unfrozen_blocks == 1, "layer_decay")
+        if isinstance(self.schedule, CosineRestarts) and self.schedule.eta_min >= self.lr:
+            raise ValueError(f"schedule.eta_min={self.schedule.eta_min} must be below lr={self.lr}")
+        return self
+
+
+class Loss(Words):
+    """A weighted sum: `cross_entropy` * CE + `dice` * Dice + `focal` * Focal.
+
+    `class_weights` act on cross-entropy and focal, `label_smoothing` on cross-entropy alone. `dice_over="image"` averages Dice
+    over images; "batch" pools the pixels of the batch first.
+    """
+
+    cross_entropy: Annotated[float, Field(ge=0)] = 1.0
+    dice: Annotated[float, Field(ge=0)] = 1.0
+    focal: Annotated[float, Field(ge=0)] = 0.0
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    label_smoothing: Fraction = 0.0
+    class_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    dice_over: Literal["image", "batch"] = "image"
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> Self:
+        if self.cross_entropy + self.dice + self.focal == 0:
+            raise ValueError("cross_entropy, dice and focal are all 0: there is nothing to minimise")
+        self._refuse_without_effect(self.focal == 0, "focal_gamma")
+        self._refuse_without_effect(self.dice == 0, "dice_over")
+        self._refuse_without_effect(self.cross_entropy + self.focal == 0, "class_weights")
+        self._refuse_without_effect(self.cross_entropy == 0, "label_smoothing")
+        return self
+
+
+class AdamW(Words):
+    """AdamW (Loshchilov & Hutter 2019). No weight decay on norms, biases and layer scale."""
+
+    kind: Literal["adamw"] = "adamw"
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+
+
+class SGD(Words):
+    """Stochastic gradient descent with momentum. No weight decay on norms, biases and layer scale."""
+
+    kind: Literal["sgd"] = "sgd"
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-5
+    momentum: Fraction = 0.9
+
+
+Optimizer = Annotated[AdamW | SGD, Field(discriminator="kind")]
