@@ -30,9 +30,9 @@ real bench: .venv/dev.ok
 	@touch $@
 
 .venv/%.ok: .venv/torch.ok pyproject.toml
+	@echo "Installing what '$*' needs: some minutes, without a word."
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[$*]'
-	@$(BIN)/python -c "import importlib.util as u, sys; sys.exit('torchvision must not be installed' if u.find_spec('torchvision') else 0)"
-	@touch $@
+	@$(BIN)/python -c "import importlib.util as u, sys; sys.exit('torchvision must not be installed' if u.find_spec('torchvision') else 0)" && touch $@
 
 clean:
 	rm -rf .venv gallery build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -106,5 +106,10 @@ def test_cache_is_listed_verified_and_cleared(tiny_recipe, tmp_path, monkeypatch
     assert f"{len(rows) - 1:,} rows are whole; 1 were not, and are dropped\n  {rows[0]}" in capsys.readouterr().out
     assert cli.main(["cache", "verify"]) == 0 and "; 0 were not" in capsys.readouterr().out
 
+    assert cli.main(["cache", "clear", "dinov3"]) == 2
+    assert f"cache: got 'dinov3'; allowed: {tiny_recipe.model.encoder}, masks." in capsys.readouterr().err
+    assert cli.main(["cache", "clear", tiny_recipe.model.encoder]) == 0 and "GB cleared" in capsys.readouterr().out
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 1  # the masks stay
+
     assert cli.main(["cache", "clear"]) == 0 and "GB cleared" in capsys.readouterr().out
     assert not list((tmp_path / "cache").rglob("*.json"))

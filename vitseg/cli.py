@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     cache = commands.add_parser("cache", help="what is kept of the frozen blocks: list, verify or clear it")
     cache.add_argument("action", nargs="?", default="list", choices=("list", "verify", "clear"))
+    cache.add_argument("of", nargs="?", metavar="ENCODER", help="clear that alone, or masks")
     cache.set_defaults(call=_cache)
     return parser
 
@@ -107,7 +108,7 @@ def _cache(parsed: argparse.Namespace) -> None:
 
     cache = default_cache()
     if parsed.action == "clear":
-        sys.stdout.write(f"{cache.clear() / 1e9:.2f} GB cleared in {cache.root}\n")
+        sys.stdout.write(f"{cache.clear(parsed.of) / 1e9:.2f} GB cleared in {cache.root}\n")
         return
     if parsed.action == "verify":
         whole, bad = cache.verify()

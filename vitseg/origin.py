@@ -36,7 +36,7 @@ class Reading:
         """The recipe. Raises RecipeError, naming every refused key."""
         if refused := [k for k in self.keys if k.fate == "refused"]:
             lines = "; ".join(f"{k.key}: {k.meaning}" for k in refused)
-            raise RecipeError(f"training_config: {lines}.", "Take these keys out, or change them as they say.")
+            raise RecipeError(f"training_config: {lines}.", "Take these keys out, or do what stands after each.")
         return giant().replace(self.changes)
 
 

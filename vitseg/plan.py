@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+from vitseg.errors import ConfigError
 from vitseg.recipe import Recipe
 from vitseg.settings import Constant, CosineRestarts, Exponential, Stage, WarmupPoly
 
@@ -58,6 +59,8 @@ def _cosine_position(schedule: CosineRestarts, batch: int, batches_per_epoch: in
 
 def preview(recipe: Recipe, batches_per_epoch: int) -> list[Planned]:
     """The LR of every step of every stage, without training anything. Early stopping may end a stage sooner."""
+    if not isinstance(recipe, Recipe):
+        raise ConfigError("recipe", recipe, "a Recipe", "Put stages into one: vitseg.Recipe(stages=(stage,)).")
     planned, epochs_before, step = [], 0, 0
     for number, stage in enumerate(recipe.stages, start=1):
         for batch in range(1, stage.epochs * batches_per_epoch + 1):
@@ -104,5 +107,5 @@ def notes(stage: Stage, batches_per_epoch: int) -> list[str]:
         ]
     unit = "batches" if schedule.unit == "batch" else "epochs"
     n = restarts(stage, batches_per_epoch)
-    burn_in = f"after a burn-in of {schedule.burn_in_batches}"
-    return [f"{n} warm restart{'s' * (n != 1)} in {batches} batches (T_0 = {schedule.T_0} {unit}, {burn_in})."]
+    restart = f"{n} warm restart{'s' * (n != 1)}" if n else "One cosine, which does not come to a restart,"
+    return [f"{restart} in {batches} batches (T_0 = {schedule.T_0} {unit}, after a burn-in of {schedule.burn_in_batches})."]

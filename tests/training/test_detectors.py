@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler
-from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model
+from transformers import BeitConfig, BeitModel, Dinov2Config, Dinov2ForImageClassification, Dinov2Model, SwinConfig, SwinModel
 
 import vitseg
 from vitseg.errors import ConfigError, FreezeBreach, LRBreach, VitsegError
@@ -423,6 +423,19 @@ def test_a_model_without_a_vit_is_refused_by_name():
     model = nn.Conv2d(3, 3, 1)
     with pytest.raises(VitsegError, match="Conv2d"):
         vitseg.audit(model, torch.optim.SGD(model.parameters()), 0)
+
+
+@pytest.mark.parametrize(
+    "vit",
+    [
+        SwinModel(SwinConfig(embed_dim=8, depths=[2, 2], num_heads=[2, 2], window_size=2, image_size=32)),
+        BeitModel(BeitConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, image_size=32)),
+    ],
+    ids=["stages of blocks", "no norm after the last block"],
+)
+def test_a_model_of_another_make_is_refused_and_not_misread(vit):
+    with pytest.raises(ConfigError, match="a plain ViT of transformers: one list of like blocks, then a LayerNorm"):
+        vitseg.audit(vit, torch.optim.SGD(vit.parameters(), lr=0.1), 1)
 
 
 def test_the_audit_does_not_share_the_mistakes_of_the_freezing(encoders, monkeypatch):

@@ -13,7 +13,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, ExponentialLR
 
 from vitseg import plan
-from vitseg.errors import VitsegError
+from vitseg.errors import ConfigError, VitsegError
 from vitseg.events import BatchEnded, EpochEnded, StageEnded, StageStarted
 from vitseg.recipe import Recipe
 from vitseg.runs.run import train
@@ -371,6 +371,20 @@ def test_a_note_says_so_when_a_cycle_of_one_batch_keeps_the_cosine_from_moving()
     stage = Stage(name="A", unfrozen_blocks=0, epochs=10, lr=1e-3, schedule=CosineRestarts(T_0=1))
     assert {closed_form(stage, n, 10) for n in range(1, 101)} == {1e-3}
     assert plan.notes(stage, 10)[0].startswith("The cosine never moves")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "words"),
+    [(3, "One cosine, which does not come to a restart, in 21"), (4, "1 warm restart in 28"), (6, "2 warm restarts in 42")],
+)
+def test_the_note_counts_the_restarts_in_words(epochs, words):
+    stage = Stage(name="A", unfrozen_blocks=0, epochs=epochs, lr=1e-3, schedule=CosineRestarts(burn_in_batches=8))
+    assert plan.notes(stage, 7) == [f"{words} batches (T_0 = 15 batches, after a burn-in of 8)."]
+
+
+def test_a_schedule_is_no_recipe():
+    with pytest.raises(ConfigError, match=r"recipe: got Constant.*allowed: a Recipe"):
+        plan.preview(Constant(), 7)
 
 
 def test_the_note_stands_in_the_record_of_the_stage(small_recipe: Recipe, begin):

@@ -10,7 +10,7 @@ import pytest
 from background import trial_that_fails, until
 
 import vitseg
-from vitseg.errors import TrainingError
+from vitseg.errors import RunError, TrainingError
 from vitseg.events import EpochEnded
 from vitseg.ui.workbench import Workbench
 
@@ -84,6 +84,9 @@ def test_the_cell_run_again_gives_the_live_one_and_no_second_trainer(recipe):
 
 def test_pause_and_resume_change_no_number(recipe, tmp_path):
     ablation = vitseg.ablate(recipe, AXES, seeds=1)
+    for verb in (ablation.pause, ablation.resume):
+        with pytest.raises(RunError, match=r"Nothing has been started that one could .+ Press Start\."):
+            verb()
     ablation.start()
     until(lambda: any(isinstance(e, EpochEnded) for e in ablation.session.live.events))
     ablation.pause()

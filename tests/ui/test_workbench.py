@@ -166,6 +166,15 @@ def test_the_traces_are_the_events(wb):
     assert wb._steering.bar.value == 1.0 and wb._tabs.checks.value.count("✓") == 7
 
 
+def test_without_a_run_there_is_nothing_to_pause_or_resume(wb):
+    with pytest.raises(RunError, match=r"There is no run to pause\. Press Start\."):
+        wb.pause()
+    with pytest.raises(RunError, match=r"There is nothing to resume\. Press Start\."):
+        wb.resume()
+    wb.stop()
+    assert wb.state == wb.wait() == "ready"
+
+
 def test_pause_stops_the_points_and_resume_brings_them(wb):
     wb.start()
     until(lambda: len(wb.events) > 3)

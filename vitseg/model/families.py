@@ -37,10 +37,13 @@ FAMILIES = {
 }
 
 
-def find_blocks(vit: PreTrainedModel) -> nn.ModuleList:
-    """The transformer blocks: the only list of like modules as long as `config.num_hidden_layers`."""
-    depth = vit.config.num_hidden_layers
+def find_blocks(vit: PreTrainedModel) -> nn.ModuleList | None:
+    """The transformer blocks: the only list of like modules as long as `config.num_hidden_layers`.
+
+    None if there is none, or if its modules are lists of blocks themselves: the stages of a hierarchical model.
+    """
+    depth = getattr(vit.config, "num_hidden_layers", None)
     for module in vit.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth and len({type(m) for m in module}) == 1:
-            return module
-    raise LookupError(f"{type(vit).__name__} has no list of {depth} like blocks")
+            return None if any(isinstance(m, nn.ModuleList) for m in module[0].modules()) else module
+    return None

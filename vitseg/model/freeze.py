@@ -89,22 +89,23 @@ def model_parts(model: nn.Module) -> dict[str, Part]:
     Works on any module that holds a transformers ViT: what is outside it counts as decoder; what is in it, but
     neither block nor final norm, as embeddings.
     """
-    vit, norms = _find_vit(model)
-    blocks = find_blocks(vit)
+    vit, norms, blocks = _find_vit(model)
     parts = {EMBEDDINGS: _outside(vit, [blocks, *norms])}
     parts |= {f"block {i}": Part([block], list(block.parameters())) for i, block in enumerate(blocks, start=1)}
     parts[NORM] = Part(norms, [p for norm in norms for p in norm.parameters()])
     return parts | {DECODER: _outside(model, [vit])}
 
 
-def _find_vit(model: nn.Module) -> tuple[PreTrainedModel, list[nn.Module]]:
+def _find_vit(model: nn.Module) -> tuple[PreTrainedModel, list[nn.Module], nn.ModuleList]:
     """The ViT itself, not a transformers model with a head around it: the one whose own child is the final norm."""
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             norms = [child for child in module.children() if isinstance(child, nn.LayerNorm)]
-            if norms:
-                return module, norms
-    raise ConfigError("model", type(model).__name__, "a module that holds a transformers ViT")
+            if norms and (blocks := find_blocks(module)):
+                return module, norms, blocks
+    allowed = "a module that holds a plain ViT of transformers: one list of like blocks, then a LayerNorm"
+    mend = "DINOv2, DINOv3, ViT and DeiT are such; Swin (stages of blocks) and BEiT (no norm after its last block) are not."
+    raise ConfigError("model", type(model).__name__, allowed, mend)
 
 
 def _outside(module: nn.Module, excluded: list[nn.Module]) -> Part:

@@ -159,10 +159,17 @@ class FeatureCache:
                 bad.append(path)
         return whole, bad
 
-    def clear(self) -> int:
-        """Drop everything, and say how many bytes that were. A training that goes on meanwhile computes what it misses."""
+    def clear(self, of: str | None = None) -> int:
+        """Drop all rows, or those of one encoder (or "masks"), and say how many bytes that were.
+
+        A training that goes on meanwhile computes what it misses. Raises ConfigError where nothing is kept of `of`.
+        """
+        groups = self.groups()
+        if of is not None and of not in (kept := sorted({group.of for group in groups})):
+            raise ConfigError("cache", of, ", ".join(kept) or "nothing, for nothing is kept")
         held = sum(stat.st_size for _, stat in self._files())
-        shutil.rmtree(self.root, ignore_errors=True)
+        for folder in [self.root] if of is None else [self.root / group.name for group in groups if group.of == of]:
+            shutil.rmtree(folder, ignore_errors=True)
         self._names, self._ours, self._size, self.why_not = {}, set(), None, ""
         return held - sum(stat.st_size for _, stat in self._files())
 
@@ -176,6 +183,11 @@ class Group:
     rows: int
     bytes: int
     used: float
+
+    @property
+    def of(self) -> str:
+        """The encoder's name, or "masks"."""
+        return str(self.about.get("encoder", "masks"))
 
 
 def _about(folder: Path) -> dict[str, object]:

@@ -13,13 +13,14 @@ import ipywidgets as w
 import pandas as pd
 import plotly.graph_objects as go
 
+from vitseg.errors import RunError
 from vitseg.events import EpochEnded, StageStarted, TrialEnded
 from vitseg.recipe import Recipe
 from vitseg.sweep.findings import sentence
 from vitseg.ui import panels, sweep_charts
 from vitseg.ui.console import say
 from vitseg.ui.fit import Fit
-from vitseg.ui.live import current
+from vitseg.ui.live import LiveRun, current
 from vitseg.ui.report import page
 from vitseg.ui.steering import Steering, live_figure, unpainted
 from vitseg.ui.sweep_session import SweepSession
@@ -65,13 +66,16 @@ class Ablation:
 
     def pause(self) -> None:
         """After the batch that is under way."""
-        if self.session.live:
-            self.session.live.pause()
+        self._live("pause").pause()
 
     def resume(self) -> None:
         """Go on after a pause."""
-        if self.session.live:
-            self.session.live.resume()
+        self._live("resume").resume()
+
+    def _live(self, verb: str) -> LiveRun:
+        if self.session.live is None:
+            raise RunError(f"Nothing has been started that one could {verb}.", "Press Start.")
+        return self.session.live
 
     def stop(self) -> None:
         """After the batch that is under way. Start goes on with that trial from its last whole epoch."""

@@ -65,7 +65,7 @@ def _run_line(event: RunStarted) -> str:
 def _epoch_line(event: EpochEnded) -> str:
     v = event.validation
     return (
-        f"  epoch {event.epoch:3d}  LR {event.lr['decoder']:.2e}  loss train {event.train['loss']:.3f} valid {v['loss']:.3f}  "
+        f"  epoch {event.epoch:3d}  last LR {event.lr['decoder']:.2e}  loss {event.train['loss']:.3f}, valid {v['loss']:.3f}  "
         f"IoU {number_or_na(v['iou'])}  F1 {number_or_na(v['f1'])}{'  best so far' if event.best else ''}"
     )
 

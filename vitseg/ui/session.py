@@ -179,8 +179,9 @@ class Session:
         self._launch(run, stream(), recipe, Curves.of(RunFolder(source.run).events()) if source else None)
 
     def pause(self) -> None:
-        if self.live:
-            self.live.pause()
+        if self.live is None:
+            raise RunError("There is no run to pause.", "Press Start.")
+        self.live.pause()
 
     def resume(self) -> None:
         """Go on after a pause; or continue the run that is shown, if it was cut off, from its last whole epoch."""
@@ -189,8 +190,9 @@ class Session:
                 self.live.resume()
             elif self.resumable:
                 self._continue(self.run)
-            elif self.run:
-                raise RunError(f"{self.run.path.name}: there is nothing to resume.", "Press Start, or Fork.")
+            else:
+                name = f"{self.run.path.name}: there" if self.run else "There"
+                raise RunError(f"{name} is nothing to resume.", "Press Start, or Fork." if self.run else "Press Start.")
 
     def stop(self) -> None:
         """End the run; also one of another workbench, whose own button may be gone."""

@@ -131,7 +131,7 @@ def kept(groups: Sequence[Any], limit: int) -> Table:
     """The groups of a feature cache, and their sum."""
     rows = tuple(
         (
-            str(g.about.get("encoder", "")) or "masks",
+            g.of,
             str(g.about.get("level", "")),
             " x ".join(map(str, g.about.get("size", ()))),
             f"{g.rows:,}",
