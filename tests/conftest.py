@@ -20,12 +20,13 @@ LAYERS = 4
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A feature cache of this test run alone; the weights stay where they are."""
+    """A feature cache and a runs root of this test run alone; the weights stay where they are."""
     weights, folder = cache_folder() / "weights", tmp_path_factory.mktemp("cache")
     weights.mkdir(parents=True, exist_ok=True)
     (folder / "weights").symlink_to(weights, target_is_directory=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VITSEG_CACHE", str(folder))
+        patch.setenv("VITSEG_RUNS", str(folder / "runs"))
         yield folder
 
 
@@ -53,7 +54,7 @@ def _save_tiny(family: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_recipe(encoders: dict[str, str]) -> Recipe:
     """Three short stages on 12 generated images: 10 train (batches of 2, so 5 an epoch), 2 validation."""
     return Recipe(

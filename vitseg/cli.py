@@ -43,9 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("folder", nargs="?", help="where to keep the run; a new folder by default")
     run.add_argument("--data", metavar="FOLDER", help="images and masks to train on, with a preset")
     run.add_argument("--set", metavar="PATH=VALUE", action="append", default=[], help="change a setting: stages.0.epochs=3")
+    run.add_argument("--retrain", action="store_true", help="also the stages that an earlier run has finished alike")
     run.set_defaults(call=_run)
     resume = commands.add_parser("resume", help="go on with a run that was cut off")
     resume.add_argument("folder")
+    resume.add_argument("--inexact", action="store_true", help="even if data, versions or machine have changed since")
     resume.set_defaults(call=_resume)
     predict = commands.add_parser("predict", help="segment images with a trained model")
     predict.add_argument("model", help="a run folder, or its best/")
@@ -74,7 +76,7 @@ def _run(parsed: argparse.Namespace) -> None:
     recipe = _recipe(parsed.recipe, parsed.data).replace(dict(_setting(s) for s in parsed.set))
     run = RunFolder(parsed.folder) if parsed.folder else new_run(recipe.name)
     work = prepare(recipe)
-    events = train(recipe, run.path, work)
+    events = train(recipe, run.path, work, reuse=not parsed.retrain)
     first = next(events)  # the folder is made, and nothing is in the way
     sys.stdout.write(f"{table.ahead(recipe, forecast(recipe, measure(recipe, work), work))}\n\n")
     _finish(chain([first], events), run)
@@ -84,7 +86,7 @@ def _resume(parsed: argparse.Namespace) -> None:
     from vitseg.runs.folder import RunFolder
     from vitseg.runs.run import resume
 
-    _finish(resume(parsed.folder), RunFolder(parsed.folder))
+    _finish(resume(parsed.folder, allow_inexact=parsed.inexact), RunFolder(parsed.folder))
 
 
 def _finish(events: Iterable[Event], run: RunFolder) -> None:

@@ -137,11 +137,9 @@ class RunEnded(Event):
 
 @dataclass(frozen=True, slots=True)
 class TrialStarted(Event):
-    """A trial of a sweep before its first event. `inherits` of its first stages come from the trial named `source`."""
+    """A trial of a sweep before its first event."""
 
     trial: str
-    inherits: int
-    source: str | None
 
 
 @dataclass(frozen=True, slots=True)

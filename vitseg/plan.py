@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from vitseg.errors import ConfigError
 from vitseg.recipe import Recipe
@@ -69,6 +70,21 @@ def preview(recipe: Recipe, batches_per_epoch: int) -> list[Planned]:
             planned.append(Planned(number, step, epoch, planned_lr(stage, batch, batches_per_epoch)))
         epochs_before += stage.epochs
     return planned
+
+
+def effective(recipe: Recipe, stages: int, batches_per_epoch: int, blocks: int) -> dict[str, Any]:
+    """The settings that decide the numbers of stages 1 .. `stages`, the machine apart.
+
+    Names, workers and cache are not among them; a schedule is the learning rates it comes to, "all" the number of blocks.
+    """
+    tree = recipe.model_dump(mode="json", exclude={"name", "workers", "cache", "device", "precision", "threads"})
+    tree["stages"] = tree["stages"][:stages]
+    for stage, settings in zip(recipe.stages, tree["stages"], strict=False):
+        settings["name"] = settings["lr"] = None
+        settings["schedule"] = [planned_lr(stage, n, batches_per_epoch) for n in range(1, stage.epochs * batches_per_epoch + 1)]
+        if stage.unfrozen_blocks == "all":
+            settings["unfrozen_blocks"] = blocks
+    return tree
 
 
 def epochs_done(batch: int, batches_per_epoch: int) -> float:

@@ -16,7 +16,7 @@ BAD = ("should not happen", "could not be drawn", "not complete")
 
 def act(recipe: vitseg.Recipe, count: int, seed: int) -> list[str]:
     """Press and move `count` times; gives the states that were seen. Raises AssertionError for an illegal one."""
-    rng, views, seen = random.Random(seed), [Workbench(recipe)], set()
+    rng, views, seen = random.Random(seed), [Workbench(recipe, reuse=False)], set()
     for number in range(count):
         wb = rng.choice(views[-2:])
         action = rng.choice(
@@ -46,7 +46,7 @@ def _do(action: str, wb: Workbench, rng: random.Random, views: list[Workbench], 
     elif action == "lr":
         control["Learning rate"].value = rng.choice([0.0, 1e-3, 1e-4])
     elif action in {"again", "other"}:
-        views.append(Workbench(recipe.replace({"seed": int(action == "other")})))
+        views.append(Workbench(recipe.replace({"seed": int(action == "other")}), reuse=False))
     elif action == "model":
         assert not wb.model.training
     else:

@@ -48,7 +48,7 @@ def test_a_restart_ends_the_training_within_seconds_and_it_goes_on_to_the_same_b
     part = (folder / "events.jsonl").read_bytes()
     assert part.endswith(b"\n")
     list(_until(resume(folder), 300))
-    list(_until(train(tiny_recipe.replace(LONG), tmp_path / "plain"), 300))
+    list(_until(train(tiny_recipe.replace(LONG), tmp_path / "plain", reuse=False), 300))
     ours, theirs = ((f / "events.jsonl").read_bytes().splitlines() for f in (folder, tmp_path / "plain"))
     shared = min(len(ours), len(theirs))  # transient events count for `_until`, and are not logged
     assert shared > part.count(b"\n") > 15 and ours[:shared] == theirs[:shared]

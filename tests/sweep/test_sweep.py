@@ -55,15 +55,14 @@ def test_seeds_leave_data_split_and_views_as_they_are(grid):
 
 
 def test_trials_that_share_stage_1_stand_together_and_inherit_it(grid):
-    inherits = grid.inherits()
-    assert [n for n, _ in inherits.values()].count(0) == 6  # three seeds, and their controls
+    assert list(grid.shared.values()).count(0) == 6  # three seeds, and their controls
     assert [t.seed for t in grid.trials] == sorted(t.seed for t in grid.trials)
-    assert {n for n, _ in inherits.values()} == {0, 1}
+    assert set(grid.shared.values()) == {0, 1}
 
 
 def test_a_trial_inherits_two_stages_where_only_the_third_differs(tiny_recipe):
     grid = make_grid(tiny_recipe, {"stages.2.unfrozen_blocks": [2, 3]}, 1, FACTS)
-    assert grid.inherits()["02-seed0"] == (2, "01-seed0")
+    assert grid.shared["02-seed0"] == 2
 
 
 @pytest.mark.parametrize(
@@ -139,14 +138,14 @@ def test_stage_1_is_trained_once_a_seed_and_every_trial_is_as_if_alone(grid, tmp
         assert not run.checkpoints.exists()
     for alone in [t for t in grid.trials if t.seed == 1]:
         name = alone.name
-        list(vitseg.train(alone.recipe, tmp_path / name))
+        list(vitseg.train(alone.recipe, tmp_path / name, reuse=False))
         assert lines(sweep.run_of(name).path) == lines(tmp_path / name)
         for file in ("best/decoder.safetensors", "best/encoder/model.safetensors"):
             assert (sweep.run_of(name).path / file).read_bytes() == (tmp_path / name / file).read_bytes()
 
 
 def test_a_sweep_that_was_cut_off_goes_on_to_the_same_bits(small, tmp_path):
-    whole, cut = Sweep(small, tmp_path / "whole"), Sweep(small, tmp_path / "cut")
+    whole, cut = Sweep(small, tmp_path / "whole"), Sweep(small, tmp_path / "elsewhere" / "cut")
     list(whole.events())
     stream = cut.events()
     second = False
@@ -155,7 +154,7 @@ def test_a_sweep_that_was_cut_off_goes_on_to_the_same_bits(small, tmp_path):
         if second and isinstance(event, EpochEnded) and event.stage == 2:
             break
     stream.close()
-    again = Sweep(small, tmp_path / "cut")
+    again = Sweep(small, tmp_path / "elsewhere" / "cut")
     assert [t.name for t in again.todo()] == ["02-seed0", "control1-seed0"]
     events = list(again.events())
     assert not [e for e in events if isinstance(e, StageStarted) and e.stage == 2]  # it went on, it did not begin again

@@ -95,7 +95,7 @@ def test_pause_and_resume_change_no_number(recipe, tmp_path):
     assert ablation._steering.buttons["Pause"].description == "Resume"
     ablation._steering.buttons["Pause"].click()
     assert ablation.wait() == "ended"
-    list(vitseg.train(ablation.grid.trials[0].recipe, tmp_path / "alone"))
+    list(vitseg.train(ablation.grid.trials[0].recipe, tmp_path / "alone", reuse=False))
     path = ablation.sweep.run_of("01-seed0").path / "events.jsonl"
     assert path.read_bytes() == (tmp_path / "alone" / "events.jsonl").read_bytes()
 

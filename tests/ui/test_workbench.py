@@ -50,7 +50,7 @@ def shown(wb):
 
 
 def test_every_control_and_button_of_the_design_is_there(wb):
-    labels = "Stage, Freeze depth, Scheduler, Learning rate, Epochs, Batch size, Seed, Device, Run, Start from"
+    labels = "Stage, Freeze depth, Scheduler, Learning rate, Epochs, Batch size, Seed, Device, Run, Start from, Retrain"
     assert list(wb._controls.by_label) == labels.split(", ")
     assert list(wb._steering.buttons) == ["Start", "Pause", "Stop", "Fork"]
     assert [wb._steering.buttons[b].disabled for b in wb._steering.buttons] == [False, True, True, True]
@@ -147,7 +147,7 @@ def test_a_run_through_the_workbench_is_the_run_of_train_to_the_byte(wb, tiny_re
     wb.start()
     assert not wb.model.training  # another cell looks at it meanwhile
     assert wb.wait() == "ended"
-    list(vitseg.train(tiny_recipe, tmp_path / "plain"))
+    list(vitseg.train(tiny_recipe, tmp_path / "plain", reuse=False))
     for file in ("events.jsonl", "best/decoder.safetensors", "best/encoder/model.safetensors"):
         assert (wb.folder / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
 
@@ -272,7 +272,7 @@ def test_stop_before_the_first_batch_or_while_scoring_can_be_resumed(when, wb, t
         until(lambda: "Resume begins again" in wb._steering.status.value)
         press(wb, "Resume")
         assert wb.wait() == "ended"
-        list(vitseg.train(tiny_recipe, tmp_path / "plain"))
+        list(vitseg.train(tiny_recipe, tmp_path / "plain", reuse=False))
         assert (wb.folder / "events.jsonl").read_bytes() == (tmp_path / "plain" / "events.jsonl").read_bytes()
         assert [e for e in wb.events if isinstance(e, StageStarted)]
 
@@ -372,7 +372,7 @@ def test_a_run_of_the_past_is_shown_and_one_that_was_cut_off_goes_on(wb, tiny_re
     assert "cut off or stopped" in other._tabs.runs.value
     press(other, "Resume")
     assert other.wait() == "ended"
-    list(vitseg.train(tiny_recipe, tmp_path / "plain"))
+    list(vitseg.train(tiny_recipe, tmp_path / "plain", reuse=False))
     assert (tmp_path / "runs" / "cut" / "events.jsonl").read_bytes() == (tmp_path / "plain" / "events.jsonl").read_bytes()
     other._tabs.export_csv()
     assert (tmp_path / "runs" / "cut" / "curves.csv").read_text().startswith("curve,epoch,step,value\nLR (planned),")
@@ -516,9 +516,7 @@ def test_a_refused_value_goes_with_its_stage(wb):
     assert control(wb, "Learning rate").value == 1e-3
 
 
-def test_resume_and_fork_before_any_run_change_nothing(wb):
-    wb.resume()
-    assert "Ready" in wb._steering.status.value
+def test_a_fork_before_any_run_changes_nothing(wb):
     with pytest.raises(RunError):
         wb.fork()
     assert "Ready" in wb._steering.status.value
@@ -577,7 +575,7 @@ def test_stop_while_an_epoch_is_scored_and_go_on_to_the_same_bits(wb, tiny_recip
     until(lambda: "Resume goes on from the end of epoch" in wb._steering.status.value)
     press(wb, "Resume")
     assert wb.wait() == "ended"
-    list(vitseg.train(tiny_recipe, tmp_path / "plain"))
+    list(vitseg.train(tiny_recipe, tmp_path / "plain", reuse=False))
     assert (wb.folder / "events.jsonl").read_bytes() == (tmp_path / "plain" / "events.jsonl").read_bytes()
 
 
@@ -650,3 +648,21 @@ def test_watch_passes_every_event_on_and_draws_now_and_then(tiny_recipe, tmp_pat
     assert len(drawn) == sum(not isinstance(e, BatchEnded) or e.step % 5 == 0 for e in seen)
     losses = next(t for t in drawn[-1].data if t.name == "train loss")
     np.testing.assert_allclose(losses.y, [e.loss for e in seen if isinstance(e, BatchEnded)], rtol=1e-6)
+
+
+def test_a_run_that_was_trained_before_is_taken_and_retrained_only_if_told_to(wb, tiny_recipe):
+    wb.start()
+    assert wb.wait() == "ended"
+    first, status = wb.events, wb._steering.status
+    wb.start()
+    assert wb.wait() == "ended"
+    words = "Stages 1 to 3 are those of run"
+    assert words in status.value and "Tick Retrain to do so." in status.value and words in wb._tabs.checks.value
+    assert wb.events[1:] == first[1:] and wb.events[0].parent["stage"] == 3
+    assert list(wb.session.predictions) == [5]  # of the best weights, since no epoch was trained here
+    control(wb, "Retrain").value = True
+    wb.start()
+    assert wb.wait() == "ended"
+    assert wb.events == first and words not in status.value and len(wb.session.predictions) == 6
+    again = Workbench(tiny_recipe, reuse=False)
+    assert control(again, "Retrain").value

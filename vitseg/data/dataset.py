@@ -164,6 +164,11 @@ class SegmentationData(Dataset[Sample]):
                 raise _changed(pair, error) from None
         return _digest(*place, *image), _digest(*place, self.mode, *mask)
 
+    def digest(self) -> str:
+        """A digest of all that training and validation read: names, split, and the content of every image and mask."""
+        parts = ("train", "validation")
+        return _digest(*((part, name, *self.fingerprint(name, "0")) for part in parts for name in self.splits[part]))
+
     def _digest(self, path: Path) -> str:
         """SHA-256 of a file, computed again when it has changed."""
         stat = path.stat()

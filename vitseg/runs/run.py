@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors.torch import load_file, save_file
 
+from vitseg import plan
 from vitseg.data.dataset import SegmentationData
 from vitseg.errors import ConfigError, RunError
-from vitseg.events import EpochEnded, Event, RunEnded, RunStarted, StageEnded
+from vitseg.events import EpochEnded, Event, RunEnded, RunStarted, StageEnded, StageStarted
 from vitseg.model.segmenter import Segmenter, build_segmenter
 from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import newest_checkpoint, save_checkpoint
 from vitseg.runs.durable import MANIFEST, held, whole_folder, write_json
 from vitseg.runs.environment import environment
-from vitseg.runs.folder import RunFolder
+from vitseg.runs.folder import RunFolder, runs_root
+from vitseg.runs.store import DECISIVE, find_stage, keep_key, stage_keys
 from vitseg.runs.summary import summarise
 from vitseg.training.cache import default_cache
 from vitseg.training.device import Machine, resolve
@@ -29,15 +32,25 @@ from vitseg.training.losses import SegmentationLoss
 from vitseg.training.weights import load_weights
 
 
-def train(recipe: Recipe, folder: str | Path | None = None, work: Work | None = None) -> Generator[Event]:
+def train(
+    recipe: Recipe, folder: str | Path | None = None, work: Work | None = None, *, reuse: bool | str | Path = True
+) -> Generator[Event]:
     """Train all stages of a recipe and record them in `folder` (a new one under `runs_root()` by default).
 
     An iterable of events: nothing is trained until it is asked for them, and no more once it is not. Data, model and
     settings are checked before the folder is made; anything wrong is a VitsegError. `work` is what `prepare(recipe)`
     gave, for a caller who wants to look at the model meanwhile; it serves one run.
+
+    First stages that a run under `runs_root()` has finished, on the same data, from the same weights, with the same
+    settings, are taken from there: the same bits. `reuse` may name another folder to look in; False trains them all.
     """
     work = work or prepare(recipe)
-    run = RunFolder.create(folder, recipe, work.data.splits, environment(work.model, work.machine))
+    about = _about(recipe, work)
+    places = {runs_root(), runs_root() if reuse is True else Path(reuse).expanduser().absolute()} if reuse else set()
+    if found := find_stage(about["keys"], sorted(places)):
+        yield from _inherit(RunFolder(found.run), found.stage, recipe, folder, work, about)
+        return
+    run = RunFolder.create(folder, recipe, work.data.splits, about)
     with held(run.path):
         yield from _recorded(run, recipe, work)
 
@@ -51,22 +64,30 @@ def fork(
     `recipe`, the machine or the encoder's weights differ in anything that those stages were trained with.
     """
     source = RunFolder(parent)
-    inherited = source.up_to(stage)
+    source.up_to(stage)
     if stage >= len(recipe.stages):
         raise RunError(f"There is no stage after stage {stage} in this recipe.", "Add one, or fork from an earlier stage.")
     _refuse(source, stage, differences(source.recipe, recipe, stage))
     work = work or prepare(recipe)
-    started = _start_of_fork(source, stage, recipe, work)
+    yield from _inherit(source, stage, recipe, folder, work, _about(recipe, work))
+
+
+def _inherit(
+    source: RunFolder, stage: int, recipe: Recipe, folder: str | Path | None, work: Work, about: dict[str, Any]
+) -> Generator[Event]:
     origin = {"parent": str(source.path), "stage": stage, "sequence": 0, "offset": 0}
-    run = RunFolder.create(folder, recipe, work.data.splits, environment(work.model, work.machine), forked=origin)
+    first = _first_events(source, stage, recipe, work)
+    run = RunFolder.create(folder, recipe, work.data.splits, about, forked=origin)
     with held(run.path):
-        yield from _forked(run, recipe, work, [started, *inherited])
+        yield from _forked(run, recipe, work, first)
 
 
-def resume(folder: str | Path, work: Work | None = None) -> Generator[Event]:
+def resume(folder: str | Path, work: Work | None = None, *, allow_inexact: bool = False) -> Generator[Event]:
     """Go on with a run from its newest whole checkpoint. Yields what happens from there on.
 
-    A fork that was cut off while it inherited does so again, from its parent: RunError if that is gone.
+    Raises RunError, naming every difference, if data, weights, versions or machine are not those that the run began with,
+    for then its numbers would not be those of an uninterrupted run; `allow_inexact` goes on and records it. A fork that was
+    cut off while it inherited does so again, from its parent: RunError if that is gone.
     """
     run = RunFolder(folder)
     recipe = run.resolved_recipe()
@@ -76,9 +97,10 @@ def resume(folder: str | Path, work: Work | None = None) -> Generator[Event]:
         state = newest_checkpoint(run.checkpoints)  # None: it was cut off in its first epoch, and begins again
         work = work or prepare(recipe)
         run.check_split(work.data.splits)
+        run.check_environment(environment(*work), DECISIVE, allow_inexact)
         forked = run.forked()
         if forked and not forked["sequence"]:
-            yield from _forked(run, recipe, work, _first_events(run, work))
+            yield from _forked(run, recipe, work, _first_events_again(run, forked, work))
             return
         place = state or forked or {"sequence": 0, "offset": 0}
         run.cut_back(place["sequence"], place["offset"])
@@ -113,6 +135,12 @@ def prepare(recipe: Recipe) -> Work:
         depth_of_stage(recipe, number, model)
     SegmentationLoss(recipe.loss, len(data.classes))
     return Work(data, model, machine)
+
+
+def _about(recipe: Recipe, work: Work) -> dict[str, Any]:
+    """The content of a new run's `environment.json`."""
+    found = environment(*work)
+    return found | {"keys": stage_keys(recipe, batches_per_epoch(recipe, work.data), work.model.encoder.depth, found)}
 
 
 def _recorded(
@@ -152,14 +180,25 @@ def _forked(run: RunFolder, recipe: Recipe, work: Work, first: list[Event]) -> G
     yield from _recorded(run, recipe, work, after=first[-1])
 
 
-def _first_events(run: RunFolder, work: Work) -> list[Event]:
-    """What a fork begins with that was cut off before it had it all. Raises RunError if its parent is gone."""
-    origin = run.forked()
-    source, stage = RunFolder(origin["parent"]), origin["stage"]
+def _first_events(source: RunFolder, stage: int, recipe: Recipe, work: Work) -> list[Event]:
+    """What a fork begins with: its start, and its parent's stages in the words of its own recipe."""
+    batches = batches_per_epoch(recipe, work.data)
+    first: list[Event] = [_start_of_fork(source, stage, recipe, work)]
+    for event in source.up_to(stage):
+        if isinstance(event, StageStarted):
+            own = recipe.stages[event.stage - 1]
+            event = replace(event, name=own.name, schedule=plan.describe(own), notes=plan.notes(own, batches))
+        first.append(event)
+    return first
+
+
+def _first_events_again(run: RunFolder, origin: dict[str, Any], work: Work) -> list[Event]:
+    """Those of a fork that was cut off before it had them all. Raises RunError if its parent is gone."""
+    source = RunFolder(origin["parent"])
     if not source.events_file.exists():
         problem = f"{run.path}: was cut off while it inherited from {source.path}, which is gone."
-        raise RunError(problem, "Bring that run back, or fork another.")
-    return [_start_of_fork(source, stage, run.recipe, work), *source.up_to(stage)]
+        raise RunError(problem, "Bring that run back, or begin another.")
+    return _first_events(source, origin["stage"], run.recipe, work)
 
 
 def _stages(
@@ -169,13 +208,14 @@ def _stages(
     first, epochs, steps = 1, 0, 0
     if after is not None:
         first, epochs, steps = after.stage + 1, after.epoch, after.step
-        which = recipe.stages[after.stage].start_from
+        which = recipe.stages[after.stage].start_from if first <= len(recipe.stages) else "best"
         load_weights(work.model, load_file(run_stage(run, after.stage) / f"{which}.safetensors"))
     elif state is not None:
         first, epochs, steps = state["stage"], state["epochs_before"], state["steps_before"]
     else:
         yield _started(run.recipe, work), None  # as asked for; what "auto" became stands beside it
     cache = default_cache() if recipe.cache else None
+    features = None
     for number in range(first, len(recipe.stages) + 1):
         training = StageTraining(recipe, number, work.model, work.data, epochs_before=epochs, steps_before=steps, cache=cache)
         if state is not None:
@@ -183,14 +223,15 @@ def _stages(
             state = None
         for event in training:
             yield event, training
+        features = training.features
         epochs, steps = epochs + training.epoch, steps + training.step
         _keep_stage_end(run, number, training)
         if number == len(recipe.stages) or recipe.stages[number].start_from == "best":
             load_weights(work.model, training.best_weights)
-    yield from ((event, None) for event in _end(run, recipe, work, training.features))
+    yield from ((event, None) for event in _end(run, recipe, work, features))
 
 
-def _end(run: RunFolder, recipe: Recipe, work: Work, features: Features) -> Iterator[Event]:
+def _end(run: RunFolder, recipe: Recipe, work: Work, features: Features | None) -> Iterator[Event]:
     """Save the best weights, score them, and the test images, once."""
     data, model, _ = work
     with whole_folder(run.best) as aside:
@@ -204,6 +245,8 @@ def _keep_stage_end(run: RunFolder, number: int, training: StageTraining) -> Non
     with whole_folder(run_stage(run, number)) as aside:
         save_file(training.best_weights, aside / "best.safetensors")
         save_file(training.trained_weights(), aside / "last.safetensors")
+        if keys := run.keys():
+            keep_key(aside, keys[number - 1])
 
 
 def run_stage(run: RunFolder, number: int) -> Path:

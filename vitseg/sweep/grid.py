@@ -49,8 +49,8 @@ class Grid:
     """The trials in the order in which they are trained, those that share first stages side by side.
 
     `axes` holds a setting's path and its values, `settings` one value of each axis for every combination that is trained.
-    `places` finds a combination, given by the place of each value in its axis, among `settings`; `notes` say which were left
-    out, being the same training as another.
+    `places` finds a combination, given by the place of each value in its axis, among `settings`; `shared` says how many first
+    stages a trial has in common with one before it; `notes` say which combinations were left out, being the same training.
     """
 
     recipe: Recipe
@@ -59,11 +59,8 @@ class Grid:
     settings: tuple[tuple[Any, ...], ...]
     places: dict[tuple[int, ...], int]
     trials: tuple[Trial, ...]
+    shared: dict[str, int]
     notes: tuple[str, ...]
-
-    def inherits(self) -> dict[str, tuple[int, str | None]]:
-        """How many first stages each trial takes from which earlier one, if all go well."""
-        return {t.name: shared_stages(t, self.trials[:i]) for i, t in enumerate(self.trials)}
 
     def words(self, setting: int) -> tuple[str, ...]:
         """The values of a combination as text, one for each axis."""
@@ -85,15 +82,15 @@ def make_grid(recipe: Recipe, axes: Mapping[str, Sequence[Any]], seeds: int | Se
     for levels in product(*(range(len(values)) for values in axes.values())):
         setting = tuple(values[i] for values, i in zip(axes.values(), levels, strict=True))
         changed, idle = _settle(recipe, axes, setting)
-        number = places[levels] = known.setdefault(effective(changed, facts), len(settings))
+        number = places[levels] = known.setdefault(training_of(changed, facts), len(settings))
         if number == len(settings):
             settings.append(setting)
             recipes.append(changed)
             ignored.append(idle)
         else:
             notes.append(_same(axes, setting, settings[number], idle.keys() | ignored[number].keys()))
-    trials = _in_order([t for seed in seeds for t in _trials(recipes, seed, facts)])
-    return Grid(recipe, axes, seeds, tuple(settings), places, tuple(trials), tuple(notes))
+    trials, shared = _in_order([t for seed in seeds for t in _trials(recipes, seed, facts)], facts)
+    return Grid(recipe, axes, seeds, tuple(settings), places, tuple(trials), shared, tuple(notes))
 
 
 def _seeds(recipe: Recipe, seeds: int | Sequence[int]) -> tuple[int, ...]:
@@ -136,16 +133,12 @@ def _same(axes: Mapping[str, Sequence[Any]], values: Sequence[Any], first: Seque
     return f"Left out: {words(values)} is the same training as {words(first)}{why}."
 
 
-def effective(recipe: Recipe, facts: Facts) -> str:
-    """What a training depends on: its settings, a schedule by the learning rates it comes to, "all" by its number."""
-    tree = recipe.model_dump(mode="json", exclude={"name", "workers", "cache"})
+def training_of(recipe: Recipe, facts: Facts, stages: int | None = None) -> str:
+    """A digest of what decides the numbers of the first `stages`, all by default."""
     batches = -(-facts.train_images // (recipe.batch_size * recipe.accumulate))
-    for stage, settings in zip(recipe.stages, tree["stages"], strict=True):
-        settings["name"] = settings["lr"] = None
-        settings["schedule"] = [plan.planned_lr(stage, n, batches) for n in range(1, stage.epochs * batches + 1)]
-        if stage.unfrozen_blocks == "all":
-            settings["unfrozen_blocks"] = facts.blocks
-    return hashlib.sha256(json.dumps(tree).encode()).hexdigest()
+    machine = [recipe.device, recipe.precision, recipe.threads]
+    settings = plan.effective(recipe, stages or len(recipe.stages), batches, facts.blocks)
+    return hashlib.sha256(json.dumps([machine, settings]).encode()).hexdigest()
 
 
 def _trials(recipes: Sequence[Recipe], seed: int, facts: Facts) -> list[Trial]:
@@ -158,7 +151,7 @@ def _trials(recipes: Sequence[Recipe], seed: int, facts: Facts) -> list[Trial]:
         if len(recipe.stages) > 1:
             alone = _wholly_in_stage_1(recipe)
             new = f"control{len(controls) + 1}-seed{seed}"
-            control = controls.setdefault(effective(alone, facts), Trial(new, seed, _named(alone, new, seed), None)).name
+            control = controls.setdefault(training_of(alone, facts), Trial(new, seed, _named(alone, new, seed), None)).name
         trials.append(Trial(name, seed, _named(recipe, name, seed), number, control))
     return [*trials, *controls.values()]
 
@@ -173,30 +166,18 @@ def _named(recipe: Recipe, name: str, seed: int) -> Recipe:
     return recipe.replace({"name": name, "seed": seed})
 
 
-def _in_order(trials: Sequence[Trial]) -> list[Trial]:
-    """Those that share their first stages stand together, otherwise as they came."""
+def _in_order(trials: Sequence[Trial], facts: Facts) -> tuple[list[Trial], dict[str, int]]:
+    """Those that share their first stages stand together, otherwise as they came; and how many each shares with one before."""
+    beginnings = {t.name: [training_of(t.recipe, facts, n) for n in range(1, len(t.recipe.stages) + 1)] for t in trials}
     seen: dict[str, int] = {}
-
-    def place(trial: Trial) -> list[int]:
-        return [seen.setdefault(_upto(trial.recipe, n), len(seen)) for n in range(1, len(trial.recipe.stages) + 1)]
-
-    return sorted(trials, key=place)
-
-
-def shared_stages(trial: Trial, earlier: Sequence[Trial]) -> tuple[int, str | None]:
-    """The most first stages that `trial` has in common with an earlier one, at least its last being its own."""
-    for n in range(len(trial.recipe.stages) - 1, 0, -1):
-        for other in earlier:
-            if len(other.recipe.stages) >= n and _upto(other.recipe, n) == _upto(trial.recipe, n):
-                return n, other.name
-    return 0, None
-
-
-def _upto(recipe: Recipe, stage: int) -> str:
-    """All that stages 1 .. `stage` are trained with."""
-    return recipe.model_copy(
-        update={"stages": recipe.stages[:stage], "name": "", "workers": 0, "cache": True}
-    ).model_dump_json()
+    for digest in (digest for t in trials for digest in beginnings[t.name]):
+        seen.setdefault(digest, len(seen))
+    ordered = sorted(trials, key=lambda t: [seen[digest] for digest in beginnings[t.name]])
+    trained, shared = set[str](), {}
+    for trial in ordered:
+        shared[trial.name] = sum(digest in trained for digest in beginnings[trial.name])
+        trained.update(beginnings[trial.name])
+    return ordered, shared
 
 
 def value_words(value: Any, among: Sequence[Any]) -> str:

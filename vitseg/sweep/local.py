@@ -15,9 +15,9 @@ from vitseg.errors import RunError, VitsegError
 from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted
 from vitseg.runs.durable import held, write_json
 from vitseg.runs.folder import RunFolder, runs_root
-from vitseg.runs.run import Work, fork, resume, train
+from vitseg.runs.run import Work, resume, train
 from vitseg.sweep.findings import Result
-from vitseg.sweep.grid import Facts, Grid, Trial, shared_stages
+from vitseg.sweep.grid import Facts, Grid, Trial
 from vitseg.training.loop import depth_of_stage
 
 
@@ -70,10 +70,9 @@ class Sweep:
         self._create()
         with held(self.path):
             for trial in self.todo():
-                inherits, source = shared_stages(trial, self._ended())
-                yield TrialStarted(trial.name, inherits, source)
+                yield TrialStarted(trial.name)
                 try:
-                    yield from self._train(trial, inherits, source)
+                    yield from self._train(trial)
                 except (VitsegError, OSError, RuntimeError) as error:
                     self.failures[trial.name] = f"{type(error).__name__}: {error}"
                 else:
@@ -81,17 +80,13 @@ class Sweep:
                     shutil.rmtree(self.run_of(trial.name).checkpoints, ignore_errors=True)  # nothing is left to resume
                 yield TrialEnded(trial.name, self.failures.get(trial.name))
 
-    def _train(self, trial: Trial, inherits: int, source: str | None) -> Generator[Event]:
+    def _train(self, trial: Trial) -> Generator[Event]:
+        """First stages that another trial, or any run beside the sweep, has finished are not trained again."""
         run = self.run_of(trial.name)
         if run.events_file.exists():
             return resume(run.path)
         shutil.rmtree(run.path, ignore_errors=True)  # left by a kill before its first event
-        if source is None:
-            return train(trial.recipe, run.path)
-        return fork(self.run_of(source).path, inherits, trial.recipe, run.path)
-
-    def _ended(self) -> list[Trial]:
-        return [t for t in self.grid.trials if self.run_of(t.name).summary_file.exists()]
+        return train(trial.recipe, run.path, reuse=self.path.parent)
 
     def _create(self) -> None:
         try:

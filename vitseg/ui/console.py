@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from tqdm import tqdm
 
 from vitseg.events import BatchEnded, EpochEnded, Event, FeaturesUsed, RunStarted, StageEnded, StageStarted
-from vitseg.ui.table import number_or_na
+from vitseg.ui.table import inherited_words, number_or_na
 
 
 def progress(events: Iterable[Event]) -> Iterator[Event]:
@@ -20,6 +20,8 @@ def progress(events: Iterable[Event]) -> Iterator[Event]:
             case RunStarted():
                 batches = event.batches_per_epoch
                 say(_run_line(event))
+                if event.parent:
+                    say(inherited_words(event.parent))
             case StageStarted():
                 say(f"\nStage {event.stage}: {event.name} · {event.schedule} · {event.epochs} epoch{'s' * (event.epochs != 1)}")
                 say("\n".join(f"  {line}" for line in [*event.audit.splitlines(), *event.notes]))

@@ -8,7 +8,8 @@ from html import escape
 import ipywidgets as w
 
 from vitseg.recipe import Recipe
-from vitseg.ui.desk import SCHEDULERS, Desk, StageEnd
+from vitseg.runs.store import StageEnd
+from vitseg.ui.desk import SCHEDULERS, Desk
 from vitseg.ui.panels import html
 
 PRETRAINED = "pretrained weights"
@@ -45,9 +46,12 @@ class Controls:
         self.device = w.Dropdown(description="Device", options=["auto", "cpu", "cuda", "mps"])
         self.scope = w.Dropdown(description="Run", options=[ALL, ONE])
         self.start = w.Dropdown(description="Start from", options=[PRETRAINED])
+        self.retrain = w.Checkbox(
+            description="Retrain", indent=False, tooltip="Also the stages that an earlier run has finished alike"
+        )
         self.by_label = {c.description: c for c in (
             self.stage, self.depth, self.scheduler, self.lr, self.epochs,
-            self.batch_size, self.seed, self.device, self.scope, self.start,
+            self.batch_size, self.seed, self.device, self.scope, self.start, self.retrain,
         )}  # fmt: skip
         self._says = {label: w.HTML() for label in self.by_label}
         self._settings = {self.depth: "unfrozen_blocks", self.lr: "lr", self.epochs: "epochs", self.batch_size: "batch_size",
@@ -73,7 +77,7 @@ class Controls:
             self.scheduler.value = desk.scheduler()
             self.lr.value, self.epochs.value = stage.lr, stage.epochs
             self.batch_size.value, self.seed.value, self.device.value = recipe.batch_size, recipe.seed, recipe.device
-            self.scope.value = ONE if desk.this_stage_only else ALL
+            self.scope.value, self.retrain.value = ONE if desk.this_stage_only else ALL, desk.retrain
             self._choose_start()
         finally:
             self._filling = False
@@ -119,6 +123,8 @@ class Controls:
             desk.this_stage_only = value == ONE
             self._start_before()
             desk.check()
+        elif control is self.retrain:
+            desk.retrain = value
         elif control is self.start:
             desk.start = None if value == PRETRAINED else value
             desk.check()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vitseg.errors import ConfigError, VitsegError
 from vitseg.model.segmenter import Segmenter
@@ -13,6 +12,7 @@ from vitseg.plan import notes
 from vitseg.recipe import Recipe
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.run import differences
+from vitseg.runs.store import StageEnd
 from vitseg.settings import Constant, CosineRestarts, Exponential, Schedule, WarmupPoly
 from vitseg.training.device import resolve
 from vitseg.training.loop import depth_of_stage
@@ -39,19 +39,10 @@ MOST_EPOCHS = 10_000
 """The plan of more could not be drawn while a control is being moved."""
 
 
-class StageEnd(NamedTuple):
-    """The end of stage `stage` of a run: where another run may start."""
-
-    run: Path
-    stage: int
-
-    def __str__(self) -> str:
-        return f"stage {self.stage} of {self.run.name}"
-
-
 @dataclass
 class Desk:
-    """The controls' state. `stage` is the row being edited, from 1; `this_stage_only` ends the run after it.
+    """The controls' state. `stage` is the row being edited, from 1; `this_stage_only` ends the run after it; with `retrain`
+    stages that an earlier run has finished alike are trained all the same.
 
     `recipe` is the base with all edits; `problems` says by control what is wrong, and is empty if Start may be pressed.
     """
@@ -60,6 +51,7 @@ class Desk:
     model: Segmenter
     stage: int = 1
     this_stage_only: bool = False
+    retrain: bool = False
     start: StageEnd | None = None
     edits: dict[str, Any] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from vitseg.runs.folder import Failure, RunFolder
 from vitseg.runs.forecast import StageForecast
 from vitseg.ui import theme
 from vitseg.ui.curves import Curves
-from vitseg.ui.table import depth_words, duration, number_or_na, size
+from vitseg.ui.table import depth_words, duration, inherited_words, number_or_na, size
 
 STYLE = f"""<style>
 .vitseg table {{ border-collapse: collapse; font-size: 12px; width: 100%; margin: 0; }}
@@ -137,6 +137,8 @@ def checks(events: Sequence[Event], steps: int, failure: Failure | None, used: F
     """What the detectors found, stage by stage: green, or red with the sentence that explains what ended the run."""
     lines = []
     for event in events:
+        if isinstance(event, RunStarted) and event.parent:
+            lines.append(f"<p class=quiet>{escape(inherited_words(event.parent))}</p>")
         if isinstance(event, StageStarted):
             said = escape(event.audit).replace("\n", "<br>")
             lines.append(f"<p><span class=good>✓ Stage {event.stage}, before its first step.</span> {said}</p>")

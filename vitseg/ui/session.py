@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from vitseg.recipe import Recipe
 from vitseg.runs.folder import Failure, RunFolder, new_run, runs_root
 from vitseg.runs.forecast import Cost, StageForecast, forecast, measure
 from vitseg.runs.run import differences, fork, kept_events, prepare, resume, train
+from vitseg.runs.store import StageEnd
 from vitseg.training.loop import batches_per_epoch
 from vitseg.ui.curves import Curves
-from vitseg.ui.desk import Desk, StageEnd
+from vitseg.ui.desk import Desk
 from vitseg.ui.live import OVER, LiveRun, current
 
 launching = threading.RLock()
@@ -166,15 +167,13 @@ class Session:
     def _begin(self) -> None:
         if reason := self.why_not_start():
             raise TrainingError(reason)
-        recipe, source, first = self.desk.chosen(), self.desk.start, self.desk.first_stage()
+        recipe, source, reuse = self.desk.chosen(), self.desk.start, not self.desk.retrain
         run = new_run(recipe.name)
 
         def stream() -> Generator[Event]:
-            self.work = prepare(recipe)
-            begin = (lambda *a: fork(source.run, source.stage, *a)) if source else train
-            for event in begin(recipe, run.path, self.work):
-                self._fresh = getattr(event, "stage", 0) >= first
-                yield event
+            self.work = work = prepare(recipe)
+            own = (recipe, run.path, work)
+            yield from self._told(fork(source.run, source.stage, *own) if source else train(*own, reuse=reuse))
 
         self._launch(run, stream(), recipe, Curves.of(RunFolder(source.run).events()) if source else None)
 
@@ -250,12 +249,17 @@ class Session:
         def stream() -> Generator[Event]:
             self.work, self._fresh = prepare(recipe), False
             yield from kept_events(run.path)
-            inherited = (run.forked() or {"stage": 0})["stage"]
-            for event in resume(run.path, self.work):
-                self._fresh = getattr(event, "stage", 0) > inherited
-                yield event
+            yield from self._told(resume(run.path, self.work), (run.forked() or {"stage": 0})["stage"])
 
         self._launch(run, stream(), recipe, self.parent)
+
+    def _told(self, events: Iterable[Event], inherited: int = 0) -> Generator[Event]:
+        """Events as they come, with a note of whether they are of a stage that is trained here."""
+        for event in events:
+            if isinstance(event, RunStarted) and event.parent:
+                inherited = event.parent["stage"]
+            self._fresh = getattr(event, "stage", 0) > inherited
+            yield event
 
     def _launch(self, run: RunFolder, stream: Generator[Event], recipe: Recipe, parent: Curves | None) -> None:
         if reason := "" if (other := current()) is None else f"{other.name} is training in this kernel.":
@@ -279,6 +283,8 @@ class Session:
             self.events.append(event)
         if self._fresh and isinstance(event, StageStarted | EpochEnded):
             self._predict(event.epoch)
+        elif isinstance(event, RunEnded) and self.live and not self.predictions:  # nothing was trained here
+            self._predict(self.events[-2].epoch)
         self.version += 1
 
     def _draw_up(self, event: Event) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from vitseg.errors import VitsegError
-from vitseg.events import BatchEnded, Event, ValidationBatch
+from vitseg.events import BatchEnded, Event, RunStarted, ValidationBatch
 from vitseg.ui.session import Session
-from vitseg.ui.table import number_or_na
+from vitseg.ui.table import inherited_words, number_or_na
 
 Said = tuple[str, str]
 """The words, and "bad" where they are about something wrong."""
@@ -75,7 +75,9 @@ def _after(session: Session) -> str:
     if not run.summary_file.exists():
         return f"{run.path.name} is being trained elsewhere."
     best = run.summary["best"]
-    return f"Ended. Best valid IoU {number_or_na(best['iou'])}, F1 {number_or_na(best['f1'])}. Run folder: {run.path}"
+    started = next(e for e in session.events if isinstance(e, RunStarted))
+    reused = f" {inherited_words(started.parent)} Tick Retrain to do so." if started.parent and not session.desk.start else ""
+    return f"Ended.{reused} Best valid IoU {number_or_na(best['iou'])}, F1 {number_or_na(best['f1'])}. Run folder: {run.path}"
 
 
 def _at(events: list[Event]) -> str:

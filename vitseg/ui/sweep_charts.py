@@ -23,9 +23,8 @@ _BOUGHT = ("unfreezing", "")
 
 def plan_table(grid: Grid) -> Table:
     """What a sweep is going to train."""
-    inherits = grid.inherits()
     stages = sum(len(t.recipe.stages) for t in grid.trials)
-    shared = sum(n for n, _ in inherits.values())
+    shared = sum(grid.shared.values())
     controls = sum(t.setting is None for t in grid.trials)
     rows = [
         *((short_path(path), ", ".join(w)) for path, w in zip(grid.axes, _axis_words(grid), strict=True)),

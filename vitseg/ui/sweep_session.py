@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitseg.events import BatchEnded, EpochEnded, Event, StageStarted, TrialStarted
+from vitseg.events import BatchEnded, EpochEnded, Event, RunStarted, StageStarted, TrialStarted
 from vitseg.recipe import Recipe
 from vitseg.runs.forecast import Cost, forecast, measure
 from vitseg.runs.run import kept_events, prepare
@@ -34,7 +34,7 @@ class SweepSession:
         self.incomplete, self.version = "", 0
         self.curves = {name: list(found.curve) for name, found in self.sweep.results().items()}
         self._recipes, self._ahead = {t.name: t.recipe for t in self.grid.trials}, dict[str, list[float]]()
-        self._inherits = {name: n for name, (n, _) in self.grid.inherits().items()}
+        self._inherits = dict(self.grid.shared)
         self._steps, self._last, self._seconds, self._done = 0, 0.0, 0.0, 0.0
 
     @property
@@ -75,7 +75,9 @@ class SweepSession:
     def _count(self, event: Event) -> None:
         match event:
             case TrialStarted():
-                self._turn_to(event)
+                self._turn_to(event.trial)
+            case RunStarted():
+                self._inherits[self.trial] = event.parent["stage"] if event.parent else 0
             case BatchEnded() if event.stage > self._inherits[self.trial]:
                 self._steps += 1
                 if self.live and self.live.state == "running":  # a pause is no work
@@ -84,13 +86,14 @@ class SweepSession:
             case EpochEnded():
                 self.curves[self.trial].append((event.epoch, event.validation["iou"]))
 
-    def _turn_to(self, event: TrialStarted) -> None:
+    def _turn_to(self, trial: str) -> None:
         """Of a trial that goes on, what it has already is taken from its folder."""
-        self.trial, self._inherits[event.trial] = event.trial, event.inherits
-        run = self.sweep.run_of(event.trial)
+        self.trial, run = trial, self.sweep.run_of(trial)
         before = kept_events(run.path) if run.events_file.exists() else []
-        self._steps = sum(isinstance(e, BatchEnded) and e.stage > event.inherits for e in before)
-        self.curves[event.trial] = [(e.epoch, e.validation["iou"]) for e in before if isinstance(e, EpochEnded)]
+        if forked := run.forked():
+            self._inherits[trial] = forked["stage"]
+        self._steps = sum(isinstance(e, BatchEnded) and e.stage > self._inherits[trial] for e in before)
+        self.curves[trial] = [(e.epoch, e.validation["iou"]) for e in before if isinstance(e, EpochEnded)]
 
     def _own_steps(self, trial: str) -> int:
         recipe = self._recipes[trial]

@@ -144,6 +144,13 @@ def kept(groups: Sequence[Any], limit: int) -> Table:
     return Table(("encoder", "level", "canvas", "views", "GB", "last used (UTC)"), rows, caption)
 
 
+def inherited_words(parent: dict[str, Any]) -> str:
+    """Which stages of a run are another's: `RunStarted.parent` in a sentence."""
+    last = parent["stage"]
+    which = "Stage 1 is that" if last == 1 else f"Stages 1 to {last} are those"
+    return f"{which} of run {parent['run']}: the same settings, data and weights, so not trained again."
+
+
 def duration(seconds: float) -> str:
     """ "40 s", "3 min 20 s", "2 h 05 min": with as many digits as an estimate deserves."""
     if seconds < 90:

@@ -37,15 +37,17 @@ class Workbench:
 
     Takes a recipe, a folder of images and masks (for which `quick` makes the recipe), or a run folder. Training goes on
     in the background; `start`, `pause`, `resume`, `stop`, `fork` and `wait` do what the buttons do. Running the cell
-    again while its run is alive attaches to that run. Raises VitsegError for data or settings that cannot work.
+    again while its run is alive attaches to that run. With `reuse`, stages that an earlier run has finished alike are not
+    trained again. Raises VitsegError for data or settings that cannot work.
     """
 
-    def __init__(self, recipe_or_folder: Recipe | str | Path | None = None):
+    def __init__(self, recipe_or_folder: Recipe | str | Path | None = None, *, reuse: bool = True):
         asked, shown = _recipe_of(recipe_or_folder)
         if live := _attachable(asked, shown):
             self.session = live.owner
         else:
             self.session = Session(asked)
+            self.session.desk.retrain = not reuse
             if shown is not None:
                 self.session.show(shown)
         self._preview = self.session.state == "ready"

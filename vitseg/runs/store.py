@@ -1,0 +1,68 @@
+"""The stage store: a stage that some run has finished is found again by the key of all that its numbers follow from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vitseg.draws import NUMERICS
+from vitseg.errors import RunError
+from vitseg.plan import effective
+from vitseg.recipe import Recipe
+from vitseg.runs.durable import is_whole
+from vitseg.runs.folder import RunFolder
+
+DECISIVE = ("versions", "device", "precision", "threads", "cpu_capability", "data", "weights")
+"""What of a run's environment its numbers follow from."""
+
+_FILE = "key"
+_PLACES = (f"*/stages/*/{_FILE}", f"*/trials/*/stages/*/{_FILE}")
+
+
+class StageEnd(NamedTuple):
+    """The end of stage `stage` of a run: where another run may start."""
+
+    run: Path
+    stage: int
+
+    def __str__(self) -> str:
+        return f"stage {self.stage} of {self.run.name}"
+
+
+def stage_keys(recipe: Recipe, batches_per_epoch: int, blocks: int, environment: dict[str, Any]) -> list[str]:
+    """A key for each stage of a recipe. The same key, the same bits: names, folders, workers and cache are not in it."""
+    decisive = [NUMERICS, *(environment[name] for name in DECISIVE)]
+    keys = []
+    for number in range(1, len(recipe.stages) + 1):
+        settings = effective(recipe, number, batches_per_epoch, blocks)
+        settings["data"].pop("source")  # what was found there is in the environment, by its content
+        keys.append(hashlib.sha256(json.dumps([decisive, settings], sort_keys=True).encode()).hexdigest())
+    return keys
+
+
+def keep_key(folder: Path, key: str) -> None:
+    """Write a stage's key beside its weights."""
+    (folder / _FILE).write_text(key, encoding="utf-8")
+
+
+def find_stage(keys: Sequence[str], places: Sequence[Path]) -> StageEnd | None:
+    """The run below `places` that has finished the most of these stages, the newest of several; None if there is none."""
+    there: dict[str, list[Path]] = {}
+    for file in (file for place in places for pattern in _PLACES for file in place.glob(pattern)):
+        there.setdefault(file.read_text(encoding="utf-8"), []).append(file)
+    for number, key in reversed(list(enumerate(keys, start=1))):
+        for file in sorted(there.get(key, ()), key=lambda f: f.stat().st_mtime, reverse=True):
+            if is_whole(file.parent) and _is_told(end := StageEnd(file.parents[2], number)):
+                return end
+    return None
+
+
+def _is_told(end: StageEnd) -> bool:
+    """Whether the run's log tells of the stage, to its end."""
+    try:
+        return bool(RunFolder(end.run).up_to(end.stage))
+    except RunError:
+        return False
