@@ -8,7 +8,7 @@ run: .venv/lab.ok
 	@$(BIN)/python -m vitseg.ui.headless notebooks/00_start_here.ipynb
 
 lab: .venv/lab.ok
-	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab --ip=127.0.0.1 $(LAB_ARGS) notebooks/00_start_here.ipynb
 
 gallery: .venv/lab.ok
 	@$(BIN)/python -m vitseg.ui.headless --pages gallery notebooks/*.ipynb

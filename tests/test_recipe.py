@@ -310,6 +310,12 @@ def test_pydantics_own_copy_would_have_taken_it():
     assert quick().stages[0].model_copy(update={"lr": "fast"}).lr == "fast"
 
 
+def test_replace_takes_settings_within_a_tuple():
+    recipe = quick()
+    shorter = recipe.replace({"stages": recipe.stages[:2], "stages.1.epochs": 1})
+    assert [s.epochs for s in shorter.stages] == [6, 1] and shorter.stages[0] == recipe.stages[0]
+
+
 def test_replace_with_a_value_that_json_cannot_hold_is_refused_in_plain_words():
     with pytest.raises(RecipeError):
         quick(Path("somewhere")).replace({"data.source.path": Path("elsewhere")})

@@ -25,6 +25,13 @@ def _rebuilt(kind: type[VitsegError], text: str, fields: dict[str, object]) -> V
     return error
 
 
+class Interrupted(KeyboardInterrupt):
+    """An interrupt that ended a cell and nothing else; a notebook shows its sentence alone."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
 class ConfigError(VitsegError):
     """A setting that cannot work, named by its path in the recipe."""
 

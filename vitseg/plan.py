@@ -108,19 +108,32 @@ def describe(stage: Stage) -> str:
 
 def notes(stage: Stage, batches_per_epoch: int) -> list[str]:
     """What a reader should know about the stage's schedule before it runs."""
+    return warnings(stage, batches_per_epoch) or _course(stage, batches_per_epoch)
+
+
+def warnings(stage: Stage, batches_per_epoch: int) -> list[str]:
+    """What about a schedule is hardly meant: it does not come to its own within the stage."""
     schedule, batches = stage.schedule, stage.epochs * batches_per_epoch
     if isinstance(schedule, WarmupPoly) and schedule.warmup_batches >= batches:
         return [f"The warm-up of {schedule.warmup_batches} batches does not end within the stage's {batches}."]
+    lrs = {planned_lr(stage, n, batches_per_epoch) for n in range(1, batches + 1)}
+    if not isinstance(schedule, CosineRestarts) or len(lrs) > 1:
+        return []
+    if batches > schedule.burn_in_batches + 1:
+        return [f"The cosine never moves: a cycle of T_0 = {schedule.T_0} is over before it falls. Lengthen schedule.T_0."]
+    return [
+        f"The cosine never moves: the burn-in is {schedule.burn_in_batches} batches, the one after it still has the full rate, "
+        f"and the stage has {batches}. Train more epochs or shorten schedule.burn_in_batches."
+    ]
+
+
+def _course(stage: Stage, batches_per_epoch: int) -> list[str]:
+    schedule, batches = stage.schedule, stage.epochs * batches_per_epoch
+    if isinstance(schedule, Exponential):
+        last = planned_lr(stage, batches, batches_per_epoch)
+        return [f"The LR falls from {stage.lr:.3g} in the first epoch to {last:.3g} in the last (gamma = {schedule.gamma:g})."]
     if not isinstance(schedule, CosineRestarts):
         return []
-    lrs = {planned_lr(stage, n, batches_per_epoch) for n in range(1, batches + 1)}
-    if len(lrs) == 1 and batches > schedule.burn_in_batches + 1:
-        return [f"The cosine never moves: a cycle of T_0 = {schedule.T_0} is over before it falls. Lengthen schedule.T_0."]
-    if len(lrs) == 1:
-        return [
-            f"The cosine never moves: the burn-in is {schedule.burn_in_batches} batches and the stage has {batches}. "
-            "Train more epochs or shorten schedule.burn_in_batches."
-        ]
     unit = "batches" if schedule.unit == "batch" else "epochs"
     n = restarts(stage, batches_per_epoch)
     restart = f"{n} warm restart{'s' * (n != 1)}" if n else "One cosine, which does not come to a restart,"

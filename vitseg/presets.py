@@ -33,8 +33,8 @@ def quick(folder: str | Path | None = None) -> Recipe:
 
 
 def _folder(path: str | Path) -> Folder:
-    """Absolute, so that the run can be reported and resumed from elsewhere."""
-    return Folder(path=str(Path(path).expanduser().absolute()))
+    """One spelling of the path, so that the run can be reported and resumed, and a sweep be found, from elsewhere."""
+    return Folder(path=str(Path(path).expanduser().resolve()))
 
 
 def _images(folder: Path) -> list[Path]:

@@ -53,7 +53,7 @@ class Recipe(Words):
         """A copy with settings changed by path: `recipe.replace({"stages.1.lr": 1e-4})`. Checked like a new one."""
         tree = json.loads(self.model_dump_json())
         for path, value in changes.items():
-            _set(tree, path, json.loads(value.model_dump_json()) if isinstance(value, BaseModel) else value)
+            _set(tree, path, _plain(value))
         try:
             return parse(json.dumps(tree))
         except TypeError as error:
@@ -93,6 +93,13 @@ def load_recipe(path: str | Path) -> Recipe:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}).", "Give the path of a recipe.json.") from None
     except RecipeError as error:
         raise RecipeError(f"{path}: {error.problem}", error.mend) from None
+
+
+def _plain(value: Any) -> Any:
+    """Settings as the tree that JSON holds, also within tuples and lists."""
+    if isinstance(value, BaseModel):
+        return json.loads(value.model_dump_json())
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
 def _set(tree: Any, path: str, value: Any) -> None:

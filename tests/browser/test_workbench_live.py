@@ -184,6 +184,12 @@ def test_a_reload_of_the_page_does_not_end_the_training(name, lab, place):
     wait_until(lambda: len(lab.trace("train loss")[1]) == len(batches))
     assert same(lab.trace("train loss"), [e.epoch - 1 + e.batch / e.batches for e in batches], [e.loss for e in batches])
     assert len(list((root / "runs").glob("*"))) == runs_before + 1
+    if name == "saved":  # a page of a run that is over shows it too, though nothing is sent any more
+        lab.save()
+        lab.reload()
+        lab.wait_text("Stopped after step")
+        lab.wait_points("train loss", len(batches))
+        assert same(lab.trace("train loss"), [e.epoch - 1 + e.batch / e.batches for e in batches], [e.loss for e in batches])
     lab.assert_clean()
 
 

@@ -140,7 +140,7 @@ def deaf_contract(patch: pytest.MonkeyPatch) -> None:
 
 
 def deaf_audit(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(audit.AuditReport, "check", lambda report: report)
+    patch.setattr(audit.AuditReport, "check", lambda report, noticed="": report)
 
 
 def exponential_per_batch(patch: pytest.MonkeyPatch) -> None:

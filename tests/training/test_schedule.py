@@ -364,7 +364,10 @@ def test_a_note_says_so_exactly_when_the_cosine_never_moves(epochs, per_epoch, m
     (note,) = plan.notes(stage, per_epoch)
     assert note.startswith("The cosine never moves") is not moves
     if not moves:
-        assert f"60 batches and the stage has {epochs * per_epoch}." in note
+        assert (
+            f"the burn-in is 60 batches, the one after it still has the full rate, and the stage has {epochs * per_epoch}."
+            in note
+        )
 
 
 def test_a_note_says_so_when_a_cycle_of_one_batch_keeps_the_cosine_from_moving():
@@ -392,10 +395,15 @@ def test_the_note_stands_in_the_record_of_the_stage(small_recipe: Recipe, begin)
     events = list(begin(recipe))
     (started,) = [e for e in events if isinstance(e, StageStarted)]
     assert started.notes == plan.notes(recipe.stages[0], 5)
-    assert started.notes[0].startswith("The cosine never moves: the burn-in is 60 batches and the stage has 10.")
+    assert started.notes[0].startswith("The cosine never moves: the burn-in is 60 batches")
     assert {e.lr["decoder"] for e in events if isinstance(e, BatchEnded)} == {1e-3}
 
 
-@pytest.mark.parametrize("schedule", [Exponential(), Constant(), WarmupPoly()])
+@pytest.mark.parametrize("schedule", [Constant(), WarmupPoly()])
 def test_other_schedules_need_no_note(schedule):
     assert plan.notes(forty_epochs(schedule), 7) == []
+
+
+def test_an_exponential_says_how_far_it_falls():
+    (note,) = plan.notes(forty_epochs(Exponential(gamma=0.9)), 7)
+    assert note == f"The LR falls from 0.001 in the first epoch to {1e-3 * 0.9**39:.3g} in the last (gamma = 0.9)."

@@ -175,6 +175,43 @@ def test_without_a_run_there_is_nothing_to_pause_or_resume(wb):
     assert wb.state == wb.wait() == "ready"
 
 
+def test_what_stands_on_a_page_that_is_loaded_again_is_what_is_drawn_now(wb):
+    wb.start()
+    assert wb.wait() == "ended"
+    state = {trace["name"]: trace for trace in wb._figure.get_state()["_widget_data"]}
+    assert state["train loss"]["x"]["shape"] == (sum(isinstance(e, BatchEnded) for e in wb.events),) != (0,)
+
+
+def test_a_breach_says_when_it_was_noticed(wb):
+    wb.start()
+    until(lambda: sum(isinstance(e, BatchEnded) for e in wb.events) > 3)
+    wb.pause()
+    until(lambda: wb.state == "paused")
+    step = [e for e in wb.events if isinstance(e, BatchEnded)][-1].step
+    wb.session.work.model.encoder.blocks[0].requires_grad_(True)
+    wb.resume()
+    assert wb.wait() == "failed" and f"Noticed before step {step + 1}, in stage 1." in wb._steering.status.value
+
+
+def test_predictions_of_before_a_stop_stay_on_the_slider(wb):
+    wb.start()
+    until(lambda: len(wb.session.predictions) > 2)
+    wb.stop()
+    wb.wait()
+    before = sorted(wb.session.predictions)
+    wb.resume()
+    assert wb.wait() == "ended"
+    assert sorted(wb.session.predictions) == list(range(6)) and before[0] == 0
+    assert wb._tabs.epoch.value == 5 and [v for _, v in wb._tabs.epoch.options] == list(range(6))
+
+
+def test_the_runs_tab_tells_of_the_run_that_trains(wb):
+    wb.start()
+    until(lambda: "running here" in wb._tabs.runs.value)
+    assert wb.wait() == "ended"
+    assert "running here" not in wb._tabs.runs.value
+
+
 def test_pause_stops_the_points_and_resume_brings_them(wb):
     wb.start()
     until(lambda: len(wb.events) > 3)

@@ -89,8 +89,24 @@ def make_grid(recipe: Recipe, axes: Mapping[str, Sequence[Any]], seeds: int | Se
             ignored.append(idle)
         else:
             notes.append(_same(axes, setting, settings[number], idle.keys() | ignored[number].keys()))
+    notes += _warnings(recipes, facts)
     trials, shared = _in_order([t for seed in seeds for t in _trials(recipes, seed, facts)], facts)
     return Grid(recipe, axes, seeds, tuple(settings), places, tuple(trials), shared, tuple(notes))
+
+
+def _warnings(recipes: Sequence[Recipe], facts: Facts) -> list[str]:
+    """What about the schedules of the combinations is hardly meant, each once."""
+    found = [
+        f"Stage {number}: {warning}"
+        for recipe in recipes
+        for number, stage in enumerate(recipe.stages, start=1)
+        for warning in plan.warnings(stage, _batches(recipe, facts))
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _batches(recipe: Recipe, facts: Facts) -> int:
+    return -(-facts.train_images // (recipe.batch_size * recipe.accumulate))
 
 
 def _seeds(recipe: Recipe, seeds: int | Sequence[int]) -> tuple[int, ...]:
@@ -135,9 +151,8 @@ def _same(axes: Mapping[str, Sequence[Any]], values: Sequence[Any], first: Seque
 
 def training_of(recipe: Recipe, facts: Facts, stages: int | None = None) -> str:
     """A digest of what decides the numbers of the first `stages`, all by default."""
-    batches = -(-facts.train_images // (recipe.batch_size * recipe.accumulate))
     machine = [recipe.device, recipe.precision, recipe.threads]
-    settings = plan.effective(recipe, stages or len(recipe.stages), batches, facts.blocks)
+    settings = plan.effective(recipe, stages or len(recipe.stages), _batches(recipe, facts), facts.blocks)
     return hashlib.sha256(json.dumps([machine, settings]).encode()).hexdigest()
 
 

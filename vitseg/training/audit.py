@@ -66,10 +66,10 @@ class AuditReport:
         """SHA-256 of the weights by part, to give to a later audit as `since`."""
         return {p.name: p.sha256 for p in self.parts}
 
-    def check(self) -> AuditReport:
-        """Itself; raises FreezeBreach if a promise is broken."""
+    def check(self, noticed: str = "") -> AuditReport:
+        """Itself; raises FreezeBreach if a promise is broken. `noticed` says when that was seen: "before step 41"."""
         if self.breach:
-            raise FreezeBreach(self.breach, self.mend, self.broken)
+            raise FreezeBreach(f"{self.breach}{f' Noticed {noticed}.' if noticed else ''}", self.mend, self.broken)
         return self
 
     def rows(self) -> list[dict[str, Any]]:

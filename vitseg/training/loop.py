@@ -77,7 +77,7 @@ class StageTraining:
 
     def __iter__(self) -> Iterator[Event]:
         self.machine.settle()
-        report = audit(self.model, self.optimizer, self.unfrozen).check()
+        report = audit(self.model, self.optimizer, self.unfrozen).check(self._before_the_next_step())
         self.features = Features(self.recipe, self.model, self.data, report.hashes, self.cache)
         if self.best is None:
             self.hashes = report.hashes
@@ -156,7 +156,7 @@ class StageTraining:
 
     def _end(self) -> StageEnded:
         self.contract.check(self.steps_before + self.step + 1, self.optimizer)
-        after = audit(self.model, self.optimizer, self.unfrozen, since=self.hashes).check()
+        after = audit(self.model, self.optimizer, self.unfrozen, since=self.hashes).check(f"at the end of stage {self.number}")
         return StageEnded(
             stage=self.number,
             epoch=self.epochs_before + self.epoch,
@@ -192,7 +192,7 @@ class StageTraining:
         """Raises FreezeBreach if a frozen part is not what it was at the start of the stage."""
         trained = trained_parts(self.unfrozen, self.model.encoder.depth)
         since = {name: digest for name, digest in self.hashes.items() if name not in trained}
-        audit(self.model, self.optimizer, self.unfrozen, since=since).check()
+        audit(self.model, self.optimizer, self.unfrozen, since=since).check(self._before_the_next_step())
 
     def _backward(self, portions: list[FeatureBatch]) -> float:
         """Gradients of the batch's loss, which is that of one portion if it fitted in one. Returns the loss."""
@@ -240,7 +240,10 @@ class StageTraining:
         return self.scaler.get_scale() >= scale
 
     def _check_freeze(self) -> None:
-        audit(self.model, self.optimizer, self.unfrozen, weights=False).check()
+        audit(self.model, self.optimizer, self.unfrozen, weights=False).check(self._before_the_next_step())
+
+    def _before_the_next_step(self) -> str:
+        return f"before step {self.steps_before + self.step + 1}, in stage {self.number}"
 
     def _contract(self) -> LRContract:
         """One step more than the stage has: the LR after the last step is promised too."""

@@ -91,6 +91,8 @@ class Ablation:
 
     def finish(self) -> Path:
         """Start, print a line for each trial, and give the sweep's folder at the end. Raises what stopped the sweep."""
+        for name, found in self.sweep.results().items() if self.session.live is None else ():
+            say(f"{name}: IoU {number_or_na(found.iou)}, from before")
         self.start()
         for event in self.session.follow():
             if isinstance(event, TrialEnded):
@@ -218,7 +220,8 @@ class Ablation:
     def _cost_and_place(self) -> str:
         s = self.session
         known = s.cost and self.sweep.todo() and not s.alive  # the bar knows better, once it moves
-        return f"{f'About {duration(s.predicted_seconds())} to go, in ' if known else ''}{self.sweep.path}"
+        timing = "A few batches are being timed. " if s.cost is None and self.sweep.todo() else ""
+        return f"{timing}{f'About {duration(s.predicted_seconds())} to go, in ' if known else ''}{self.sweep.path}"
 
     def _draw(self) -> None:
         with self._steering.lock:

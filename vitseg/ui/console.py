@@ -48,7 +48,9 @@ def progress(events: Iterable[Event]) -> Iterator[Event]:
 
 
 def _best(event: StageEnded) -> str:
-    return f"epoch {event.best_epoch} of {event.epochs}" if event.best_epoch else "the start weights, which no epoch has beaten"
+    if not event.best_epoch:
+        return "the start weights, which no epoch has beaten"
+    return f"the stage's epoch {event.best_epoch} of {event.epochs}"
 
 
 def _bar(stage: int, batches: int | None = None) -> tqdm:

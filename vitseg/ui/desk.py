@@ -110,9 +110,10 @@ class Desk:
         return next(name for name, schedule in SCHEDULERS.items() if schedule is kind)
 
     def schedule_of(self, name: str) -> Schedule:
-        """The scheduler of that name: the stage's own as the base has it, if it is of this kind, else its defaults."""
-        own = self.base.stages[self.stage - 1].schedule
-        return own if isinstance(own, SCHEDULERS[name]) else SCHEDULERS[name]()
+        """The scheduler of that name: as the base has it in this stage, else in the first other one, else its defaults."""
+        stages = self.base.stages
+        has = [s.schedule for s in (stages[self.stage - 1], *stages) if isinstance(s.schedule, SCHEDULERS[name])]
+        return has[0] if has else SCHEDULERS[name]()
 
     def _blame(self, error: VitsegError) -> None:
         """Put the sentence beside the control it is about, or beside Start."""

@@ -251,7 +251,8 @@ class Session:
             yield from kept_events(run.path)
             yield from self._told(resume(run.path, self.work), (run.forked() or {"stage": 0})["stage"])
 
-        self._launch(run, stream(), recipe, self.parent)
+        seen = dict(self.predictions)  # what was predicted after the epochs so far stays on the slider
+        self._launch(run, stream(), recipe, self.parent, seen)
 
     def _told(self, events: Iterable[Event], inherited: int = 0) -> Generator[Event]:
         """Events as they come, with a note of whether they are of a stage that is trained here."""
@@ -261,12 +262,15 @@ class Session:
             self._fresh = getattr(event, "stage", 0) > inherited
             yield event
 
-    def _launch(self, run: RunFolder, stream: Generator[Event], recipe: Recipe, parent: Curves | None) -> None:
+    def _launch(
+        self, run: RunFolder, stream: Generator[Event], recipe: Recipe, parent: Curves | None, seen: dict | None = None
+    ) -> None:
         if reason := "" if (other := current()) is None else f"{other.name} is training in this kernel.":
             raise TrainingError(reason, "Stop it first, or wait for its end.")
         self.run, self.parent, self.trained, self._fresh = run, parent, recipe, False
         self._chosen = self._choice()
         self._clear()
+        self.predictions = seen or {}
         self.live = LiveRun(stream, run.path.name, self._take, owner=self)
 
     def _take(self, event: Event) -> None:

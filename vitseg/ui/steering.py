@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
+from copy import deepcopy
 from html import escape
+from typing import Any
 
 import ipywidgets as w
 import plotly.graph_objects as go
@@ -65,8 +67,18 @@ def unpainted(error: Exception) -> str:
     return f"The screen could not be drawn ({type(error).__name__}: {error})."
 
 
+class LiveFigure(go.FigureWidget):
+    """A figure that a page which is loaded again gets as it stands; plotly's own would give it as it was first shown."""
+
+    def get_state(self, *more: Any, **settings: Any) -> dict[str, Any]:
+        if hasattr(self, "_layout_obj"):  # its constructor asks before there is anything
+            now = {"_widget_data": self._data, "_widget_layout": self._layout}
+            self._trait_values.update(deepcopy(now))  # past the traits, which would send it to the pages that are open
+        return super().get_state(*more, **settings)
+
+
 def live_figure(figure: go.Figure) -> go.FigureWidget:
     """A figure to be redrawn in place; put a `Fit` beside it."""
-    widget = go.FigureWidget(figure)
+    widget = LiveFigure(figure)
     widget._config = {"responsive": True, "displaylogo": False}  # no public way to set it on a widget
     return widget

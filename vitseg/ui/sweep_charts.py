@@ -17,7 +17,7 @@ from vitseg.ui import theme
 from vitseg.ui.table import Table, number_or_na
 
 Curve = Sequence[tuple[int, float | None]]
-_TITLES = ("valid IoU over epochs", "mean IoU", "gain in IoU, 95 % interval")
+_TITLES = ("valid IoU over epochs", "IoU, mean over seeds", "gain in IoU, 95 % interval")
 _BOUGHT = ("unfreezing", "")
 
 
@@ -29,10 +29,18 @@ def plan_table(grid: Grid) -> Table:
     rows = [
         *((short_path(path), ", ".join(w)) for path, w in zip(grid.axes, _axis_words(grid), strict=True)),
         ("seeds", ", ".join(map(str, grid.seeds))),
-        ("trials", f"{len(grid.trials)}: {len(grid.settings)} settings x {len(grid.seeds)} seeds, and {controls} controls"),
+        (
+            "trials",
+            f"{len(grid.trials)}: {_count(len(grid.settings), 'setting')} x {_count(len(grid.seeds), 'seed')}, and "
+            f"{_count(controls, 'control')}",
+        ),
         ("stages", f"{stages - shared} to train; {shared} are taken from an earlier trial"),
     ]
     return Table(("axis", "values"), tuple(rows))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _axis_words(grid: Grid) -> list[list[str]]:
@@ -53,10 +61,20 @@ def result_table(grid: Grid, results: Mapping[str, Result], failures: Mapping[st
         trials = [t for t in grid.trials if t.name.partition("-")[0] == control]
         known = [results[t.name].iou for t in trials if t.name in results and results[t.name].iou is not None]
         words = f"control: {trials[0].recipe.stages[0].epochs} epochs in stage 1"
-        blank = [""] * (len(grid.axes) - 1)
-        rows.append((words, *blank, *(cells[t.name] for t in trials), number_or_na(fmean(known) if known else None), ""))
-    heads = (*map(short_path, grid.axes), *(f"seed {s}" for s in grid.seeds), "mean IoU", "gain over control (95 %)")
-    return Table(heads, tuple(rows))
+        others = _values_of_control(grid, trials[0].name)[1:]
+        rows.append((words, *others, *(cells[t.name] for t in trials), number_or_na(fmean(known) if known else None), ""))
+    heads = (*map(short_path, grid.axes), *(f"seed {s}" for s in grid.seeds), "mean over seeds", "gain over control (95 %)")
+    return Table(
+        heads,
+        tuple(rows),
+        "IoU of the best weights of the whole run; a trial whose later stages were no better ends on those that it inherited",
+    )
+
+
+def _values_of_control(grid: Grid, control: str) -> list[str]:
+    """The values of each axis on which all settings agree that are compared with a control; "" where they differ."""
+    words = [grid.words(t.setting) for t in grid.trials if t.control == control]
+    return [column[0] if len(set(column)) == 1 else "" for column in zip(*words, strict=True)]
 
 
 def _cell(trial: Trial, results: Mapping[str, Result], failures: Mapping[str, str], now: str | None) -> str:
@@ -90,10 +108,11 @@ def figure(grid: Grid, results: Mapping[str, Result], curves: Mapping[str, Curve
     found.add_trace(_gains(grid, results), row=1, col=3)
     found.update_layout(annotations=[*_titles(grid), *_names_of_gains(grid)])
     found.update_xaxes(title={"text": "epoch", "font": {"size": 12}}, row=1, col=1)
+    found.update_yaxes(range=[0, 1], row=1, col=1)
     found.update_xaxes(type="category", showgrid=False, ticks="", row=1, col=2)
     found.update_yaxes(type="category", autorange="reversed", showgrid=False, ticks="", automargin=True, row=1, col=2)
     found.update_xaxes(zeroline=True, zerolinecolor=theme.TEXT, tickformat="+.2f", row=1, col=3)
-    found.update_yaxes(showticklabels=False, showgrid=False, ticks="", range=[-0.5, len(_gained(grid)) - 0.1], row=1, col=3)
+    found.update_yaxes(showticklabels=False, showgrid=False, ticks="", range=[-0.4, len(_gained(grid)) - 0.1], row=1, col=3)
     margin = {"l": 52, "r": 16, "t": 64, "b": 52}
     return found.update_layout(template=theme.TEMPLATE, height=340, margin=margin, showlegend=False, uirevision="stay")
 
@@ -112,13 +131,15 @@ def _titles(grid: Grid) -> list[dict[str, Any]]:
 def _gained(grid: Grid) -> dict[tuple[str, str], str]:
     """The rows of the chart of gains, from below: axis and value, and on top unfreezing; each with what it is called."""
     axes = zip(map(short_path, grid.axes), _axis_words(grid), strict=True)
-    rows = [((axis, word), f"{axis}: {word}, against {words[0]}") for axis, words in axes for word in words[1:]]
-    return dict(reversed(rows)) | {_BOUGHT: "unfreezing, against the same epochs in stage 1"}
+    rows = [((axis, word), f"{axis}:<br>{word}, against {words[0]}") for axis, words in axes for word in words[1:]]
+    return dict(reversed(rows)) | {_BOUGHT: "unfreezing, against<br>the same epochs in stage 1"}
 
 
 def _names_of_gains(grid: Grid) -> list[dict[str, Any]]:
-    look = {"xref": "x3 domain", "x": 0, "xanchor": "left", "showarrow": False, "font": {"size": 11}}
-    return [{"text": escape(w), "yref": "y3", "y": row, "yshift": 14} | look for row, w in enumerate(_gained(grid).values())]
+    look = {"xref": "x3 domain", "x": 0, "xanchor": "left", "align": "left", "yanchor": "bottom", "showarrow": False}
+    names = [w.replace("<br>", "\n") for w in _gained(grid).values()]
+    text = [escape(name).replace("\n", "<br>") for name in names]
+    return [{"text": t, "yref": "y3", "y": row, "yshift": 6, "font": {"size": 11}} | look for row, t in enumerate(text)]
 
 
 def _curve(grid: Grid, trial: Trial, curve: Curve) -> go.Scatter:
@@ -140,6 +161,9 @@ def _heat(grid: Grid, results: Mapping[str, Result]) -> go.Heatmap:
     x = [" · ".join(words[i + 1][level] for i, level in enumerate(rest)) or "all seeds" for rest in across]
     y = [f"{short_path(next(iter(grid.axes)))} {w}" if len(words[0]) < 2 else w for w in words[0]]
     look = {"showscale": False, "colorscale": "Cividis", "xgap": 3, "ygap": 3, "texttemplate": "%{text}"}
+    known = [value for row in z for value in row if value is not None] or [0.5]
+    middle, half = (min(known) + max(known)) / 2, max(0.05, (max(known) - min(known)) / 2)
+    look |= {"zmin": middle - half, "zmax": middle + half}  # a tenth at least: else a hundredth would be a whole rainbow
     return go.Heatmap(z=z, x=x, y=y, text=text, hovertemplate="%{y}, %{x}: %{z:.3f}<extra></extra>", **look)
 
 

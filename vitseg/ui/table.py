@@ -31,7 +31,8 @@ class Table:
 
     def _repr_html_(self) -> str:
         def row(cells: Sequence[str], tag: str) -> str:
-            inner = "".join(f'<{tag} style="text-align:left">{escape(c)}</{tag}>' for c in cells)
+            style = "text-align:left;white-space:nowrap"
+            inner = "".join(f'<{tag} style="{style}">{escape(c)}</{tag}>' for c in cells)
             return f"<tr>{inner}</tr>"
 
         caption = f"<caption style='text-align:left'>{escape(self.caption)}</caption>" if self.caption else ""

@@ -71,8 +71,9 @@ class Tabs:
         if epoch not in s.predictions:
             text = "Validation images are predicted after every epoch of a run that is trained here; then look back in time."
             self.picture_note.value = panels.html(f"<p class=quiet>{escape(s.no_pictures or text)}</p>")
-            self.picture.value = b""
+            self.picture.value, self.picture.layout.display = b"", "none"  # an empty image shows as a broken one
             return
+        self.picture.layout.display = None
         self.picture.value = pictures.png(pictures.comparison(s.work.data, s.samples, s.predictions[epoch], side=150))
         self.picture_note.value = panels.html(f"<p>After epoch {epoch}. White: prediction and truth disagree.</p>")
 

@@ -13,6 +13,7 @@ import ipywidgets as w
 import plotly.graph_objects as go
 from IPython import get_ipython
 
+from vitseg.errors import Interrupted
 from vitseg.events import EpochEnded, Event, StageStarted
 from vitseg.model.freeze import model_parts
 from vitseg.model.segmenter import Segmenter
@@ -30,6 +31,7 @@ from vitseg.ui.steering import Steering, live_figure, unpainted
 from vitseg.ui.tabs import Tabs
 
 REDRAW_SECONDS = 0.4
+FORK = "Start the next run from the end of a finished stage of this one"
 
 
 class Workbench:
@@ -51,7 +53,7 @@ class Workbench:
             if shown is not None:
                 self.session.show(shown)
         self._preview = self.session.state == "ready"
-        self._unpainted, self._drawn = "", -1
+        self._unpainted, self._drawn, self._ended = "", -1, 0
         self._closed = self.session.view_closed = _close(self.session)
         self._build()
         self._draw_everything()
@@ -95,10 +97,6 @@ class Workbench:
         self.session.fork()
         self._controls.fill()
         self._changed()
-        self._steering.note = (
-            f"The next run starts from {self.session.desk.start}. Change what comes after it, then press Start."
-        )
-        self._draw()
 
     def wait(self, timeout: float | None = None) -> str:
         """Until the run is over, or `timeout` seconds; returns the state. The cell is busy meanwhile, and so is the kernel:
@@ -118,8 +116,11 @@ class Workbench:
         if self.session.live is None:
             say(str(table.ahead(self.recipe, self.session.forecast(self.recipe))))
             self.start()
-        for _ in progress(self.follow()):
-            pass
+        try:
+            for _ in progress(self.follow()):
+                pass
+        except KeyboardInterrupt:
+            raise Interrupted("This cell was interrupted; the training goes on. Run the cell again to wait for it.") from None
         if self.session.live.error is not None:
             raise self.session.live.error
         return self.session.run.path
@@ -163,7 +164,7 @@ class Workbench:
             "Start": (self.start, "Train what the controls say, in a new run folder"),
             "Pause": (self._pause_or_resume, "Pause after this batch; Resume goes on"),
             "Stop": (self.stop, "End after this batch; the run can be resumed from the end of its last epoch"),
-            "Fork": (self.fork, "Start the next run from the end of a finished stage of this one"),
+            "Fork": (self.fork, FORK),
         }, self._draw)  # fmt: skip
         self._table, self._map, self._notes = w.HTML(), w.HTML(), w.HTML()
         self._nothing = Curves()
@@ -231,6 +232,10 @@ class Workbench:
         version = self.session.version
         if version != self._drawn:
             self._draw_curves()
+            ended = len(self.session.stage_ends())
+            if self._drawn == -1 or ended != self._ended:
+                self._ended = ended
+                self._tabs.draw_runs()
             if isinstance(self.session.position, StageStarted | EpochEnded) or self._drawn == -1 or self._tabs.behind:
                 self._tabs.draw()
                 self._draw_desk()
@@ -283,8 +288,9 @@ class Workbench:
             buttons["Pause"].description = "Pause" if running or not (s.alive or resumable) else "Resume"
             buttons["Pause"].disabled = not (running or state in {"paused", "pausing"} or resumable)
             buttons["Stop"].disabled = live is None or live.state == "stopping"
-            buttons["Fork"].disabled = not any(e.stage < len(s.desk.base.stages) for e in s.stage_ends())
-            self._steering.progress(*s.progress())
+            buttons["Fork"].disabled = off = not any(e.stage < len(s.desk.base.stages) for e in s.stage_ends())
+            buttons["Fork"].tooltip = f"{FORK}{': no stage has ended yet that another could follow' if off else ''}"
+            self._steering.progress(*((0.0, None) if self._preview else s.progress()))
             self._steering.say(*status.sentence(s, self._preview, self._steering.note, self._unpainted or s.no_curves))
 
     # ---- the rest
