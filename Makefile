@@ -20,7 +20,7 @@ lint: .venv/dev.ok
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/lint-imports && $(BIN)/nbstripout --verify notebooks/*.ipynb
 
-real bench: .venv/dev.ok
+real bench: .venv/bench.ok
 	$(BIN)/python benchmarks/$@.py $(DATA)
 
 .venv/torch.ok: constraints.txt

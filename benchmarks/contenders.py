@@ -89,8 +89,14 @@ def with_lightning(recipe: Recipe, data: SegmentationData) -> Iterator[str]:
         def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
             self.step(batch, "valid")
 
+        def on_train_epoch_end(self) -> None:
+            self.score("fit")
+
         def on_validation_epoch_end(self) -> None:
-            for metric in (*self.metrics["fit"], *self.metrics["valid"]):
+            self.score("valid")
+
+        def score(self, split: str) -> None:
+            for metric in self.metrics[split]:
                 metric.compute()
                 metric.reset()
 
@@ -108,6 +114,7 @@ def with_lightning(recipe: Recipe, data: SegmentationData) -> Iterator[str]:
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
         trainer = lightning.Trainer(
             accelerator="cpu", max_epochs=recipe.stages[0].epochs, gradient_clip_val=1.0, num_sanity_val_steps=0,
+            inference_mode=False,
             callbacks=[Tell()], **quiet,
         )  # fmt: skip
         module = Module()
@@ -152,9 +159,11 @@ def with_hf_trainer(recipe: Recipe, data: SegmentationData) -> Iterator[str]:
             disable_tqdm=True, remove_unused_columns=False, label_names=["labels"], output_dir="unused",
         )  # fmt: skip
         trainer = Trainer(
-            model, arguments, callbacks=[Tell()], compute_metrics=metrics, optimizers=(optimizer_of(model, recipe), None),
+            model, arguments, callbacks=[Tell()], eval_dataset=[None], compute_metrics=metrics,
+            optimizers=(optimizer_of(model, recipe), None),
             preprocess_logits_for_metrics=lambda logits, _: logits.argmax(1),
         )  # fmt: skip
+        trainer.remove_callback(transformers.PrinterCallback)
         trainer.loss_of = SegmentationLoss(recipe.loss, len(data.classes))
         trainer.evaluate()
         trainer.train()

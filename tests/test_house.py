@@ -66,7 +66,7 @@ def test_environment_yml_equals_pyproject_and_constraints_with_torch_first():
     pip = next(item["pip"] for item in listed if isinstance(item, dict))
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
     assert pip == ["-c constraints.txt", f"torch=={pins['torch']}", "-e .[lab]"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["lab"] + project["optional-dependencies"]["dev"]
+    wanted = project["dependencies"] + [line for extra in project["optional-dependencies"].values() for line in extra]
     names = {re.match(r"[\w-]+", w).group().lower().replace("_", "-") for w in wanted} - {"vitseg"}
     assert names <= {name.lower().replace("_", "-") for name in pins}, "every direct dependency is pinned where it was tested"
     python = next(item for item in listed if str(item).startswith("python="))

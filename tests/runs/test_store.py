@@ -18,7 +18,7 @@ from vitseg.runs import environment as environments
 from vitseg.runs import store
 from vitseg.runs.durable import whole_folder
 from vitseg.runs.folder import RunFolder
-from vitseg.runs.run import resume, train
+from vitseg.runs.run import fork, resume, train
 from vitseg.settings import Data, Exponential, Folder
 from vitseg.training.loop import StageTraining
 
@@ -241,6 +241,24 @@ def test_a_run_that_goes_on_says_what_has_changed_and_goes_on_all_the_same_only_
     kept = json.loads((root / "run" / "environment.json").read_text())
     assert len(kept["inexact"]) == 1 and set(kept["versions"]) == set(now) and "keys" not in kept
     assert not (root / "run" / "stages" / "3" / "key").exists()  # nobody may take it for what its settings say
+
+
+def test_a_fork_of_a_stage_trained_with_other_versions_is_let_be_and_has_no_keys(tiny_recipe, root, monkeypatch):
+    list(train(tiny_recipe, root / "parent"))
+    monkeypatch.setattr(environments, "version", lambda name: "9.9")
+    list(fork(root / "parent", 1, tiny_recipe, root / "child"))
+    assert not (root / "child" / "stages" / "2" / "key").exists()  # it is not what 9.9 alone would have made
+    list(train(tiny_recipe, root / "other"))
+    assert inherited(root / "other") == 0
+
+
+def test_a_fork_refuses_other_images_of_the_same_names(tiny_recipe, tmp_path, root):
+    folder = write_pairs(tmp_path / "data", {f"{i}": stripes(0, 1, 2) for i in range(6)})
+    recipe = tiny_recipe.replace({"data": Data(source=Folder(path=str(folder)), size=(28, 28))})
+    list(train(recipe, root / "parent"))
+    write_pairs(folder, {"0": stripes(0, 2, 1)})
+    with pytest.raises(RunError, match=r"stage 1 was trained otherwise\. data: "):
+        list(fork(root / "parent", 1, recipe, root / "child"))
 
 
 def test_a_resumed_run_s_stages_are_in_the_store_too(tiny_recipe, root):

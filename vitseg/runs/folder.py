@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,19 +120,17 @@ class RunFolder:
             raise RunError(f"{self.path}: the images are not those of the run.", "Restore them, or start a new run.")
 
     def keys(self) -> list[str]:
-        """The keys of the run's stages; none for a run that went on inexactly."""
-        return _read_json(self.path / "environment.json").get("keys", [])
+        """The keys of the run's stages; none where they would promise too much."""
+        return self.environment().get("keys", [])
 
-    def check_environment(self, now: dict[str, Any], names: Sequence[str], allow: bool) -> None:
-        """Raises RunError if what these names stand for has changed since the run began; with `allow`, records that."""
-        path = self.path / "environment.json"
-        then = _read_json(path)
-        changed = [f"{name}: {now[name]!r}, was {then[name]!r}" for name in names if name in then and then[name] != now[name]]
-        if changed and not allow:
-            mend = "Restore it, start a new run, or go on all the same with allow_inexact=True (vitseg resume --inexact)."
-            raise RunError(f"{self.path}: what the run began with has changed. {'; '.join(changed)}.", mend)
-        if changed:
-            write_json(path, now | {"inexact": [*then.get("inexact", []), *changed]})
+    def environment(self) -> dict[str, Any]:
+        """What the run began with."""
+        return _read_json(self.path / "environment.json")
+
+    def changed(self, now: dict[str, Any], names: Iterable[str]) -> list[str]:
+        """What of an environment is not as it was when the run began, in words."""
+        then = self.environment()
+        return [f"{name}: {now[name]!r}, was {then[name]!r}" for name in names if name in then and then[name] != now[name]]
 
     def record(self, event: Event) -> None:
         """Append to the logs. Raises RunError if they cannot be written."""

@@ -21,7 +21,7 @@ from vitseg.runs.checkpoint import newest_checkpoint, save_checkpoint
 from vitseg.runs.durable import MANIFEST, held, whole_folder, write_json
 from vitseg.runs.environment import environment
 from vitseg.runs.folder import RunFolder, runs_root
-from vitseg.runs.store import DECISIVE, find_stage, keep_key, stage_keys
+from vitseg.runs.store import DECISIVE, find_stage, keep_key, key_of, stage_keys
 from vitseg.runs.summary import summarise
 from vitseg.training.cache import default_cache
 from vitseg.training.device import Machine, resolve
@@ -76,7 +76,10 @@ def _inherit(
     source: RunFolder, stage: int, recipe: Recipe, folder: str | Path | None, work: Work, about: dict[str, Any]
 ) -> Generator[Event]:
     origin = {"parent": str(source.path), "stage": stage, "sequence": 0, "offset": 0}
+    if key_of(run_stage(source, stage)) != about["keys"][stage - 1]:  # trained with other versions, or by a run without keys
+        about = {name: value for name, value in about.items() if name != "keys"}
     first = _first_events(source, stage, recipe, work)
+    _refuse(source, stage, [f"{c}." for c in source.changed(about, ("data", "weights"))])
     run = RunFolder.create(folder, recipe, work.data.splits, about, forked=origin)
     with held(run.path):
         yield from _forked(run, recipe, work, first)
@@ -97,7 +100,7 @@ def resume(folder: str | Path, work: Work | None = None, *, allow_inexact: bool 
         state = newest_checkpoint(run.checkpoints)  # None: it was cut off in its first epoch, and begins again
         work = work or prepare(recipe)
         run.check_split(work.data.splits)
-        run.check_environment(environment(*work), DECISIVE, allow_inexact)
+        _refuse_or_record(run, environment(*work), allow_inexact)
         forked = run.forked()
         if forked and not forked["sequence"]:
             yield from _forked(run, recipe, work, _first_events_again(run, forked, work))
@@ -106,6 +109,17 @@ def resume(folder: str | Path, work: Work | None = None, *, allow_inexact: bool 
         run.cut_back(place["sequence"], place["offset"])
         after = run.up_to(forked["stage"])[-1] if forked and not state else None
         yield from _recorded(run, recipe, work, state, after)
+
+
+def _refuse_or_record(run: RunFolder, now: dict[str, Any], allow_inexact: bool) -> None:
+    """Raises RunError if what the run began with has changed; if that is allowed, writes it down."""
+    changed = run.changed(now, DECISIVE)
+    if changed and not allow_inexact:
+        mend = "Restore it, start a new run, or go on all the same with allow_inexact=True (vitseg resume --inexact)."
+        raise RunError(f"{run.path}: what the run began with has changed. {'; '.join(changed)}.", mend)
+    if changed:
+        before = run.environment().get("inexact", [])
+        write_json(run.path / "environment.json", now | {"inexact": [*before, *changed]})
 
 
 def kept_events(folder: str | Path) -> list[Event]:

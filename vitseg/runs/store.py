@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -48,14 +49,23 @@ def keep_key(folder: Path, key: str) -> None:
     (folder / _FILE).write_text(key, encoding="utf-8")
 
 
+def key_of(folder: Path) -> str:
+    """The key of the stage whose weights are in `folder`; "" if it has none."""
+    try:
+        return (folder / _FILE).read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
 def find_stage(keys: Sequence[str], places: Sequence[Path]) -> StageEnd | None:
     """The run below `places` that has finished the most of these stages, the newest of several; None if there is none."""
-    there: dict[str, list[Path]] = {}
+    there: dict[str, list[tuple[float, Path]]] = {}
     for file in (file for place in places for pattern in _PLACES for file in place.glob(pattern)):
-        there.setdefault(file.read_text(encoding="utf-8"), []).append(file)
+        with contextlib.suppress(OSError):  # somebody deletes the run this instant
+            there.setdefault(key_of(file.parent), []).append((file.stat().st_mtime, file.parent))
     for number, key in reversed(list(enumerate(keys, start=1))):
-        for file in sorted(there.get(key, ()), key=lambda f: f.stat().st_mtime, reverse=True):
-            if is_whole(file.parent) and _is_told(end := StageEnd(file.parents[2], number)):
+        for _, folder in sorted(there.get(key, ()), reverse=True):
+            if is_whole(folder) and _is_told(end := StageEnd(folder.parents[1], number)):
                 return end
     return None
 
