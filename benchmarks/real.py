@@ -23,7 +23,7 @@ import vitseg
 from vitseg.model.weights import cache_folder
 from vitseg.recipe import Recipe
 from vitseg.runs.forecast import forecast, measure
-from vitseg.runs.run import prepare
+from vitseg.runs.work import prepare
 from vitseg.ui.table import Table
 
 FLOORS = {"fuseg": (0.62, 0.67), "camvid": (0.55, 0.62)}

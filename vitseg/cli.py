@@ -70,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(parsed: argparse.Namespace) -> None:
     from vitseg.runs.folder import RunFolder, new_run
     from vitseg.runs.forecast import forecast, measure
-    from vitseg.runs.run import prepare, train
+    from vitseg.runs.run import train
+    from vitseg.runs.work import prepare
     from vitseg.ui import table
 
     recipe = _recipe(parsed.recipe, parsed.data).replace(dict(_setting(s) for s in parsed.set))

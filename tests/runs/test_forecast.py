@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from vitseg.runs.forecast import Cost, forecast, measure
-from vitseg.runs.run import prepare, train
+from vitseg.runs.run import train
+from vitseg.runs.work import prepare
 
 
 @pytest.fixture

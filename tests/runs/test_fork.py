@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import vitseg
 from vitseg.errors import RunError
 from vitseg.events import RunStarted, StageEnded, StageStarted
+from vitseg.runs import inherit
 from vitseg.runs import run as runs
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.run import fork, resume, train
@@ -107,7 +108,7 @@ def photos(parent, tiny_recipe, tmp_path, monkeypatch):
             photograph("all recorded")
         write_json(path, value)
 
-    monkeypatch.setattr(runs, "shutil", SimpleNamespace(copytree=copying, ignore_patterns=shutil.ignore_patterns))
+    monkeypatch.setattr(inherit, "shutil", SimpleNamespace(copytree=copying, ignore_patterns=shutil.ignore_patterns))
     monkeypatch.setattr(RunFolder, "record", recording)
     monkeypatch.setattr(runs, "write_json", writing)
     list(fork(parent, 1, tiny_recipe, whole))

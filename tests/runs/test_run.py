@@ -155,7 +155,7 @@ def test_a_run_is_not_resumed_on_other_images(tiny_recipe, tmp_path):
 def test_an_evaluation_between_two_steps_changes_nothing(tiny_recipe, tmp_path):
     recipe = tiny_recipe.replace({"model.dropout": 0.5})
     list(vitseg.train(recipe, tmp_path / "reference"))
-    work = vitseg.runs.run.prepare(recipe)
+    work = vitseg.runs.work.prepare(recipe)
     lines = []
     for event in vitseg.StageTraining(recipe, 1, work.model, work.data):
         work.model.eval()

@@ -158,7 +158,7 @@ def test_versions_machine_weights_and_our_own_numerics_are_in_the_key(trained_on
         with monkeypatch.context() as patch:
             patch.setattr(place, name, value)
             assert kept() == 0, name
-    work = vitseg.runs.run.prepare(tiny_recipe)
+    work = vitseg.runs.work.prepare(tiny_recipe)
     with torch.no_grad():
         work.model.encoder.blocks[2].mlp.fc1.weight[0, 0] += 1e-3
     (started,) = [e for _, e in zip(range(1), train(tiny_recipe, work=work, reuse=trained_once.parent), strict=False)]
@@ -194,6 +194,15 @@ def lose_the_end(stage: Path) -> None:
     log = stage.parents[1] / "events.jsonl"
     text = log.read_text().splitlines(keepends=True)
     log.write_text("".join(line for line in text if not ('"StageEnded"' in line and '"stage":3' in line)))
+
+
+def test_names_of_classes_change_no_number_and_are_the_new_run_s_own(tiny_recipe, tmp_path, root):
+    folder = write_pairs(tmp_path / "data", {f"{i}": stripes(0, 1, 2) for i in range(6)})
+    recipe = tiny_recipe.replace({"data": Data(source=Folder(path=str(folder)), size=(28, 28)), "stages.0.epochs": 1})
+    list(train(recipe, root / "first"))
+    (folder / "classes.json").write_text(json.dumps({"classes": ["skin", "slough", "rim"]}))
+    list(train(recipe, root / "second"))
+    assert inherited(root / "second") == 3 and RunFolder(root / "second").summary["classes"] == ["skin", "slough", "rim"]
 
 
 @pytest.mark.parametrize(("harm", "kept"), [(damage, 2), (lose_the_log, 0), (lose_the_end, 2)])

@@ -11,7 +11,7 @@ from background import trial_that_fails
 import vitseg
 from vitseg.errors import ConfigError, RecipeError, RunError
 from vitseg.events import BatchEnded, EpochEnded, StageStarted, TrialEnded, TrialStarted
-from vitseg.runs.run import prepare
+from vitseg.runs.work import prepare
 from vitseg.settings import Constant, CosineRestarts, Exponential
 from vitseg.sweep.grid import Facts, make_grid
 from vitseg.sweep.local import Sweep, facts_of

@@ -119,6 +119,10 @@ class RunFolder:
         if splits != _read_json(self.path / "split.json", *splits):
             raise RunError(f"{self.path}: the images are not those of the run.", "Restore them, or start a new run.")
 
+    def stage(self, number: int) -> Path:
+        """Where the weights at the end of a stage are kept."""
+        return self.path / "stages" / str(number)
+
     def keys(self) -> list[str]:
         """The keys of the run's stages; none where they would promise too much."""
         return self.environment().get("keys", [])
@@ -182,7 +186,7 @@ class RunFolder:
         for event in self.events():
             if not isinstance(event, RunStarted):
                 found.append(event)
-            if isinstance(event, StageEnded) and event.stage == stage and (self.path / "stages" / str(stage)).is_dir():
+            if isinstance(event, StageEnded) and event.stage == stage and self.stage(stage).is_dir():
                 return found
         raise RunError(f"{self.path}: stage {stage} of this run has not ended.", "Start from another stage, or resume it.")
 

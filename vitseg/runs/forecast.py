@@ -18,7 +18,7 @@ from vitseg.model.freeze import model_parts, set_freeze_depth, trained_parts
 from vitseg.model.noise import key_noise
 from vitseg.model.segmenter import Segmenter
 from vitseg.recipe import Recipe
-from vitseg.runs.run import Work
+from vitseg.runs.work import Work
 from vitseg.training.audit import part_hashes
 from vitseg.training.cache import FeatureCache
 from vitseg.training.features import Features

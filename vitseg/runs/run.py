@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Generator, Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from vitseg import plan
-from vitseg.data.dataset import SegmentationData
-from vitseg.errors import ConfigError, RunError
-from vitseg.events import EpochEnded, Event, RunEnded, RunStarted, StageEnded, StageStarted
-from vitseg.model.segmenter import Segmenter, build_segmenter
+from vitseg.errors import RunError
+from vitseg.events import EpochEnded, Event, RunEnded, StageEnded
 from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import newest_checkpoint, save_checkpoint
-from vitseg.runs.durable import MANIFEST, held, whole_folder, write_json
+from vitseg.runs.durable import held, whole_folder, write_json
 from vitseg.runs.environment import environment
 from vitseg.runs.folder import RunFolder, runs_root
-from vitseg.runs.store import DECISIVE, find_stage, keep_key, key_of, stage_keys
+from vitseg.runs.inherit import check_fork, copy_stages, first_events, first_events_again
+from vitseg.runs.store import DECISIVE, find_stage, keep_key, key_of
 from vitseg.runs.summary import summarise
+from vitseg.runs.work import Work, about_run, prepare, run_started
 from vitseg.training.cache import default_cache
-from vitseg.training.device import Machine, resolve
 from vitseg.training.evaluate import evaluate
 from vitseg.training.features import Features
-from vitseg.training.loop import StageTraining, batches_per_epoch, depth_of_stage
-from vitseg.training.losses import SegmentationLoss
+from vitseg.training.loop import StageTraining
 from vitseg.training.weights import load_weights
 
 
@@ -45,7 +40,7 @@ def train(
     settings, are taken from there: the same bits. `reuse` may name another folder to look in; False trains them all.
     """
     work = work or prepare(recipe)
-    about = _about(recipe, work)
+    about = about_run(recipe, work)
     places = {runs_root(), runs_root() if reuse is True else Path(reuse).expanduser().absolute()} if reuse else set()
     if found := find_stage(about["keys"], sorted(places)):
         yield from _inherit(RunFolder(found.run), found.stage, recipe, folder, work, about)
@@ -67,19 +62,19 @@ def fork(
     source.up_to(stage)
     if stage >= len(recipe.stages):
         raise RunError(f"There is no stage after stage {stage} in this recipe.", "Add one, or fork from an earlier stage.")
-    _refuse(source, stage, differences(source.recipe, recipe, stage))
     work = work or prepare(recipe)
-    yield from _inherit(source, stage, recipe, folder, work, _about(recipe, work))
+    about = about_run(recipe, work)
+    check_fork(source, stage, recipe, work, about)
+    yield from _inherit(source, stage, recipe, folder, work, about)
 
 
 def _inherit(
     source: RunFolder, stage: int, recipe: Recipe, folder: str | Path | None, work: Work, about: dict[str, Any]
 ) -> Generator[Event]:
     origin = {"parent": str(source.path), "stage": stage, "sequence": 0, "offset": 0}
-    if key_of(run_stage(source, stage)) != about["keys"][stage - 1]:  # trained with other versions, or by a run without keys
+    if key_of(source.stage(stage)) != about["keys"][stage - 1]:  # trained with other versions, or by a run without keys
         about = {name: value for name, value in about.items() if name != "keys"}
-    first = _first_events(source, stage, recipe, work)
-    _refuse(source, stage, [f"{c}." for c in source.changed(about, ("data", "weights"))])
+    first = first_events(source, stage, recipe, work)
     run = RunFolder.create(folder, recipe, work.data.splits, about, forked=origin)
     with held(run.path):
         yield from _forked(run, recipe, work, first)
@@ -103,7 +98,7 @@ def resume(folder: str | Path, work: Work | None = None, *, allow_inexact: bool 
         _refuse_or_record(run, environment(*work), allow_inexact)
         forked = run.forked()
         if forked and not forked["sequence"]:
-            yield from _forked(run, recipe, work, _first_events_again(run, forked, work))
+            yield from _forked(run, recipe, work, first_events_again(run, forked, work))
             return
         place = state or forked or {"sequence": 0, "offset": 0}
         run.cut_back(place["sequence"], place["offset"])
@@ -127,34 +122,6 @@ def kept_events(folder: str | Path) -> list[Event]:
     run = RunFolder(folder)
     place = newest_checkpoint(run.checkpoints) or run.forked() or {"sequence": 0}
     return list(islice(run.events(), place["sequence"]))
-
-
-class Work(NamedTuple):
-    """What a recipe is carried out on."""
-
-    data: SegmentationData
-    model: Segmenter
-    machine: Machine
-
-
-def prepare(recipe: Recipe) -> Work:
-    """Data, model and machine of a recipe, every setting checked against them."""
-    if not isinstance(recipe, Recipe):
-        raise ConfigError("recipe", recipe, "a Recipe", "Read one from a file with vitseg.load_recipe(path).")
-    machine = resolve(recipe)
-    machine.settle()
-    data = SegmentationData(recipe.data)
-    model = build_segmenter(recipe.model, data.classes, recipe.data.size, recipe.seed)
-    for number in range(1, len(recipe.stages) + 1):
-        depth_of_stage(recipe, number, model)
-    SegmentationLoss(recipe.loss, len(data.classes))
-    return Work(data, model, machine)
-
-
-def _about(recipe: Recipe, work: Work) -> dict[str, Any]:
-    """The content of a new run's `environment.json`."""
-    found = environment(*work)
-    return found | {"keys": stage_keys(recipe, batches_per_epoch(recipe, work.data), work.model.encoder.depth, found)}
 
 
 def _recorded(
@@ -181,10 +148,7 @@ def _forked(run: RunFolder, recipe: Recipe, work: Work, first: list[Event]) -> G
     Until fork.json says that all of it is here, what was begun of it is done again.
     """
     origin = run.forked()
-    for number in range(1, origin["stage"] + 1):
-        with whole_folder(run_stage(run, number)) as aside:
-            theirs = run_stage(RunFolder(origin["parent"]), number)
-            shutil.copytree(theirs, aside, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
+    copy_stages(run, origin)
     run.cut_back(0, 0)
     for event in first:
         run.record(event)
@@ -192,27 +156,6 @@ def _forked(run: RunFolder, recipe: Recipe, work: Work, first: list[Event]) -> G
     for event in first:
         yield from run.handed(event)
     yield from _recorded(run, recipe, work, after=first[-1])
-
-
-def _first_events(source: RunFolder, stage: int, recipe: Recipe, work: Work) -> list[Event]:
-    """What a fork begins with: its start, and its parent's stages in the words of its own recipe."""
-    batches = batches_per_epoch(recipe, work.data)
-    first: list[Event] = [_start_of_fork(source, stage, recipe, work)]
-    for event in source.up_to(stage):
-        if isinstance(event, StageStarted):
-            own = recipe.stages[event.stage - 1]
-            event = replace(event, name=own.name, schedule=plan.describe(own), notes=plan.notes(own, batches))
-        first.append(event)
-    return first
-
-
-def _first_events_again(run: RunFolder, origin: dict[str, Any], work: Work) -> list[Event]:
-    """Those of a fork that was cut off before it had them all. Raises RunError if its parent is gone."""
-    source = RunFolder(origin["parent"])
-    if not source.events_file.exists():
-        problem = f"{run.path}: was cut off while it inherited from {source.path}, which is gone."
-        raise RunError(problem, "Bring that run back, or begin another.")
-    return _first_events(source, origin["stage"], run.recipe, work)
 
 
 def _stages(
@@ -223,11 +166,11 @@ def _stages(
     if after is not None:
         first, epochs, steps = after.stage + 1, after.epoch, after.step
         which = recipe.stages[after.stage].start_from if first <= len(recipe.stages) else "best"
-        load_weights(work.model, load_file(run_stage(run, after.stage) / f"{which}.safetensors"))
+        load_weights(work.model, load_file(run.stage(after.stage) / f"{which}.safetensors"))
     elif state is not None:
         first, epochs, steps = state["stage"], state["epochs_before"], state["steps_before"]
     else:
-        yield _started(run.recipe, work), None  # as asked for; what "auto" became stands beside it
+        yield run_started(run.recipe, work), None  # as asked for; what "auto" became stands beside it
     cache = default_cache() if recipe.cache else None
     features = None
     for number in range(first, len(recipe.stages) + 1):
@@ -256,78 +199,8 @@ def _end(run: RunFolder, recipe: Recipe, work: Work, features: Features | None) 
 
 
 def _keep_stage_end(run: RunFolder, number: int, training: StageTraining) -> None:
-    with whole_folder(run_stage(run, number)) as aside:
+    with whole_folder(run.stage(number)) as aside:
         save_file(training.best_weights, aside / "best.safetensors")
         save_file(training.trained_weights(), aside / "last.safetensors")
         if keys := run.keys():
             keep_key(aside, keys[number - 1])
-
-
-def run_stage(run: RunFolder, number: int) -> Path:
-    """Where the weights at the end of a stage are kept."""
-    return run.path / "stages" / str(number)
-
-
-_FREE = {"name", "workers", "cache", "device", "precision", "threads"}
-"""What a fork may change; device, precision and threads are compared as what they became."""
-
-
-def differences(old: Recipe, new: Recipe, stage: int) -> list[str]:
-    """What stages 1 .. `stage` of two recipes were, or would be, trained with, where that differs."""
-    before, after = (dict(_flat(r.model_copy(update={"stages": r.stages[:stage]}).model_dump(mode="json"))) for r in (old, new))
-    names = [name for name in before | after if name.partition(".")[0] not in _FREE]
-    none = "nothing"
-    return [
-        f"{name}: {after.get(name, none)!r}, the parent has {before.get(name, none)!r}."
-        for name in names
-        if before.get(name, none) != after.get(name, none)
-    ]
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested settings with their dotted paths, as `Recipe.replace` takes them."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if inner is None:
-        yield path, value
-        return
-    for name, child in inner:
-        yield from _flat(child, f"{path}.{name}" if path else str(name))
-
-
-def _refuse(source: RunFolder, stage: int, found: list[str]) -> None:
-    if found:
-        mend = "Only later stages, name and workers of a fork may differ; train a new run for other changes."
-        raise RunError(f"{source.path}: stage {stage} was trained otherwise. {' '.join(found)}", mend)
-
-
-def _start_of_fork(source: RunFolder, stage: int, recipe: Recipe, work: Work) -> RunStarted:
-    """Raises RunError if images, machine or encoder are not those that stage `stage` of `source` was trained with."""
-    source.check_split(work.data.splits)
-    started = _started(recipe, work, {"run": source.path.name, "stage": stage})
-    before = next(e for e in source.events() if isinstance(e, RunStarted))
-    _refuse(source, stage, [
-        f"{name}: {getattr(started, name)!r}, the parent had {getattr(before, name)!r}."
-        for name in ("device", "precision", "threads", "encoder", "classes", "mode", "masks")
-        if getattr(started, name) != getattr(before, name)
-    ])  # fmt: skip
-    return started
-
-
-def _started(recipe: Recipe, work: Work, parent: dict[str, Any] | None = None) -> RunStarted:
-    data, model, machine = work
-    return RunStarted(
-        recipe=recipe.model_dump(mode="json"),
-        classes=list(data.classes),
-        mode=data.mode,
-        train_images=len(data.splits["train"]),
-        validation_images=len(data.splits["validation"]),
-        test_images=len(data.splits["test"]),
-        batches_per_epoch=batches_per_epoch(recipe, data),
-        blocks=model.encoder.depth,
-        device=str(machine.device),
-        precision=machine.precision,
-        threads=machine.threads,
-        encoder=model.shape.source,
-        masks=data.masks,
-        parent=parent,
-    )

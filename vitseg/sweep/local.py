@@ -15,7 +15,8 @@ from vitseg.errors import RunError, VitsegError
 from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted
 from vitseg.runs.durable import held, write_json
 from vitseg.runs.folder import RunFolder, runs_root
-from vitseg.runs.run import Work, resume, train
+from vitseg.runs.run import resume, train
+from vitseg.runs.work import Work
 from vitseg.sweep.findings import Result
 from vitseg.sweep.grid import Facts, Grid, Trial
 from vitseg.training.loop import depth_of_stage

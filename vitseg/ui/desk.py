@@ -11,7 +11,7 @@ from vitseg.model.segmenter import Segmenter
 from vitseg.plan import notes
 from vitseg.recipe import Recipe
 from vitseg.runs.folder import RunFolder
-from vitseg.runs.run import differences
+from vitseg.runs.inherit import differences
 from vitseg.runs.store import StageEnd
 from vitseg.settings import Constant, CosineRestarts, Exponential, Schedule, WarmupPoly
 from vitseg.training.device import resolve

@@ -17,8 +17,10 @@ from vitseg.model.segmenter import Segmenter, load_segmenter
 from vitseg.recipe import Recipe
 from vitseg.runs.folder import Failure, RunFolder, new_run, runs_root
 from vitseg.runs.forecast import Cost, StageForecast, forecast, measure
-from vitseg.runs.run import differences, fork, kept_events, prepare, resume, train
+from vitseg.runs.inherit import differences
+from vitseg.runs.run import fork, kept_events, resume, train
 from vitseg.runs.store import StageEnd
+from vitseg.runs.work import prepare
 from vitseg.training.loop import batches_per_epoch
 from vitseg.ui.curves import Curves
 from vitseg.ui.desk import Desk

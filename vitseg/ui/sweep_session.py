@@ -10,7 +10,8 @@ from typing import Any
 from vitseg.events import BatchEnded, EpochEnded, Event, RunStarted, StageStarted, TrialStarted
 from vitseg.recipe import Recipe
 from vitseg.runs.forecast import Cost, forecast, measure
-from vitseg.runs.run import kept_events, prepare
+from vitseg.runs.run import kept_events
+from vitseg.runs.work import prepare
 from vitseg.sweep.grid import Grid, make_grid
 from vitseg.sweep.local import Sweep, check_depths, facts_of
 from vitseg.ui.live import OVER, LiveRun, current

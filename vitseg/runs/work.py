@@ -1,0 +1,64 @@
+"""What a recipe is carried out on: data, model and machine, made and checked before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from vitseg.data.dataset import SegmentationData
+from vitseg.errors import ConfigError
+from vitseg.events import RunStarted
+from vitseg.model.segmenter import Segmenter, build_segmenter
+from vitseg.recipe import Recipe
+from vitseg.runs.environment import environment
+from vitseg.runs.store import stage_keys
+from vitseg.training.device import Machine, resolve
+from vitseg.training.loop import batches_per_epoch, depth_of_stage
+from vitseg.training.losses import SegmentationLoss
+
+
+class Work(NamedTuple):
+    """What a recipe is carried out on."""
+
+    data: SegmentationData
+    model: Segmenter
+    machine: Machine
+
+
+def prepare(recipe: Recipe) -> Work:
+    """Data, model and machine of a recipe, every setting checked against them."""
+    if not isinstance(recipe, Recipe):
+        raise ConfigError("recipe", recipe, "a Recipe", "Read one from a file with vitseg.load_recipe(path).")
+    machine = resolve(recipe)
+    machine.settle()
+    data = SegmentationData(recipe.data)
+    model = build_segmenter(recipe.model, data.classes, recipe.data.size, recipe.seed)
+    for number in range(1, len(recipe.stages) + 1):
+        depth_of_stage(recipe, number, model)
+    SegmentationLoss(recipe.loss, len(data.classes))
+    return Work(data, model, machine)
+
+
+def about_run(recipe: Recipe, work: Work) -> dict[str, Any]:
+    """The content of a new run's `environment.json`."""
+    found = environment(*work)
+    return found | {"keys": stage_keys(recipe, batches_per_epoch(recipe, work.data), work.model.encoder.depth, found)}
+
+
+def run_started(recipe: Recipe, work: Work, parent: dict[str, Any] | None = None) -> RunStarted:
+    data, model, machine = work
+    return RunStarted(
+        recipe=recipe.model_dump(mode="json"),
+        classes=list(data.classes),
+        mode=data.mode,
+        train_images=len(data.splits["train"]),
+        validation_images=len(data.splits["validation"]),
+        test_images=len(data.splits["test"]),
+        batches_per_epoch=batches_per_epoch(recipe, data),
+        blocks=model.encoder.depth,
+        device=str(machine.device),
+        precision=machine.precision,
+        threads=machine.threads,
+        encoder=model.shape.source,
+        masks=data.masks,
+        parent=parent,
+    )
