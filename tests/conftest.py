@@ -87,4 +87,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if terminal is not None and terminal.stats:
         skipped = terminal.stats.get("skipped", [])
         reasons = sorted({str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped})
+        if left_out := len(terminal.stats.get("deselected", [])):
+            terminal.write_line(f"{left_out} left out by -m or -k; make test-all runs them.")
         terminal.write_line(f"{len(skipped)} skipped: {'; '.join(reasons)}" if skipped else "Nothing was skipped.")

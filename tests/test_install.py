@@ -28,6 +28,7 @@ def _imports() -> set[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.install
 def test_the_pip_part_installs_and_imports_what_the_notebooks_import(tmp_path):
     listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]

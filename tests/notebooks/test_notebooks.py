@@ -9,11 +9,13 @@ import pytest
 from vitseg.ui.headless import execute
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+TRAIN_FOR_LONG = {"00_start_here", "07_ablation"}
+CASES = [pytest.param(p, id=p.stem, marks=pytest.mark.slow if p.stem in TRAIN_FOR_LONG else ()) for p in NOTEBOOKS]
 
 
 @pytest.mark.notebook
 @pytest.mark.weights
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", CASES)
 def test_notebook_runs_and_its_claims_hold(path, tmp_path, monkeypatch):
     monkeypatch.setenv("VITSEG_RUNS", str(tmp_path))
     monkeypatch.delenv("VITSEG_DATA", raising=False)
