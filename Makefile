@@ -1,5 +1,5 @@
 # make run                 train the quick recipe headless: notebooks/00_start_here.ipynb
-# make run DATA=folder     the same on your own images and masks; see also: lab, gallery, test, test-all, lint, real, bench, clean
+# make run DATA=folder     the same on your own images and masks; see also: lab, gallery, test, test-all, lint, real, bench, soak, clean
 PYTHON ?= python3
 BIN := .venv/bin
 export VITSEG_DATA := $(if $(DATA),$(if $(filter /%,$(firstword $(DATA))),,$(CURDIR)/)$(DATA))
@@ -20,7 +20,7 @@ lint: .venv/dev.ok
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/lint-imports && $(BIN)/nbstripout --verify notebooks/*.ipynb
 
-real bench: .venv/bench.ok
+real bench soak: .venv/bench.ok
 	$(BIN)/python benchmarks/$@.py $(DATA)
 
 .venv/torch.ok: constraints.txt
@@ -37,4 +37,4 @@ real bench: .venv/bench.ok
 clean:
 	rm -rf .venv gallery build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: run lab gallery test test-all lint real bench clean
+.PHONY: run lab gallery test test-all lint real bench soak clean

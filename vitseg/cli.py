@@ -100,7 +100,7 @@ def _finish(events: Iterable[Event], run: RunFolder) -> None:
         for _ in progress(events):
             pass
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nGo on from the last epoch with: vitseg resume {run.path}\n")
+        sys.stderr.write(f"\nNothing is lost. Go on with: vitseg resume {run.path}\n")
         raise
     sys.stdout.write(f"\n{table.results(run.summary)}\n\nrun folder  {run.path}\nreport      {report(run.path)}\n")
 

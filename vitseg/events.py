@@ -100,6 +100,15 @@ class FeaturesUsed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class RunResumed(Event):
+    """A run that goes on after optimizer step `step`, and what was found wrong on the way there."""
+
+    transient: ClassVar[bool] = True
+    step: int
+    skipped: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class EpochEnded(Event):
     """An epoch after its validation. `train` is measured on the way, in training mode, at network size."""
 

@@ -179,7 +179,7 @@ def test_a_run_has_one_trainer_at_a_time(tiny_recipe, tmp_path):
     for _ in range(6):
         next(first)
     assert vitseg.RunFolder(tmp_path / "run").is_held()
-    with pytest.raises(RunError, match="is being trained elsewhere"):
+    with pytest.raises(RunError, match="is being trained by process"):
         list(resume(tmp_path / "run"))
     next(first)
     first.close()

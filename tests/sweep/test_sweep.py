@@ -197,7 +197,7 @@ def test_a_sweep_over_tuples_and_schedules_is_found_again(tiny_recipe, tmp_path)
 def test_a_sweep_is_trained_by_one_at_a_time(small, tmp_path):
     first = Sweep(small, tmp_path / "sweep").events()
     next(first)
-    with pytest.raises(RunError, match="is being trained elsewhere"):
+    with pytest.raises(RunError, match="is being trained by process"):
         list(Sweep(small, tmp_path / "sweep").events())
     first.close()
 

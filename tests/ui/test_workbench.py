@@ -609,22 +609,37 @@ def test_stop_while_an_epoch_is_scored_and_go_on_to_the_same_bits(wb, tiny_recip
     until(lambda: type(wb.session.position).__name__ == "ValidationBatch" and wb.session.position.epoch > 1)
     wb.stop()
     assert wb.wait() == "stopped" and wb.session.resumable
-    until(lambda: "Resume goes on from the end of epoch" in wb._steering.status.value)
+    until(lambda: "Resume goes on after step" in wb._steering.status.value)
     press(wb, "Resume")
     assert wb.wait() == "ended"
     list(vitseg.train(tiny_recipe, tmp_path / "plain", reuse=False))
     assert (wb.folder / "events.jsonl").read_bytes() == (tmp_path / "plain" / "events.jsonl").read_bytes()
 
 
-def test_a_stop_before_the_first_epoch_s_end_says_that_nothing_is_kept(wb):
+def test_a_stop_before_the_first_epoch_s_end_loses_no_step(wb, tiny_recipe, tmp_path):
     wb.start()
     until(lambda: any(isinstance(e, BatchEnded) for e in wb.events))
     wb.pause()
     until(lambda: wb.state == "paused")
     assert not any(isinstance(e, EpochEnded) for e in wb.events)
+    steps = sum(isinstance(e, BatchEnded) for e in wb.events)
     wb.stop()
     wb.wait()
-    until(lambda: "Resume begins again: no epoch had ended" in wb._steering.status.value)
+    until(lambda: f"Resume goes on after step {steps}." in wb._steering.status.value)
+    press(wb, "Resume")
+    assert wb.wait() == "ended"
+    list(vitseg.train(tiny_recipe, tmp_path / "plain", reuse=False))
+    assert (wb.folder / "events.jsonl").read_bytes() == (tmp_path / "plain" / "events.jsonl").read_bytes()
+
+
+def test_a_run_that_nothing_was_saved_of_begins_again(wb):
+    wb.start()
+    until(lambda: any(isinstance(e, BatchEnded) for e in wb.events))
+    wb.stop()
+    wb.wait()
+    shutil.rmtree(wb.folder / "checkpoints")
+    wb._draw()
+    assert "Resume begins again: nothing had been saved" in wb._steering.status.value
 
 
 def test_what_a_detector_caught_is_still_known_to_the_next_workbench(wb):

@@ -187,6 +187,7 @@ class SegmentationData(Dataset[Sample]):
 def _deaf_to_interrupts(worker: int) -> None:
     """A notebook's interrupt reaches every process of the kernel; it is meant for a cell, not for a run in the background."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the trainer's process may be holding it back
 
 
 class _Guarded(Dataset["Sample | VitsegError"]):

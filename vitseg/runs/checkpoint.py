@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from safetensors.torch import load, save_file
 
-from vitseg.runs.durable import is_whole, whole_folder
+from vitseg.runs.durable import flaw, whole_folder
 from vitseg.training.weights import Weights
 
 KEEP = 2
@@ -34,10 +35,27 @@ def save_checkpoint(folder: Path, sequence: int, offset: int, state: dict[str, A
         shutil.rmtree(old)
 
 
-def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The state of the newest checkpoint that is whole, with its `sequence` and `offset`; None if there is none."""
-    folders = sorted((p for p in folder.glob("*") if p.name.isdigit()), reverse=True)
-    return next((_load(p) for p in folders if is_whole(p)), None)
+def newest_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The state of the newest checkpoint that is whole, with its `sequence` and `offset`, and why newer ones were skipped."""
+    skipped = []
+    for path in _newest_first(folder):
+        if not (reason := flaw(path)):
+            return _load(path), skipped
+        skipped.append(f"checkpoint {path.name} was skipped: {reason}")
+    return None, skipped
+
+
+def steps_saved(folder: Path) -> int:
+    """Optimizer steps of the run up to its newest checkpoint, as that says; 0 without one."""
+    for path in _newest_first(folder):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            return state["steps_before"] + state["step"]
+    return 0
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted((p for p in folder.glob("*") if p.name.isdigit()), reverse=True)
 
 
 def _load(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from vitseg.errors import RunError
 from vitseg.images import sha256_of
 
 MANIFEST = "manifest.json"
-LOCK = ".lock"
+LOCK, HOLDER = ".lock", ".holder"
 
 
 @contextlib.contextmanager
@@ -83,13 +84,22 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def is_whole(path: Path) -> bool:
-    """Whether every file of the folder's manifest is there, with the content it was written with."""
+def flaw(path: Path) -> str:
+    """What keeps a folder from being what was written; "" if every file of its manifest is there, with its content."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        return all(sha256_of(path / name) == digest for name, digest in manifest.items())
-    except (OSError, ValueError, AttributeError):
-        return False
+        changed = [name for name, digest in manifest.items() if sha256_of(path / name) != digest]
+        return f"{changed[0]} is not what was written" if changed else ""
+    except OSError as error:
+        return f"{Path(error.filename or path).name} cannot be read ({error.strerror})"
+    except (ValueError, AttributeError):
+        return f"{MANIFEST} is torn"
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a kill has left half written in a folder that nobody writes into."""
+    for left in folder.glob(".*.new"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 @contextlib.contextmanager
@@ -99,11 +109,22 @@ def held(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise RunError(f"{folder}: is being trained elsewhere.", "Wait for its end, or stop it there.") from None
+        raise RunError(f"{folder}: is being trained by {_holder(folder)}.", "Wait for its end, or stop it there.") from None
     try:
+        with contextlib.suppress(OSError):  # who holds it is a courtesy
+            (folder / HOLDER).write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         yield
     finally:
+        with contextlib.suppress(OSError):
+            (folder / HOLDER).unlink()
         lock.release()
+
+
+def _holder(folder: Path) -> str:
+    try:
+        return (folder / HOLDER).read_text(encoding="utf-8")
+    except OSError:  # it has just begun, or ended
+        return "another process"
 
 
 def is_held(folder: Path) -> bool:

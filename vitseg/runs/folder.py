@@ -15,7 +15,7 @@ from typing import Any
 from vitseg.errors import RunError
 from vitseg.events import EpochEnded, Event, RunStarted, StageEnded, from_json, to_json
 from vitseg.recipe import Recipe, load_recipe
-from vitseg.runs.durable import is_held, write_json, write_text, written
+from vitseg.runs.durable import is_held, sweep, write_json, write_text, written
 
 Splits = dict[str, list[str]]
 """The names of the images by split."""
@@ -118,6 +118,11 @@ class RunFolder:
         """Raises RunError unless the images are split as they were when the run began."""
         if splits != _read_json(self.path / "split.json", *splits):
             raise RunError(f"{self.path}: the images are not those of the run.", "Restore them, or start a new run.")
+
+    def sweep(self) -> None:
+        """Delete what a kill has left half written."""
+        for folder in (self.path, self.checkpoints, self.path / "stages"):
+            sweep(folder)
 
     def stage(self, number: int) -> Path:
         """Where the weights at the end of a stage are kept."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,14 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from vitseg.errors import RunError
-from vitseg.events import EpochEnded, Event, RunEnded, StageEnded
+from vitseg.events import EpochEnded, Event, RunEnded, RunResumed, StageEnded
 from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import newest_checkpoint, save_checkpoint
 from vitseg.runs.durable import held, whole_folder, write_json
 from vitseg.runs.environment import environment
 from vitseg.runs.folder import RunFolder, runs_root
 from vitseg.runs.inherit import check_fork, copy_stages, first_events, first_events_again
+from vitseg.runs.signals import held_back
 from vitseg.runs.store import DECISIVE, find_stage, keep_key, key_of
 from vitseg.runs.summary import summarise
 from vitseg.runs.work import Work, about_run, prepare, run_started
@@ -25,6 +28,9 @@ from vitseg.training.evaluate import evaluate
 from vitseg.training.features import Features
 from vitseg.training.loop import StageTraining
 from vitseg.training.weights import load_weights
+
+EVERY_SECONDS = 60.0
+"""Between two checkpoints within an epoch."""
 
 
 def train(
@@ -92,7 +98,8 @@ def resume(folder: str | Path, work: Work | None = None, *, allow_inexact: bool 
     if run.summary_file.exists():
         raise RunError(f"{run.path}: this run has ended.", "Read it with vitseg.replay(folder).")
     with held(run.path):
-        state = newest_checkpoint(run.checkpoints)  # None: it was cut off in its first epoch, and begins again
+        run.sweep()
+        state, skipped = newest_checkpoint(run.checkpoints)  # None: it was cut off before its first, and begins again
         work = work or prepare(recipe)
         run.check_split(work.data.splits)
         _refuse_or_record(run, environment(*work), allow_inexact)
@@ -103,6 +110,9 @@ def resume(folder: str | Path, work: Work | None = None, *, allow_inexact: bool 
         place = state or forked or {"sequence": 0, "offset": 0}
         run.cut_back(place["sequence"], place["offset"])
         after = run.up_to(forked["stage"])[-1] if forked and not state else None
+        step = state["steps_before"] + state["step"] if state else after.step if after else 0
+        run.failure_file.unlink(missing_ok=True)
+        yield from run.handed(RunResumed(step, skipped))
         yield from _recorded(run, recipe, work, state, after)
 
 
@@ -120,26 +130,54 @@ def _refuse_or_record(run: RunFolder, now: dict[str, Any], allow_inexact: bool) 
 def kept_events(folder: str | Path) -> list[Event]:
     """The events of a run that `resume` will not let happen again: those up to the checkpoint it goes on from."""
     run = RunFolder(folder)
-    place = newest_checkpoint(run.checkpoints) or run.forked() or {"sequence": 0}
+    place = newest_checkpoint(run.checkpoints)[0] or run.forked() or {"sequence": 0}
     return list(islice(run.events(), place["sequence"]))
 
 
 def _recorded(
     run: RunFolder, recipe: Recipe, work: Work, state: dict[str, Any] | None = None, after: StageEnded | None = None
 ) -> Generator[Event]:
-    run.failure_file.unlink(missing_ok=True)
+    """Events, each recorded before it is handed on. Whoever stops asking for them loses no step; a kill loses a minute's."""
+    saver = Saver(run)
     try:
-        for event, training in _stages(run, recipe, work, state, after):
-            if not event.transient:
-                run.record(event)
-            if isinstance(event, EpochEnded):
-                save_checkpoint(run.checkpoints, run.sequence, run.events_file.stat().st_size, training.state_dict())
-            if isinstance(event, RunEnded):
-                write_json(run.summary_file, summarise(run.events(), [s for _, s in run.timings()]))
-            yield from run.handed(event)
+        with closing(_stages(run, recipe, work, state, after)) as stages:
+            while True:
+                with held_back() as asked:
+                    event, training = next(stages, (None, None))
+                    if event is None:
+                        return
+                    if not event.transient:
+                        run.record(event)
+                    if isinstance(event, EpochEnded) or asked or saver.is_due:
+                        saver.save(event, training)
+                    if isinstance(event, RunEnded):
+                        write_json(run.summary_file, summarise(run.events(), [s for _, s in run.timings()]))
+                try:
+                    yield from run.handed(event)
+                except GeneratorExit:
+                    saver.save(event, training)
+                    raise
     except Exception as error:
         run.fail(error)
         raise
+
+
+class Saver:
+    """Checkpoints of a run: when one is due, and whether there is anything to save."""
+
+    def __init__(self, run: RunFolder):
+        self.run, self.saved, self.at = run, -1, time.monotonic()
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() - self.at > EVERY_SECONDS
+
+    def save(self, event: Event, training: StageTraining | None) -> None:
+        """Between two stages there is nothing to go on with but the end of the last epoch, which is saved."""
+        if training is None or isinstance(event, StageEnded) or self.run.sequence == self.saved:
+            return
+        save_checkpoint(self.run.checkpoints, self.run.sequence, self.run.events_file.stat().st_size, training.state_dict())
+        self.saved, self.at = self.run.sequence, time.monotonic()
 
 
 def _forked(run: RunFolder, recipe: Recipe, work: Work, first: list[Event]) -> Generator[Event]:

@@ -13,7 +13,7 @@ from vitseg.draws import NUMERICS
 from vitseg.errors import RunError
 from vitseg.plan import effective
 from vitseg.recipe import Recipe
-from vitseg.runs.durable import is_whole
+from vitseg.runs.durable import flaw
 from vitseg.runs.folder import RunFolder
 
 DECISIVE = ("versions", "device", "precision", "threads", "cpu_capability", "data", "weights")
@@ -65,7 +65,7 @@ def find_stage(keys: Sequence[str], places: Sequence[Path]) -> StageEnd | None:
             there.setdefault(key_of(file.parent), []).append((file.stat().st_mtime, file.parent))
     for number, key in reversed(list(enumerate(keys, start=1))):
         for _, folder in sorted(there.get(key, ()), reverse=True):
-            if is_whole(folder) and _is_told(end := StageEnd(folder.parents[1], number)):
+            if not flaw(folder) and _is_told(end := StageEnd(folder.parents[1], number)):
                 return end
     return None
 

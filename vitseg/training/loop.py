@@ -290,6 +290,9 @@ class StageTraining:
         self.running, self.best_weights = torch.tensor(state["running"]), state["best_weights"]
         load_weights(self.model, state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer._opt_called = (
+            self.step > 0
+        )  # maybe in another process: else PyTorch warns of a schedule that comes first
         self.schedule.load_state_dict(state["schedule"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

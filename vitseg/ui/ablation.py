@@ -78,7 +78,7 @@ class Ablation:
         return self.session.live
 
     def stop(self) -> None:
-        """After the batch that is under way. Start goes on with that trial from its last whole epoch."""
+        """After the batch that is under way. Start goes on with that trial where it stopped."""
         if self.session.live:
             self.session.live.stop()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
-from vitseg.events import BatchEnded, EpochEnded, Event, FeaturesUsed, RunStarted, StageEnded, StageStarted
+from vitseg.events import BatchEnded, EpochEnded, Event, FeaturesUsed, RunResumed, RunStarted, StageEnded, StageStarted
 from vitseg.ui.table import inherited_words, number_or_na
 
 
@@ -22,6 +22,8 @@ def progress(events: Iterable[Event]) -> Iterator[Event]:
                 say(_run_line(event))
                 if event.parent:
                     say(inherited_words(event.parent))
+            case RunResumed():
+                say("\n".join([*event.skipped, f"Going on after step {event.step}."]))
             case StageStarted():
                 say(f"\nStage {event.stage}: {event.name} · {event.schedule} · {event.epochs} epoch{'s' * (event.epochs != 1)}")
                 say("\n".join(f"  {line}" for line in [*event.audit.splitlines(), *event.notes]))

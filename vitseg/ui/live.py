@@ -59,7 +59,7 @@ class LiveRun:
         self._move({"pausing": "running", "paused": "running"})
 
     def stop(self) -> None:
-        """End after the batch that is under way. The run can be continued from its last whole epoch."""
+        """End after the batch that is under way. The run can be continued from there."""
         self._move(dict.fromkeys(("running", "pausing", "paused"), "stopping"))
 
     def wait(self, timeout: float | None = None) -> State:

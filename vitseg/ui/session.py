@@ -15,6 +15,7 @@ from vitseg.errors import RunError, TrainingError, VitsegError
 from vitseg.events import BatchEnded, EpochEnded, Event, FeaturesUsed, RunEnded, RunStarted, StageEnded, StageStarted
 from vitseg.model.segmenter import Segmenter, load_segmenter
 from vitseg.recipe import Recipe
+from vitseg.runs.checkpoint import steps_saved
 from vitseg.runs.folder import Failure, RunFolder, new_run, runs_root
 from vitseg.runs.forecast import Cost, StageForecast, forecast, measure
 from vitseg.runs.inherit import differences
@@ -125,10 +126,8 @@ class Session:
 
     def goes_on_from(self) -> str:
         """Where Resume would begin."""
-        last = next((e for e in reversed(self.events) if isinstance(e, EpochEnded)), None)
-        if last is None:
-            return "Resume begins again: no epoch had ended"
-        return f"Resume goes on from the end of epoch {last.epoch}"
+        step = steps_saved(self.run.checkpoints)
+        return f"Resume goes on after step {step}" if step else "Resume begins again: nothing had been saved"
 
     def starts(self) -> list[StageEnd]:
         """The ends of stages of recent runs from which the desk's recipe may go on, newest first."""
@@ -185,7 +184,7 @@ class Session:
         self.live.pause()
 
     def resume(self) -> None:
-        """Go on after a pause; or continue the run that is shown, if it was cut off, from its last whole epoch."""
+        """Go on after a pause; or continue the run that is shown, if it was cut off, from its last checkpoint."""
         with launching:
             if self.alive:
                 self.live.resume()

@@ -71,7 +71,7 @@ class LiveFigure(go.FigureWidget):
     """A figure that a page which is loaded again gets as it stands; plotly's own would give it as it was first shown."""
 
     def get_state(self, *more: Any, **settings: Any) -> dict[str, Any]:
-        if hasattr(self, "_layout_obj"):  # its constructor asks before there is anything
+        if self._trait_values.get("_widget_layout"):  # empty until the constructor is through, which asks as well
             now = {"_widget_data": self._data, "_widget_layout": self._layout}
             self._trait_values.update(deepcopy(now))  # past the traits, which would send it to the pages that are open
         return super().get_state(*more, **settings)

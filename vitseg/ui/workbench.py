@@ -80,7 +80,7 @@ class Workbench:
         self._draw()
 
     def resume(self) -> None:
-        """Go on after a pause, or from the last whole epoch of a run that was cut off."""
+        """Go on after a pause, or with a run that was cut off, from its last checkpoint."""
         was_alive = self.session.alive
         self.session.resume()
         if self.session.alive and not was_alive:
@@ -163,7 +163,7 @@ class Workbench:
         self._steering = Steering({
             "Start": (self.start, "Train what the controls say, in a new run folder"),
             "Pause": (self._pause_or_resume, "Pause after this batch; Resume goes on"),
-            "Stop": (self.stop, "End after this batch; the run can be resumed from the end of its last epoch"),
+            "Stop": (self.stop, "End after this batch; Resume goes on from there"),
             "Fork": (self.fork, FORK),
         }, self._draw)  # fmt: skip
         self._table, self._map, self._notes = w.HTML(), w.HTML(), w.HTML()

@@ -1,0 +1,171 @@
+"""Kill trainings with SIGKILL, again and again, and compare what they end with: `make soak`, or
+
+    python benchmarks/soak.py [KILLS] [SEED]        (200 kills by default)
+
+A run of three stages on a tiny encoder is killed at a random moment, or inside a save (before or after a sync or a rename, or
+with a file half written), and resumed, until it ends. Then its log, its weights, its optimizer's state and its best weights are
+compared byte for byte with those of a run that nobody killed. At least a quarter of the kills fall into saves. Prints a table,
+writes runs/soak.json, and exits 1 on any difference or leftover.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModel
+
+import vitseg
+from vitseg.recipe import Recipe, load_recipe
+from vitseg.runs import checkpoint, durable, run
+from vitseg.settings import Constant, CosineRestarts, Data, Exponential, Generated, Model, Stage
+from vitseg.ui.table import Table
+
+PLACES = ("time", "sync", "rename", "torn")
+PRELOADED = ["vitseg.runs.run", "transformers.models.auto.modeling_auto", "transformers.models.dinov2.modeling_dinov2"]
+"""What takes seconds to import, once for all processes."""
+
+MOST_KILLS = 8
+"""Of one run: then it is let be, so that it ends."""
+
+
+def tiny(folder: Path) -> Recipe:
+    """Three short stages with views, drop-path and layer decay, on an encoder of four random blocks."""
+    config = AutoConfig.for_model(
+        "dinov2", hidden_size=32, num_hidden_layers=4, num_attention_heads=2, patch_size=14, image_size=70, mlp_ratio=2
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModel.from_config(config).save_pretrained(folder)
+    return Recipe(
+        name="soak",
+        data=Data(source=Generated(images=12, classes=3, side=70), size=(70, 70), validation_fraction=0.17, views=2),
+        model=Model(encoder=str(folder)),
+        stages=(
+            Stage(name="Frozen", unfrozen_blocks=0, epochs=2, lr=1e-3, schedule=CosineRestarts(T_0=3, burn_in_batches=4)),
+            Stage(name="Last", unfrozen_blocks=1, epochs=2, lr=3e-4, schedule=Exponential(gamma=0.5), drop_path=0.2),
+            Stage(name="Deeper", unfrozen_blocks=2, epochs=1, lr=1e-4, schedule=Constant(), layer_decay=0.8),
+        ),
+        batch_size=2,
+        threads=1,
+    )
+
+
+def train_or_resume(folder: Path, recipe: Path, place: str, count: int) -> None:
+    """In a process of its own: go on with the run, with a checkpoint after every step, and die at the `count`-th such place."""
+    run.EVERY_SECONDS = 0.0
+    if place == "sync":
+        os.fsync = _dies(os.fsync, count)
+    if place == "rename":
+        Path.rename, Path.replace = _dies(Path.rename, count), _dies(Path.replace, count)
+    if place == "torn":
+        checkpoint.save_file = _torn(checkpoint.save_file, count)
+    begun = (folder / "events.jsonl").exists()
+    for _ in vitseg.resume(folder) if begun else vitseg.train(load_recipe(recipe), folder, reuse=False):
+        pass
+
+
+def _dies(act: Callable, count: int) -> Callable:
+    """`act`, but its `count`-th call is this process's last: half of the times before it is done, half after."""
+    calls = iter(range(1, sys.maxsize))
+
+    def last(*more: object) -> object:
+        number = next(calls)
+        if number == count and count % 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = act(*more)
+        if number == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    return last
+
+
+def _torn(save: Callable, count: int) -> Callable:
+    """As if the file system had kept half of a file: its `count`-th is cut in two."""
+    calls = iter(range(1, sys.maxsize))
+
+    def half(tensors: dict, path: Path) -> None:
+        save(tensors, path)
+        if next(calls) == count:
+            os.truncate(path, path.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return half
+
+
+def kill_until_it_ends(folder: Path, recipe: Path, rng: random.Random, seconds: float) -> Counter[str]:
+    """Where the kills of one run fell."""
+    processes, kills = multiprocessing.get_context("forkserver"), Counter[str]()
+    while True:
+        place = rng.choice(PLACES) if kills.total() < MOST_KILLS else "none"
+        process = processes.Process(target=train_or_resume, args=(folder, recipe, place, rng.randint(1, 12)))
+        process.start()
+        process.join(rng.uniform(0, seconds) if place == "time" else 600)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        if process.exitcode == 0:
+            return kills
+        if process.exitcode != -signal.SIGKILL:
+            raise RuntimeError(f"{folder}: the training ended with code {process.exitcode}, not by a kill")
+        kills[place] += 1
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All that a run ends with, but for the clock's: log, best weights, stage ends and the newest checkpoint."""
+    newest = max((folder / "checkpoints").iterdir())
+    kept = [folder / "events.jsonl", *newest.iterdir(), *(folder / "best").rglob("*"), *(folder / "stages").rglob("*")]
+    left = folder.rglob(".*.new")
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in [*kept, *left] if p.is_file()}
+
+
+def soak(kills: int, seed: int, place: Path) -> dict[str, object]:
+    """Run after run until that many kills have fallen. The result says how many, where, and which runs ended otherwise."""
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    recipe, rng, fell, different, runs = tiny(place / "encoder"), random.Random(seed), Counter[str](), [], 0
+    recipe.save(place / "recipe.json")
+    os.environ["VITSEG_CACHE"] = str(place / "cache")
+    for _ in vitseg.train(recipe, place / "whole", reuse=False):
+        pass
+    began = time.monotonic()
+    train = multiprocessing.get_context("forkserver").Process(
+        target=train_or_resume, args=(place / "timed", place / "recipe.json", "none", 0)
+    )
+    train.start()
+    train.join()
+    seconds, wanted = time.monotonic() - began, content(place / "whole")
+    while fell.total() < kills:
+        folder = place / f"run{runs}"
+        fell += kill_until_it_ends(folder, place / "recipe.json", rng, seconds)
+        runs += 1
+        found = content(folder)
+        different += [f"{folder.name}/{n}" for n in sorted(wanted.keys() | found.keys()) if wanted.get(n) != found.get(n)]
+    return {"runs": runs, "kills": fell.total(), "fell": dict(fell), "different": different}
+
+
+def main(kills: str = "200", seed: str = "0") -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        result = soak(int(kills), int(seed), Path(folder))
+    rows = [(place, str(number)) for place, number in result["fell"].items()]
+    words = f"{result['kills']} kills in {result['runs']} runs; {len(result['different'])} files differ from the run left alone"
+    sys.stdout.write(f"{Table(('killed at', 'times'), tuple(rows), words)}\n")
+    file = vitseg.runs_root() / "soak.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    durable.write_json(file, result)
+    sys.stdout.write("".join(f"{name}\n" for name in result["different"]))
+    inside = sum(number for place, number in result["fell"].items() if place != "time")
+    return 1 if result["different"] or inside < result["kills"] / 4 else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
