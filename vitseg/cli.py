@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Generator
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,7 +81,7 @@ def _run(parsed: argparse.Namespace) -> None:
     events = train(recipe, run.path, work, reuse=not parsed.retrain)
     first = next(events)  # the folder is made, and nothing is in the way
     sys.stdout.write(f"{table.ahead(recipe, forecast(recipe, measure(recipe, work), work))}\n\n")
-    _finish(chain([first], events), run)
+    _finish(events, run, first)
 
 
 def _resume(parsed: argparse.Namespace) -> None:
@@ -90,15 +91,18 @@ def _resume(parsed: argparse.Namespace) -> None:
     _finish(resume(parsed.folder, allow_inexact=parsed.inexact), RunFolder(parsed.folder))
 
 
-def _finish(events: Iterable[Event], run: RunFolder) -> None:
-    """Train to the end; then the table, the folder and the report."""
+def _finish(events: Generator[Event], run: RunFolder, first: Event | None = None) -> None:
+    """Train to the end, or until a signal asks for one; then the table, the folder and the report."""
+    from vitseg.runs.signals import held_back
     from vitseg.ui import table
     from vitseg.ui.console import progress
     from vitseg.ui.report import report
 
     try:
-        for _ in progress(events):
-            pass
+        with held_back() as asked, closing(events):  # which saves
+            for _ in progress(chain([first] if first else [], events)):
+                if asked:
+                    break
     except KeyboardInterrupt:
         sys.stderr.write(f"\nNothing is lost. Go on with: vitseg resume {run.path}\n")
         raise

@@ -72,7 +72,7 @@ def preview(recipe: Recipe, batches_per_epoch: int) -> list[Planned]:
     return planned
 
 
-def effective(recipe: Recipe, stages: int, batches_per_epoch: int, blocks: int) -> dict[str, Any]:
+def effective(recipe: Recipe, stages: int, batches_per_epoch: int, blocks: int | None) -> dict[str, Any]:
     """The settings that decide the numbers of stages 1 .. `stages`, the machine apart.
 
     Names, workers and cache are not among them; a schedule is the learning rates it comes to, "all" the number of blocks.
@@ -82,7 +82,7 @@ def effective(recipe: Recipe, stages: int, batches_per_epoch: int, blocks: int) 
     for stage, settings in zip(recipe.stages, tree["stages"], strict=False):
         settings["name"] = settings["lr"] = None
         settings["schedule"] = [planned_lr(stage, n, batches_per_epoch) for n in range(1, stage.epochs * batches_per_epoch + 1)]
-        if stage.unfrozen_blocks == "all":
+        if stage.unfrozen_blocks == "all" and blocks is not None:
             settings["unfrozen_blocks"] = blocks
     return tree
 

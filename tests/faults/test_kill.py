@@ -16,6 +16,7 @@ from safetensors.torch import load, save_file
 
 from vitseg.errors import RunError
 from vitseg.events import BatchEnded, EpochEnded, RunResumed
+from vitseg.runs import checkpoint
 from vitseg.runs import run as runs
 from vitseg.runs.durable import MANIFEST, whole_folder
 from vitseg.runs.run import resume, train
@@ -138,11 +139,66 @@ def log_so_far(folder: Path) -> list[str]:
     return (folder / "events.jsonl").read_text().splitlines()
 
 
-def test_a_second_trainer_of_a_folder_is_refused_and_a_dead_one_s_lock_is_none(tiny_recipe, tmp_path):
+def test_a_second_trainer_of_a_folder_is_refused_by_name(tiny_recipe, tmp_path):
     events = train(tiny_recipe, tmp_path / "run", reuse=False)
     next(e for e in events if isinstance(e, EpochEnded))
     with pytest.raises(RunError, match=f"is being trained by process {os.getpid()} on "):
         next(resume(tmp_path / "run"))
     events.close()
-    assert (tmp_path / "run" / ".lock").exists() or not runs.RunFolder(tmp_path / "run").is_held()
+
+
+def test_a_dead_trainer_s_lock_is_none(tiny_recipe, tmp_path):
+    tiny_recipe.save(tmp_path / "recipe.json")
+    process = subprocess.Popen([sys.executable, "-m", "vitseg", "run", tmp_path / "recipe.json", tmp_path / "run", "--retrain"])
+    end = time.monotonic() + 60
+    while not (tmp_path / "run" / "events.jsonl").exists() or len(log_so_far(tmp_path / "run")) < 4:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert runs.RunFolder(tmp_path / "run").is_held()
+    process.kill()
+    process.wait()
+    assert not runs.RunFolder(tmp_path / "run").is_held()
+    list(resume(tmp_path / "run"))
+    assert (tmp_path / "run" / "summary.json").exists() and not (tmp_path / "run" / ".holder").exists()
+
+
+def test_damaged_checkpoints_do_not_crowd_out_new_ones(tiny_recipe, tmp_path):
+    events = train(tiny_recipe, tmp_path / "run", reuse=False)
+    for event in events:
+        if isinstance(event, BatchEnded) and event.step == 8:
+            break
+    events.close()
+    for folder in (tmp_path / "run" / "checkpoints").iterdir():
+        (folder / "weights.safetensors").unlink()
+    events = resume(tmp_path / "run")
+    assert next(events).step == 0
+    next(e for e in events if isinstance(e, EpochEnded))
+    events.close()
     assert next(resume(tmp_path / "run")).step == 5
+
+
+def test_a_checkpoint_that_knows_more_than_the_log_is_skipped(tiny_recipe, tmp_path):
+    """A power cut may keep the one and lose the end of the other."""
+    list(train(tiny_recipe, tmp_path / "whole", reuse=False))
+    events = train(tiny_recipe, tmp_path / "run", reuse=False)
+    for event in events:
+        if isinstance(event, BatchEnded) and event.step == 8:
+            break
+    events.close()
+    log_file = tmp_path / "run" / "events.jsonl"
+    log_file.write_bytes(log_file.read_bytes()[:-40])
+    rest = list(resume(tmp_path / "run"))
+    assert rest[0].step == 5 and "events.jsonl is shorter than it says" in rest[0].skipped[0]
+    assert log_file.read_bytes() == (tmp_path / "whole" / "events.jsonl").read_bytes()
+
+
+def test_a_save_that_fails_on_stop_is_said(tiny_recipe, tmp_path, monkeypatch):
+    events = train(tiny_recipe, tmp_path / "run", reuse=False)
+    next(e for e in events if isinstance(e, BatchEnded))
+    monkeypatch.setattr(checkpoint, "save_file", no_room)
+    with pytest.raises(RunError, match="No space left on device"):
+        events.close()
+
+
+def no_room(*_: object) -> None:
+    raise OSError(28, "No space left on device")

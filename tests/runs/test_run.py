@@ -109,10 +109,10 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tiny_recipe, tmp_pa
     run = vitseg.RunFolder(tmp_path / "run")
     list(vitseg.train(tiny_recipe, run.path))
     newest = sorted(run.checkpoints.iterdir())[-1]
-    before = newest_checkpoint(run.checkpoints)[0]["sequence"]
+    before = newest_checkpoint(run.checkpoints, run.events_file)[0]["sequence"]
     weights = newest / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert newest_checkpoint(run.checkpoints)[0]["sequence"] < before
+    assert newest_checkpoint(run.checkpoints, run.events_file)[0]["sequence"] < before
 
 
 def test_a_torn_last_line_of_the_log_is_not_read_as_data(tiny_recipe, tmp_path):

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 
 import pytest
 from background import trial_that_fails
 
 import vitseg
 from vitseg.errors import ConfigError, RecipeError, RunError
-from vitseg.events import BatchEnded, EpochEnded, StageStarted, TrialEnded, TrialStarted
+from vitseg.events import BatchEnded, EpochEnded, RunStarted, StageStarted, TrialEnded, TrialStarted
+from vitseg.runs import checkpoint
 from vitseg.runs.work import prepare
 from vitseg.settings import Constant, CosineRestarts, Exponential
 from vitseg.sweep.grid import Facts, make_grid
 from vitseg.sweep.local import Sweep, facts_of
 from vitseg.training.loop import StageTraining
+from vitseg.ui.sweep_session import SweepSession
 
 FACTS = Facts(train_images=10, blocks=4)
 DEPTHS = {"stages.1.unfrozen_blocks": [0, 1, 2]}
@@ -205,3 +208,35 @@ def test_a_sweep_is_trained_by_one_at_a_time(small, tmp_path):
 def test_steps_of_a_trial_are_the_steps_of_its_recipe(small, tmp_path):
     steps = [e for e in Sweep(small, tmp_path / "sweep").events() if isinstance(e, BatchEnded)]
     assert len(steps) == 15 + (15) + 15  # inherited ones are passed on too
+
+
+def test_a_save_that_fails_when_a_sweep_is_left_is_said_and_frees_the_folder(small, tmp_path, monkeypatch):
+    def no_room(*_):
+        raise OSError(28, "No space left on device")
+
+    sweep = Sweep(small, tmp_path / "sweep")
+    events = sweep.events()
+    next(e for e in events if isinstance(e, BatchEnded))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", no_room)
+        with pytest.raises(RunError, match="No space left on device"):
+            events.close()
+    assert sweep.failures == {}
+    assert next(sweep.events()).trial == "01-seed0"
+
+
+def test_all_blocks_of_another_encoder_are_not_counted_as_this_one_s(tiny_recipe):
+    facts = Facts(10, 4, tiny_recipe.model.encoder)
+    axes = {"model.encoder": [tiny_recipe.model.encoder, "facebook/dinov2-large"], "stages.2.unfrozen_blocks": [4, "all"]}
+    grid = make_grid(tiny_recipe, axes, 1, facts)
+    assert len(grid.settings) == 3  # 4 and "all" are the same for the encoder that is known to have four
+
+
+def test_a_sweep_whose_trials_have_all_been_trained_before_is_soon_over(small, tmp_path):
+    list(Sweep(small, tmp_path / "a" / "sweep").events())
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    session = SweepSession(small.recipe, small.axes, small.seeds, tmp_path / "b" / "again")
+    session.start()
+    list(session.follow())
+    assert session.progress()[0] == 1.0 and not session.sweep.todo()
+    assert all(e.parent for t in small.trials for e in session.sweep.run_of(t.name).events() if isinstance(e, RunStarted))

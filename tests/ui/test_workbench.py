@@ -16,6 +16,7 @@ from background import until
 import vitseg
 from vitseg.errors import RunError, TrainingError
 from vitseg.events import BatchEnded, EpochEnded, StageStarted, ValidationBatch
+from vitseg.runs import checkpoint
 from vitseg.ui.controls import ALL, ONE
 from vitseg.ui.curves import NAMES
 from vitseg.ui.workbench import Workbench
@@ -630,6 +631,17 @@ def test_a_stop_before_the_first_epoch_s_end_loses_no_step(wb, tiny_recipe, tmp_
     assert wb.wait() == "ended"
     list(vitseg.train(tiny_recipe, tmp_path / "plain", reuse=False))
     assert (wb.folder / "events.jsonl").read_bytes() == (tmp_path / "plain" / "events.jsonl").read_bytes()
+
+
+def test_a_stop_that_cannot_save_says_so(wb, monkeypatch):
+    def no_room(*_):
+        raise OSError(28, "No space left on device")
+
+    wb.start()
+    until(lambda: any(isinstance(e, BatchEnded) for e in wb.events))
+    monkeypatch.setattr(checkpoint, "save_file", no_room)
+    wb.stop()
+    assert wb.wait() == "failed" and "No space left on device" in wb._steering.status.value
 
 
 def test_a_run_that_nothing_was_saved_of_begins_again(wb):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -85,6 +85,12 @@ class Segmenter(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.mean.device
+
+    def make(self) -> list[Any]:
+        """What decides its numbers besides its weights: configuration, attention, number format, colour statistics."""
+        vit = self.encoder.vit
+        config = {k: v for k, v in vit.config.to_dict().items() if not k.startswith(("_", "transformers_version"))}
+        return [config, vit.config._attn_implementation, str(vit.dtype), self.shape.mean, self.shape.std]
 
     def snapshot(self) -> Segmenter:
         """A copy in eval mode, for other cells to use while this one trains. Take it between two steps."""

@@ -35,14 +35,25 @@ def save_checkpoint(folder: Path, sequence: int, offset: int, state: dict[str, A
         shutil.rmtree(old)
 
 
-def newest_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The state of the newest checkpoint that is whole, with its `sequence` and `offset`, and why newer ones were skipped."""
-    skipped = []
+def newest_checkpoint(folder: Path, log: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The state of the newest checkpoint that is whole, with its `sequence` and `offset`, and why newer ones were skipped.
+
+    One that knows of more bytes than the log has is no use either.
+    """
+    skipped, there = [], log.stat().st_size if log.exists() else 0
     for path in _newest_first(folder):
-        if not (reason := flaw(path)):
-            return _load(path), skipped
-        skipped.append(f"checkpoint {path.name} was skipped: {reason}")
+        reason = flaw(path)
+        if not reason and (state := _load(path))["offset"] <= there:
+            return state, skipped
+        skipped.append(f"checkpoint {path.name} was skipped: {reason or f'{log.name} is shorter than it says'}")
     return None, skipped
+
+
+def drop_after(folder: Path, sequence: int) -> None:
+    """Delete the checkpoints of what is about to happen again: they were skipped, and would crowd out new ones."""
+    for path in _newest_first(folder):
+        if int(path.name) > sequence:
+            shutil.rmtree(path)
 
 
 def steps_saved(folder: Path) -> int:

@@ -36,5 +36,5 @@ def environment(data: SegmentationData, model: Segmenter, machine: Machine) -> d
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "encoder": model.shape.source,
         "data": data.digest(),
-        "weights": hashlib.sha256(json.dumps(part_hashes(model)).encode()).hexdigest(),
+        "weights": hashlib.sha256(json.dumps([part_hashes(model), model.make()], default=str).encode()).hexdigest(),
     }

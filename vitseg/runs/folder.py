@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vitseg.errors import RunError
-from vitseg.events import EpochEnded, Event, RunStarted, StageEnded, from_json, to_json
+from vitseg.events import Event, RunStarted, StageEnded, from_json, to_json
 from vitseg.recipe import Recipe, load_recipe
 from vitseg.runs.durable import is_held, sweep, write_json, write_text, written
 
@@ -146,12 +146,15 @@ class RunFolder:
         seconds = round(self._seconds_before + time.monotonic() - self._started, 3)
         with written(self.events_file), self.events_file.open("a", encoding="utf-8", newline="\n") as file:
             file.write(to_json(event, self.sequence + 1) + "\n")
-            file.flush()
-            if isinstance(event, EpochEnded):
-                os.fsync(file.fileno())  # a checkpoint follows, and must not know more than the log
         self.sequence += 1
         with written(self.timings_file), self.timings_file.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps({"seq": self.sequence, "seconds": seconds}) + "\n")
+
+    def sync(self) -> int:
+        """Make what is logged last, and say how many bytes that are: a checkpoint must not know more than the log."""
+        with written(self.events_file), self.events_file.open("a", encoding="utf-8") as file:
+            os.fsync(file.fileno())
+        return self.events_file.stat().st_size
 
     def handed(self, event: Event) -> Generator[Event]:
         """Yield an event. Until the next one is asked for nobody works on the run, and its seconds stand still."""

@@ -11,7 +11,7 @@ from vitseg import plan
 from vitseg.errors import RunError
 from vitseg.events import Event, RunStarted, StageStarted
 from vitseg.recipe import Recipe
-from vitseg.runs.durable import MANIFEST, whole_folder
+from vitseg.runs.durable import MANIFEST, flaw, whole_folder
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.work import Work, run_started
 from vitseg.training.loop import batches_per_epoch
@@ -52,8 +52,10 @@ def _refuse(source: RunFolder, stage: int, found: list[str]) -> None:
 def copy_stages(run: RunFolder, origin: dict[str, Any]) -> None:
     """The weights and keys of the parent's stages; what a kill has left of them is done again."""
     for number in range(1, origin["stage"] + 1):
+        theirs = RunFolder(origin["parent"]).stage(number)
+        if reason := flaw(theirs):
+            raise RunError(f"{theirs}: {reason}.", "Start from another run, or train the stage again.")
         with whole_folder(run.stage(number)) as aside:
-            theirs = RunFolder(origin["parent"]).stage(number)
             shutil.copytree(theirs, aside, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
 
 

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from vitseg.errors import RunError
 from vitseg.events import EpochEnded, Event, RunEnded, RunResumed, StageEnded
+from vitseg.model.freeze import set_freeze_depth
 from vitseg.recipe import Recipe
-from vitseg.runs.checkpoint import newest_checkpoint, save_checkpoint
+from vitseg.runs.checkpoint import drop_after, newest_checkpoint, save_checkpoint
 from vitseg.runs.durable import held, whole_folder, write_json
 from vitseg.runs.environment import environment
 from vitseg.runs.folder import RunFolder, runs_root
@@ -26,7 +27,7 @@ from vitseg.runs.work import Work, about_run, prepare, run_started
 from vitseg.training.cache import default_cache
 from vitseg.training.evaluate import evaluate
 from vitseg.training.features import Features
-from vitseg.training.loop import StageTraining
+from vitseg.training.loop import StageTraining, depth_of_stage
 from vitseg.training.weights import load_weights
 
 EVERY_SECONDS = 60.0
@@ -99,7 +100,7 @@ def resume(folder: str | Path, work: Work | None = None, *, allow_inexact: bool 
         raise RunError(f"{run.path}: this run has ended.", "Read it with vitseg.replay(folder).")
     with held(run.path):
         run.sweep()
-        state, skipped = newest_checkpoint(run.checkpoints)  # None: it was cut off before its first, and begins again
+        state, skipped = newest_checkpoint(run.checkpoints, run.events_file)  # None: cut off before its first; begins again
         work = work or prepare(recipe)
         run.check_split(work.data.splits)
         _refuse_or_record(run, environment(*work), allow_inexact)
@@ -109,6 +110,7 @@ def resume(folder: str | Path, work: Work | None = None, *, allow_inexact: bool 
             return
         place = state or forked or {"sequence": 0, "offset": 0}
         run.cut_back(place["sequence"], place["offset"])
+        drop_after(run.checkpoints, place["sequence"])
         after = run.up_to(forked["stage"])[-1] if forked and not state else None
         step = state["steps_before"] + state["step"] if state else after.step if after else 0
         run.failure_file.unlink(missing_ok=True)
@@ -118,6 +120,9 @@ def resume(folder: str | Path, work: Work | None = None, *, allow_inexact: bool 
 
 def _refuse_or_record(run: RunFolder, now: dict[str, Any], allow_inexact: bool) -> None:
     """Raises RunError if what the run began with has changed; if that is allowed, writes it down."""
+    if other := run.changed(now, ("weights",)):
+        problem = f"{run.path}: the encoder is not the one that the run began with. {other[0]}."
+        raise RunError(problem, "Restore its files, or start a new run.")
     changed = run.changed(now, DECISIVE)
     if changed and not allow_inexact:
         mend = "Restore it, start a new run, or go on all the same with allow_inexact=True (vitseg resume --inexact)."
@@ -130,7 +135,7 @@ def _refuse_or_record(run: RunFolder, now: dict[str, Any], allow_inexact: bool) 
 def kept_events(folder: str | Path) -> list[Event]:
     """The events of a run that `resume` will not let happen again: those up to the checkpoint it goes on from."""
     run = RunFolder(folder)
-    place = newest_checkpoint(run.checkpoints)[0] or run.forked() or {"sequence": 0}
+    place = newest_checkpoint(run.checkpoints, run.events_file)[0] or run.forked() or {"sequence": 0}
     return list(islice(run.events(), place["sequence"]))
 
 
@@ -176,7 +181,7 @@ class Saver:
         """Between two stages there is nothing to go on with but the end of the last epoch, which is saved."""
         if training is None or isinstance(event, StageEnded) or self.run.sequence == self.saved:
             return
-        save_checkpoint(self.run.checkpoints, self.run.sequence, self.run.events_file.stat().st_size, training.state_dict())
+        save_checkpoint(self.run.checkpoints, self.run.sequence, self.run.sync(), training.state_dict())
         self.saved, self.at = self.run.sequence, time.monotonic()
 
 
@@ -190,7 +195,7 @@ def _forked(run: RunFolder, recipe: Recipe, work: Work, first: list[Event]) -> G
     run.cut_back(0, 0)
     for event in first:
         run.record(event)
-    write_json(run.fork_file, origin | {"sequence": run.sequence, "offset": run.events_file.stat().st_size})
+    write_json(run.fork_file, origin | {"sequence": run.sequence, "offset": run.sync()})
     for event in first:
         yield from run.handed(event)
     yield from _recorded(run, recipe, work, after=first[-1])
@@ -204,6 +209,7 @@ def _stages(
     if after is not None:
         first, epochs, steps = after.stage + 1, after.epoch, after.step
         which = recipe.stages[after.stage].start_from if first <= len(recipe.stages) else "best"
+        set_freeze_depth(work.model.to(work.machine.device), depth_of_stage(recipe, after.stage, work.model))
         load_weights(work.model, load_file(run.stage(after.stage) / f"{which}.safetensors"))
     elif state is not None:
         first, epochs, steps = state["stage"], state["epochs_before"], state["steps_before"]
@@ -220,7 +226,7 @@ def _stages(
             yield event, training
         features = training.features
         epochs, steps = epochs + training.epoch, steps + training.step
-        _keep_stage_end(run, number, training)
+        _keep_stage_end(run, number, training, work)
         if number == len(recipe.stages) or recipe.stages[number].start_from == "best":
             load_weights(work.model, training.best_weights)
     yield from ((event, None) for event in _end(run, recipe, work, features))
@@ -236,9 +242,10 @@ def _end(run: RunFolder, recipe: Recipe, work: Work, features: Features | None) 
     yield RunEnded(best, test)
 
 
-def _keep_stage_end(run: RunFolder, number: int, training: StageTraining) -> None:
+def _keep_stage_end(run: RunFolder, number: int, training: StageTraining, work: Work) -> None:
+    """The weights, and the key under which they are found, unless somebody has changed an image meanwhile."""
     with whole_folder(run.stage(number)) as aside:
         save_file(training.best_weights, aside / "best.safetensors")
         save_file(training.trained_weights(), aside / "last.safetensors")
-        if keys := run.keys():
+        if (keys := run.keys()) and not run.changed({"data": work.data.digest()}, ("data",)):
             keep_key(aside, keys[number - 1])

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 from vitseg.draws import NUMERICS
 from vitseg.errors import RunError
-from vitseg.plan import effective
+from vitseg.plan import describe, effective
 from vitseg.recipe import Recipe
 from vitseg.runs.durable import flaw
 from vitseg.runs.folder import RunFolder
 
-DECISIVE = ("versions", "device", "precision", "threads", "cpu_capability", "data", "weights")
+DECISIVE = ("versions", "device", "device_name", "precision", "threads", "cpu_capability", "data", "weights")
 """What of a run's environment its numbers follow from."""
 
 _FILE = "key"
@@ -40,7 +40,8 @@ def stage_keys(recipe: Recipe, batches_per_epoch: int, blocks: int, environment:
     for number in range(1, len(recipe.stages) + 1):
         settings = effective(recipe, number, batches_per_epoch, blocks)
         settings["data"].pop("source")  # what was found there is in the environment, by its content
-        keys.append(hashlib.sha256(json.dumps([decisive, settings], sort_keys=True).encode()).hexdigest())
+        clocks = [describe(stage) for stage in recipe.stages[:number]]  # the log says how often each has moved
+        keys.append(hashlib.sha256(json.dumps([decisive, settings, clocks], sort_keys=True).encode()).hexdigest())
     return keys
 
 
@@ -53,7 +54,7 @@ def key_of(folder: Path) -> str:
     """The key of the stage whose weights are in `folder`; "" if it has none."""
     try:
         return (folder / _FILE).read_text(encoding="utf-8")
-    except OSError:
+    except (OSError, ValueError):
         return ""
 
 
@@ -65,7 +66,8 @@ def find_stage(keys: Sequence[str], places: Sequence[Path]) -> StageEnd | None:
             there.setdefault(key_of(file.parent), []).append((file.stat().st_mtime, file.parent))
     for number, key in reversed(list(enumerate(keys, start=1))):
         for _, folder in sorted(there.get(key, ()), reverse=True):
-            if not flaw(folder) and _is_told(end := StageEnd(folder.parents[1], number)):
+            stages = [folder.with_name(str(n)) for n in range(1, number + 1)]
+            if not any(map(flaw, stages)) and _is_told(end := StageEnd(folder.parents[1], number)):
                 return end
     return None
 
@@ -74,5 +76,5 @@ def _is_told(end: StageEnd) -> bool:
     """Whether the run's log tells of the stage, to its end."""
     try:
         return bool(RunFolder(end.run).up_to(end.stage))
-    except RunError:
+    except (RunError, OSError, ValueError):  # also where somebody else has spoilt the log
         return False

@@ -24,10 +24,11 @@ _REFUSED = dict.fromkeys(_SHARED, "all trials are scored on the same images, by 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a grid has to know of the data and the encoder: how many images train, and how many blocks there are."""
+    """What a grid has to know: how many images train, and how many blocks there are in the encoder of that name, or any."""
 
     train_images: int
     blocks: int
+    encoder: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,8 @@ def _same(axes: Mapping[str, Sequence[Any]], values: Sequence[Any], first: Seque
 def training_of(recipe: Recipe, facts: Facts, stages: int | None = None) -> str:
     """A digest of what decides the numbers of the first `stages`, all by default."""
     machine = [recipe.device, recipe.precision, recipe.threads]
-    settings = plan.effective(recipe, stages or len(recipe.stages), _batches(recipe, facts), facts.blocks)
+    blocks = facts.blocks if facts.encoder in (None, recipe.model.encoder) else None  # of another encoder: not known here
+    settings = plan.effective(recipe, stages or len(recipe.stages), _batches(recipe, facts), blocks)
     return hashlib.sha256(json.dumps([machine, settings]).encode()).hexdigest()
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from vitseg.training.loop import depth_of_stage
 
 
 def facts_of(work: Work) -> Facts:
-    return Facts(len(work.data.splits["train"]), work.model.encoder.depth)
+    return Facts(len(work.data.splits["train"]), work.model.encoder.depth, work.model.shape.source.get("name"))
 
 
 def check_depths(grid: Grid, work: Work) -> None:
@@ -72,9 +73,16 @@ class Sweep:
         with held(self.path):
             for trial in self.todo():
                 yield TrialStarted(trial.name)
+                leaving = False
                 try:
-                    yield from self._train(trial)
+                    with closing(self._train(trial)) as events:
+                        for event in events:
+                            leaving = True
+                            yield event
+                            leaving = False
                 except (VitsegError, OSError, RuntimeError) as error:
+                    if leaving:  # it failed to save when it was left: not the trial's failure, and nobody asks for more
+                        raise
                     self.failures[trial.name] = f"{type(error).__name__}: {error}"
                 else:
                     self.failures.pop(trial.name, None)

@@ -162,14 +162,12 @@ class Features:
     def _groups(self, hashes: dict[str, str | None], amp: bool) -> dict[int, str]:
         """Where each level up to the cut is kept: a digest of all that decides it, the view apart."""
         model, machine = self.model, self.machine
-        vit = model.encoder.vit
-        config = {k: v for k, v in vit.config.to_dict().items() if not k.startswith(("_", "transformers_version"))}
         digest = hashlib.sha256(
             json.dumps(
                 [
                     NUMERICS, torch.__version__, transformers.__version__, torch.backends.cpu.get_cpu_capability(),
                     str(machine.device), machine.threads, machine.precision if amp else "fp32", self.recipe.features,
-                    config, vit.config._attn_implementation, str(vit.dtype), model.shape.mean, model.shape.std, self.size,
+                    *model.make(), self.size,
                 ],
                 default=str,
             ).encode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -255,13 +255,14 @@ class Session:
         seen = dict(self.predictions)  # what was predicted after the epochs so far stays on the slider
         self._launch(run, stream(), recipe, self.parent, seen)
 
-    def _told(self, events: Iterable[Event], inherited: int = 0) -> Generator[Event]:
+    def _told(self, events: Generator[Event], inherited: int = 0) -> Generator[Event]:
         """Events as they come, with a note of whether they are of a stage that is trained here."""
-        for event in events:
-            if isinstance(event, RunStarted) and event.parent:
-                inherited = event.parent["stage"]
-            self._fresh = getattr(event, "stage", 0) > inherited
-            yield event
+        with contextlib.closing(events):  # which saves, and may fail to
+            for event in events:
+                if isinstance(event, RunStarted) and event.parent:
+                    inherited = event.parent["stage"]
+                self._fresh = getattr(event, "stage", 0) > inherited
+                yield event
 
     def _launch(
         self, run: RunFolder, stream: Generator[Event], recipe: Recipe, parent: Curves | None, seen: dict | None = None

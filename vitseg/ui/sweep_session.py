@@ -83,7 +83,7 @@ class SweepSession:
                 self._steps += 1
                 if self.live and self.live.state == "running":  # a pause is no work
                     self._seconds += min(time.monotonic() - self._last, 60.0)
-                    self._done += self._weight_of(self.trial) / self._own_steps(self.trial)
+                    self._done += self._weight_of(self.trial) / max(1, self._own_steps(self.trial))
             case EpochEnded():
                 self.curves[self.trial].append((event.epoch, event.validation["iou"]))
 
@@ -120,9 +120,9 @@ class SweepSession:
         todo = [t.name for t in self.sweep.todo()]
         ahead = sum(map(self._weight_of, todo))
         if self.trial in todo:
-            ahead -= self._weight_of(self.trial) * min(1.0, self._steps / self._own_steps(self.trial))
+            ahead -= self._weight_of(self.trial) * min(1.0, self._steps / max(1, self._own_steps(self.trial)))
         total = sum(self._weight_of(t.name) for t in self.grid.trials)
-        return 1 - ahead / total, ahead * self._seconds / self._done if self._done and self.alive else None
+        return 1 - ahead / total if total else 1.0, ahead * self._seconds / self._done if self._done and self.alive else None
 
     def sentence(self) -> tuple[str, str]:
         """What is happening, or "bad" and what is wrong."""
