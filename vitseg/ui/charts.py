@@ -110,7 +110,7 @@ def _trace(name: str, curves: Curves, most: int | None) -> go.Scatter:
 
 
 def _parent_trace(name: str, beneath: Curves, most: int | None) -> go.Scatter:
-    line, points = {"color": theme.PLAN, "width": 2, "dash": "dot"}, beneath.points[name]
+    line, points = {"color": theme.PLAN, "width": 4, "dash": "dot"}, beneath.points[name]
     more = {"mode": "lines", "visible": bool(points.x)}
     return go.Scatter(name=f"{name}, parent", line=line, **more, **trace_data(points, most))
 

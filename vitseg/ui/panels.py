@@ -89,7 +89,8 @@ def freeze_map(
             cells.append(f"<td class={'broken' if wrong else kind} title='{words}' aria-label='{words}'>{mark}</td>")
         rows.append(f"<tr class='{'edited' if number == edited else ''}'>{''.join(cells)}</tr>")
     legend = (
-        "<p class=quiet>Freeze map: E embeddings, 1 to L blocks, N final norm. <span class=frozen>&nbsp;frozen&nbsp;</span> "
+        f"<p class=quiet>Freeze map: E embeddings, 1 to {depth} the blocks, N final norm. "
+        "<span class=frozen>&nbsp;frozen&nbsp;</span> "
         "<span class=trains>&nbsp;trains&nbsp;</span> ● in the optimizer, counted when the stage began"
         f"{' <span class=broken>&nbsp;✗&nbsp;</span> promise broken' if any(broken.values()) else ''}</p>"
     )
