@@ -20,6 +20,7 @@ from vitseg.runs import checkpoint
 from vitseg.runs import run as runs
 from vitseg.runs.durable import MANIFEST, whole_folder
 from vitseg.runs.run import resume, train
+from vitseg.runs.signals import held_back
 
 
 def test_twenty_kills_change_no_bit(tmp_path, monkeypatch):
@@ -120,7 +121,8 @@ def test_a_signal_ends_the_command_after_the_step_under_way_and_nothing_is_lost(
     long = tiny_recipe.replace({"stages.0.epochs": 60})
     long.save(tmp_path / "recipe.json")
     command = [sys.executable, "-m", "vitseg", "run", tmp_path / "recipe.json", tmp_path / "run", "--retrain"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"COLUMNS": "80"})
+    hears = lambda: signal.signal(number, signal.SIG_DFL)  # noqa: E731  whoever runs the tests may have it ignored
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hears)
     end = time.monotonic() + 60
     while not (tmp_path / "run" / "events.jsonl").exists() or len(log_so_far(tmp_path / "run")) < 12:
         assert time.monotonic() < end and process.poll() is None
@@ -133,6 +135,28 @@ def test_a_signal_ends_the_command_after_the_step_under_way_and_nothing_is_lost(
     steps = [line["step"] for line in log(tmp_path / "run") if line["event"] == "BatchEnded"]
     assert next(events).step == steps[-1]
     events.close()
+
+
+def test_a_signal_that_was_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with held_back() as asked:
+            signal.raise_signal(signal.SIGHUP)
+        assert asked == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_interrupt_takes_effect_at_once():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), held_back() as asked:
+            signal.raise_signal(signal.SIGINT)
+            assert asked == [signal.SIGINT]
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("it was held back")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def log_so_far(folder: Path) -> list[str]:

@@ -27,7 +27,8 @@ def held_back() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {number: signal.signal(number, note) for number in _ASKING}
+    heard = [number for number in _ASKING if signal.getsignal(number) != signal.SIG_IGN]  # nohup, or a job in the background
+    before = {number: signal.signal(number, note) for number in heard}
     try:
         yield asked
     finally:
