@@ -9,7 +9,7 @@ from vitseg.data import views
 from vitseg.errors import FreezeBreach
 from vitseg.model.segmenter import Segmenter
 
-pytestmark = [pytest.mark.notebook, pytest.mark.weights]
+pytestmark = [pytest.mark.slow, pytest.mark.notebook, pytest.mark.weights]
 BREACH = "Promised to train: only decoder. Found: blocks 1-12: can train"
 
 
