@@ -13,7 +13,7 @@ from vitseg.settings import Constant
 if CHROMIUM is None and not os.environ.get("VITSEG_REQUIRE_BROWSER"):
     pytest.skip("no Chromium; the browser tests need one", allow_module_level=True)
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 CELL = """
 import vitseg
