@@ -48,6 +48,7 @@ def test_a_table_that_fills_and_goes_on_after_the_kernel_was_restarted(tiny_reci
         kept = len(list(runs.glob("*/trials/*/summary.json")))
         lab.click("Start")
         lab.wait_text("All 8 trials have ended")
+        lab.wait_points("control, seed 0", 1)  # the chart on the page, not only the table
         lab.wait_text("against the same .* epochs spent wholly in stage 1")
         assert 2 <= kept < len(list(runs.glob("*/trials/*/summary.json"))) == 8
         lab.assert_clean()

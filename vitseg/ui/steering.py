@@ -70,11 +70,12 @@ def unpainted(error: Exception) -> str:
 class LiveFigure(go.FigureWidget):
     """A figure that a page which is loaded again gets as it stands; plotly's own would give it as it was first shown."""
 
-    def get_state(self, *more: Any, **settings: Any) -> dict[str, Any]:
-        if self._trait_values.get("_widget_layout"):  # empty until the constructor is through, which asks as well
+    def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
+        """All of it is asked for by a page that is loaded; `_widget_layout` is empty until the constructor is through."""
+        if key is None and self._trait_values.get("_widget_layout"):
             now = {"_widget_data": self._data, "_widget_layout": self._layout}
             self._trait_values.update(deepcopy(now))  # past the traits, which would send it to the pages that are open
-        return super().get_state(*more, **settings)
+        return super().get_state(key, drop_defaults)
 
 
 def live_figure(figure: go.Figure) -> go.FigureWidget:
