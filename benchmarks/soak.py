@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModel
 
 import vitseg
 from vitseg.recipe import Recipe, load_recipe
-from vitseg.runs import checkpoint, durable, run
+from vitseg.runs import checkpoint, durable
 from vitseg.settings import Constant, CosineRestarts, Data, Exponential, Generated, Model, Stage
 from vitseg.ui.table import Table
 
@@ -39,17 +39,22 @@ MOST_KILLS = 8
 
 
 def tiny(folder: Path) -> Recipe:
-    """Three short stages with views, drop-path and layer decay, on an encoder of four random blocks."""
+    """The recipe below on an encoder of four random blocks."""
     config = AutoConfig.for_model(
         "dinov2", hidden_size=32, num_hidden_layers=4, num_attention_heads=2, patch_size=14, image_size=70, mlp_ratio=2
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         AutoModel.from_config(config).save_pretrained(folder)
+    return three_short_stages(str(folder))
+
+
+def three_short_stages(encoder: str) -> Recipe:
+    """12 generated images: 10 train (batches of 2, so 5 an epoch), 2 validation. With views, drop-path and layer decay."""
     return Recipe(
-        name="soak",
+        name="tiny",
         data=Data(source=Generated(images=12, classes=3, side=70), size=(70, 70), validation_fraction=0.17, views=2),
-        model=Model(encoder=str(folder)),
+        model=Model(encoder=encoder),
         stages=(
             Stage(name="Frozen", unfrozen_blocks=0, epochs=2, lr=1e-3, schedule=CosineRestarts(T_0=3, burn_in_batches=4)),
             Stage(name="Last", unfrozen_blocks=1, epochs=2, lr=3e-4, schedule=Exponential(gamma=0.5), drop_path=0.2),
@@ -62,7 +67,7 @@ def tiny(folder: Path) -> Recipe:
 
 def train_or_resume(folder: Path, recipe: Path, place: str, count: int) -> None:
     """In a process of its own: go on with the run, with a checkpoint after every step, and die at the `count`-th such place."""
-    run.EVERY_SECONDS = 0.0
+    checkpoint.EVERY_SECONDS = 0.0
     if place == "sync":
         os.fsync = _dies(os.fsync, count)
     if place == "rename":

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from soak import three_short_stages
 from transformers import AutoConfig, AutoModel
 
 from vitseg.model.weights import cache_folder
 from vitseg.recipe import Recipe
-from vitseg.settings import Constant, CosineRestarts, Data, Exponential, Generated, Model, Stage
 
 FAMILIES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
 LAYERS = 4
@@ -56,19 +56,8 @@ def _save_tiny(family: str, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_recipe(encoders: dict[str, str]) -> Recipe:
-    """Three short stages on 12 generated images: 10 train (batches of 2, so 5 an epoch), 2 validation."""
-    return Recipe(
-        name="tiny",
-        data=Data(source=Generated(images=12, classes=3, side=70), size=(70, 70), validation_fraction=0.17, views=2),
-        model=Model(encoder=encoders["dinov2"]),
-        stages=(
-            Stage(name="Frozen", unfrozen_blocks=0, epochs=2, lr=1e-3, schedule=CosineRestarts(T_0=3, burn_in_batches=4)),
-            Stage(name="Last", unfrozen_blocks=1, epochs=2, lr=3e-4, schedule=Exponential(gamma=0.5), drop_path=0.2),
-            Stage(name="Deeper", unfrozen_blocks=2, epochs=1, lr=1e-4, schedule=Constant(), layer_decay=0.8),
-        ),
-        batch_size=2,
-        threads=1,
-    )
+    """Three short stages: two, two and one epoch of five batches."""
+    return three_short_stages(encoders["dinov2"])
 
 
 @pytest.fixture(scope="session")

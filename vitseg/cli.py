@@ -104,7 +104,7 @@ def _finish(events: Generator[Event], run: RunFolder, first: Event | None = None
                 if asked:
                     break
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nNothing is lost. Go on with: vitseg resume {run.path}\n")
+        sys.stderr.write(f"\nGo on with: vitseg resume {run.path}\n")
         raise
     sys.stdout.write(f"\n{table.results(run.summary)}\n\nrun folder  {run.path}\nreport      {report(run.path)}\n")
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import load, save_file
 
 from vitseg.errors import RunError
 from vitseg.events import BatchEnded, EpochEnded, RunResumed
+from vitseg.recipe import Recipe
 from vitseg.runs import checkpoint
 from vitseg.runs import run as runs
 from vitseg.runs.durable import MANIFEST, whole_folder
@@ -33,11 +35,7 @@ def test_twenty_kills_change_no_bit(tmp_path, monkeypatch):
 def test_the_comparison_would_see_an_optimizer_that_lost_its_memory(tiny_recipe, tmp_path):
     """The negative control: the same weights and position, but moments that are a little off."""
     list(train(tiny_recipe, tmp_path / "whole", reuse=False))
-    events = train(tiny_recipe, tmp_path / "cut", reuse=False)
-    for event in events:
-        if isinstance(event, BatchEnded) and event.step == 8:
-            break
-    events.close()
+    stop_after(8, tiny_recipe, tmp_path / "cut")
     newest = max((tmp_path / "cut" / "checkpoints").iterdir())
     files = {p.name: p.read_bytes() for p in newest.iterdir() if p.name != MANIFEST}
     with whole_folder(newest) as aside:
@@ -50,6 +48,12 @@ def test_the_comparison_would_see_an_optimizer_that_lost_its_memory(tiny_recipe,
     assert wanted.keys() == found.keys() and wanted["events.jsonl"] != found["events.jsonl"]
 
 
+def stop_after(step: int, recipe: Recipe, folder: Path) -> None:
+    """Train, and ask for no more events after that optimizer step."""
+    with closing(train(recipe, folder, reuse=False)) as events:
+        next(e for e in events if isinstance(e, BatchEnded) and e.step == step)
+
+
 def log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
@@ -57,13 +61,7 @@ def log(folder: Path) -> list[dict]:
 @pytest.mark.parametrize("steps", [1, 3, 5, 8, 12, 23])
 def test_whoever_stops_asking_loses_no_step(steps, tiny_recipe, tmp_path):
     list(train(tiny_recipe, tmp_path / "whole", reuse=False))
-    events = train(tiny_recipe, tmp_path / "cut", reuse=False)
-    taken = 0
-    for event in events:
-        taken += isinstance(event, BatchEnded)
-        if taken == steps:
-            break
-    events.close()
+    stop_after(steps, tiny_recipe, tmp_path / "cut")
     rest = list(resume(tmp_path / "cut"))
     assert rest[0] == RunResumed(steps, [])
     assert sum(isinstance(e, BatchEnded) for e in rest) == 25 - steps
@@ -71,7 +69,7 @@ def test_whoever_stops_asking_loses_no_step(steps, tiny_recipe, tmp_path):
 
 
 def test_a_checkpoint_is_written_within_an_epoch_when_a_minute_has_passed(tiny_recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "EVERY_SECONDS", 0.0)
     events = train(tiny_recipe, tmp_path / "run", reuse=False)
     for event in events:
         if isinstance(event, BatchEnded) and event.step == 3:
@@ -84,11 +82,7 @@ def test_a_checkpoint_is_written_within_an_epoch_when_a_minute_has_passed(tiny_r
 @pytest.mark.parametrize("harm", ["flip a bit", "remove the optimizer", "tear the manifest"])
 def test_a_damaged_checkpoint_is_skipped_and_named(harm, tiny_recipe, tmp_path):
     list(train(tiny_recipe, tmp_path / "whole", reuse=False))
-    events = train(tiny_recipe, tmp_path / "run", reuse=False)
-    for event in events:
-        if isinstance(event, BatchEnded) and event.step == 8:
-            break
-    events.close()
+    stop_after(8, tiny_recipe, tmp_path / "run")
     _, newest = sorted((tmp_path / "run" / "checkpoints").iterdir())
     if harm == "flip a bit":
         content = bytearray((newest / "weights.safetensors").read_bytes())
@@ -130,7 +124,7 @@ def test_a_signal_ends_the_command_after_the_step_under_way_and_nothing_is_lost(
     process.send_signal(number)
     _, said = process.communicate(timeout=10)
     assert process.returncode == code
-    assert (b"Nothing is lost. Go on with: vitseg resume" in said) is (number == signal.SIGINT)
+    assert (b"Go on with: vitseg resume" in said) is (number == signal.SIGINT)
     events = resume(tmp_path / "run")
     steps = [line["step"] for line in log(tmp_path / "run") if line["event"] == "BatchEnded"]
     assert next(events).step == steps[-1]
@@ -187,11 +181,7 @@ def test_a_dead_trainer_s_lock_is_none(tiny_recipe, tmp_path):
 
 
 def test_damaged_checkpoints_do_not_crowd_out_new_ones(tiny_recipe, tmp_path):
-    events = train(tiny_recipe, tmp_path / "run", reuse=False)
-    for event in events:
-        if isinstance(event, BatchEnded) and event.step == 8:
-            break
-    events.close()
+    stop_after(8, tiny_recipe, tmp_path / "run")
     for folder in (tmp_path / "run" / "checkpoints").iterdir():
         (folder / "weights.safetensors").unlink()
     events = resume(tmp_path / "run")
@@ -204,11 +194,7 @@ def test_damaged_checkpoints_do_not_crowd_out_new_ones(tiny_recipe, tmp_path):
 def test_a_checkpoint_that_knows_more_than_the_log_is_skipped(tiny_recipe, tmp_path):
     """A power cut may keep the one and lose the end of the other."""
     list(train(tiny_recipe, tmp_path / "whole", reuse=False))
-    events = train(tiny_recipe, tmp_path / "run", reuse=False)
-    for event in events:
-        if isinstance(event, BatchEnded) and event.step == 8:
-            break
-    events.close()
+    stop_after(8, tiny_recipe, tmp_path / "run")
     log_file = tmp_path / "run" / "events.jsonl"
     log_file.write_bytes(log_file.read_bytes()[:-40])
     rest = list(resume(tmp_path / "run"))

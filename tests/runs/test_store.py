@@ -298,6 +298,8 @@ def test_images_changed_while_it_trains_leave_the_stage_without_a_key(tiny_recip
     events = train(recipe, root / "run")
     next(e for e in events if isinstance(e, BatchEnded))
     write_pairs(folder, {"0": stripes(0, 2, 1)})
+    next(e for e in events if isinstance(e, StageStarted) and e.stage == 2)
+    write_pairs(folder, {"0": stripes(0, 1, 2)})  # put back: but stage 2 began where stage 1 had gone with the other
     list(events)
     assert [(root / "run" / "stages" / str(n) / "key").exists() for n in (1, 2, 3)] == [False] * 3
 

@@ -5,15 +5,39 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load, save_file
 
+from vitseg.events import Event, StageEnded
 from vitseg.runs.durable import flaw, whole_folder
+from vitseg.runs.folder import RunFolder
+from vitseg.training.loop import StageTraining
 from vitseg.training.weights import Weights
 
 KEEP = 2
+EVERY_SECONDS = 60.0
+"""Between two checkpoints within an epoch."""
+
+
+class Saver:
+    """Checkpoints of a run: when one is due, and whether there is anything to save."""
+
+    def __init__(self, run: RunFolder):
+        self.run, self.saved, self.at = run, -1, time.monotonic()
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() - self.at > EVERY_SECONDS
+
+    def save(self, event: Event, training: StageTraining | None) -> None:
+        """Between two stages there is nothing to go on with but the end of the last epoch, which is saved."""
+        if training is None or isinstance(event, StageEnded) or self.run.sequence == self.saved:
+            return
+        save_checkpoint(self.run.checkpoints, self.run.sequence, self.run.sync(), training.state_dict())
+        self.saved, self.at = self.run.sequence, time.monotonic()
 
 
 def save_checkpoint(folder: Path, sequence: int, offset: int, state: dict[str, Any]) -> None:

@@ -55,11 +55,8 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser().absolute()
         self.events_file, self.timings_file = self.path / "events.jsonl", self.path / "timings.jsonl"
-        self.checkpoints, self.best, self.summary_file = (
-            self.path / "checkpoints",
-            self.path / "best",
-            self.path / "summary.json",
-        )
+        self.checkpoints, self.best = self.path / "checkpoints", self.path / "best"
+        self.summary_file = self.path / "summary.json"
         self.fork_file, self.failure_file = self.path / "fork.json", self.path / "failure.json"
         self.sequence, self._seconds_before = 0, 0.0
         self._started = time.monotonic()

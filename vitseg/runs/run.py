@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from itertools import islice
@@ -15,7 +14,7 @@ from vitseg.errors import RunError
 from vitseg.events import EpochEnded, Event, RunEnded, RunResumed, StageEnded
 from vitseg.model.freeze import set_freeze_depth
 from vitseg.recipe import Recipe
-from vitseg.runs.checkpoint import drop_after, newest_checkpoint, save_checkpoint
+from vitseg.runs.checkpoint import Saver, drop_after, newest_checkpoint
 from vitseg.runs.durable import held, whole_folder, write_json
 from vitseg.runs.environment import environment
 from vitseg.runs.folder import RunFolder, runs_root
@@ -29,9 +28,6 @@ from vitseg.training.evaluate import evaluate
 from vitseg.training.features import Features
 from vitseg.training.loop import StageTraining, depth_of_stage
 from vitseg.training.weights import load_weights
-
-EVERY_SECONDS = 60.0
-"""Between two checkpoints within an epoch."""
 
 
 def train(
@@ -167,24 +163,6 @@ def _recorded(
         raise
 
 
-class Saver:
-    """Checkpoints of a run: when one is due, and whether there is anything to save."""
-
-    def __init__(self, run: RunFolder):
-        self.run, self.saved, self.at = run, -1, time.monotonic()
-
-    @property
-    def is_due(self) -> bool:
-        return time.monotonic() - self.at > EVERY_SECONDS
-
-    def save(self, event: Event, training: StageTraining | None) -> None:
-        """Between two stages there is nothing to go on with but the end of the last epoch, which is saved."""
-        if training is None or isinstance(event, StageEnded) or self.run.sequence == self.saved:
-            return
-        save_checkpoint(self.run.checkpoints, self.run.sequence, self.run.sync(), training.state_dict())
-        self.saved, self.at = self.run.sequence, time.monotonic()
-
-
 def _forked(run: RunFolder, recipe: Recipe, work: Work, first: list[Event]) -> Generator[Event]:
     """Inherit the parent's stages, of which the `first` events tell, and train the later ones.
 
@@ -243,9 +221,10 @@ def _end(run: RunFolder, recipe: Recipe, work: Work, features: Features | None) 
 
 
 def _keep_stage_end(run: RunFolder, number: int, training: StageTraining, work: Work) -> None:
-    """The weights, and the key under which they are found, unless somebody has changed an image meanwhile."""
+    """The weights, and the key under which they are found, unless somebody has changed an image in this stage or before."""
     with whole_folder(run.stage(number)) as aside:
         save_file(training.best_weights, aside / "best.safetensors")
         save_file(training.trained_weights(), aside / "last.safetensors")
-        if (keys := run.keys()) and not run.changed({"data": work.data.digest()}, ("data",)):
+        before = number == 1 or key_of(run.stage(number - 1))
+        if before and (keys := run.keys()) and not run.changed({"data": work.data.digest()}, ("data",)):
             keep_key(aside, keys[number - 1])
