@@ -142,7 +142,7 @@ def fork(lab: Lab, pictures: Path) -> None:
     lab.page.mouse.wheel(0, -5000)
     lab.click("Fork")
     lab.slide("Freeze depth", 6)
-    lab.wait_text("The next run starts from stage 1 of")
+    lab.wait_text("Start trains stages 2 to 3 from stage 1 of")
     lab.click("Start")
     lab.wait_text(r"Ended\. Best")
     shoot(lab, pictures / "workbench-fork.png")
@@ -171,6 +171,7 @@ def tell(run: Path) -> None:
 
 def shoot(lab: Lab, path: Path) -> None:
     time.sleep(2.5)
+    lab.page.wait_for_selector("#jupyterlab-splash", state="detached")  # a new theme is announced by it
     lab.page.locator(".jp-NotebookPanel:visible").first.screenshot(path=str(path))
 
 

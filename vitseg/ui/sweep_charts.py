@@ -108,7 +108,7 @@ def figure(grid: Grid, results: Mapping[str, Result], curves: Mapping[str, Curve
     found.add_trace(_gains(grid, results), row=1, col=3)
     found.update_layout(annotations=[*_titles(grid), *_names_of_gains(grid)])
     found.update_xaxes(title={"text": "epoch", "font": {"size": 12}}, row=1, col=1)
-    found.update_yaxes(autorangeoptions={"minallowed": 0, "maxallowed": 1}, row=1, col=1)
+    found.update_yaxes(autorangeoptions={"clipmin": 0, "clipmax": 1}, row=1, col=1)
     found.update_xaxes(type="category", showgrid=False, ticks="", row=1, col=2)
     found.update_yaxes(type="category", autorange="reversed", showgrid=False, ticks="", automargin=True, row=1, col=2)
     found.update_xaxes(zeroline=True, zerolinecolor=theme.TEXT, tickformat="+.2f", row=1, col=3)
