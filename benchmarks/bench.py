@@ -1,13 +1,14 @@
 """What is gained by not computing twice: CPU seconds beside those of other trainers, step by step in turn, in one process.
 
-    python benchmarks/bench.py [small] [base] [twelve]        (`make bench`: all three)
+    python benchmarks/bench.py [small] [base] [unet] [twelve]        (`make bench`: all four)
 
-`small`, `base`: five contenders (benchmarks/contenders.py) train the same model on the same generated images, 224 x 224, in
-batches of 8, three epochs of one view: a plain loop, Lightning and the Hugging Face Trainer, which run the frozen encoder in
-every step; ours without a cache; ours with one, whose first epoch fills it. `base` has random weights, which cost the same, and
-races against the plain loop alone. `twelve`: twelve variants of stage 2 after the same stage 1, against twelve whole runs of
-the plain loop, of which one for each depth is really run. Prints tables with the bound that floating-point operations set,
-writes runs/bench.json, and exits 1 on a missed target.
+`small`, `base`, `unet`: contenders (benchmarks/contenders.py) train the same model on the same generated images, 224 x 224, in
+batches of 8, with one view: a plain loop, which runs the frozen encoder in every step; ours without a cache; ours with one,
+whose first epoch fills it; for `small` Lightning and the Hugging Face Trainer as well. `base` has random weights, which cost
+the same; `unet` is small with the heavy decoder. `twelve`: twelve variants of stage 2 after the same stage 1, against twelve
+whole runs of the plain loop, of which one for each depth is really run. Memory is the peak of a process that trains with one
+contender alone. Prints tables with the bound that floating-point operations set, writes runs/bench.json, and exits 1 on a
+missed target.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +26,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 import transformers
@@ -34,31 +40,49 @@ import vitseg
 from vitseg.data.dataset import SegmentationData
 from vitseg.events import StageStarted
 from vitseg.model.freeze import set_freeze_depth
+from vitseg.model.weights import cache_folder, packaged_folder
 from vitseg.recipe import Recipe
 from vitseg.settings import Constant, Data, Exponential, Generated, Model, Stage
 from vitseg.ui.table import Table
 
-SIZE, IMAGES, EPOCHS = (224, 224), 60, 3
+LENGTHS = {0: (160, 2)}
+"""Images and epochs by unfrozen blocks, else 60 and 3: ours computes one view an epoch to check what it reads, which is much
+of a short epoch of stage 1."""
+
+CASES = {"small": ("small", "lean"), "base": ("base", "lean"), "unet": ("small", "unet")}
 TARGETS = {
     ("small", 0): {"epoch": 5.0}, ("base", 0): {"epoch": 15.0},
     ("small", 2): {"train": 2.1, "valid": 4.0}, ("small", 4): {"train": 1.5, "valid": 2.2},
 }  # fmt: skip
 FIRST = 1.15
+SMALL = "dinov2-small-packaged"
+WEIGHTS = cache_folder() / "weights"
 DEPTHS, RATES, SCHEDULES = (1, 2, 4), (6e-4, 3e-4), (Constant(), Exponential(gamma=0.8))
 
 
-def recipe_for(encoder: str, unfrozen: int, cache: bool) -> Recipe:
-    stage = Stage(name="stage", unfrozen_blocks=unfrozen, epochs=EPOCHS, lr=1e-3, schedule=Constant())
-    data = Data(source=Generated(images=IMAGES, side=SIZE[0]), size=SIZE, views=1)
-    return Recipe(data=data, model=Model(encoder=encoder), stages=(stage,), batch_size=8, cache=cache)
+class Case(NamedTuple):
+    """A model and how much of it trains. `encoder` is a name or folder."""
+
+    encoder: str
+    decoder: str = "lean"
+    unfrozen: int = 0
+    images: int = 60
+    epochs: int = 3
+    side: int = 224
+
+    def recipe(self, cache: bool = False) -> Recipe:
+        stage = Stage(name="stage", unfrozen_blocks=self.unfrozen, epochs=self.epochs, lr=1e-3, schedule=Constant())
+        data = Data(source=Generated(images=self.images, side=self.side), size=(self.side, self.side), views=1)
+        model = Model(encoder=self.encoder, decoder=self.decoder)
+        return Recipe(data=data, model=model, stages=(stage,), batch_size=8, cache=cache)
 
 
 @contextmanager
 def own_cache() -> Iterator[Path]:
     """An empty feature cache; the weights stay where they are."""
-    with tempfile.TemporaryDirectory() as folder:
+    packaged_folder()
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, VITSEG_CACHE=folder):
         (Path(folder) / "weights").symlink_to(WEIGHTS, target_is_directory=True)
-        os.environ["VITSEG_CACHE"] = folder
         yield Path(folder)
 
 
@@ -70,37 +94,61 @@ def drawn(recipe: Recipe) -> SegmentationData:
     return data
 
 
-def race(encoder: str, unfrozen: int, others: bool) -> dict[str, dict[str, float]]:
+def race(case: Case, others: bool) -> dict[str, Any]:
     """Mean CPU seconds of a training and a validation step, by contender; of ours with a cache also of the first epoch."""
-    uncached, cached = (recipe_for(encoder, unfrozen, cache) for cache in (False, True))
-    with own_cache():
+    uncached, cached = case.recipe(), case.recipe(cache=True)
+    with own_cache() as folder:
         data = drawn(cached)
         runners = {"plain": plain(uncached, data), "uncached": ours(uncached, data), "cached": ours(cached, data)}
         if others:
             runners |= {"lightning": with_lightning(uncached, data), "hf": with_hf_trainer(uncached, data)}
-        spent: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in runners}
-        while True:
-            kinds = set()
-            for name, runner in runners.items():
-                begun = time.process_time()
-                kind = next(runner, None)
-                if kind:
-                    spent[name][kind].append(time.process_time() - begun)
-                kinds.add(kind)
-            if len(kinds) > 1:
-                raise RuntimeError(f"the contenders are out of step: {kinds}")
-            if kinds == {None}:
-                break
-    steps = {kind: len(times) // (EPOCHS + (kind == "valid")) for kind, times in spent["plain"].items()}
-    later = {name: {k: _mean(t[steps[k] :]) for k, t in kinds.items()} for name, kinds in spent.items()}
-    first = {k: _mean(t[: steps[k]]) for k, t in spent["cached"].items()}
-    costs = later | {"first": first}
-    return {name: c | {"epoch": sum(steps[k] * c[k] for k in steps)} for name, c in costs.items()}
+        spent = in_turn(runners)
+        kept = sum(f.stat().st_size for f in (folder / "features").rglob("*") if f.is_file())
+    steps = {kind: len(times) // (case.epochs + (kind == "valid")) for kind, times in spent["plain"].items()}
+    costs = {name: {k: fmean(t[steps[k] :]) for k, t in kinds.items()} for name, kinds in spent.items()}
+    costs["first"] = {k: fmean(t[: steps[k]]) for k, t in spent["cached"].items()}
+    costs = {name: c | {"epoch": sum(steps[k] * c[k] for k in steps)} for name, c in costs.items()}
+    ratio = {k: costs["plain"][k] / costs["cached"][k] for k in ("train", "valid", "epoch")}
+    return {"cpu": costs, "ratio": ratio, "kept": kept}
+
+
+def in_turn(runners: dict[str, Iterator[str]]) -> dict[str, dict[str, list[float]]]:
+    """CPU seconds of every step, by contender and kind."""
+    spent: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in runners}
+    while True:
+        kinds = set()
+        for name, runner in runners.items():
+            begun = time.process_time()
+            kind = next(runner, None)
+            if kind:
+                spent[name][kind].append(time.process_time() - begun)
+            kinds.add(kind)
+        if len(kinds) > 1:
+            raise RuntimeError(f"the contenders are out of step: {kinds}")
+        if kinds == {None}:
+            return spent
+
+
+def peak_memory(case: Case, contender: str) -> int:
+    """Bytes that a process which trains the case with one contender had at most; the plain loop needs no second epoch."""
+    case = case._replace(images=60, epochs=2 if contender == "cached" else 1)
+    command = [sys.executable, __file__, "--alone", contender, json.dumps(case)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def alone(contender: str, case: Case) -> int:
+    """Train with one contender, print the peak of this process."""
+    with own_cache():
+        recipe = case.recipe(cache=contender == "cached")
+        for _ in (plain if contender == "plain" else ours)(recipe, SegmentationData(recipe.data)):
+            pass
+    sys.stdout.write(f"{1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}\n")
+    return 0
 
 
 def variants() -> list[Recipe]:
     """Twelve recipes that differ in stage 2 alone."""
-    first = recipe_for("dinov2-small-packaged", 0, True)
+    first = Case(SMALL).recipe(cache=True)
     return [
         first.replace({"name": f"variant{n}", "stages": (first.stages[0], _second(*setting))})
         for n, setting in enumerate(product(DEPTHS, RATES, SCHEDULES))
@@ -108,7 +156,7 @@ def variants() -> list[Recipe]:
 
 
 def _second(unfrozen: int, lr: float, schedule: object) -> Stage:
-    return Stage(name="second", unfrozen_blocks=unfrozen, epochs=EPOCHS, lr=lr, schedule=schedule)
+    return Stage(name="second", unfrozen_blocks=unfrozen, epochs=3, lr=lr, schedule=schedule)
 
 
 def twelve() -> dict[str, float]:
@@ -126,7 +174,7 @@ def twelve() -> dict[str, float]:
     for depth in DEPTHS:
         begun = time.process_time(), time.monotonic()
         for unfrozen in (0, depth):
-            for _ in plain(recipe_for("dinov2-small-packaged", unfrozen, False), data):
+            for _ in plain(Case(SMALL, unfrozen=unfrozen).recipe(), data):
                 pass
         spent = time.process_time() - begun[0], time.monotonic() - begun[1]
         theirs = [total + per_depth * seconds for total, seconds in zip(theirs, spent, strict=True)]
@@ -146,27 +194,28 @@ def _trained(recipe: Recipe) -> list[StageStarted]:
     return [e for e in events if isinstance(e, StageStarted) and e.stage > inherited]
 
 
-def operations(encoder: str) -> tuple[float, float, int]:
+def operations(case: Case) -> tuple[float, float, int]:
     """Operations of a forward pass, an image: of one block and of the decoder; and the number of blocks."""
-    recipe = recipe_for(encoder, 0, False)
+    recipe = case.recipe()
     model = build(recipe, SegmentationData(recipe.data))
     set_freeze_depth(model, 0)
-    images = torch.zeros(1, 3, *SIZE)
+    images = torch.zeros(1, 3, *recipe.data.size)
     whole, levels = _flops(lambda: model.prefix(images))
-    decoder, _ = _flops(lambda: model.suffix(levels, SIZE))
+    decoder, _ = _flops(lambda: model.suffix(levels, recipe.data.size))
     return whole / model.encoder.depth, decoder, model.encoder.depth
 
 
-def bound(encoder: str, unfrozen: int) -> float:
-    """What operations allow for a training step: all of it over what cannot be kept. Backward takes twice a forward pass."""
-    block, decoder, depth = operations(encoder)
-    tail = 3 * (decoder + unfrozen * block)
-    return ((depth - unfrozen) * block + tail) / tail
+def bounds(case: Case) -> dict[str, float]:
+    """What operations allow: all of a step over what cannot be kept of it. Backward takes twice a forward pass."""
+    block, decoder, depth = operations(case)
+    prefix, tail = (depth - case.unfrozen) * block, decoder + case.unfrozen * block
+    train, valid = (prefix + 3 * tail) / (3 * tail), (prefix + tail) / tail
+    return {"train": train, "valid": valid, "epoch": (5 * prefix + 13 * tail) / (13 * tail)}  # four steps of training to one
 
 
 def _bound_of_twelve(per_depth: int) -> float:
     """Of the training steps: twelve stages 1 and 2 whole, over one stage 1 and twelve stages 2 of what cannot be kept."""
-    block, decoder, depth = operations("dinov2-small-packaged")
+    block, decoder, depth = operations(Case(SMALL))
     tails = [3 * (decoder + k * block) for k in DEPTHS]
     whole = sum(per_depth * (depth * block + 3 * decoder + (depth - k) * block + t) for k, t in zip(DEPTHS, tails, strict=True))
     return whole / (depth * block + 3 * decoder + per_depth * sum(tails))
@@ -178,10 +227,6 @@ def _flops(act) -> tuple[float, object]:
     return float(counter.get_total_flops()), result
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
 def base_encoder(folder: Path) -> str:
     """DINOv2-base with random weights: the time is that of the real one."""
     with torch.random.fork_rng():
@@ -191,34 +236,44 @@ def base_encoder(folder: Path) -> str:
     return str(folder)
 
 
-def _share(cost: dict[str, dict[str, float]], name: str) -> str:
-    return f"{cost[name]['epoch'] / cost['plain']['epoch']:.2f}" if name in cost else ""
+def measured(part: str, unfrozen: int, encoders: dict[str, str]) -> dict[str, Any]:
+    """All of one row of the table."""
+    size, decoder = CASES[part]
+    case = Case(encoders[size], decoder, unfrozen, *LENGTHS.get(unfrozen, ()))
+    found = {"encoder": size, "decoder": decoder, "unfrozen": unfrozen, "bound": bounds(case), **race(case, part == "small")}
+    found["memory"] = {contender: peak_memory(case, contender) for contender in ("plain", "cached")}
+    found["first"] = found["cpu"]["first"]["epoch"] / found["cpu"]["plain"]["epoch"]
+    missed = [k for k, target in TARGETS.get((part, unfrozen), {}).items() if found["ratio"][k] < target]
+    sys.stdout.write(f"{size}, {decoder}, {unfrozen} unfrozen: done\n")
+    sys.stdout.flush()
+    return found | {"missed": missed + ["first"] * (found["first"] > FIRST)}
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    columns = ("encoder", "decoder", "unfrozen", "train x (bound)", "valid x (bound)", "epoch x (bound)", "first epoch",
+               "Lightning", "HF Trainer", "ours uncached", "kept", "memory, plain and ours", "targets")  # fmt: skip
+    cells = []
+    for row in rows:
+        cpu, ratio = row["cpu"], row["ratio"]
+        shares = [f"{cpu[n]['epoch'] / cpu['plain']['epoch']:.2f}" if n in cpu else "" for n in ("lightning", "hf", "uncached")]
+        memory = " and ".join(f"{row['memory'][who] / 1e9:.2f}" for who in ("plain", "cached"))
+        cells.append((row["encoder"], row["decoder"], str(row["unfrozen"]),
+                      *(f"{ratio[k]:.2f} ({row['bound'][k]:.1f})" for k in ratio), f"{row['first']:.2f}", *shares,
+                      f"{row['kept'] / 1e6:.0f} MB", f"{memory} GB", ", ".join(row["missed"]) or "met"))  # fmt: skip
+    words = "CPU of the plain loop over ours; from 'first epoch' to 'ours uncached': an epoch's CPU over that of the plain loop"
+    return Table(columns, tuple(cells), words)
 
 
 def main(parts: list[str]) -> int:
-    found, rows, ok = [], [], True
+    if parts[:1] == ["--alone"]:
+        return alone(parts[1], Case(*json.loads(parts[2])))
+    found, ok = [], True
     with tempfile.TemporaryDirectory() as folder:
-        encoders = {"small": "dinov2-small-packaged"} | (
-            {"base": base_encoder(Path(folder) / "base")} if "base" in parts else {}
-        )
-        for size, unfrozen in [(s, k) for s in parts if s in encoders for k in (0, 2, 4)]:
-            cost, most = race(encoders[size], unfrozen, size == "small"), bound(encoders[size], unfrozen)
-            ratio = {k: cost["plain"][k] / cost["cached"][k] for k in ("train", "valid", "epoch")}
-            first = cost["first"]["epoch"] / cost["plain"]["epoch"]
-            missed = [k for k, target in TARGETS.get((size, unfrozen), {}).items() if ratio[k] < target]
-            missed += ["first"] * (first > FIRST)
-            ok = ok and not missed
-            found.append({"encoder": size, "unfrozen": unfrozen, "ratio": ratio, "first": first, "bound": most, "cpu": cost})
-            others = [_share(cost, name) for name in ("lightning", "hf", "uncached")]
-            rows.append((size, str(unfrozen), *(f"{ratio[k]:.2f}" for k in ratio), f"{most:.2f}", f"{first:.2f}", *others,
-                         ", ".join(missed) or "met"))  # fmt: skip
-            sys.stdout.write(f"{size}, {unfrozen} unfrozen: done\n")
-            sys.stdout.flush()
-    if rows:
-        columns = ("encoder", "unfrozen", "train x", "valid x", "epoch x", "bound, train", "first epoch", "Lightning",
-                   "HF Trainer", "ours uncached", "targets")  # fmt: skip
-        words = "CPU of the plain loop over ours; from 'first epoch' on: an epoch's CPU over that of the plain loop"
-        sys.stdout.write(f"\n{Table(columns, tuple(rows), words)}\n")
+        encoders = {"small": SMALL} | ({"base": base_encoder(Path(folder) / "base")} if "base" in parts else {})
+        found += [measured(part, unfrozen, encoders) for part in parts if part in CASES for unfrozen in (0, 2, 4)]
+    if found:
+        ok = not any(row["missed"] for row in found)
+        sys.stdout.write(f"\n{table(found)}\n")
     if "twelve" in parts:
         result = twelve()
         found.append(result)
@@ -235,10 +290,6 @@ def main(parts: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from vitseg.model.weights import cache_folder, packaged_folder
-
-    packaged_folder()
-    WEIGHTS = cache_folder() / "weights"
     transformers.logging.set_verbosity_error()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    sys.exit(main(sys.argv[1:] or ["small", "base", "twelve"]))
+    sys.exit(main(sys.argv[1:] or [*CASES, "twelve"]))
