@@ -21,7 +21,7 @@ lint: .venv/dev.ok
 	$(BIN)/lint-imports && $(BIN)/nbstripout --verify notebooks/*.ipynb
 
 real bench soak: .venv/bench.ok
-	$(BIN)/python benchmarks/$@.py $(DATA)
+	$(BIN)/python benchmarks/$@.py $(DATA) $(if $(filter soak,$@),&& $(BIN)/python benchmarks/mutate.py)
 
 .venv/torch.ok: constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,15 +1,17 @@
 """Kill trainings with SIGKILL, again and again, and compare what they end with: `make soak`, or
 
-    python benchmarks/soak.py [KILLS] [SEED]        (200 kills by default)
+    python benchmarks/soak.py [KILLS] [SEED] [SABOTAGE]        (200 kills by default)
 
 A run of three stages on a tiny encoder is killed at a random moment, or inside a save (before or after a sync or a rename, or
 with a file half written), and resumed, until it ends. Then its log, its weights, its optimizer's state and its best weights are
 compared byte for byte with those of a run that nobody killed. At least a quarter of the kills fall into saves. Prints a table,
-writes runs/soak.json, and exits 1 on any difference or leftover.
+writes runs/soak.json, and exits 1 on any difference or leftover. SABOTAGE switches one mechanism off, which must make it exit
+with 1: "in place" (files are written where they belong, and believed), "global draws", or "log not cut back".
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -18,15 +20,17 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModel
 
 import vitseg
+from vitseg.model import noise
 from vitseg.recipe import Recipe, load_recipe
-from vitseg.runs import checkpoint, durable
+from vitseg.runs import checkpoint, durable, run
+from vitseg.runs.folder import RunFolder
 from vitseg.settings import Constant, CosineRestarts, Data, Exponential, Generated, Model, Stage
 from vitseg.ui.table import Table
 
@@ -65,9 +69,45 @@ def three_short_stages(encoder: str) -> Recipe:
     )
 
 
-def train_or_resume(folder: Path, recipe: Path, place: str, count: int) -> None:
+def write_in_place() -> None:
+    """No folder aside, no rename, and nobody asks whether a file is what was written."""
+
+    @contextlib.contextmanager
+    def straight(path: Path, need: int = 0) -> Iterator[Path]:
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+        os.fsync(os.open(path, os.O_RDONLY))
+
+    def believe(folder: Path, log: Path) -> tuple[dict | None, list[str]]:
+        there = checkpoint._newest_first(folder)
+        return (checkpoint._load(there[0]) if there else None), []
+
+    checkpoint.whole_folder = run.whole_folder = straight
+    run.newest_checkpoint = believe
+
+
+def draw_from_torch() -> None:
+    """Dropout and drop-path from torch's global generator, seeded once, as everybody does it."""
+    torch.manual_seed(0)
+    noise._KeyedNoise.keep = lambda self, n, units, like: ((torch.rand(n, units) >= self.rate) / (1 - self.rate)).to(like)
+
+
+def leave_the_log() -> None:
+    """A resumed run writes on at the end of the log, wherever its checkpoint was taken."""
+
+    def keep_all(folder: RunFolder, sequence: int, offset: int) -> None:
+        folder.sequence = sequence
+
+    RunFolder.cut_back = keep_all
+
+
+SABOTAGE = {"": lambda: None, "in place": write_in_place, "global draws": draw_from_torch, "log not cut back": leave_the_log}
+
+
+def train_or_resume(folder: Path, recipe: Path, place: str, count: int, sabotage: str = "") -> None:
     """In a process of its own: go on with the run, with a checkpoint after every step, and die at the `count`-th such place."""
     checkpoint.EVERY_SECONDS = 0.0
+    SABOTAGE[sabotage]()
     if place == "sync":
         os.fsync = _dies(os.fsync, count)
     if place == "rename":
@@ -108,59 +148,63 @@ def _torn(save: Callable, count: int) -> Callable:
     return half
 
 
-def kill_until_it_ends(folder: Path, recipe: Path, rng: random.Random, seconds: float) -> Counter[str]:
-    """Where the kills of one run fell."""
+def kill_until_it_ends(folder: Path, recipe: Path, rng: random.Random, seconds: float, sabotage: str) -> Counter[str]:
+    """Where the kills of one run fell. It ends by itself, or with an error."""
     processes, kills = multiprocessing.get_context("forkserver"), Counter[str]()
     while True:
         place = rng.choice(PLACES) if kills.total() < MOST_KILLS else "none"
-        process = processes.Process(target=train_or_resume, args=(folder, recipe, place, rng.randint(1, 12)))
+        process = processes.Process(target=train_or_resume, args=(folder, recipe, place, rng.randint(1, 12), sabotage))
         process.start()
         process.join(rng.uniform(0, seconds) if place == "time" else 600)
         if process.is_alive():
             process.kill()
             process.join()
-        if process.exitcode == 0:
-            return kills
         if process.exitcode != -signal.SIGKILL:
-            raise RuntimeError(f"{folder}: the training ended with code {process.exitcode}, not by a kill")
+            return kills
         kills[place] += 1
 
 
 def content(folder: Path) -> dict[str, bytes]:
     """All that a run ends with, but for the clock's: log, best weights, stage ends and the newest checkpoint."""
-    newest = max((folder / "checkpoints").iterdir())
-    kept = [folder / "events.jsonl", *newest.iterdir(), *(folder / "best").rglob("*"), *(folder / "stages").rglob("*")]
+    newest = max((folder / "checkpoints").glob("*"), default=folder / "checkpoints")
+    kept = [
+        folder / "events.jsonl",
+        folder / "summary.json",
+        *newest.glob("*"),
+        *(folder / "best").rglob("*"),
+        *(folder / "stages").rglob("*"),
+    ]
     left = folder.rglob(".*.new")
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in [*kept, *left] if p.is_file()}
+    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in [*kept, *left] if p.is_file()}
+    return found | {"summary.json": b"there"} if "summary.json" in found else found  # it holds seconds
 
 
-def soak(kills: int, seed: int, place: Path) -> dict[str, object]:
+def soak(kills: int, seed: int, place: Path, sabotage: str = "") -> dict[str, object]:
     """Run after run until that many kills have fallen. The result says how many, where, and which runs ended otherwise."""
     multiprocessing.set_forkserver_preload(PRELOADED)
     recipe, rng, fell, different, runs = tiny(place / "encoder"), random.Random(seed), Counter[str](), [], 0
     recipe.save(place / "recipe.json")
     os.environ["VITSEG_CACHE"] = str(place / "cache")
-    for _ in vitseg.train(recipe, place / "whole", reuse=False):
-        pass
-    began = time.monotonic()
-    train = multiprocessing.get_context("forkserver").Process(
-        target=train_or_resume, args=(place / "timed", place / "recipe.json", "none", 0)
-    )
-    train.start()
-    train.join()
+    for name in ("warm", "whole"):  # the second says how long one takes
+        began = time.monotonic()
+        train = multiprocessing.get_context("forkserver").Process(
+            target=train_or_resume, args=(place / name, place / "recipe.json", "none", 0, sabotage)
+        )
+        train.start()
+        train.join()
     seconds, wanted = time.monotonic() - began, content(place / "whole")
     while fell.total() < kills:
         folder = place / f"run{runs}"
-        fell += kill_until_it_ends(folder, place / "recipe.json", rng, seconds)
+        fell += kill_until_it_ends(folder, place / "recipe.json", rng, seconds, sabotage)
         runs += 1
         found = content(folder)
         different += [f"{folder.name}/{n}" for n in sorted(wanted.keys() | found.keys()) if wanted.get(n) != found.get(n)]
     return {"runs": runs, "kills": fell.total(), "fell": dict(fell), "different": different}
 
 
-def main(kills: str = "200", seed: str = "0") -> int:
+def main(kills: str = "200", seed: str = "0", sabotage: str = "") -> int:
     with tempfile.TemporaryDirectory() as folder:
-        result = soak(int(kills), int(seed), Path(folder))
+        result = soak(int(kills), int(seed), Path(folder), sabotage)
     rows = [(place, str(number)) for place, number in result["fell"].items()]
     words = f"{result['kills']} kills in {result['runs']} runs; {len(result['different'])} files differ from the run left alone"
     sys.stdout.write(f"{Table(('killed at', 'times'), tuple(rows), words)}\n")

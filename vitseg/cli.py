@@ -61,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     recipe.set_defaults(
         call=lambda parsed: sys.stdout.write(PRESETS[parsed.preset](parsed.data).model_dump_json(indent=2) + "\n")
     )
+    convert = commands.add_parser("convert", help="take the encoder out of a .pth checkpoint, without running any code in it")
+    convert.add_argument("file")
+    convert.add_argument("folder", help="where the encoder goes; name it as model.encoder")
+    convert.add_argument("--like", required=True, metavar="ENCODER", help="an encoder of the same make, by name or folder")
+    convert.set_defaults(call=_convert)
     cache = commands.add_parser("cache", help="what is kept of the frozen blocks: list, verify or clear it")
     cache.add_argument("action", nargs="?", default="list", choices=("list", "verify", "clear"))
     cache.add_argument("of", nargs="?", metavar="ENCODER", help="clear that alone, or masks")
@@ -80,7 +85,8 @@ def _run(parsed: argparse.Namespace) -> None:
     work = prepare(recipe)
     events = train(recipe, run.path, work, reuse=not parsed.retrain)
     first = next(events)  # the folder is made, and nothing is in the way
-    sys.stdout.write(f"{table.ahead(recipe, forecast(recipe, measure(recipe, work), work))}\n\n")
+    inherited = first.parent["stage"] if first.parent else 0
+    sys.stdout.write(f"{table.ahead(recipe, forecast(recipe, measure(recipe, work), work, inherited))}\n\n")
     _finish(events, run, first)
 
 
@@ -107,6 +113,13 @@ def _finish(events: Generator[Event], run: RunFolder, first: Event | None = None
         sys.stderr.write(f"\nGo on with: vitseg resume {run.path}\n")
         raise
     sys.stdout.write(f"\n{table.results(run.summary)}\n\nrun folder  {run.path}\nreport      {report(run.path)}\n")
+
+
+def _convert(parsed: argparse.Namespace) -> None:
+    from vitseg.model.convert import convert_encoder
+
+    convert_encoder(parsed.file, parsed.like, parsed.folder)
+    sys.stdout.write(f"--set model.encoder={Path(parsed.folder).absolute()}\n")
 
 
 def _cache(parsed: argparse.Namespace) -> None:

@@ -5,7 +5,52 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, ConfigDict, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
+from vitseg.words import json_of
+
+
+class Scores(TypedDict):
+    """What an evaluation found (`vitseg.training.metrics.scores`); None where there is no truth to compare with."""
+
+    loss: float | None
+    iou: float | None
+    f1: float | None
+    f1_macro: float | None
+    f1_micro: float | None
+    f1_weighted: float | None
+    accuracy: float | None
+    per_class_iou: list[float | None]
+    per_class_f1: list[float | None]
+
+
+class Part(TypedDict):
+    """A part of a model when a stage began: how many parameters, whether they train, how many the optimizer holds."""
+
+    name: str
+    parameters: int
+    trains: bool
+    in_optimizer: int
+
+
+def _with_decoder(rates: dict[str, float]) -> dict[str, float]:
+    if "decoder" not in rates:
+        raise ValueError("no LR of the decoder")
+    return rates
+
+
+Rates = Annotated[dict[str, float], AfterValidator(_with_decoder)]
+"""The LR by parameter group, that of the decoder among them."""
+
+
+class Parent(TypedDict):
+    """The run whose stages 1 .. `stage` were inherited."""
+
+    run: str
+    stage: PositiveInt
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,13 +58,14 @@ class Event:
     """Base of all records. A `transient` one is shown while it happens and not logged."""
 
     transient: ClassVar[bool] = False
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
 class RunStarted(Event):
     """The run as resolved: what "auto" became, how many images, which classes, which weights.
 
-    `parent` is, for a fork, the run whose stages 1 .. `stage` were inherited.
+    `parent` is that of a fork, or of a run whose first stages were found.
     """
 
     recipe: dict[str, Any]
@@ -28,33 +74,33 @@ class RunStarted(Event):
     train_images: int
     validation_images: int
     test_images: int
-    batches_per_epoch: int
+    batches_per_epoch: PositiveInt
     blocks: int
     device: str
     precision: str
     threads: int
     encoder: dict[str, str]
     masks: str
-    parent: dict[str, Any] | None = None
+    parent: Parent | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StageStarted(Event):
     """A stage before its first step: what trains, the audit's sentence, and the score of its start weights."""
 
-    stage: int
+    stage: PositiveInt
     name: str
-    epoch: int
-    step: int
-    epochs: int
+    epoch: NonNegativeInt
+    step: NonNegativeInt
+    epochs: NonNegativeInt
     unfrozen_blocks: int
     schedule: str
     total: int
     trainable: int
-    parts: list[dict[str, Any]]
+    parts: list[Part]
     audit: str
     notes: list[str]
-    validation: dict[str, Any]
+    validation: Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +111,13 @@ class BatchEnded(Event):
     `stepped` is False where mixed precision overflowed and the optimizer skipped the step.
     """
 
-    stage: int
-    epoch: int
-    step: int
-    batch: int
-    batches: int
+    stage: PositiveInt
+    epoch: NonNegativeInt
+    step: NonNegativeInt
+    batch: PositiveInt
+    batches: PositiveInt
     loss: float
-    lr: dict[str, float]
+    lr: Rates
     grad_norm: float | None
     stepped: bool = True
 
@@ -81,10 +127,10 @@ class ValidationBatch(Event):
     """Progress of an evaluation."""
 
     transient: ClassVar[bool] = True
-    stage: int
-    epoch: int
-    batch: int
-    batches: int
+    stage: PositiveInt
+    epoch: NonNegativeInt
+    batch: PositiveInt
+    batches: PositiveInt
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +138,8 @@ class FeaturesUsed(Event):
     """Where the frozen features of an epoch's views came from; `note` says why they are not kept, if they are not."""
 
     transient: ClassVar[bool] = True
-    stage: int
-    epoch: int
+    stage: PositiveInt
+    epoch: NonNegativeInt
     read: int
     computed: int
     note: str
@@ -104,7 +150,7 @@ class RunResumed(Event):
     """A run that goes on after optimizer step `step`, and what was found wrong on the way there."""
 
     transient: ClassVar[bool] = True
-    step: int
+    step: NonNegativeInt
     skipped: list[str]
 
 
@@ -112,12 +158,12 @@ class RunResumed(Event):
 class EpochEnded(Event):
     """An epoch after its validation. `train` is measured on the way, in training mode, at network size."""
 
-    stage: int
-    epoch: int
-    step: int
-    lr: dict[str, float]
-    train: dict[str, Any]
-    validation: dict[str, Any]
+    stage: PositiveInt
+    epoch: NonNegativeInt
+    step: NonNegativeInt
+    lr: Rates
+    train: Scores
+    validation: Scores
     best: bool
 
 
@@ -125,13 +171,13 @@ class EpochEnded(Event):
 class StageEnded(Event):
     """A stage after its last step. `best_epoch` counts in the stage; 0 means its start weights were not beaten."""
 
-    stage: int
-    epoch: int
-    step: int
-    epochs: int
+    stage: PositiveInt
+    epoch: NonNegativeInt
+    step: NonNegativeInt
+    epochs: NonNegativeInt
     schedule_steps: int
     best_epoch: int
-    best: dict[str, Any]
+    best: Scores
     stopped_early: bool
     audit: str
 
@@ -140,8 +186,8 @@ class StageEnded(Event):
 class RunEnded(Event):
     """The end: the best weights' score on the validation images, and once on the test images if there are any."""
 
-    best: dict[str, Any]
-    test: dict[str, Any] | None
+    best: Scores
+    test: Scores | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +205,7 @@ class TrialEnded(Event):
     error: str | None
 
 
-_KINDS = {c.__name__: c for c in Event.__subclasses__()}
+_KINDS = {c.__name__: TypeAdapter(c) for c in Event.__subclasses__()}
 
 
 def to_json(event: Event, seq: int) -> str:
@@ -168,11 +214,16 @@ def to_json(event: Event, seq: int) -> str:
     return json.dumps(record, allow_nan=False, separators=(",", ":"))
 
 
-def from_json(line: str) -> Event:
-    """The event of a line of `events.jsonl`. Raises ValueError for a torn or foreign line."""
-    record = json.loads(line)
+def from_json(line: str, seq: int) -> Event:
+    """The event of line `seq` of `events.jsonl`, from 1. Raises ValueError for a torn or foreign one."""
+    record = json_of(line)
     try:
-        record.pop("seq")
-        return _KINDS[record.pop("event")](**record)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not an event of this version: {line[:80]}") from error
+        if record.pop("seq") != seq:
+            raise ValueError(f"line {seq} has another number; lines are missing, or have been added")
+        return _KINDS[record.pop("event")].validate_json(json.dumps(record))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"line {seq}: {where}: got {first['input']!r:.80}; {first['msg']}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"line {seq}: not an event of this version: {line[:80]}") from None

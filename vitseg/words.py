@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import json
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vitseg.errors import RecipeError
+
+
+def json_of(text: str) -> Any:
+    """What a JSON text holds. Raises ValueError for what is none, also for brackets without end."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 class NoEffect(ValueError):
@@ -28,10 +37,14 @@ class _Plainly(type(BaseModel)):
             raise explain(error, cls) from None
 
 
-class Words(BaseModel, metaclass=_Plainly):
-    """Base of all settings: immutable, no conversions, no unknown names, no nan."""
+class Strict(BaseModel):
+    """Base of what is read: immutable, no conversions, no unknown names, no nan."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Words(Strict, metaclass=_Plainly):
+    """Base of all settings, whose names are known to whoever misspells one."""
 
     def _refuse_without_effect(self, condition: bool, *fields: str) -> None:
         """Refuse settings that differ from their default although `condition` makes them do nothing."""

@@ -32,6 +32,13 @@ def test_twenty_kills_change_no_bit(tmp_path, monkeypatch):
     assert result["different"] == []
 
 
+@pytest.mark.parametrize("sabotage", [name for name in soak.SABOTAGE if name])
+def test_the_kills_would_tell_if_a_mechanism_were_off(sabotage, tmp_path, monkeypatch):
+    """The negative controls."""
+    monkeypatch.setenv("VITSEG_CACHE", str(tmp_path / "cache"))
+    assert soak.soak(6, 1, tmp_path, sabotage)["different"]
+
+
 def test_the_comparison_would_see_an_optimizer_that_lost_its_memory(tiny_recipe, tmp_path):
     """The negative control: the same weights and position, but moments that are a little off."""
     list(train(tiny_recipe, tmp_path / "whole", reuse=False))
@@ -58,7 +65,7 @@ def log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("steps", [1, 3, 5, 8, 12, 23])
+@pytest.mark.parametrize("steps", [1, 5])
 def test_whoever_stops_asking_loses_no_step(steps, tiny_recipe, tmp_path):
     list(train(tiny_recipe, tmp_path / "whole", reuse=False))
     stop_after(steps, tiny_recipe, tmp_path / "cut")

@@ -62,3 +62,10 @@ def test_what_is_kept_already_is_known(recipe, tmp_path):
     assert cost.known == {"validation": 1, "0": 1, "1": 1} and 0 < cost.loading < 0.1
     (one, *_) = forecast(recipe, replace(COST, known=cost.known), work)
     assert one.kept == 0 and one.seconds == 2 * 10 * (0.25 + 10) + 3 * 2 * (0.25 + 4)
+
+
+def test_stages_that_are_inherited_take_no_time(recipe):
+    whole, one, two, three = (forecast(recipe, COST, prepare(recipe), n) for n in (0, 1, 2, 3))
+    assert [f.inherited for f in two] == [True, True, False] and two[0].seconds == two[1].seconds == two[0].kept == 0
+    assert one[1].kept == (2 * 10 + 2) * 3 * 1000 and one[1].seconds > whole[1].seconds, "stage 2 has to fill the cache itself"
+    assert sum(f.seconds for f in three) == 0 and [f.steps for f in three] == [f.steps for f in whole]

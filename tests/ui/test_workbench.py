@@ -58,6 +58,21 @@ def test_every_control_and_button_of_the_design_is_there(wb):
     assert wb.state == "ready" and "Ready. Start trains stages 1 to 3" in wb._steering.status.value
 
 
+def test_what_an_earlier_run_has_trained_is_told_before_start(wb, tiny_recipe):
+    wb.session.forecast()
+    control(wb, "Epochs").value = 3
+    assert "trained already" not in wb._table.value
+    control(wb, "Epochs").value = 2
+    list(vitseg.train(tiny_recipe))
+    control(wb, "Stage").value = 2
+    assert wb._table.value.count("trained already") == 3
+    assert "An earlier run has trained this stage alike" in wb._notes.value
+    control(wb, "Learning rate").value = 1e-4
+    assert wb._table.value.count("trained already") == 1, "what follows from the change is trained anew"
+    control(wb, "Retrain").value = True
+    assert "trained already" not in wb._table.value
+
+
 def test_the_planned_lr_is_there_before_start_and_follows_the_controls(wb, tiny_recipe):
     def planned():
         return np.asarray(shown(wb)["LR (planned)"].y)
@@ -223,6 +238,29 @@ def test_pause_stops_the_points_and_resume_brings_them(wb):
     assert len(wb.events) == before and wb._steering.buttons["Pause"].description == "Resume"
     wb.resume()
     until(lambda: len(wb.events) > before)
+
+
+def test_pause_saves_the_step_that_it_pauses_after(wb, tiny_recipe, monkeypatch):
+    """Whoever pauses may close the laptop."""
+    wb.start()
+    until(lambda: any(isinstance(e, BatchEnded) and e.step == 7 for e in wb.events))
+    press(wb, "Pause")
+    until(lambda: wb.state == "paused")
+    step = next(e.step for e in reversed(wb.events) if isinstance(e, BatchEnded))
+    wb.session.live.between(lambda: None)  # jobs are done in turn
+    assert checkpoint.steps_saved(wb.folder / "checkpoints") == step
+    monkeypatch.setattr(checkpoint, "save_file", no_room)
+    wb.resume()
+    until(lambda: wb.state == "running" and any(isinstance(e, BatchEnded) and e.step > step for e in wb.events))
+    wb.pause()
+    until(lambda: "is not saved: " in wb._steering.status.value and "No space left" in wb._steering.status.value)
+    monkeypatch.undo()
+    wb.resume()
+    assert wb.wait(60) == "ended"
+
+
+def no_room(*_):
+    raise OSError(28, "No space left on device")
 
 
 def test_the_model_can_be_asked_for_at_any_time_and_is_a_copy(wb):

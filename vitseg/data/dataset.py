@@ -132,10 +132,16 @@ class SegmentationData(Dataset[Sample]):
             generator=torch.Generator().manual_seed(0),  # else it draws from the global one
             worker_init_fn=_deaf_to_interrupts,
         )
-        for batch in loader:
-            if isinstance(batch, VitsegError):
-                raise batch
-            yield batch
+        try:
+            for batch in loader:
+                if isinstance(batch, VitsegError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:  # so says torch when the system has killed a worker; our own errors are values
+            if "DataLoader worker" not in str(error):
+                raise
+            mend = "Often there was too little memory for so many: set workers to 0, or fewer."
+            raise DataError(f"workers: one of {workers} that load the images was ended from outside.", mend) from None
 
     def _collate(self, samples: list[Sample | VitsegError]) -> Batch | VitsegError:
         if error := next((s for s in samples if isinstance(s, VitsegError)), None):

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from vitseg.errors import DataError
 from vitseg.images import IGNORE
 from vitseg.settings import Folder
-from vitseg.words import explain
+from vitseg.words import explain, json_of
 
 MOST_CLASSES = 254
 _CLASSES_FILE = "It is a JSON object with any of: classes, encoding, ignore_value, grey_factor, colors."
@@ -79,7 +79,7 @@ def with_classes_file(cfg: Folder) -> Folder:
     if not path.is_file():
         return cfg
     try:
-        declared = json.loads(path.read_text(encoding="utf-8"))
+        declared = json_of(path.read_text(encoding="utf-8"))
         if not isinstance(declared, dict):
             raise ValueError(f"holds {type(declared).__name__}")
         fields = {k: v for k, v in cfg.model_dump().items() if v != type(cfg).model_fields[k].default or k == "path"}

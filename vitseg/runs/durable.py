@@ -16,27 +16,34 @@ from safetensors import SafetensorError
 
 from vitseg.errors import RunError
 from vitseg.images import sha256_of
+from vitseg.words import json_of
 
 MANIFEST = "manifest.json"
 LOCK, HOLDER = ".lock", ".holder"
 
 
 @contextlib.contextmanager
-def written(path: Path) -> Iterator[None]:
-    """Turns whatever keeps `path` from being written into a RunError that says why, and how much room its disk has."""
+def written(path: Path, need: int = 0) -> Iterator[None]:
+    """Turns whatever keeps `path` from being written into a RunError that says why, and how much room its disk has; also how
+    many bytes are needed, where that is known."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         mend = "Make room on that disk, or let it be written, then go on: what was saved before is whole."
-        raise RunError(f"{path}: cannot be written ({reason}; {_room(path.parent)}).", mend) from None
+        needed = f"it needs {_megabytes(need)}, " if need else ""
+        raise RunError(f"{path}: cannot be written ({reason}; {needed}{_room(path.parent)}).", mend) from None
 
 
 def _room(folder: Path) -> str:
     try:
-        return f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB are free there"
+        return f"{_megabytes(shutil.disk_usage(folder).free)} are free there"
     except OSError:
         return "its folder is gone"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.{0 if count >= 1e7 else 1}f} MB"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -60,15 +67,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, need: int = 0) -> Iterator[Path]:
     """A folder to write into, that becomes `path`, with a manifest of its files, when the block ends well.
 
-    Raises RunError if it cannot be written; nothing half written is left.
+    Raises RunError if it cannot be written, with the bytes that it needs, if they are given; nothing half written is left.
     """
     aside = path.with_name(f".{path.name}.new")
     shutil.rmtree(aside, ignore_errors=True)  # left by a kill
     try:
-        with written(path):
+        with written(path, need):
             aside.mkdir(parents=True)
             yield aside
             files = sorted(p for p in aside.rglob("*") if p.is_file())
@@ -87,9 +94,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def flaw(path: Path) -> str:
     """What keeps a folder from being what was written; "" if every file of its manifest is there, with its content."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json_of((path / MANIFEST).read_text(encoding="utf-8"))
         changed = [name for name, digest in manifest.items() if sha256_of(path / name) != digest]
-        return f"{changed[0]} is not what was written" if changed else ""
+        there = {p.relative_to(path).as_posix() for p in path.rglob("[!.]*") if p.is_file()}  # systems leave hidden files
+        unknown = sorted(there - manifest.keys() - {MANIFEST})
+        words = [f"{name} is not what was written" for name in changed] + [f"{name} was put there" for name in unknown]
+        return words[0] if words else ""
     except OSError as error:
         return f"{Path(error.filename or path).name} cannot be read ({error.strerror})"
     except (ValueError, AttributeError):

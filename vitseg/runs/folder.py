@@ -12,13 +12,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vitseg.errors import RunError
+from vitseg.errors import RecipeError, RunError
 from vitseg.events import Event, RunStarted, StageEnded, from_json, to_json
-from vitseg.recipe import Recipe, load_recipe
+from vitseg.recipe import Recipe, load_recipe, parse
 from vitseg.runs.durable import is_held, sweep, write_json, write_text, written
+from vitseg.words import Strict, json_of
 
 Splits = dict[str, list[str]]
 """The names of the images by split."""
+
+
+class _Timing(Strict):
+    """A line of `timings.jsonl`."""
+
+    seq: int
+    seconds: float
 
 
 def runs_root() -> Path:
@@ -177,13 +185,21 @@ class RunFolder:
         if not self.events_file.exists():
             raise RunError(f"{self.path}: is not a run folder (no events.jsonl in it).", f"Runs are kept in {runs_root()}.")
         with self.events_file.open(encoding="utf-8") as file:
-            for line in file:
-                if not line.endswith("\n"):
-                    return
+            lines, stages = enumerate(file, start=1), 0
+            while True:
                 try:
-                    yield from_json(line)
-                except ValueError as error:
-                    raise RunError(f"{self.events_file}: {error}.", "It was written by another version, or changed.") from None
+                    number, line = next(lines, (0, ""))
+                    if not line.endswith("\n"):
+                        return
+                    event = from_json(line, number)
+                    if isinstance(event, RunStarted):
+                        stages = len(parse(json.dumps(event.recipe)).stages)
+                    elif getattr(event, "stage", 0) > stages:
+                        raise ValueError(f"line {number}: stage {event.stage}, of {stages} that have been announced")
+                except (ValueError, RecipeError) as error:  # also bytes that are no text
+                    mend = "It was written by another version, or changed."
+                    raise RunError(f"{self.events_file}: {str(error).removesuffix('.')}.", mend) from None
+                yield event
 
     def up_to(self, stage: int) -> list[Event]:
         """The events of stages 1 .. `stage`, the last one its StageEnded. Raises RunError if it has not ended."""
@@ -224,23 +240,30 @@ class RunFolder:
 
     def timings(self) -> list[tuple[int, float]]:
         """(sequence number, seconds of work on the run until then) of every event; pauses are no work."""
-        lines = self.timings_file.read_text(encoding="utf-8").splitlines(keepends=True)
-        records = [json.loads(line) for line in lines if line.endswith("\n")]
-        return [(r["seq"], r["seconds"]) for r in records]
+        try:
+            lines = self.timings_file.read_text(encoding="utf-8").splitlines(keepends=True)
+            records = [_Timing.model_validate_json(line) for line in lines if line.endswith("\n")]
+            return [(r.seq, r.seconds) for r in records]
+        except (OSError, ValueError) as error:
+            raise _not_ours(self.timings_file, error) from None
 
 
 def _read_json(path: Path, *names: str) -> dict[str, Any]:
     """A file of ours. Raises RunError unless it is a JSON object with those names."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json_of(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError(f"it holds {type(found).__name__}")
         if missing := [name for name in names if name not in found]:
             raise ValueError(f"{missing[0]} is missing")
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise RunError(f"{path}: not a file that vitseg wrote ({reason}).", "Delete the run, or restore the file.") from None
+        raise _not_ours(path, error) from None
     return found
+
+
+def _not_ours(path: Path, error: OSError | ValueError) -> RunError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return RunError(f"{path}: not a file that vitseg wrote ({reason}).", "Delete the run, or restore the file.")
 
 
 def replay(folder: str | Path) -> Iterator[Event]:

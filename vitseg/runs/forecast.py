@@ -53,7 +53,7 @@ class StageForecast:
     """What a stage will take. `memory` is weights, gradients, optimizer and activations; `checkpoint` and `kept` are on disk.
 
     `kept` is what features will take there that are not kept yet. Once they are, a step is `gain` times as fast as without
-    them, and most of what is left of it is `bound`.
+    them, and most of what is left of it is `bound`. A stage that another run has finished takes no time: it is `inherited`.
     """
 
     steps: int
@@ -64,6 +64,7 @@ class StageForecast:
     kept: int
     gain: float
     bound: str
+    inherited: bool = False
 
 
 def measure(recipe: Recipe, work: Work, images: int = 4) -> Cost:
@@ -130,22 +131,23 @@ def _known(recipe: Recipe, model: Segmenter, data: SegmentationData) -> dict[str
     return found
 
 
-def forecast(recipe: Recipe, cost: Cost, work: Work) -> list[StageForecast]:
-    """Every stage of a recipe at that cost. Early stopping may end a stage sooner."""
+def forecast(recipe: Recipe, cost: Cost, work: Work, inherited: int = 0) -> list[StageForecast]:
+    """Every stage of a recipe at that cost, the first ones `inherited`. Early stopping may end a stage sooner."""
     train, validation = len(work.data.splits["train"]), len(work.data.splits["validation"])
     depth = work.model.encoder.depth
     counts = {name: sum(p.numel() for p in part.parameters) for name, part in model_parts(work.model).items()}
     found, deepest, views = [], 0, _Views(recipe, cost, work)
-    for stage in recipe.stages:
+    for number, stage in enumerate(recipe.stages, start=1):
         unfrozen = depth if stage.unfrozen_blocks == "all" else stage.unfrozen_blocks
         deepest = max(deepest, unfrozen)
         trainable, changed = (sum(counts[p] for p in trained_parts(k, depth)) for k in (unfrozen, deepest))
         block = cost.encoder / depth
         tail = unfrozen * (cost.block_training + block)
-        names = [view_name(recipe.data, len(found) + 1, epoch) for epoch in range(1, stage.epochs + 1)]
-        frozen, kept_bytes = views.stage(depth - unfrozen, names, train, validation)
-        look = cost.decoder + unfrozen * block
-        seconds = frozen + stage.epochs * (train * (cost.decoder_training + tail) + validation * look) + validation * look
+        names = [view_name(recipe.data, number, epoch) for epoch in range(1, stage.epochs + 1)]
+        own, look = number > inherited, cost.decoder + unfrozen * block
+        frozen, kept_bytes = views.stage(depth - unfrozen, names, train, validation) if own else (0.0, 0)
+        epoch = train * (cost.decoder_training + tail) + validation * look
+        seconds = own * (frozen + stage.epochs * epoch + validation * look)
         parts = {"the decoder": cost.decoder_training, "the blocks that train": tail, "reading": cost.loading}
         whole = cost.read + (depth - unfrozen) * block + cost.decoder_training + tail
         kept = min(recipe.batch_size, train) * (cost.decoder_bytes + unfrozen * cost.block_bytes)
@@ -153,7 +155,7 @@ def forecast(recipe: Recipe, cost: Cost, work: Work) -> list[StageForecast]:
         steps = stage.epochs * batches_per_epoch(recipe, work.data)
         checkpoint, gain = 4 * (2 * changed + 2 * trainable), whole / sum(parts.values()) if recipe.cache else 1.0
         bound = max(parts, key=parts.get)
-        found.append(StageForecast(steps, seconds, trainable, memory, checkpoint, kept_bytes, gain, bound))
+        found.append(StageForecast(steps, seconds, trainable, memory, checkpoint, kept_bytes, gain, bound, not own))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from vitseg.runs.environment import environment
 from vitseg.runs.folder import RunFolder, runs_root
 from vitseg.runs.inherit import check_fork, copy_stages, first_events, first_events_again
 from vitseg.runs.signals import held_back
-from vitseg.runs.store import DECISIVE, find_stage, keep_key, key_of
+from vitseg.runs.store import DECISIVE, StageEnd, find_stage, keep_key, key_of
 from vitseg.runs.summary import summarise
 from vitseg.runs.work import Work, about_run, prepare, run_started
 from vitseg.training.cache import default_cache
@@ -44,13 +45,18 @@ def train(
     """
     work = work or prepare(recipe)
     about = about_run(recipe, work)
-    places = {runs_root(), runs_root() if reuse is True else Path(reuse).expanduser().absolute()} if reuse else set()
-    if found := find_stage(about["keys"], sorted(places)):
+    if found := trained_already(about["keys"], reuse):
         yield from _inherit(RunFolder(found.run), found.stage, recipe, folder, work, about)
         return
     run = RunFolder.create(folder, recipe, work.data.splits, about)
     with held(run.path):
         yield from _recorded(run, recipe, work)
+
+
+def trained_already(keys: list[str], reuse: bool | str | Path = True) -> StageEnd | None:
+    """Where `train` takes the first of the stages with these keys from, if any run has finished them."""
+    places = {runs_root(), runs_root() if reuse is True else Path(reuse).expanduser().absolute()} if reuse else set()
+    return find_stage(keys, sorted(places))
 
 
 def fork(
@@ -99,7 +105,10 @@ def resume(folder: str | Path, work: Work | None = None, *, allow_inexact: bool 
         state, skipped = newest_checkpoint(run.checkpoints, run.events_file)  # None: cut off before its first; begins again
         work = work or prepare(recipe)
         run.check_split(work.data.splits)
-        _refuse_or_record(run, environment(*work), allow_inexact)
+        _refuse_or_record(run, environment(work.data, work.model, work.machine), allow_inexact)
+        if state and state["stage"] > len(recipe.stages):
+            problem = f"{run.path}: has come to stage {state['stage']}, and its recipe has {len(recipe.stages)}."
+            raise RunError(problem, "Restore its recipe.json.")
         forked = run.forked()
         if forked and not forked["sequence"]:
             yield from _forked(run, recipe, work, first_events_again(run, forked, work))
@@ -151,6 +160,7 @@ def _recorded(
                         run.record(event)
                     if isinstance(event, EpochEnded) or asked or saver.is_due:
                         saver.save(event, training)
+                    work.save = partial(saver.save, event, training)
                     if isinstance(event, RunEnded):
                         write_json(run.summary_file, summarise(run.events(), [s for _, s in run.timings()]))
                 try:
@@ -212,7 +222,7 @@ def _stages(
 
 def _end(run: RunFolder, recipe: Recipe, work: Work, features: Features | None) -> Iterator[Event]:
     """Save the best weights, score them, and the test images, once."""
-    data, model, _ = work
+    data, model = work.data, work.model
     with whole_folder(run.best) as aside:
         model.save_pretrained(aside)
     best = yield from evaluate(recipe, model, data, "validation", features=features)

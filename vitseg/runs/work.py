@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from vitseg.data.dataset import SegmentationData
 from vitseg.errors import ConfigError
@@ -16,12 +18,15 @@ from vitseg.training.loop import batches_per_epoch, depth_of_stage
 from vitseg.training.losses import SegmentationLoss
 
 
-class Work(NamedTuple):
-    """What a recipe is carried out on."""
+@dataclass(slots=True)
+class Work:
+    """What a recipe is carried out on. `save` writes a checkpoint of the run that is carried out on it: call it between two
+    of its events, where they are asked for."""
 
     data: SegmentationData
     model: Segmenter
     machine: Machine
+    save: Callable[[], None] = lambda: None
 
 
 def prepare(recipe: Recipe) -> Work:
@@ -40,12 +45,12 @@ def prepare(recipe: Recipe) -> Work:
 
 def about_run(recipe: Recipe, work: Work) -> dict[str, Any]:
     """The content of a new run's `environment.json`."""
-    found = environment(*work)
+    found = environment(work.data, work.model, work.machine)
     return found | {"keys": stage_keys(recipe, batches_per_epoch(recipe, work.data), work.model.encoder.depth, found)}
 
 
 def run_started(recipe: Recipe, work: Work, parent: dict[str, Any] | None = None) -> RunStarted:
-    data, model, machine = work
+    data, model, machine = work.data, work.model, work.machine
     return RunStarted(
         recipe=recipe.model_dump(mode="json"),
         classes=list(data.classes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -122,9 +123,10 @@ class StageTraining:
         self.model.train()  # somebody may have evaluated it between two steps
         self.contract.check(self.steps_before + self.step + 1, self.optimizer)
         self.lr = used_lr(self.optimizer)
-        loss = self._backward(portions)
-        grad_norm = self._clip()
-        stepped = self._step_optimizer()
+        with self._refuse_without_memory():
+            loss = self._backward(portions)
+            grad_norm = self._clip()
+            stepped = self._step_optimizer()
         if stepped:
             self.schedule.after_batch()
         else:
@@ -213,6 +215,19 @@ class StageTraining:
         self.running_loss += total
         return total
 
+    @contextlib.contextmanager
+    def _refuse_without_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            self.optimizer.zero_grad()
+            if self.machine.device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise TrainingError(
+                f"There was not enough memory for step {self.steps_before + self.step + 1}: {error or 'none is left'}.",
+                "What was saved is whole. Lower batch_size and raise accumulate: the step stays as large. Or lower data.size.",
+            ) from None
+
     def _refuse_nan(self, loss: Tensor, portion: FeatureBatch) -> None:
         if not loss.isfinite():
             lrs = ", ".join(f"{name} {lr:.3g}" for name, lr in used_lr(self.optimizer).items())
@@ -282,14 +297,27 @@ class StageTraining:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`. Raises TrainingError when it is of another stage."""
+        """Go on from `state`. Raises TrainingError when it is of another stage, or does not fit the model."""
         if state["stage"] != self.number:
             raise TrainingError(f"This state is of stage {state['stage']}, not of stage {self.number}.")
+        try:
+            self._load_state_dict(state)
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:  # as many as torch raises
+            mend = "Resume with the recipe and the encoder that it was saved with."
+            raise TrainingError(f"This state does not fit the model and its optimizer ({error}).", mend) from None
+
+    def _load_state_dict(self, state: dict[str, Any]) -> None:
+        for kind in ("weights", "best_weights"):
+            if odd := sorted(state[kind].keys() ^ self.trained_weights().keys()):
+                raise ValueError(f"{kind}: {odd[0]} is {'more' if odd[0] in state[kind] else 'less'} than this stage trains")
         for name in _POSITION:
             setattr(self, name, state[name])
         self.running, self.best_weights = torch.tensor(state["running"]), state["best_weights"]
         load_weights(self.model, state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, slots in self.optimizer.state.items():
+            if wrong := [slot for slot, value in slots.items() if value.dim() and value.shape != parameter.shape]:
+                raise ValueError(f"{wrong[0]} of a parameter {tuple(parameter.shape)} is {tuple(slots[wrong[0]].shape)}")
         self.optimizer._opt_called = (
             self.step > 0
         )  # maybe in another process: else PyTorch warns of a schedule that comes first

@@ -24,7 +24,11 @@ def trained_weights(model: Segmenter, recipe: Recipe, stage: int) -> Weights:
 
 @torch.no_grad()
 def load_weights(model: Segmenter, weights: Weights) -> None:
-    """Write weights into the model, in place. Raises KeyError for a name that it does not have."""
+    """Write weights into the model, in place. Raises ValueError, and writes nothing, where it does not have one like that."""
     own = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, tensor in weights.items():
+        if name not in own or own[name].shape != tensor.shape:
+            here = f"{tuple(own[name].shape)} here" if name in own else "not in this model"
+            raise ValueError(f"{name} {tuple(tensor.shape)} is {here}")
     for name, tensor in weights.items():
         own[name].copy_(tensor)

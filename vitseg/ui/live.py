@@ -69,16 +69,18 @@ class LiveRun:
 
     def between(self, job: Callable[[], Any]) -> Any:
         """The result of `job`, done while no step is under way: also while paused, and after the end."""
+        return job() if threading.current_thread() is self._thread else self.later(job).result()
+
+    def later(self, job: Callable[[], Any]) -> Future:
+        """The same, without waiting for it."""
         done: Future = Future()
-        if threading.current_thread() is self._thread:
-            return job()
         with self._mail:
-            if over := self._state in OVER:
-                pass
-            else:
+            if not (over := self._state in OVER):
                 self._jobs.append((job, done))
                 self._mail.notify_all()
-        return job() if over else done.result()
+        if over:
+            _do([(job, done)])
+        return done
 
     def _move(self, moves: dict[str, State]) -> None:
         """From one state to another; from states not named nothing happens, so that a second click does no harm."""

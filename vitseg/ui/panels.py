@@ -54,7 +54,8 @@ def stage_table(recipe: Recipe, edited: int, trainable: Sequence[int], total: in
         cost = ("...",) * 4
         if ahead:
             f = ahead[number - 1]
-            cost = (f"{f.steps:,}", duration(f.seconds), size(f.memory), size(f.checkpoint))
+            time = "trained already" if f.inherited else duration(f.seconds)
+            cost = (f"{f.steps:,}", time, size(f.memory), size(f.checkpoint))
         words = (f"{number} {stage.name}", depth_words(stage.unfrozen_blocks), plan.describe(stage), f"{stage.lr:.3g}",
                  str(stage.epochs), share, *cost)  # fmt: skip
         rows.append(_cells(words, "td", "edited" if number == edited else ""))
@@ -126,7 +127,9 @@ def _heat(name: str, epoch: int, iou: float | None) -> str:
 
 
 def kept_words(ahead: StageForecast) -> str:
-    """What the feature cache takes and gives in a stage."""
+    """What the feature cache takes and gives in a stage, or what makes it needless."""
+    if ahead.inherited:
+        return "An earlier run has trained this stage alike: Start takes it from there, the same bits."
     room = f"{size(ahead.kept)} more on disk" if ahead.kept else "all of it is there"
     return (
         f"What the frozen blocks compute is kept ({room}). Then a step of this stage is {ahead.gain:.1f} times as fast; "

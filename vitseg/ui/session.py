@@ -16,12 +16,14 @@ from vitseg.events import BatchEnded, EpochEnded, Event, FeaturesUsed, RunEnded,
 from vitseg.model.segmenter import Segmenter, load_segmenter
 from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import steps_saved
+from vitseg.runs.environment import environment
 from vitseg.runs.folder import Failure, RunFolder, new_run, runs_root
 from vitseg.runs.forecast import Cost, StageForecast, forecast, measure
 from vitseg.runs.inherit import differences
-from vitseg.runs.run import fork, kept_events, resume, train
-from vitseg.runs.store import StageEnd
+from vitseg.runs.run import fork, kept_events, resume, train, trained_already
+from vitseg.runs.store import StageEnd, stage_keys
 from vitseg.runs.work import prepare
+from vitseg.training.device import resolve
 from vitseg.training.loop import batches_per_epoch
 from vitseg.ui.curves import Curves
 from vitseg.ui.desk import Desk
@@ -57,8 +59,8 @@ class Session:
         self.parent: Curves | None = None
         self.view_closed: threading.Event | None = None
         self.cost: Cost | None = None
-        self._timing = threading.Lock()
-        self._fresh, self._weighed = False, None
+        self._timing, self._facts = threading.Lock(), dict[str, Any]()
+        self._fresh, self._weighed, self.unsaved = False, None, ""
         self._clear()
 
     def _clear(self) -> None:
@@ -151,11 +153,26 @@ class Session:
         return self.live.between(take) if self.live else take()
 
     def forecast(self, recipe: Recipe | None = None) -> list[StageForecast]:
-        """What the stages of a recipe, the desk's by default, will take. The first call times a few batches."""
+        """What the stages of a recipe will take, by default those of the desk if Start were pressed. The first call times
+        a few batches."""
         with self._timing:
-            if self.cost is None:
-                self.cost = measure(self.desk.base, self.work)
-        return forecast(recipe or self.desk.recipe, self.cost, self.work)
+            if self.cost is None:  # before a run has been started, for its model is another after each step
+                self.cost, self._facts = (
+                    measure(self.desk.base, self.work),
+                    {} if self.live else environment(self.work.data, self.work.model, self.work.machine),
+                )
+        return forecast(recipe or self.desk.recipe, self.cost, self.work, 0 if recipe else self._inherited())
+
+    def _inherited(self) -> int:
+        """How many stages Start would take from another run; 0 where only Start can tell."""
+        recipe, machine = self.desk.recipe, resolve(self.desk.recipe)
+        if self.desk.start or self.desk.retrain:
+            return self.desk.start.stage if self.desk.start else 0
+        facts = {"device": str(machine.device), "precision": machine.precision, "threads": machine.threads}
+        if not facts.items() <= self._facts.items():
+            return 0
+        found = trained_already(stage_keys(recipe, self.batches, self.desk.depth, self._facts))
+        return found.stage if found else 0
 
     # ---- what can be done
 
@@ -182,6 +199,15 @@ class Session:
         if self.live is None:
             raise RunError("There is no run to pause.", "Press Start.")
         self.live.pause()
+        self.live.later(self._save)
+
+    def _save(self) -> None:
+        """On the training thread: what is paused may never be resumed here."""
+        self.unsaved = ""
+        try:
+            self.work.save()
+        except VitsegError as error:
+            self.unsaved = f" What came after the last save is not saved: {error}"
 
     def resume(self) -> None:
         """Go on after a pause; or continue the run that is shown, if it was cut off, from its last checkpoint."""

@@ -30,7 +30,7 @@ def sentence(session: Session, preview: bool, note: str, unpainted: str) -> Said
 
 
 def _while_alive(session: Session, note: str, unpainted: str) -> Said:
-    doing = _doing(session.state, session.position)
+    doing = f"{_doing(session.state, session.position)}{session.unsaved if session.state == 'paused' else ''}"
     if note:
         return f"{doing} {note}", ""
     if session.moved:

@@ -64,7 +64,8 @@ def ahead(recipe: Recipe, forecasts: Sequence[Any]) -> Table:
     for number, (stage, f) in enumerate(zip(recipe.stages, forecasts, strict=True), start=1):
         room = f"{size(f.kept)} more on disk" if f.kept else "is there already" if recipe.cache else "off"
         gain = f"{f.gain:.1f} x as fast" if recipe.cache else "no faster"
-        rows.append((f"{number} {stage.name}", f"{f.steps:,}", duration(f.seconds), size(f.memory), room, gain, f.bound))
+        time = "trained already" if f.inherited else duration(f.seconds)
+        rows.append((f"{number} {stage.name}", f"{f.steps:,}", time, size(f.memory), room, gain, f.bound))
     return Table(columns, tuple(rows), "Forecast, from a few timed batches")
 
 

@@ -114,7 +114,7 @@ class Workbench:
     def finish(self) -> Path:
         """Start, if nobody has, print how it goes, and give the run folder at the end. Raises what training raised."""
         if self.session.live is None:
-            say(str(table.ahead(self.recipe, self.session.forecast(self.recipe))))
+            say(str(table.ahead(self.recipe, self.session.forecast())))
             self.start()
         try:
             for _ in progress(self.follow()):
@@ -245,14 +245,15 @@ class Workbench:
     def _draw_desk(self) -> None:
         """Stage table, freeze map, and what is worth knowing about the schedule."""
         s = self.session
-        recipe = s.desk.recipe if self._preview or s.trained is None else s.trained
+        new = self._preview or s.trained is None
+        recipe = s.desk.recipe if new else s.trained
         trainable = panels.trainable_by_stage(recipe, self._counts, s.desk.depth)
-        ahead = s.forecast(recipe) if s.cost else ()
+        ahead = s.forecast(None if new else recipe) if s.cost else ()
         self._table.value = panels.stage_table(recipe, s.desk.stage, trainable, sum(self._counts.values()), ahead)
         held, broken = ({}, {}) if self._preview else (panels.held_by_optimizer(s.events), s.broken())
         self._map.value = panels.freeze_map(recipe, s.desk.stage, self._counts, s.desk.depth, held, broken)
         notes = s.desk.notes(s.batches)
-        if ahead and recipe.cache:
+        if ahead and (recipe.cache or ahead[s.desk.stage - 1].inherited):
             notes.append(panels.kept_words(ahead[s.desk.stage - 1]))
         self._notes.value = panels.html("".join(f"<p class=quiet>{escape(n)}</p>" for n in notes))
 
