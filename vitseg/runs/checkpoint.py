@@ -39,9 +39,7 @@ class Position(Strict):
     lr: dict[str, float]
     best: Scores
     hashes: dict[str, str | None]
-    schedule: dict[str, Any]
     scaler: dict[str, Any]
-    groups: list[dict[str, Any]]
     sequence: NonNegative
     offset: NonNegative
 
@@ -77,9 +75,8 @@ def save_checkpoint(folder: Path, sequence: int, offset: int, state: dict[str, A
     state = dict(state)
     weights = {f"now/{k}": v for k, v in state.pop("weights").items()}
     weights |= {f"best/{k}": v for k, v in state.pop("best_weights").items()}
-    optimizer = state.pop("optimizer")
-    tensors = {f"{i}/{k}": v.contiguous() for i, slots in optimizer["state"].items() for k, v in slots.items()}
-    position = state | {"sequence": sequence, "offset": offset, "groups": optimizer["param_groups"]}
+    tensors = {f"{i}/{k}": v.contiguous() for i, slots in state.pop("optimizer").items() for k, v in slots.items()}
+    position = state | {"sequence": sequence, "offset": offset}
     need = sum(t.nbytes for t in [*weights.values(), *tensors.values()])
     with whole_folder(folder / f"{sequence:08d}", need) as aside:
         save_file(weights, aside / "weights.safetensors")
@@ -141,8 +138,7 @@ def _load(folder: Path) -> dict[str, Any]:
     for name, tensor in tensors.items():
         index, _, slot = name.partition("/")
         slots.setdefault(int(index), {})[slot] = tensor
-    state["optimizer"] = {"state": slots, "param_groups": state.pop("groups")}
-    return state | {"weights": _under("now/", weights), "best_weights": _under("best/", weights)}
+    return state | {"optimizer": slots, "weights": _under("now/", weights), "best_weights": _under("best/", weights)}
 
 
 def _under(prefix: str, weights: Weights) -> Weights:

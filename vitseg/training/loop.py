@@ -28,11 +28,8 @@ from vitseg.training.losses import SegmentationLoss
 from vitseg.training.metrics import confusion, scores
 from vitseg.training.optim import build_optimizer, used_lr
 from vitseg.training.schedule import build_schedule
-from vitseg.training.weights import Weights, load_weights, trained_weights
-
-_POSITION = (
-    "epoch", "batch", "step", "skipped", "lr", "epochs_before", "steps_before", "best", "best_epoch", "running_loss", "hashes",
-)  # fmt: skip
+from vitseg.training.state import load_state, state_of
+from vitseg.training.weights import Weights, trained_weights
 
 
 class StageTraining:
@@ -286,44 +283,17 @@ class StageTraining:
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on from between two events: tensors, numbers and strings only."""
-        return {name: getattr(self, name) for name in _POSITION} | {
-            "stage": self.number,
-            "running": self.running.tolist(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "weights": self.trained_weights(),
-            "best_weights": self.best_weights,
-        }
+        return state_of(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`. Raises TrainingError when it is of another stage, or does not fit the model."""
         if state["stage"] != self.number:
             raise TrainingError(f"This state is of stage {state['stage']}, not of stage {self.number}.")
         try:
-            self._load_state_dict(state)
+            load_state(self, state)
         except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:  # as many as torch raises
             mend = "Resume with the recipe and the encoder that it was saved with."
             raise TrainingError(f"This state does not fit the model and its optimizer ({error}).", mend) from None
-
-    def _load_state_dict(self, state: dict[str, Any]) -> None:
-        for kind in ("weights", "best_weights"):
-            if odd := sorted(state[kind].keys() ^ self.trained_weights().keys()):
-                raise ValueError(f"{kind}: {odd[0]} is {'more' if odd[0] in state[kind] else 'less'} than this stage trains")
-        for name in _POSITION:
-            setattr(self, name, state[name])
-        self.running, self.best_weights = torch.tensor(state["running"]), state["best_weights"]
-        load_weights(self.model, state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for parameter, slots in self.optimizer.state.items():
-            if wrong := [slot for slot, value in slots.items() if value.dim() and value.shape != parameter.shape]:
-                raise ValueError(f"{wrong[0]} of a parameter {tuple(parameter.shape)} is {tuple(slots[wrong[0]].shape)}")
-        self.optimizer._opt_called = (
-            self.step > 0
-        )  # maybe in another process: else PyTorch warns of a schedule that comes first
-        self.schedule.load_state_dict(state["schedule"])
-        if state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
         self.contract = self._contract()
 
 
