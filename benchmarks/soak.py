@@ -38,7 +38,7 @@ PLACES = ("time", "sync", "rename", "torn")
 PRELOADED = ["vitseg.runs.run", "transformers.models.auto.modeling_auto", "transformers.models.dinov2.modeling_dinov2"]
 """What takes seconds to import, once for all processes."""
 
-MOST_KILLS = 8
+MOST_KILLS = 3
 """Of one run: then it is let be, so that it ends."""
 
 

@@ -25,6 +25,7 @@ _PUBLIC = {
     "vitseg.runs.run": ("fork", "resume", "train"),
     "vitseg.ui.ablation": ("ablate",),
     "vitseg.ui.console": ("progress",),
+    "vitseg.ui.data_report": ("check",),
     "vitseg.ui.pictures": ("contact_sheet",),
     "vitseg.ui.report": ("report",),
     "vitseg.ui.watch": ("watch",),

@@ -1,4 +1,4 @@
-"""The command line: `vitseg run`, `resume`, `predict`, `recipe`, `cache`."""
+"""The command line: `vitseg run`, `resume`, `predict`, `check`, `recipe`, `convert`, `cache`."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ PRESETS = {"quick": presets.quick, "giant": presets.giant}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0; 2 for anything the user can mend, said in a sentence; 130 after Ctrl-C."""
+    """Exit code 0; 1 where a check found problems; 2 for anything the user can mend, said in a sentence; 130 after Ctrl-C."""
     parsed = _parser().parse_args(arguments)
     try:
-        parsed.call(parsed)
+        bad = parsed.call(parsed) is False
     except VitsegError as error:
         sys.stderr.write(f"vitseg: {error}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("vitseg: interrupted\n")
         return 130
-    return 0
+    return int(bad)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     recipe.set_defaults(
         call=lambda parsed: sys.stdout.write(PRESETS[parsed.preset](parsed.data).model_dump_json(indent=2) + "\n")
     )
+    check = commands.add_parser("check", help="look at a folder of images and masks: all that is wrong, and what is in it")
+    check.add_argument("data", help="a folder, or a recipe.json for its data")
+    check.add_argument("--json", metavar="FILE", help="write what was found as JSON; - for standard output")
+    check.add_argument("--html", metavar="FILE", help="write a page with pictures")
+    check.set_defaults(call=_check)
     convert = commands.add_parser("convert", help="take the encoder out of a .pth checkpoint, without running any code in it")
     convert.add_argument("file")
     convert.add_argument("folder", help="where the encoder goes; name it as model.encoder")
@@ -113,6 +118,21 @@ def _finish(events: Generator[Event], run: RunFolder, first: Event | None = None
         sys.stderr.write(f"\nGo on with: vitseg resume {run.path}\n")
         raise
     sys.stdout.write(f"\n{table.results(run.summary)}\n\nrun folder  {run.path}\nreport      {report(run.path)}\n")
+
+
+def _check(parsed: argparse.Namespace) -> bool:
+    from vitseg.ui.data_report import check
+
+    report = check(load_recipe(parsed.data).data if Path(parsed.data).is_file() else parsed.data)
+    if parsed.json == "-":
+        sys.stdout.write(report.to_json())
+    else:
+        sys.stdout.write(f"{report}\n")
+    if parsed.json not in (None, "-"):
+        Path(parsed.json).write_text(report.to_json(), encoding="utf-8")
+    if parsed.html:
+        sys.stdout.write(f"\n{report.save(parsed.html)}\n")
+    return report.ok
 
 
 def _convert(parsed: argparse.Namespace) -> None:

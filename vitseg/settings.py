@@ -39,7 +39,7 @@ class Folder(Words):
     """A folder with `images/` and `masks/`, or with `train/`, `validation/`, `test/` that hold them.
 
     `encoding` says how a mask stores its classes; "auto" looks at the masks, or reads `classes.json`.
-    Settings given here win over `classes.json`.
+    Settings given here win over `classes.json`. `on_problem="skip"` leaves out pairs that are not whole, and says how many.
     """
 
     kind: Literal["folder"] = "folder"
@@ -49,6 +49,7 @@ class Folder(Words):
     ignore_value: Annotated[int, Field(ge=0, le=65535)] | None = None
     grey_factor: Annotated[int, Field(ge=2, le=255)] | None = None
     colors: tuple[tuple[int, int, int], ...] | None = None
+    on_problem: Literal["refuse", "skip"] = "refuse"
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> Self:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,21 +32,69 @@ class Pair:
     mask: Path
 
 
+class Problem(NamedTuple):
+    """What is wrong with a file or a folder, in a sentence that begins with its path."""
+
+    kind: str
+    path: Path
+    says: str
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look at a pair found: the mask's stored values, or what is wrong."""
+    """What one look at a pair found: how many pixels hold which stored value, and the image's size and a digest of its pixels;
+    or what is wrong."""
 
-    stored: frozenset[int] = frozenset()
+    counts: dict[int, int] = field(default_factory=dict)
     color: bool = False
-    problem: str = ""
+    size: Size = (0, 0)
+    digest: str = ""
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A folder that has been looked through: `looks` are those of the `pairs`; `code` is None where no code fits the masks."""
+
+    root: Path
+    pairs: list[Pair]
+    looks: list[Look]
+    problems: list[Problem]
+    code: MaskCode | None
+
+    def without(self, kinds: Collection[str]) -> Found:
+        """The pairs that have no problem of these kinds, and the problems of other kinds."""
+        bad = {problem.path for problem in self.problems if problem.kind in kinds}
+        kept = [(p, look) for p, look in zip(self.pairs, self.looks, strict=True) if not {p.image, p.mask} & bad]
+        left = [problem for problem in self.problems if problem.kind not in kinds]
+        return Found(self.root, [p for p, _ in kept], [look for _, look in kept], left, self.code)
+
+
+OF_A_PAIR = ("no mask", "no image", "unreadable image", "unreadable mask", "sizes differ", "unknown label")
+"""Kinds of problems that concern a pair alone, which may be left out."""
 
 
 def read_folder(cfg: Folder) -> tuple[list[Pair], MaskCode]:
-    """All pairs of a folder and the code of their masks.
+    """All pairs of a folder and the code of their masks; with `cfg.on_problem="skip"` those that are whole.
 
     Raises DataError with everything that is wrong, not only the first: missing masks, unreadable files, sizes that
     differ, labels outside the classes.
     """
+    found = look_through(cfg)
+    if cfg.on_problem == "refuse":
+        if found.problems:
+            raise _report(found.root, [p.says for p in found.problems])
+        return found.pairs, found.code
+    kept = found.without(OF_A_PAIR)
+    if kept.problems or not kept.pairs:
+        raise _report(found.root, [p.says for p in kept.problems or found.problems])
+    left_out = len({p.path for p in found.problems})
+    words = f"; {left_out} file{'s' * (left_out != 1)} with problems and what belongs to them left out" if left_out else ""
+    return kept.pairs, replace(found.code, description=f"{found.code.description}{words}")
+
+
+def look_through(cfg: Folder) -> Found:
+    """Find every pair, look at it, and say all that is wrong. Raises DataError where there is no data set at all."""
     root = Path(cfg.path).expanduser()
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder.", LAYOUT)
@@ -57,52 +107,50 @@ def read_folder(cfg: Folder) -> tuple[list[Pair], MaskCode]:
     problems += [look.problem for look in looks if look.problem]
     good = [(pair, look) for pair, look in zip(pairs, looks, strict=True) if not look.problem]
     if mixed := _of_two_kinds(good):
-        raise _report(root, problems + mixed)  # no code fits both
+        return Found(root, pairs, looks, problems + mixed, None)  # no code fits both
     problems += _in_grey(cfg, good)
+    stored = {v for _, look in good for v in look.counts}
+    code = None
     try:
-        code = find_code(
-            cfg,
-            {v for _, look in good for v in look.stored},
-            any(look.color for _, look in good),
-            [pair.image.stem for pair, _ in good],
-        )
+        code = find_code(cfg, stored, any(look.color for _, look in good), [pair.image.stem for pair, _ in good])
     except DataError as error:
         if not problems:
             raise
-        problems.append(str(error))
+        problems.append(Problem("unclear masks", root, str(error)))
     else:
-        problems += [text for pair, look in good if (text := _unknown(pair, look, code))]
-    if problems:
-        raise _report(root, problems)
-    return pairs, code
+        problems += [problem for pair, look in good if (problem := _unknown(pair, look, code))]
+    return Found(root, pairs, looks, problems, code)
 
 
-def _of_two_kinds(good: list[tuple[Pair, Look]]) -> list[str]:
+def _of_two_kinds(good: list[tuple[Pair, Look]]) -> list[Problem]:
     """Masks in colour and masks in grey cannot share a code: the rarer kind is named."""
     color, grey = ([p.mask for p, look in good if look.color is side] for side in (True, False))
     if not color or not grey:
         return []
     rare, kind, other = (grey, "grey", "in colour") if len(grey) <= len(color) else (color, "in colour", "grey")
-    return [f"{mask}: is {kind}, where other masks are {other}." for mask in rare]
+    return [Problem("masks of two kinds", mask, f"{mask}: is {kind}, where other masks are {other}.") for mask in rare]
 
 
-def _in_grey(cfg: Folder, good: list[tuple[Pair, Look]]) -> list[str]:
+def _in_grey(cfg: Folder, good: list[tuple[Pair, Look]]) -> list[Problem]:
     if cfg.encoding != "rgb" and cfg.colors is None:
         return []
-    return [f"{pair.mask}: is grey, where colours are declared." for pair, look in good if not look.color]
+    grey = [pair.mask for pair, look in good if not look.color]
+    return [Problem("masks of two kinds", mask, f"{mask}: is grey, where colours are declared.") for mask in grey]
 
 
-def _find_pairs(root: Path) -> tuple[list[Pair], list[str]]:
+def _find_pairs(root: Path) -> tuple[list[Pair], list[Problem]]:
     places: list[tuple[str | None, Path]] = [(s, root / s) for s in SPLITS if (root / s).is_dir()] or [(None, root)]
     pairs: list[Pair] = []
-    problems = [f"{p}: no split of that name; it is called one of {', '.join(SPLITS)}." for p in _strange_splits(root)]
+    called = f"no split of that name; it is called one of {', '.join(SPLITS)}."
+    problems = [Problem("split by another name", p, f"{p}: {called}") for p in _strange_splits(root)]
     for split, place in places:
         for kind in ("images", "masks"):
             if not (place / kind).is_dir():
                 raise DataError(f"{place}: there is no {kind}/ in it.", LAYOUT)
         images, masks = _by_stem(place / "images", problems), _by_stem(place / "masks", problems)
-        problems += [f"{images[s]}: no mask of that name in masks/." for s in sorted(images.keys() - masks.keys())]
-        problems += [f"{masks[s]}: no image of that name in images/." for s in sorted(masks.keys() - images.keys())]
+        for kind, here, other in (("mask", images, masks), ("image", masks, images)):
+            alone = [here[stem] for stem in sorted(here.keys() - other.keys())]
+            problems += [Problem(f"no {kind}", p, f"{p}: no {kind} of that name in {kind}s/.") for p in alone]
         for stem in sorted(images.keys() & masks.keys()):
             name = f"{split}/{stem}" if split else stem
             pairs.append(Pair(name, split, images[stem], masks[stem]))
@@ -116,40 +164,47 @@ def _strange_splits(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.name not in SPLITS and (p / "images").is_dir())
 
 
-def _by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
+def _by_stem(folder: Path, problems: list[Problem]) -> dict[str, Path]:
     """Image files by name without suffix. Hidden files and other kinds are passed over."""
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     twice = [stem for stem, n in Counter(p.stem for p in paths).items() if n > 1]
-    problems += [f"{folder}: more than one file is named {stem}.*" for stem in sorted(twice)]
+    words = f"{folder}: more than one file is named"
+    problems += [Problem("one name twice", folder / stem, f"{words} {stem}.*") for stem in sorted(twice)]
     return {p.stem: p for p in paths}
 
 
 def _look(pair: Pair) -> Look:
     try:
         image = open_rgb(pair.image)
-        size: Size = (image.height, image.width)
     except UNREADABLE as error:
-        return Look(problem=f"{pair.image}: cannot be read as an image ({error}).")
+        return _bad("unreadable image", pair.image, f"cannot be read as an image ({error}).")
     try:
         raw = read_raw(pair.mask)
     except DataError as error:
-        return Look(problem=str(error))
+        return Look(problem=Problem("unreadable mask", pair.mask, str(error)))
     except UNREADABLE as error:
-        return Look(problem=f"{pair.mask}: cannot be read as a mask ({error}).")
+        return _bad("unreadable mask", pair.mask, f"cannot be read as a mask ({error}).")
+    size: Size = (image.height, image.width)
     if raw.shape != size:
         sizes = f"image {size[1]}x{size[0]}, mask {raw.shape[1]}x{raw.shape[0]} pixels"
-        return Look(problem=f"{pair.mask}: size differs from its image ({sizes}).")
-    return Look(frozenset(np.unique(raw).tolist()), is_color(pair.mask))
+        return _bad("sizes differ", pair.mask, f"size differs from its image ({sizes}).")
+    values, counts = np.unique(raw, return_counts=True)
+    digest = hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
+    return Look(dict(zip(values.tolist(), counts.tolist(), strict=True)), is_color(pair.mask), size, digest)
 
 
-def _unknown(pair: Pair, look: Look, code: MaskCode) -> str:
-    strange = code.unknown(set(look.stored))
+def _bad(kind: str, path: Path, says: str) -> Look:
+    return Look(problem=Problem(kind, path, f"{path}: {says}"))
+
+
+def _unknown(pair: Pair, look: Look, code: MaskCode) -> Problem | None:
+    strange = code.unknown(set(look.counts))
     if not strange:
-        return ""
-    raw = read_raw(pair.mask)
-    counts = ", ".join(f"{code.show(v)} in {np.count_nonzero(raw == v)} pixels" for v in strange[:6])
+        return None
+    counts = ", ".join(f"{code.show(v)} in {look.counts[v]} pixels" for v in strange[:6])
     allowed = ", ".join(code.show(v) for v in sorted(code.values)[:16])
-    return f"{pair.mask}: labels outside the classes: {counts}; allowed: {allowed} ({code.description})."
+    says = f"{pair.mask}: labels outside the classes: {counts}; allowed: {allowed} ({code.description})."
+    return Problem("unknown label", pair.mask, says)
 
 
 def _report(root: Path, problems: Iterable[str]) -> DataError:

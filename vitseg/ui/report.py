@@ -15,7 +15,7 @@ from vitseg.model.segmenter import load_segmenter
 from vitseg.runs.folder import RunFolder
 from vitseg.ui import charts, pictures, table
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
 h2 { margin-top: 2.2rem; } .quiet, caption { color: #7a7a7a; } caption { padding-bottom: .4rem; }
@@ -64,7 +64,7 @@ def _page(summary: dict[str, Any], events: list[Event], sheet: Image.Image, reci
 
 def page(title: str, body: Iterable[str]) -> str:
     """A whole HTML page that asks for nothing from outside."""
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{_STYLE}</style>"
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
     return head + "\n".join(body)
 
 

@@ -1,0 +1,146 @@
+"""A data set looked at as a careful researcher would: everything that is wrong, and what is worth knowing, in one go."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitseg.data.folder import OF_A_PAIR, Found, Look, Pair, Problem, look_through
+from vitseg.data.masks import MaskCode
+from vitseg.data.splits import splits_of
+from vitseg.errors import ConfigError, DataError
+from vitseg.images import IGNORE
+from vitseg.settings import Data, Folder
+
+TINY = 28
+"""Pixels on the shorter side, below which an image is hardly two patches of a ViT."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassCount:
+    """A class in the whole masks: in how many images it occurs, and how many pixels hold it, by split."""
+
+    name: str
+    images: dict[str, int]
+    pixels: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """`problems` stop a training, or leave pairs out; `warnings` spoil what it says; `notes` are worth knowing.
+
+    `whole` are the pairs without a problem, by name, and `splits` the images of each split among them. `together[i][j]` is in
+    how many images classes i and j both occur.
+    """
+
+    root: Path
+    found: int
+    whole: dict[str, Pair]
+    masks: str
+    splits: dict[str, int]
+    problems: list[Problem]
+    warnings: list[Problem]
+    notes: list[Problem]
+    classes: list[ClassCount]
+    together: list[list[int]]
+    code: MaskCode | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strings and numbers, for JSON."""
+        said = {
+            kind: [{"kind": p.kind, "path": str(p.path), "says": p.says} for p in getattr(self, kind)]
+            for kind in ("problems", "warnings", "notes")
+        }
+        classes = [{"name": c.name, "images": c.images, "pixels": c.pixels} for c in self.classes]
+        return {"folder": str(self.root), "pairs": self.found, "whole": len(self.whole), "masks": self.masks,
+                "splits": self.splits, **said, "classes": classes, "together": self.together}  # fmt: skip
+
+
+def check_data(cfg: Data) -> Check:
+    """Look at every image and mask of a folder, split as `cfg` says. Raises DataError where there is no data set to look at."""
+    if not isinstance(cfg.source, Folder):
+        raise ConfigError("data.source", cfg.source, "a folder", "Generated images need no check.")
+    found = look_through(cfg.source)
+    kept = found.without(OF_A_PAIR)
+    looks = {p.name: look for p, look in zip(kept.pairs, kept.looks, strict=True) if look.problem is None}
+    pairs = {p.name: p for p in kept.pairs if p.name in looks}
+    try:
+        splits = splits_of(list(pairs.values()), cfg)
+    except DataError as error:
+        splits = {"all": list(pairs)}
+        found.problems.append(Problem("cannot be split", found.root, str(error)))
+    classes, together = _classes(looks, splits, found.code) if found.code else ([], [])
+    warnings = [*_twice(looks, pairs, splits), *_absent(classes, found.root)]
+    notes = [*_without_foreground(looks, pairs, found), *_tiny(looks, pairs)]
+    masks = found.code.description if found.code else "no code fits them"
+    sizes = {split: len(names) for split, names in splits.items() if names}
+    said = found.problems, warnings, notes
+    return Check(found.root, len(found.pairs), pairs, masks, sizes, *said, classes, together, found.code)
+
+
+def _ids(look: Look, code: MaskCode) -> dict[int, int]:
+    """Pixels by class id, ignored ones left out."""
+    counts: Counter[int] = Counter()
+    for value, count in look.counts.items():
+        counts[code.values[value]] += count
+    return {i: n for i, n in counts.items() if i != IGNORE}
+
+
+def _classes(
+    looks: Mapping[str, Look], splits: Mapping[str, list[str]], code: MaskCode
+) -> tuple[list[ClassCount], list[list[int]]]:
+    count = len(code.classes)
+    images, pixels = ([Counter[str]() for _ in range(count)] for _ in range(2))
+    together = [[0] * count for _ in range(count)]
+    for split, names in splits.items():
+        for ids in (_ids(looks[name], code) for name in names):
+            for i, n in ids.items():
+                images[i][split] += 1
+                pixels[i][split] += n
+                for j in ids:
+                    together[i][j] += 1
+    return [ClassCount(n, dict(images[i]), dict(pixels[i])) for i, n in enumerate(code.classes)], together
+
+
+def _twice(looks: Mapping[str, Look], pairs: Mapping[str, Pair], splits: Mapping[str, list[str]]) -> Iterator[Problem]:
+    """Images whose pixels are the same: across splits the scores are no scores."""
+    split_of = {name: split for split, names in splits.items() for name in names}
+    alike: dict[str, list[str]] = {}
+    for name, look in looks.items():
+        alike.setdefault(look.digest, []).append(name)
+    for names in (n for n in alike.values() if len(n) > 1):
+        where = [f"{pairs[n].image} ({split_of[n]})" for n in names]
+        across = len({split_of[n] for n in names}) > 1
+        end = "on both sides: what is scored was trained on" if across else "on one side"
+        kind = "same image in two splits" if across else "same image twice"
+        yield Problem(kind, pairs[names[0]].image, f"{' and '.join(where)}: the same pixels, {end}.")
+
+
+def _absent(classes: list[ClassCount], root: Path) -> Iterator[Problem]:
+    """Classes that a split lacks: not trained, or not scored."""
+    splits = sorted({split for c in classes for split in c.images})
+    for c in classes:
+        if lacking := [split for split in splits if not c.images.get(split)]:
+            says = f"{root}: class {c.name!r} occurs in no mask of {' and '.join(lacking)}."
+            yield Problem("class absent", root, says)
+
+
+def _without_foreground(looks: Mapping[str, Look], pairs: Mapping[str, Pair], found: Found) -> Iterator[Problem]:
+    if found.code is None:
+        return
+    for name, look in looks.items():
+        ids = _ids(look, found.code)
+        if not ids:
+            yield Problem("all ignored", pairs[name].mask, f"{pairs[name].mask}: every pixel is ignored.")
+        elif ids.keys() == {0}:
+            yield Problem("no foreground", pairs[name].mask, f"{pairs[name].mask}: background alone.")
+
+
+def _tiny(looks: Mapping[str, Look], pairs: Mapping[str, Pair]) -> Iterator[Problem]:
+    for name, look in looks.items():
+        if min(look.size) < TINY:
+            size = f"{look.size[1]}x{look.size[0]} pixels"
+            yield Problem("tiny", pairs[name].image, f"{pairs[name].image}: {size}, hardly more than a patch.")
