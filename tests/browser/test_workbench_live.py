@@ -159,7 +159,7 @@ def test_from_the_controls_to_the_end_of_a_run(lab, place, recipe):
     lab.assert_clean()
 
 
-@pytest.mark.parametrize("name", ["saved", "unsaved"])
+@pytest.mark.parametrize("name", [pytest.param("saved", marks=pytest.mark.slow), "unsaved"])
 def test_a_reload_of_the_page_does_not_end_the_training(name, lab, place):
     root, _ = place
     runs_before = len(list((root / "runs").glob("*")))

@@ -32,6 +32,7 @@ def test_twenty_kills_change_no_bit(tmp_path, monkeypatch):
     assert result["different"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sabotage", [name for name in soak.SABOTAGE if name])
 def test_the_kills_would_tell_if_a_mechanism_were_off(sabotage, tmp_path, monkeypatch):
     """The negative controls."""

@@ -171,11 +171,12 @@ def test_a_run_that_a_loss_has_ended_goes_on_from_what_was_saved(tiny_recipe, tm
 # ---------------------------------------------------------------------- checkpoints that are not what they should be
 
 
-def test_files_spoilt_in_three_hundred_ways_lead_to_a_sentence_or_to_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("examples", [60, pytest.param(300, marks=pytest.mark.slow)])
+def test_spoilt_files_lead_to_a_sentence_or_to_nothing(examples, tmp_path, monkeypatch):
     """`make soak` tries ten thousand."""
     monkeypatch.setenv("VITSEG_CACHE", str(tmp_path / "cache"))
-    found = mutate.mutate(300, tmp_path)
-    assert found.total() >= 300 and len(found) >= 4
+    found = mutate.mutate(examples, tmp_path)
+    assert found.total() >= examples and len(found) >= 3
 
 
 def test_a_fault_that_is_let_through_would_be_noticed(tmp_path, monkeypatch):

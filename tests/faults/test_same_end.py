@@ -46,6 +46,7 @@ def test_a_stop_after_every_step_of_three_stages_changes_no_bit(tiny_recipe, tmp
     assert differing(left_alone(recipe, tmp_path / "whole"), cut_after(recipe, tmp_path / "cut", list(range(1, 26)))) == []
 
 
+@pytest.mark.slow
 def test_a_stop_around_the_end_of_the_burn_in_of_sixty_batches_changes_no_bit(tiny_recipe, tmp_path):
     schedule = {"kind": "cosine_restarts", "T_0": 4, "burn_in_batches": 60}
     recipe = tiny_recipe.replace({"stages.0.epochs": 13, "stages.0.schedule": schedule, "data.size": (28, 28)})
