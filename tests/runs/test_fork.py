@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import soak
 from safetensors.torch import load_file, save_file
 
 import vitseg
 from vitseg.errors import RunError
-from vitseg.events import RunStarted, StageEnded, StageStarted
+from vitseg.events import BatchEnded, RunEnded, RunStarted, StageEnded, StageStarted
 from vitseg.runs import inherit
 from vitseg.runs import run as runs
 from vitseg.runs.folder import RunFolder
@@ -187,3 +190,44 @@ def test_a_run_has_one_trainer_at_a_time(tiny_recipe, tmp_path):
     list(resume(tmp_path / "run"))
     list(train(tiny_recipe, tmp_path / "plain"))
     assert (tmp_path / "run" / "events.jsonl").read_bytes() == (tmp_path / "plain" / "events.jsonl").read_bytes()
+
+
+# ---------------------------------------------------------------------- within a stage
+
+
+def stop_after(step, recipe, folder):
+    with closing(train(recipe, folder, reuse=False)) as events:
+        next(e for e in events if isinstance(e, BatchEnded) and e.step == step)
+
+
+@pytest.mark.parametrize("step", [3, 12, 17])
+def test_a_fork_from_within_a_stage_gives_the_bits_of_a_run_trained_so_from_the_start(step, tiny_recipe, tmp_path):
+    other = tiny_recipe.replace({"stages.2.lr": 3e-5, "stages.2.name": "Otherwise"})
+    stop_after(step, tiny_recipe, tmp_path / "parent")
+    list(train(other, tmp_path / "whole", reuse=False))
+    events = fork(tmp_path / "parent", None, other, tmp_path / "fork")
+    next(e for e in events if isinstance(e, BatchEnded) and e.step == step + 2)  # trained here
+    events.close()
+    rest = list(resume(tmp_path / "fork"))
+    assert isinstance(rest[-1], RunEnded) and rest[0].step == step + 2
+    whole, found = soak.content(tmp_path / "whole"), soak.content(tmp_path / "fork")
+    assert found["events.jsonl"].split(b"\n", 1)[1] == whole["events.jsonl"].split(b"\n", 1)[1]
+    differ = {Path(n).name for n in whole.keys() | found.keys() if whole.get(n) != found.get(n)}
+    assert differ <= {"events.jsonl", "state.json", "manifest.json"}, "which hold the parent's name, or places in the log"
+
+
+def test_a_fork_from_within_a_stage_refuses_what_that_stage_was_not_trained_with(tiny_recipe, tmp_path):
+    stop_after(12, tiny_recipe, tmp_path / "parent")
+    with pytest.raises(RunError, match=r"stages\.1\.lr: 5e-05, the parent has 0\.0003"):
+        next(fork(tmp_path / "parent", None, tiny_recipe.replace({"stages.1.lr": 5e-5}), tmp_path / "fork"))
+    assert not (tmp_path / "fork").exists()
+
+
+def test_a_fork_from_within_needs_a_checkpoint(tiny_recipe, tmp_path):
+    stop_after(12, tiny_recipe, tmp_path / "parent")
+    short = tiny_recipe.replace({"stages": tiny_recipe.stages[:1]})
+    with pytest.raises(RunError, match="has come to stage 2, of 1 here"):
+        next(fork(tmp_path / "parent", None, short, tmp_path / "fork"))
+    shutil.rmtree(tmp_path / "parent" / "checkpoints")
+    with pytest.raises(RunError, match="has no checkpoint"):
+        next(fork(tmp_path / "parent", None, tiny_recipe, tmp_path / "fork"))

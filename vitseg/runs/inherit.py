@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -61,14 +61,17 @@ def copy_stages(run: RunFolder, origin: dict[str, Any]) -> None:
 
 def first_events(source: RunFolder, stage: int, recipe: Recipe, work: Work) -> list[Event]:
     """What a fork begins with: its start, and its parent's stages in the words of its own recipe."""
+    return [run_started(recipe, work, {"run": source.path.name, "stage": stage}), *retold(source.up_to(stage), recipe, work)]
+
+
+def retold(events: Iterable[Event], recipe: Recipe, work: Work) -> Iterator[Event]:
+    """Events of stages in the words of a recipe, which may call them otherwise."""
     batches = batches_per_epoch(recipe, work.data)
-    first: list[Event] = [run_started(recipe, work, {"run": source.path.name, "stage": stage})]
-    for event in source.up_to(stage):
+    for event in events:
         if isinstance(event, StageStarted):
             own = recipe.stages[event.stage - 1]
             event = replace(event, name=own.name, schedule=plan.describe(own), notes=plan.notes(own, batches))
-        first.append(event)
-    return first
+        yield event
 
 
 def first_events_again(run: RunFolder, origin: dict[str, Any], work: Work) -> list[Event]:

@@ -15,11 +15,11 @@ from vitseg.errors import RunError
 from vitseg.events import EpochEnded, Event, RunEnded, RunResumed, StageEnded
 from vitseg.model.freeze import set_freeze_depth
 from vitseg.recipe import Recipe
-from vitseg.runs.checkpoint import Saver, drop_after, newest_checkpoint
+from vitseg.runs.checkpoint import Saver, drop_after, newest_checkpoint, save_checkpoint
 from vitseg.runs.durable import held, whole_folder, write_json
 from vitseg.runs.environment import environment
 from vitseg.runs.folder import RunFolder, runs_root
-from vitseg.runs.inherit import check_fork, copy_stages, first_events, first_events_again
+from vitseg.runs.inherit import check_fork, copy_stages, first_events, first_events_again, retold
 from vitseg.runs.signals import held_back
 from vitseg.runs.store import DECISIVE, StageEnd, find_stage, keep_key, key_of
 from vitseg.runs.summary import summarise
@@ -60,14 +60,18 @@ def trained_already(keys: list[str], reuse: bool | str | Path = True) -> StageEn
 
 
 def fork(
-    parent: str | Path, stage: int, recipe: Recipe, folder: str | Path | None = None, work: Work | None = None
+    parent: str | Path, stage: int | None, recipe: Recipe, folder: str | Path | None = None, work: Work | None = None
 ) -> Generator[Event]:
-    """A new run that inherits stages 1 .. `stage` of another and trains the later ones of `recipe`.
+    """A new run that inherits stages 1 .. `stage` of another and trains the later ones of `recipe`; with `stage` None it goes
+    on from the other's newest checkpoint, in the midst of a stage.
 
     Yields the inherited events first, so that the new run is complete. Raises RunError, naming every difference, if
     `recipe`, the machine or the encoder's weights differ in anything that those stages were trained with.
     """
     source = RunFolder(parent)
+    if stage is None:
+        yield from _forked_within(source, recipe, folder, work or prepare(recipe))
+        return
     source.up_to(stage)
     if stage >= len(recipe.stages):
         raise RunError(f"There is no stage after stage {stage} in this recipe.", "Add one, or fork from an earlier stage.")
@@ -87,6 +91,34 @@ def _inherit(
     run = RunFolder.create(folder, recipe, work.data.splits, about, forked=origin)
     with held(run.path):
         yield from _forked(run, recipe, work, first)
+
+
+def _forked_within(source: RunFolder, recipe: Recipe, folder: str | Path | None, work: Work) -> Generator[Event]:
+    """Whoever is cut off before the first checkpoint begins with the stage again: to the same bits, later."""
+    state, _ = newest_checkpoint(source.checkpoints, source.events_file)
+    if state is None or state["stage"] > len(recipe.stages):
+        words = f"has come to stage {state['stage']}, of {len(recipe.stages)} here" if state else "has no checkpoint"
+        raise RunError(f"{source.path}: {words}.", "Fork from the end of a stage.")
+    before, about = state["stage"] - 1, about_run(recipe, work)
+    check_fork(source, before + 1, recipe, work, about)
+    if source.changed(about, DECISIVE):
+        about = {name: value for name, value in about.items() if name != "keys"}
+    origin = {"parent": str(source.path), "stage": before, "sequence": 0, "offset": 0} if before else None
+    told = islice(source.events(), 1, state["sequence"])
+    first = run_started(recipe, work, {"run": source.path.name, "stage": before} if before else None)
+    events = [first, *retold(told, recipe, work)]
+    run = RunFolder.create(folder, recipe, work.data.splits, about, forked=origin)
+    with held(run.path):
+        if origin:
+            copy_stages(run, origin)
+        for event in events:
+            run.record(event)
+            if isinstance(event, StageEnded) and event.stage == before:
+                write_json(run.fork_file, origin | {"sequence": run.sequence, "offset": run.sync()})
+        save_checkpoint(run.checkpoints, run.sequence, run.sync(), state)
+        for event in events:
+            yield from run.handed(event)
+        yield from _recorded(run, recipe, work, state)
 
 
 def resume(folder: str | Path, work: Work | None = None, *, allow_inexact: bool = False) -> Generator[Event]:
