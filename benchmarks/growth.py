@@ -57,7 +57,9 @@ def figure(found: dict[str, list[dict]]) -> go.Figure:
     for column, (axis, rows) in enumerate(found.items(), start=1):
         for way, (name, color) in looks.items():
             x, y = [row["value"] for row in rows], [row[way] for row in rows]
-            line = go.Scatter(x=x, y=y, name=name, mode="lines+markers", line={"color": color}, showlegend=column == 1)
+            line = go.Scatter(
+                x=x, y=y, name=name, mode="lines+markers", line={"color": color}, cliponaxis=False, showlegend=column == 1
+            )
             figure.add_trace(line, 1, column)
         figure.update_xaxes(title=WORDS[axis], rangemode="tozero", row=1, col=column)
     figure.update_yaxes(title="CPU seconds of an epoch", rangemode="tozero", row=1, col=1)
