@@ -4,8 +4,9 @@
 
 All train the model of soak.py, with dropout, shuffled batches and a cosine schedule, as the documentation of each says, with a
 seed, and with a checkpoint after every step. A run is killed once with SIGKILL: at the end of an epoch, within one, or inside a
-save, while one of its files is written; then it is resumed from its newest checkpoint. Said is how many of the runs went on by
-themselves, and how many ended with the weights, byte for byte, of a run that nobody killed. Writes runs/others-killed.json.
+save, after a random share of the time that one takes; then it is resumed from its newest checkpoint. Said is how many runs
+went on by themselves, and how many ended with the weights, byte for byte, of a run that nobody killed. Writes
+runs/others-killed.json.
 """
 
 from __future__ import annotations

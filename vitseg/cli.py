@@ -124,14 +124,10 @@ def _check(parsed: argparse.Namespace) -> bool:
     from vitseg.ui.data_report import check
 
     report = check(load_recipe(parsed.data).data if Path(parsed.data).is_file() else parsed.data)
-    if parsed.json == "-":
-        sys.stdout.write(report.to_json())
-    else:
-        sys.stdout.write(f"{report}\n")
-    if parsed.json not in (None, "-"):
-        Path(parsed.json).write_text(report.to_json(), encoding="utf-8")
-    if parsed.html:
-        sys.stdout.write(f"\n{report.save(parsed.html)}\n")
+    sys.stdout.write(report.to_json() if parsed.json == "-" else f"{report}\n")
+    for file in filter(None, (parsed.json if parsed.json != "-" else None, parsed.html)):
+        kept = report.save(file, page=file == parsed.html)
+        sys.stderr.write(f"{kept}\n")
     return report.ok
 
 

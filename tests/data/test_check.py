@@ -173,6 +173,16 @@ def test_a_check_of_generated_images_is_refused():
         vitseg.check(Data(source=Generated()))
 
 
+def test_masks_that_can_be_read_in_two_ways_are_a_problem_beside_the_others(tmp_path: Path):
+    for n in range(4):
+        write(tmp_path, str(n), large(0, 1, 255), n)
+    assert found(tmp_path) == {"unclear masks": 1}
+    with pytest.raises(DataError, match="is 255 a class, or to be ignored"):
+        read_folder(Folder(path=str(tmp_path)))
+    FAULTS["no mask"](tmp_path, "0")
+    assert found(tmp_path) == {"unclear masks": 1, "no mask": 1}
+
+
 # ---------------------------------------------------------------------- the report
 
 
@@ -182,12 +192,16 @@ def test_the_command_line_prints_writes_and_exits_with_one_where_something_is_wr
     FAULTS["sizes differ"](folder / "train", "007")
     json_file, page = tmp_path / "check.json", tmp_path / "check.html"
     assert cli.main(["check", str(folder), "--json", str(json_file), "--html", str(page)]) == 1
-    said = capsys.readouterr().out
-    assert "PROBLEM: sizes differ (1)" in said and str(page) in said
+    said = capsys.readouterr()
+    assert "PROBLEM: sizes differ (1)" in said.out and said.err == f"{json_file}\n{page}\n"
     kept = json.loads(json_file.read_text())
     assert [p["kind"] for p in kept["problems"]] == ["sizes differ"] and kept["whole"] == 99
     html = page.read_text(encoding="utf-8")
-    assert "sizes differ" in html and html.count("<img ") > 20 and "http" not in html.replace("http://www.w3.org", "")
+    assert (
+        "<figcaption>train/masks/007.png: size differs from its image" in html
+        and html.count("<img ") > 20
+        and "http" not in html.replace("http://www.w3.org", "")
+    )
     assert cli.main(["check", str(folder), "--json", "-"]) == 1
     assert json.loads(capsys.readouterr().out) == kept
 
@@ -200,3 +214,9 @@ def test_names_are_escaped_in_the_page(tmp_path: Path):
     page = vitseg.check(tmp_path / "data").save(tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<img src=x" not in page and "&lt;img src=x" in page
     assert report.ok and "<img src=x" not in report._repr_html_()
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_a_report_that_cannot_be_written_is_a_sentence(option: str, folder: Path, capsys):
+    assert cli.main(["check", str(folder), option, str(folder / "no" / "such" / "place")]) == 2
+    assert "cannot be written (No such file or directory)" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import multiprocessing
 import os
 import pickle
 import re
@@ -23,6 +24,7 @@ import vitseg
 from vitseg.data.dataset import SegmentationData
 from vitseg.errors import DataError, RunError, TrainingError, VitsegError, WeightsError
 from vitseg.events import BatchEnded, EpochEnded, RunResumed
+from vitseg.images import sha256_of
 from vitseg.runs.durable import MANIFEST
 from vitseg.runs.run import resume, train
 from vitseg.runs.work import prepare
@@ -50,7 +52,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_save_costs_nothing(tiny_recipe, 
         run = vitseg.RunFolder(disk / "run")
         with closing(train(tiny_recipe, run.path, reuse=False)) as events:
             until_step(8, events)
-        before = {p.name: mutate.sha256_of(p / MANIFEST) for p in run.checkpoints.iterdir()}
+        before = {p.name: sha256_of(p / MANIFEST) for p in run.checkpoints.iterdir()}
         filler = disk / "filler"
         filler.write_bytes(bytes(shutil.disk_usage(disk).free - 60_000))
         with pytest.raises(
@@ -58,7 +60,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_save_costs_nothing(tiny_recipe, 
         ) as refused:
             list(resume(run.path))
         assert "Make room on that disk" in refused.value.mend
-        assert {p.name: mutate.sha256_of(p / MANIFEST) for p in run.checkpoints.iterdir()} == before
+        assert {p.name: sha256_of(p / MANIFEST) for p in run.checkpoints.iterdir()} == before
         assert list(run.path.rglob("*.new")) == []
         filler.unlink()
         rest = list(resume(run.path))
@@ -109,17 +111,11 @@ def test_a_worker_that_is_killed_is_said(pairs):
     data = SegmentationData(Data(source=Folder(path=str(pairs)), size=(28, 28)))
     batches = data.batches([(name, "0") for name in data.splits["train"]] * 60, 1, workers=1)
     next(batches)
-    (worker,) = _children()
-    os.kill(worker, signal.SIGKILL)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(DataError, match="workers: one of 1 that load the images was ended") as refused:
         list(batches)
     assert "set workers to 0" in refused.value.mend
-
-
-def _children() -> list[int]:
-    """Processes that this one has started and that load images."""
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True).stdout
-    return [int(line.split()[0]) for line in listed.splitlines() if "ps -o" not in line and "python" in line][-1:]
 
 
 # ---------------------------------------------------------------------- numbers

@@ -75,3 +75,14 @@ def test_what_holds_no_such_encoder_is_refused_and_nothing_is_written(spoil, sai
     with pytest.raises(WeightsError, match=said):
         convert_encoder(tmp_path / "best.pth", encoders["dinov2"], tmp_path / "encoder")
     assert not (tmp_path / "encoder").exists()
+
+
+@pytest.mark.parametrize("taken", ["a file", "a folder with something in it"])
+def test_nothing_is_written_over(taken, trained, encoders, tmp_path):
+    torch.save(as_script(trained), tmp_path / "best.pth")
+    place = tmp_path / "encoder" if taken == "a file" else tmp_path
+    if taken == "a file":
+        place.write_text("mine")
+    with pytest.raises(WeightsError, match="holds something already"):
+        convert_encoder(tmp_path / "best.pth", encoders["dinov2"], place)
+    assert taken != "a file" or place.read_text() == "mine"

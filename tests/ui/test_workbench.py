@@ -17,6 +17,7 @@ import vitseg
 from vitseg.errors import RunError, TrainingError
 from vitseg.events import BatchEnded, EpochEnded, StageStarted, ValidationBatch
 from vitseg.runs import checkpoint
+from vitseg.training.loop import StageTraining
 from vitseg.ui.controls import ALL, ONE
 from vitseg.ui.curves import NAMES
 from vitseg.ui.workbench import Workbench
@@ -257,6 +258,22 @@ def test_pause_saves_the_step_that_it_pauses_after(wb, tiny_recipe, monkeypatch)
     monkeypatch.undo()
     wb.resume()
     assert wb.wait(60) == "ended"
+
+
+def test_a_pause_after_a_step_that_failed_saves_nothing_of_it(wb, monkeypatch):
+    clip, left = StageTraining._clip, iter(range(7))
+
+    def fails(stage):
+        if next(left, None) is None:
+            raise RuntimeError("in the midst of step 8")
+        return clip(stage)
+
+    monkeypatch.setattr(StageTraining, "_clip", fails)
+    wb.start()
+    assert wb.wait(60) == "failed"
+    assert checkpoint.steps_saved(wb.folder / "checkpoints") == 5
+    wb.pause()
+    assert checkpoint.steps_saved(wb.folder / "checkpoints") == 5
 
 
 def no_room(*_):

@@ -33,7 +33,7 @@ class Check:
     """`problems` stop a training, or leave pairs out; `warnings` spoil what it says; `notes` are worth knowing.
 
     `whole` are the pairs without a problem, by name, and `splits` the images of each split among them. `together[i][j]` is in
-    how many images classes i and j both occur.
+    how many images classes i and j both occur. `image_of` is the image of each mask.
     """
 
     root: Path
@@ -47,6 +47,7 @@ class Check:
     classes: list[ClassCount]
     together: list[list[int]]
     code: MaskCode | None
+    image_of: dict[Path, Path]
 
     def to_dict(self) -> dict[str, Any]:
         """Strings and numbers, for JSON."""
@@ -78,7 +79,8 @@ def check_data(cfg: Data) -> Check:
     masks = found.code.description if found.code else "no code fits them"
     sizes = {split: len(names) for split, names in splits.items() if names}
     said = found.problems, warnings, notes
-    return Check(found.root, len(found.pairs), pairs, masks, sizes, *said, classes, together, found.code)
+    image_of = {p.mask: p.image for p in found.pairs}
+    return Check(found.root, len(found.pairs), pairs, masks, sizes, *said, classes, together, found.code, image_of)
 
 
 def _ids(look: Look, code: MaskCode) -> dict[int, int]:

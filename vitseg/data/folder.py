@@ -54,20 +54,22 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A folder that has been looked through: `looks` are those of the `pairs`; `code` is None where no code fits the masks."""
+    """A folder that has been looked through: `looks` are those of the `pairs`; `code` is None where no code fits the masks,
+    for the reason `unclear` if they might be read in several ways."""
 
     root: Path
     pairs: list[Pair]
     looks: list[Look]
     problems: list[Problem]
     code: MaskCode | None
+    unclear: DataError | None = None
 
     def without(self, kinds: Collection[str]) -> Found:
         """The pairs that have no problem of these kinds, and the problems of other kinds."""
         bad = {problem.path for problem in self.problems if problem.kind in kinds}
         kept = [(p, look) for p, look in zip(self.pairs, self.looks, strict=True) if not {p.image, p.mask} & bad]
         left = [problem for problem in self.problems if problem.kind not in kinds]
-        return Found(self.root, [p for p, _ in kept], [look for _, look in kept], left, self.code)
+        return replace(self, pairs=[p for p, _ in kept], looks=[look for _, look in kept], problems=left)
 
 
 OF_A_PAIR = ("no mask", "no image", "unreadable image", "unreadable mask", "sizes differ", "unknown label")
@@ -81,6 +83,8 @@ def read_folder(cfg: Folder) -> tuple[list[Pair], MaskCode]:
     differ, labels outside the classes.
     """
     found = look_through(cfg)
+    if found.unclear and len(found.problems) == 1:
+        raise found.unclear
     if cfg.on_problem == "refuse":
         if found.problems:
             raise _report(found.root, [p.says for p in found.problems])
@@ -110,16 +114,15 @@ def look_through(cfg: Folder) -> Found:
         return Found(root, pairs, looks, problems + mixed, None)  # no code fits both
     problems += _in_grey(cfg, good)
     stored = {v for _, look in good for v in look.counts}
-    code = None
+    code = unclear = None
     try:
         code = find_code(cfg, stored, any(look.color for _, look in good), [pair.image.stem for pair, _ in good])
     except DataError as error:
-        if not problems:
-            raise
+        unclear = error
         problems.append(Problem("unclear masks", root, str(error)))
     else:
         problems += [problem for pair, look in good if (problem := _unknown(pair, look, code))]
-    return Found(root, pairs, looks, problems, code)
+    return Found(root, pairs, looks, problems, code, unclear)
 
 
 def _of_two_kinds(good: list[tuple[Pair, Look]]) -> list[Problem]:

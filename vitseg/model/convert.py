@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from vitseg.errors import WeightsError
@@ -23,6 +24,9 @@ def convert_encoder(file: str | Path, like: str, folder: str | Path) -> None:
     before those of `like` (`model.encoder.`). Raises WeightsError for a file that needs code to be run, and unless every weight
     of `like`, and of its size, is there.
     """
+    place = Path(folder).expanduser()
+    if place.is_file() or (place.is_dir() and any(place.iterdir())):
+        raise WeightsError(f"{place}: holds something already.", "Choose a new folder for the encoder.")
     stored, loaded = _tensors(Path(file)), load_vit(like)
     wanted = loaded.vit.state_dict()
     known = max(wanted, key=len)
@@ -38,9 +42,12 @@ def convert_encoder(file: str | Path, like: str, folder: str | Path) -> None:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise WeightsError(f"{file}: is no {like}: {'; '.join(problems[:4])}{more}.", "Name an encoder of the same make.")
     loaded.vit.load_state_dict(found)
-    with quiet():
-        loaded.vit.save_pretrained(folder)
-    write_color_statistics(Path(folder), loaded.mean, loaded.std)
+    try:
+        with quiet():
+            loaded.vit.save_pretrained(place)
+        write_color_statistics(place, loaded.mean, loaded.std)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{place}: cannot be written ({error}).", "Choose another folder, or make room.") from None
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

@@ -7,9 +7,9 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import NonNegativeInt, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
@@ -20,28 +20,26 @@ from vitseg.training.loop import StageTraining
 from vitseg.training.weights import Weights
 from vitseg.words import Strict, explain
 
-NonNegative = Annotated[int, Field(ge=0)]
-
 
 class Position(Strict):
     """The content of a checkpoint's `state.json`: where training stood, and all of its state that is no tensor."""
 
-    stage: Annotated[int, Field(ge=1)]
-    epoch: NonNegative
-    batch: NonNegative
-    step: NonNegative
-    skipped: NonNegative
-    epochs_before: NonNegative
-    steps_before: NonNegative
-    best_epoch: NonNegative
+    stage: PositiveInt
+    epoch: NonNegativeInt
+    batch: NonNegativeInt
+    step: NonNegativeInt
+    skipped: NonNegativeInt
+    epochs_before: NonNegativeInt
+    steps_before: NonNegativeInt
+    best_epoch: NonNegativeInt
     running_loss: float
-    running: list[list[NonNegative]]
+    running: list[list[NonNegativeInt]]
     lr: dict[str, float]
     best: Scores
     hashes: dict[str, str | None]
     scaler: dict[str, Any]
-    sequence: NonNegative
-    offset: NonNegative
+    sequence: NonNegativeInt
+    offset: NonNegativeInt
 
 
 KEEP = 2

@@ -49,6 +49,11 @@ def _refuse(source: RunFolder, stage: int, found: list[str]) -> None:
         raise RunError(f"{source.path}: stage {stage} was trained otherwise. {' '.join(found)}", mend)
 
 
+def origin_of(source: RunFolder, stage: int) -> dict[str, Any]:
+    """The content of a fork's `fork.json`, before anything has been inherited."""
+    return {"parent": str(source.path), "stage": stage, "sequence": 0, "offset": 0}
+
+
 def copy_stages(run: RunFolder, origin: dict[str, Any]) -> None:
     """The weights and keys of the parent's stages; what a kill has left of them is done again."""
     for number in range(1, origin["stage"] + 1):

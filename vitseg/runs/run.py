@@ -19,11 +19,11 @@ from vitseg.runs.checkpoint import Saver, drop_after, newest_checkpoint, save_ch
 from vitseg.runs.durable import held, whole_folder, write_json
 from vitseg.runs.environment import environment
 from vitseg.runs.folder import RunFolder, runs_root
-from vitseg.runs.inherit import check_fork, copy_stages, first_events, first_events_again, retold
+from vitseg.runs.inherit import check_fork, copy_stages, first_events, first_events_again, origin_of, retold
 from vitseg.runs.signals import held_back
 from vitseg.runs.store import DECISIVE, StageEnd, find_stage, keep_key, key_of
 from vitseg.runs.summary import summarise
-from vitseg.runs.work import Work, about_run, prepare, run_started
+from vitseg.runs.work import Work, about_run, nothing, prepare, run_started
 from vitseg.training.cache import default_cache
 from vitseg.training.evaluate import evaluate
 from vitseg.training.features import Features
@@ -84,13 +84,18 @@ def fork(
 def _inherit(
     source: RunFolder, stage: int, recipe: Recipe, folder: str | Path | None, work: Work, about: dict[str, Any]
 ) -> Generator[Event]:
-    origin = {"parent": str(source.path), "stage": stage, "sequence": 0, "offset": 0}
+    origin = origin_of(source, stage)
     if key_of(source.stage(stage)) != about["keys"][stage - 1]:  # trained with other versions, or by a run without keys
-        about = {name: value for name, value in about.items() if name != "keys"}
+        about = _without_keys(about)
     first = first_events(source, stage, recipe, work)
     run = RunFolder.create(folder, recipe, work.data.splits, about, forked=origin)
     with held(run.path):
         yield from _forked(run, recipe, work, first)
+
+
+def _without_keys(about: dict[str, Any]) -> dict[str, Any]:
+    """Of a run whose stages nobody is to find."""
+    return {name: value for name, value in about.items() if name != "keys"}
 
 
 def _forked_within(source: RunFolder, recipe: Recipe, folder: str | Path | None, work: Work) -> Generator[Event]:
@@ -102,8 +107,8 @@ def _forked_within(source: RunFolder, recipe: Recipe, folder: str | Path | None,
     before, about = state["stage"] - 1, about_run(recipe, work)
     check_fork(source, before + 1, recipe, work, about)
     if source.changed(about, DECISIVE):
-        about = {name: value for name, value in about.items() if name != "keys"}
-    origin = {"parent": str(source.path), "stage": before, "sequence": 0, "offset": 0} if before else None
+        about = _without_keys(about)
+    origin = origin_of(source, before) if before else None
     told = islice(source.events(), 1, state["sequence"])
     first = run_started(recipe, work, {"run": source.path.name, "stage": before} if before else None)
     events = [first, *retold(told, recipe, work)]
@@ -203,6 +208,8 @@ def _recorded(
     except Exception as error:
         run.fail(error)
         raise
+    finally:
+        work.save = nothing  # what a failed step has left is no state to go on from
 
 
 def _forked(run: RunFolder, recipe: Recipe, work: Work, first: list[Event]) -> Generator[Event]:

@@ -18,6 +18,10 @@ from vitseg.training.loop import batches_per_epoch, depth_of_stage
 from vitseg.training.losses import SegmentationLoss
 
 
+def nothing() -> None:
+    """While nobody trains, there is nothing to save."""
+
+
 @dataclass(slots=True)
 class Work:
     """What a recipe is carried out on. `save` writes a checkpoint of the run that is carried out on it: call it between two
@@ -26,7 +30,7 @@ class Work:
     data: SegmentationData
     model: Segmenter
     machine: Machine
-    save: Callable[[], None] = lambda: None
+    save: Callable[[], None] = nothing
 
 
 def prepare(recipe: Recipe) -> Work:

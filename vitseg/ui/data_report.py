@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from html import escape
@@ -48,11 +49,11 @@ class DataReport:
     def to_json(self) -> str:
         return json.dumps(self.check.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
-    def save(self, path: str | Path) -> Path:
-        """Write the page, with all that was found and pictures of it. Raises RunError if it cannot be written."""
+    def save(self, path: str | Path, *, page: bool = True) -> Path:
+        """Write the page, with all that was found and pictures of it, or the JSON. Raises RunError if it cannot be written."""
         path = Path(path).expanduser().absolute()
         try:
-            path.write_text(self._page(), encoding="utf-8")
+            path.write_text(self._page() if page else self.to_json(), encoding="utf-8")
         except OSError as error:
             raise RunError(f"{path}: cannot be written ({error.strerror}).", "Choose another file.") from None
         return path
@@ -68,7 +69,7 @@ class DataReport:
         """A paragraph for each kind of problem, warning and note."""
         for rank, items in (("PROBLEM", self.check.problems), ("WARNING", self.check.warnings), ("note", self.check.notes)):
             for kind, count in Counter(p.kind for p in items).items():
-                lines = [p.says for p in items if p.kind == kind]
+                lines = [self._short(p) for p in items if p.kind == kind]
                 more = [f"... and {count - most} more"] if most and count > most else []
                 yield "\n  ".join([f"{rank}: {kind} ({count})", *lines[:most], *more])
 
@@ -99,18 +100,22 @@ class DataReport:
         title = f"Data: {escape(str(c.root))}"
         return (
             f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}"
-            ".sheet { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; max-width: 300px; }"
-            "figcaption { overflow-wrap: anywhere; font-size: 12px; }</style>"
+            ".sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 1rem; }"
+            "figure { margin: 0; } figcaption { overflow-wrap: anywhere; font-size: 12px; }</style>"
             f"<h1>{title}</h1><pre>{escape(self._head())}</pre>{said}{tables}{sheets}</html>\n"
         )
 
     def _flagged(self) -> list[tuple[str, Image.Image | None]]:
-        """One picture for each file that something was said of, as far as it can be opened."""
+        """A picture for each file that something was said of, of a mask its image, as far as it can be opened."""
         items: dict[Path, Problem] = {}
         for problem in [*self.check.problems, *self.check.warnings, *self.check.notes]:
             items.setdefault(problem.path, problem)
         files = [(path, p) for path, p in items.items() if path.is_file()][:PICTURES]
-        return [(f"{p.kind}: {path}", _opened(path)) for path, p in files]
+        return [(self._short(p), _opened(self.check.image_of.get(path, path))) for path, p in files]
+
+    def _short(self, problem: Problem) -> str:
+        """Its sentence, paths beginning in the folder that the head names."""
+        return problem.says.replace(f"{self.check.root}{os.sep}", "")
 
     def _picture(self, name: str) -> Image.Image | None:
         """Image and mask together."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,14 @@ from vitseg.events import BatchEnded, EpochEnded, Event, FeaturesUsed, RunEnded,
 from vitseg.model.segmenter import Segmenter, load_segmenter
 from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import steps_saved
-from vitseg.runs.environment import environment
 from vitseg.runs.folder import Failure, RunFolder, new_run, runs_root
-from vitseg.runs.forecast import Cost, StageForecast, forecast, measure
+from vitseg.runs.forecast import Cost, StageForecast
 from vitseg.runs.inherit import differences
-from vitseg.runs.run import fork, kept_events, resume, train, trained_already
-from vitseg.runs.store import StageEnd, stage_keys
+from vitseg.runs.run import fork, kept_events, resume, train
+from vitseg.runs.store import StageEnd
 from vitseg.runs.work import prepare
-from vitseg.training.device import resolve
 from vitseg.training.loop import batches_per_epoch
+from vitseg.ui.ahead import Ahead
 from vitseg.ui.curves import Curves
 from vitseg.ui.desk import Desk
 from vitseg.ui.live import OVER, LiveRun, current
@@ -58,9 +56,8 @@ class Session:
         self.trained: Recipe | None = None
         self.parent: Curves | None = None
         self.view_closed: threading.Event | None = None
-        self.cost: Cost | None = None
-        self._timing, self._facts = threading.Lock(), dict[str, Any]()
-        self._fresh, self._weighed, self.unsaved = False, None, ""
+        self.ahead = Ahead()
+        self._fresh, self.unsaved = False, ""
         self._clear()
 
     def _clear(self) -> None:
@@ -72,8 +69,7 @@ class Session:
         self._batches = self.batches
         self.position: Event | None = None
         self.features: FeaturesUsed | None = None
-        self._last: float | None = None
-        self._seconds = self._done = 0.0
+        self.ahead.start()
 
     # ---- what there is
 
@@ -152,27 +148,19 @@ class Session:
         take = lambda: self.work.model.snapshot()  # noqa: E731
         return self.live.between(take) if self.live else take()
 
+    @property
+    def cost(self) -> Cost | None:
+        """What the forecast rests on; None until a few batches have been timed."""
+        return self.ahead.cost
+
     def forecast(self, recipe: Recipe | None = None) -> list[StageForecast]:
         """What the stages of a recipe will take, by default those of the desk if Start were pressed. The first call times
         a few batches."""
-        with self._timing:
-            if self.cost is None:  # before a run has been started, for its model is another after each step
-                self.cost, self._facts = (
-                    measure(self.desk.base, self.work),
-                    {} if self.live else environment(self.work.data, self.work.model, self.work.machine),
-                )
-        return forecast(recipe or self.desk.recipe, self.cost, self.work, 0 if recipe else self._inherited())
-
-    def _inherited(self) -> int:
-        """How many stages Start would take from another run; 0 where only Start can tell."""
-        recipe, machine = self.desk.recipe, resolve(self.desk.recipe)
-        if self.desk.start or self.desk.retrain:
-            return self.desk.start.stage if self.desk.start else 0
-        facts = {"device": str(machine.device), "precision": machine.precision, "threads": machine.threads}
-        if not facts.items() <= self._facts.items():
-            return 0
-        found = trained_already(stage_keys(recipe, self.batches, self.desk.depth, self._facts))
-        return found.stage if found else 0
+        self.ahead.measure(self.desk.base, self.work, untouched=self.live is None)
+        inherited = 0 if recipe or self.desk.retrain else self.ahead.trained(self.desk.recipe, self.work)
+        if recipe is None and self.desk.start:
+            inherited = self.desk.start.stage
+        return self.ahead.forecast(recipe or self.desk.recipe, self.work, inherited)
 
     # ---- what can be done
 
@@ -335,21 +323,11 @@ class Session:
             self.no_pictures = f"No prediction after epoch {epoch} ({type(error).__name__}: {error}). Training goes on."
 
     def _count(self, event: Event) -> None:
-        """Seconds and forecast work of the events that were trained here; pauses do not count."""
-        now = time.monotonic()
-        if self._fresh and self._last is not None and self.live and self.live.state == "running":
-            self._seconds += min(now - self._last, 60.0)
-            self._done += self._weight(event.stage) if isinstance(event, BatchEnded) else 0.0
-        self._last, self.position = now, event
-
-    def _weight(self, stage: int) -> float:
-        """How long a step of a stage takes, beside those of others: by forecast, or all alike."""
-        if self.cost is None or self.trained is None:
-            return 1.0
-        if self._weighed is not self.trained:
-            self._weighed = self.trained
-            self._weights = [f.seconds / f.steps for f in forecast(self.trained, self.cost, self.work)]
-        return self._weights[stage - 1]
+        """Seconds and forecast work of the events that were trained here."""
+        working = self._fresh and self.live is not None and self.live.state == "running"
+        took_step = working and isinstance(event, BatchEnded)
+        self.ahead.count(working, self.ahead.weight(event.stage, self.trained, self.work) if took_step else 0.0)
+        self.position = event
 
     def progress(self) -> tuple[float, float | None]:
         """How much of the run's steps is done, 0..1, and the seconds left, once something can be said about that."""
@@ -367,5 +345,4 @@ class Session:
         rest = {k: s.epochs * n for k, s in enumerate(self.trained.stages, start=1) if k >= last.stage}
         rest[last.stage] = 0 if isinstance(last, StageEnded) else rest[last.stage] - before
         total = last.step + sum(rest.values())
-        ahead = sum(self._weight(k) * left for k, left in rest.items())
-        return last.step / total, ahead * self._seconds / self._done if self._done else None
+        return last.step / total, self.ahead.left(rest, self.trained, self.work)
