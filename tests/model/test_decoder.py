@@ -44,11 +44,28 @@ def test_an_image_s_logits_do_not_depend_on_its_batch(name):
             torch.testing.assert_close(part, whole[first : first + 2], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["lean", "unet", "linear"])
 @pytest.mark.parametrize("family", ["dinov2", "vit"])
-def test_maps_are_contiguous_so_that_a_norm_on_them_can_be_trained(family, encoders):
-    model = build_segmenter(Model(encoder=encoders[family]), ("a", "b"), (70, 70), 0)
-    levels = model.prefix(torch.zeros(2, 3, 70, 70))
-    maps = [model.encoder.to_map(t, (70, 70)) for t in levels.values()]
-    assert all(m.is_contiguous() for m in maps)
-    norm = torch.nn.GroupNorm(4, WIDTH)
-    norm(maps[-1]).sum().backward()  # as a view this ended the process
+def test_a_decoder_trains_on_maps_as_they_lie_channels_last(family, name, encoders):
+    model = build_segmenter(Model(encoder=encoders[family], decoder=name, dropout=0.0), ("a", "b"), (70, 70), 0)
+    levels = model.prefix(torch.rand(2, 3, 70, 70, generator=torch.Generator().manual_seed(3)))
+    maps = [model.encoder.to_map(levels[d], (70, 70)) for d in model.shape.skip_depths]
+    assert all(m.is_contiguous(memory_format=torch.channels_last) for m in maps)
+    gradients = [_gradients(model.decoder.train(), layout(maps)) for layout in (list, lambda ms: [m.contiguous() for m in ms])]
+    for lying, contiguous in zip(*gradients, strict=True):
+        torch.testing.assert_close(lying, contiguous, rtol=1e-4, atol=1e-4)
+
+
+def _gradients(decoder, maps):
+    decoder.zero_grad()
+    decoder(maps, (70, 70)).square().mean().backward()  # a GroupNorm with weights ended the process on such maps
+    return [p.grad.clone() for p in decoder.parameters()]
+
+
+@pytest.mark.parametrize("name", ["lean", "unet"])
+def test_the_direct_reading_is_that_of_maps_normed_one_by_one(name):
+    decoder = build_decoder(name, WIDTH, CLASSES, 0.0, seed=0)
+    torch.nn.init.normal_(decoder.direct.weight, generator=torch.Generator().manual_seed(2))
+    norm = torch.nn.GroupNorm(4, 4 * WIDTH)
+    expected = decoder.direct(norm(torch.cat(skips(), dim=1)))
+    torch.testing.assert_close(decoder.read(skips()), expected, rtol=1e-4, atol=1e-4)

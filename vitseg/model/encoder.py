@@ -74,8 +74,8 @@ class Encoder(nn.Module):
         """Tokens (B, N, D), normed, class and register tokens removed, on the patch grid (B, D, h, w)."""
         patches = self.norm(tokens)[:, self.prefix_tokens :]
         height, width = size[0] // self.patch, size[1] // self.patch
-        # contiguous: as a view, GroupNorm's backward pass crashes on the CPU (torch 2.13), and convolutions are slower
-        return patches.transpose(1, 2).unflatten(2, (height, width)).contiguous()
+        # channels last, as tokens lie anyway: which decoders are faster on (docs/decisions/0017)
+        return patches.transpose(1, 2).unflatten(2, (height, width)).contiguous(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> Encoder:
         super().train(mode)

@@ -29,7 +29,7 @@ from vitseg.words import Words, explain
 class Shape(Words):
     """All that is needed to build the model again, weights apart. Kept as `config.json`."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=254)]
     size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
     skip_depths: tuple[int, int, int, int]
