@@ -9,8 +9,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "vitseg.recipe": ("Recipe", "load_recipe"),
     "vitseg.settings": (
-        "AdamW", "Augment", "Constant", "CosineRestarts", "Data", "Exponential", "Folder", "Generated", "Loss", "Model",
-        "SGD", "Stage", "WarmupPoly",
+        "AdamW", "Augment", "ByFrequency", "Classes", "Constant", "CosineRestarts", "Data", "Exponential", "Folder",
+        "Generated", "Loss", "Merge", "Model", "SGD", "Stage", "WarmupPoly",
     ),
     "vitseg.origin": ("from_training_config",),
     "vitseg.presets": ("giant", "quick"),

@@ -64,20 +64,57 @@ class Folder(Words):
         return self
 
 
+class Merge(Words):
+    """Classes that become one of the name `into`, which stands where the first of them stood; one class alone is renamed."""
+
+    into: Annotated[str, Field(min_length=1)]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Classes(Words):
+    """What becomes of the classes that the masks hold. Nothing is changed on disk.
+
+    Pixels of `ignore` count nowhere; images that hold a class of `drop_images_with` are left out. `foreground` is what binary
+    mode looks for, by the new names; None is every class but the first.
+    """
+
+    merge: tuple[Merge, ...] = ()
+    ignore: tuple[str, ...] = ()
+    drop_images_with: tuple[str, ...] = ()
+    foreground: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_fate_a_class(self) -> Self:
+        named = [*(name for merge in self.merge for name in merge.classes), *self.ignore, *self.drop_images_with]
+        if twice := sorted({name for name in named if named.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)}: named twice; a class can be merged, ignored, or its images dropped")
+        return self
+
+
 class Data(Words):
     """Which images, how they are split, and which views of them are trained on.
 
     `size` is (height, width) in pixels; images keep their aspect and are padded at the bottom and the right.
     `views` augmented versions of each image exist, the first one clean; epoch e of a stage shows view e mod
-    `views`. "fresh" draws new ones each epoch. `group` is a regular expression; images whose names match with the
-    same first group are kept on one side of the split.
+    `views`. "fresh" draws new ones each epoch.
+
+    The split is that of the folder, or of `split_file` (a run's `split.json`), or it is drawn: `group` is a regular expression;
+    images whose names match with the same first group are kept on one side; `group_file` is a CSV of name and group instead.
+    `stratify` keeps every class on all sides where its images suffice. `sampler="rarity"` draws each epoch's images with
+    replacement, those with rare classes more often.
     """
 
     source: Annotated[Generated | Folder, Field(discriminator="kind")] = Generated()
     size: tuple[Annotated[int, Field(ge=14, le=4096)], Annotated[int, Field(ge=14, le=4096)]] = (168, 168)
     mode: Literal["auto", "binary", "multiclass"] = "auto"
+    classes: Classes = Classes()
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test_fraction: Fraction = 0.0
     group: str | None = None
+    group_file: str | None = None
+    stratify: bool = False
+    split_file: str | None = None
+    sampler: Literal["shuffle", "rarity"] = "shuffle"
     views: Count | Literal["fresh"] = 4
     augment: Augment = Augment()
     score_background: bool = True
@@ -90,6 +127,13 @@ class Data(Words):
             raise ValueError("augment has no effect with views=1, the clean view alone; leave it out, or ask for more views")
         self._refuse_without_effect(self.views == 1, "view_seed")
         self._refuse_without_effect(self.mode == "binary", "score_background")
+        drawn = ("validation_fraction", "test_fraction", "group", "group_file", "stratify", "split_seed")
+        self._refuse_without_effect(self.split_file is not None, *drawn)
+        self._refuse_without_effect(self.group is not None, "group_file")
+        if self.mode != "binary" and self.classes.foreground is not None:
+            raise ValueError('classes.foreground has no effect unless mode is "binary"; leave it out')
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError("validation_fraction and test_fraction leave nothing to train on; together they must be below 1")
         return self
 
 
@@ -181,11 +225,21 @@ class Stage(Words):
         return self
 
 
+class ByFrequency(Words):
+    """Class weights from the pixels of the training masks, "inverse" to a class's frequency, or "median" frequency over it.
+
+    With `largest` the foreground's weights are scaled so that the largest is that, their ratios kept; background weighs 1.
+    """
+
+    kind: Literal["inverse", "median"] = "inverse"
+    largest: Annotated[float, Field(gt=0, le=1000)] | None = None
+
+
 class Loss(Words):
     """A weighted sum: `cross_entropy` * CE + `dice` * Dice + `focal` * Focal.
 
-    `class_weights` act on cross-entropy and focal, `label_smoothing` on cross-entropy alone. `dice_over="image"` averages Dice
-    over images; "batch" pools the pixels of the batch first.
+    `class_weights`, given or counted, act on cross-entropy and focal, `label_smoothing` on cross-entropy alone.
+    `dice_over="image"` averages Dice over images; "batch" pools the pixels of the batch first.
     """
 
     cross_entropy: Annotated[float, Field(ge=0)] = 1.0
@@ -193,7 +247,7 @@ class Loss(Words):
     focal: Annotated[float, Field(ge=0)] = 0.0
     focal_gamma: Annotated[float, Field(ge=0)] = 2.0
     label_smoothing: Fraction = 0.0
-    class_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    class_weights: tuple[Annotated[float, Field(gt=0)], ...] | ByFrequency | None = None
     dice_over: Literal["image", "batch"] = "image"
 
     @model_validator(mode="after")

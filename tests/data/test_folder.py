@@ -122,7 +122,7 @@ def test_unusual_names_work_and_are_shown_as_they_are(name: str, tmp_path: Path)
 def test_a_folder_with_splits_gives_names_by_split(tmp_path: Path):
     for split, stems in {"train": "ab", "validation": "a", "test": "c"}.items():
         write_pairs(tmp_path / split, {stem: stripes(0, 1) for stem in stems})
-    pairs, _ = read_folder(Folder(path=str(tmp_path)))
+    pairs, *_ = read_folder(Folder(path=str(tmp_path)))
     assert [(p.name, p.split) for p in pairs] == [
         ("train/a", "train"), ("train/b", "train"), ("validation/a", "validation"), ("test/c", "test"),
     ]  # fmt: skip

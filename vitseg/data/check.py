@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitseg.data.folder import OF_A_PAIR, Found, Look, Pair, Problem, look_through
+from vitseg.data.classes import class_map
+from vitseg.data.folder import OF_A_PAIR, Look, Pair, Problem, look_through
 from vitseg.data.masks import MaskCode
 from vitseg.data.splits import splits_of
 from vitseg.errors import ConfigError, DataError
-from vitseg.images import IGNORE
 from vitseg.settings import Data, Folder
 
 TINY = 28
@@ -67,44 +67,39 @@ def check_data(cfg: Data) -> Check:
     found = look_through(cfg.source)
     kept = found.without(OF_A_PAIR)
     looks = {p.name: look for p, look in zip(kept.pairs, kept.looks, strict=True) if look.problem is None}
+    kinds = class_map(found.code.classes, cfg.classes) if found.code else None
+    stored = {name: found.code.counts(look.counts) if kinds else {} for name, look in looks.items()}
+    looks = {name: look for name, look in looks.items() if not kinds or kinds.keeps(stored[name])}
+    counts = {name: kinds.counts(stored[name]) if kinds else {} for name in looks}
     pairs = {p.name: p for p in kept.pairs if p.name in looks}
     try:
-        splits = splits_of(list(pairs.values()), cfg)
+        splits = splits_of({name: pair.split for name, pair in pairs.items()}, cfg, lambda name: counts[name].keys())
     except DataError as error:
         splits = {"all": list(pairs)}
         found.problems.append(Problem("cannot be split", found.root, str(error)))
-    classes, together = _classes(looks, splits, found.code) if found.code else ([], [])
+    classes, together = _classes(counts, splits, kinds.classes) if kinds else ([], [])
     warnings = [*_twice(looks, pairs, splits), *_absent(classes, found.root)]
-    notes = [*_without_foreground(looks, pairs, found), *_tiny(looks, pairs)]
-    masks = found.code.description if found.code else "no code fits them"
+    notes = [*(_without_foreground(counts, pairs) if kinds else ()), *_tiny(looks, pairs)]
+    masks = "; ".join(filter(None, (found.code.description, kinds.description))) if kinds else "no code fits them"
     sizes = {split: len(names) for split, names in splits.items() if names}
     said = found.problems, warnings, notes
     image_of = {p.mask: p.image for p in found.pairs}
     return Check(found.root, len(found.pairs), pairs, masks, sizes, *said, classes, together, found.code, image_of)
 
 
-def _ids(look: Look, code: MaskCode) -> dict[int, int]:
-    """Pixels by class id, ignored ones left out."""
-    counts: Counter[int] = Counter()
-    for value, count in look.counts.items():
-        counts[code.values[value]] += count
-    return {i: n for i, n in counts.items() if i != IGNORE}
-
-
 def _classes(
-    looks: Mapping[str, Look], splits: Mapping[str, list[str]], code: MaskCode
+    counts: Mapping[str, Mapping[int, int]], splits: Mapping[str, list[str]], names: tuple[str, ...]
 ) -> tuple[list[ClassCount], list[list[int]]]:
-    count = len(code.classes)
-    images, pixels = ([Counter[str]() for _ in range(count)] for _ in range(2))
-    together = [[0] * count for _ in range(count)]
-    for split, names in splits.items():
-        for ids in (_ids(looks[name], code) for name in names):
+    images, pixels = ([Counter[str]() for _ in names] for _ in range(2))
+    together = [[0] * len(names) for _ in names]
+    for split, of_split in splits.items():
+        for ids in map(counts.__getitem__, of_split):
             for i, n in ids.items():
                 images[i][split] += 1
                 pixels[i][split] += n
                 for j in ids:
                     together[i][j] += 1
-    return [ClassCount(n, dict(images[i]), dict(pixels[i])) for i, n in enumerate(code.classes)], together
+    return [ClassCount(n, dict(images[i]), dict(pixels[i])) for i, n in enumerate(names)], together
 
 
 def _twice(looks: Mapping[str, Look], pairs: Mapping[str, Pair], splits: Mapping[str, list[str]]) -> Iterator[Problem]:
@@ -130,11 +125,8 @@ def _absent(classes: list[ClassCount], root: Path) -> Iterator[Problem]:
             yield Problem("class absent", root, says)
 
 
-def _without_foreground(looks: Mapping[str, Look], pairs: Mapping[str, Pair], found: Found) -> Iterator[Problem]:
-    if found.code is None:
-        return
-    for name, look in looks.items():
-        ids = _ids(look, found.code)
+def _without_foreground(counts: Mapping[str, Mapping[int, int]], pairs: Mapping[str, Pair]) -> Iterator[Problem]:
+    for name, ids in counts.items():
         if not ids:
             yield Problem("all ignored", pairs[name].mask, f"{pairs[name].mask}: every pixel is ignored.")
         elif ids.keys() == {0}:

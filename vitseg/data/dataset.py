@@ -16,14 +16,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vitseg.data.balance import drawn_by, rarity
+from vitseg.data.classes import class_map
 from vitseg.data.folder import Pair, read_folder
 from vitseg.data.generate import class_names, generate
 from vitseg.data.masks import read_raw
-from vitseg.data.splits import random_split, splits_of
+from vitseg.data.splits import splits_of
 from vitseg.data.views import make_view
 from vitseg.draws import NUMERICS, seed_for
 from vitseg.errors import ConfigError, DataError, VitsegError
-from vitseg.images import IGNORE, UNREADABLE, fit_image, fit_mask, open_rgb, sha256_of
+from vitseg.images import UNREADABLE, Size, fit_image, fit_mask, fitted_size, open_rgb, sha256_of
 from vitseg.settings import Data, Generated
 
 Key = tuple[str, str]
@@ -60,16 +62,25 @@ class SegmentationData(Dataset[Sample]):
     def __init__(self, cfg: Data):
         self.cfg = cfg
         self._digests: dict[Path, tuple[tuple[int, int], str]] = {}
+        self._drawn: dict[str, tuple[Image.Image, np.ndarray]] = {}
         if isinstance(cfg.source, Generated):
-            self.all_classes, self.masks = class_names(cfg.source), "generated"
             self.pairs: dict[str, Pair] = {}
-            self._drawn: dict[str, tuple[Image.Image, np.ndarray]] = {}
-            self.splits = random_split([f"generated-{i:04d}" for i in range(cfg.source.images)], cfg)
+            stored, self.masks = class_names(cfg.source), "generated"
+            placed = dict.fromkeys(f"generated-{i:04d}" for i in range(cfg.source.images))
         else:
-            pairs, self.code = read_folder(cfg.source)
-            self.all_classes, self.masks = self.code.classes, self.code.description
-            self.pairs = {p.name: p for p in pairs}
-            self.splits = splits_of(pairs, cfg)
+            pairs, self.code, looks = read_folder(cfg.source)
+            self.pairs, self._looks = {p.name: p for p in pairs}, {p.name: look for p, look in zip(pairs, looks, strict=True)}
+            stored, self.masks = self.code.classes, self.code.description
+            placed = {p.name: p.split for p in pairs}
+        self.map = class_map(stored, cfg.classes)
+        self.all_classes, self.masks = self.map.classes, "; ".join(filter(None, (self.masks, self.map.description)))
+        if self.map.dropping:
+            placed = {name: split for name, split in placed.items() if self.map.keeps(self._stored(name))}
+            if not placed:
+                dropped = " or ".join(cfg.classes.drop_images_with)
+                raise DataError(f"data.classes.drop_images_with: every image holds one of {dropped}.", "Leave one out.")
+        self.splits = splits_of(placed, cfg, lambda name: self.counts(name).keys())
+        self._rarity = rarity({n: self.counts(n) for n in self.splits["train"]}) if cfg.sampler == "rarity" else {}
         if cfg.mode == "binary" and len(self.all_classes) < 2:
             raise ConfigError("data.mode", cfg.mode, "multiclass", "The masks hold one class only.")
         if self.mode == "binary" and not cfg.score_background:
@@ -85,22 +96,50 @@ class SegmentationData(Dataset[Sample]):
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes that are trained."""
-        if self.mode == "multiclass" or len(self.all_classes) == 2:
-            return self.all_classes
-        return self.all_classes[0], "foreground"
+        return self.all_classes if self.mode == "multiclass" else self.map.binary_classes()
+
+    def counts(self, name: str) -> dict[int, int]:
+        """Pixels of an image by class id, ignored ones left out, at its own size."""
+        return self.map.counts(self._stored(name))
+
+    def _stored(self, name: str) -> dict[int, int]:
+        """Pixels by the class ids that the mask holds."""
+        if isinstance(self.cfg.source, Generated):
+            ids, counts = np.unique(self._draw(name)[1], return_counts=True)
+            return dict(zip(ids.tolist(), counts.tolist(), strict=True))
+        return self.code.counts(self._looks[name].counts)
+
+    def pixels(self, split: str) -> dict[str, dict[int, float]]:
+        """Pixels that each trained class takes on the canvas, by image; as many as its share of the image comes to."""
+        found = {}
+        for name in self.splits[split]:
+            counts, size = self.counts(name), self._size(name)
+            fitted = fitted_size(size, self.cfg.size)
+            scale = fitted[0] * fitted[1] / (size[0] * size[1])
+            trained = self.map.binary_counts(counts) if self.mode == "binary" else counts
+            found[name] = {i: scale * n for i, n in trained.items()}
+        return found
+
+    def _size(self, name: str) -> Size:
+        source = self.cfg.source
+        return (source.side, source.side) if isinstance(source, Generated) else self._looks[name].size
+
+    def _draw(self, name: str) -> tuple[Image.Image, np.ndarray]:
+        if name not in self._drawn:
+            self._drawn[name] = generate(self.cfg.source, int(name.rpartition("-")[2]))
+        return self._drawn[name]
 
     def load(self, name: str) -> tuple[Image.Image, np.ndarray]:
         """The image as it is, and its class ids (h, w) uint8."""
         if isinstance(self.cfg.source, Generated):
-            if name not in self._drawn:
-                self._drawn[name] = generate(self.cfg.source, int(name.rpartition("-")[2]))
-            return self._drawn[name]
+            image, ids = self._draw(name)
+            return image, self.map.ids(ids)
         pair = self.pairs[name]
         try:
             image, ids = open_rgb(pair.image), self.code.decode(read_raw(pair.mask))
             if ids.shape != (image.height, image.width):
                 raise ValueError("sizes differ")
-            return image, ids
+            return image, self.map.ids(ids)
         except (*UNREADABLE, KeyError) as error:
             raise _changed(pair, error) from None
 
@@ -113,10 +152,18 @@ class SegmentationData(Dataset[Sample]):
         return Sample(
             name,
             torch.from_numpy(np.array(canvas)).permute(2, 0, 1),
-            to_binary(multiclass),
+            self.to_binary(multiclass),
             multiclass,
             torch.from_numpy(np.array(ids)),
         )
+
+    def to_binary(self, mask: Tensor) -> Tensor:
+        """1 for the foreground's classes, 0 for the others; ignored pixels stay ignored."""
+        return torch.from_numpy(self.map.binary_ids())[mask.long()].to(mask.dtype)
+
+    def trained(self, ids: np.ndarray) -> np.ndarray:
+        """Class ids (h, w) uint8, as `load` gives them, in the classes that are trained."""
+        return self.map.binary_ids()[ids].astype(np.uint8) if self.mode == "binary" else ids
 
     def batches(self, keys: list[Key], size: int, workers: int = 0) -> Iterator[Batch]:
         """Batches of `size` in the order of `keys`; the last may be smaller. The same for any number of workers."""
@@ -151,7 +198,7 @@ class SegmentationData(Dataset[Sample]):
             [s.name for s in samples],
             torch.stack([s.image for s in samples]),
             torch.stack([s.binary_mask if binary else s.multiclass_mask for s in samples]),
-            [to_binary(s.original) if binary else s.original for s in samples],
+            [self.to_binary(s.original) if binary else s.original for s in samples],
         )
 
     def fingerprint(self, name: str, view: str) -> tuple[str, str]:
@@ -168,7 +215,8 @@ class SegmentationData(Dataset[Sample]):
                 image, mask = [self._digest(pair.image)], [self._digest(pair.mask), str(self.code.values)]
             except OSError as error:
                 raise _changed(pair, error) from None
-        return _digest(*place, *image), _digest(*place, self.mode, *mask)
+        classes = [self.mode, self.map.table.tobytes().hex(), self.map.foreground]
+        return _digest(*place, *image), _digest(*place, *classes, *mask)
 
     def digest(self) -> str:
         """A digest of all that training and validation read: names, split, and the content of every image and mask."""
@@ -184,7 +232,9 @@ class SegmentationData(Dataset[Sample]):
         return known[1]
 
     def order(self, seed: int, stage: int, epoch: int) -> list[str]:
-        """The training images of an epoch, shuffled as (seed, stage, epoch) says."""
+        """The training images of an epoch, shuffled, or drawn with replacement, as (seed, stage, epoch) says."""
+        if self._rarity:
+            return drawn_by(self._rarity, seed_for(seed, "order", stage, epoch))
         names = list(self.splits["train"])
         random.Random(seed_for(seed, "order", stage, epoch)).shuffle(names)
         return names
@@ -207,11 +257,6 @@ class _Guarded(Dataset["Sample | VitsegError"]):
             return self.data[key]
         except VitsegError as error:
             return error
-
-
-def to_binary(mask: Tensor) -> Tensor:
-    """Any class but 0 is foreground; ignored pixels stay ignored."""
-    return torch.where(mask == IGNORE, mask, (mask > 0).to(mask.dtype))
 
 
 def _changed(pair: Pair, error: Exception) -> DataError:

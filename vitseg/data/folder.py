@@ -76,8 +76,9 @@ OF_A_PAIR = ("no mask", "no image", "unreadable image", "unreadable mask", "size
 """Kinds of problems that concern a pair alone, which may be left out."""
 
 
-def read_folder(cfg: Folder) -> tuple[list[Pair], MaskCode]:
-    """All pairs of a folder and the code of their masks; with `cfg.on_problem="skip"` those that are whole.
+def read_folder(cfg: Folder) -> tuple[list[Pair], MaskCode, list[Look]]:
+    """All pairs of a folder, the code of their masks, and what was seen of each pair; with `cfg.on_problem="skip"` of those
+    that are whole.
 
     Raises DataError with everything that is wrong, not only the first: missing masks, unreadable files, sizes that
     differ, labels outside the classes.
@@ -88,13 +89,13 @@ def read_folder(cfg: Folder) -> tuple[list[Pair], MaskCode]:
     if cfg.on_problem == "refuse":
         if found.problems:
             raise _report(found.root, [p.says for p in found.problems])
-        return found.pairs, found.code
+        return found.pairs, found.code, found.looks
     kept = found.without(OF_A_PAIR)
     if kept.problems or not kept.pairs:
         raise _report(found.root, [p.says for p in kept.problems or found.problems])
     left_out = len({p.path for p in found.problems})
     words = f"; {left_out} file{'s' * (left_out != 1)} with problems and what belongs to them left out" if left_out else ""
-    return kept.pairs, replace(found.code, description=f"{found.code.description}{words}")
+    return kept.pairs, replace(found.code, description=f"{found.code.description}{words}"), kept.looks
 
 
 def look_through(cfg: Folder) -> Found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -35,6 +36,13 @@ class MaskCode:
         """Stored values (h, w), or packed colours, as class ids (h, w) uint8. Every value must be known."""
         stored, inverse = np.unique(raw, return_inverse=True)
         return np.array([self.values[int(v)] for v in stored], dtype=np.uint8)[inverse].reshape(raw.shape)
+
+    def counts(self, stored: dict[int, int]) -> dict[int, int]:
+        """Pixels by class id, IGNORE among them, of pixels by stored value."""
+        found: Counter[int] = Counter()
+        for value, count in stored.items():
+            found[self.values[value]] += count
+        return dict(found)
 
     def unknown(self, stored: set[int]) -> list[int]:
         return sorted(stored - self.values.keys())

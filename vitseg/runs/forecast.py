@@ -23,7 +23,7 @@ from vitseg.training.audit import part_hashes
 from vitseg.training.cache import FeatureCache
 from vitseg.training.features import Features
 from vitseg.training.loop import batches_per_epoch
-from vitseg.training.losses import SegmentationLoss
+from vitseg.training.losses import loss_of
 
 _TIMES = 3
 
@@ -77,7 +77,7 @@ def measure(recipe: Recipe, work: Work, images: int = 4) -> Cost:
     read, batch = _timed(
         lambda: next(work.data.batches([(n, "1" if recipe.data.views != 1 else "0") for n in names], len(names)))
     )
-    loss = SegmentationLoss(recipe.loss, len(work.data.classes), work.machine.device)
+    loss = loss_of(recipe, work.data, work.machine.device)
     pixels, masks = batch.images.to(work.machine.device), batch.masks.to(work.machine.device)
     size, n = tuple(pixels.shape[2:]), len(names)
 

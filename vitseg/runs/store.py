@@ -39,7 +39,8 @@ def stage_keys(recipe: Recipe, batches_per_epoch: int, blocks: int, environment:
     keys = []
     for number in range(1, len(recipe.stages) + 1):
         settings = effective(recipe, number, batches_per_epoch, blocks)
-        settings["data"].pop("source")  # what was found there is in the environment, by its content
+        for files in ("source", "split_file", "group_file"):  # what was found there is in the environment, by its content
+            settings["data"].pop(files)
         clocks = [describe(stage) for stage in recipe.stages[:number]]  # the log says how often each has moved
         keys.append(hashlib.sha256(json.dumps([decisive, settings, clocks], sort_keys=True).encode()).hexdigest())
     return keys

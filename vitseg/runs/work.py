@@ -15,7 +15,7 @@ from vitseg.runs.environment import environment
 from vitseg.runs.store import stage_keys
 from vitseg.training.device import Machine, resolve
 from vitseg.training.loop import batches_per_epoch, depth_of_stage
-from vitseg.training.losses import SegmentationLoss
+from vitseg.training.losses import loss_of
 
 
 def nothing() -> None:
@@ -43,7 +43,7 @@ def prepare(recipe: Recipe) -> Work:
     model = build_segmenter(recipe.model, data.classes, recipe.data.size, recipe.seed)
     for number in range(1, len(recipe.stages) + 1):
         depth_of_stage(recipe, number, model)
-    SegmentationLoss(recipe.loss, len(data.classes))
+    loss_of(recipe, data)
     return Work(data, model, machine)
 
 

@@ -15,7 +15,11 @@ from vitseg import plan
 from vitseg.errors import ConfigError, RecipeError
 from vitseg.recipe import Recipe
 
-_SHARED = ("data.source", "data.mode", "data.validation_fraction", "data.group", "data.score_background", "data.split_seed")
+_SHARED = tuple(
+    f"data.{field}"
+    for field in ("source", "mode", "classes", "validation_fraction", "test_fraction", "group", "group_file", "stratify",
+                  "split_file", "score_background", "split_seed")
+)  # fmt: skip
 _REFUSED = dict.fromkeys(_SHARED, "all trials are scored on the same images, by the same measure") | {
     "seed": "give seeds=(...) instead",
     "name": "trials are named by the sweep",

@@ -14,7 +14,7 @@ from vitseg.model.segmenter import Segmenter, restore
 from vitseg.recipe import Recipe
 from vitseg.training.device import resolve
 from vitseg.training.features import Features
-from vitseg.training.losses import SegmentationLoss
+from vitseg.training.losses import loss_of
 from vitseg.training.metrics import confusion, scores
 
 
@@ -33,7 +33,7 @@ def evaluate(
     of the model's stage, where they are kept.
     """
     machine, features = resolve(recipe), features or Features(recipe, model, data)
-    loss = SegmentationLoss(recipe.loss, len(data.classes), machine.device)
+    loss = loss_of(recipe, data, machine.device)
     keys = [(name, "0") for name in data.splits[split]]
     batches = math.ceil(len(keys) / recipe.batch_size)
     matrix = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)

@@ -24,7 +24,7 @@ from vitseg.training.cache import FeatureCache
 from vitseg.training.device import resolve
 from vitseg.training.evaluate import evaluate
 from vitseg.training.features import FeatureBatch, Features
-from vitseg.training.losses import SegmentationLoss
+from vitseg.training.losses import loss_notes, loss_of
 from vitseg.training.metrics import confusion, scores
 from vitseg.training.optim import build_optimizer, used_lr
 from vitseg.training.schedule import build_schedule
@@ -60,7 +60,7 @@ class StageTraining:
         for drop_path in model.encoder.drop_paths[model.encoder.cut :]:
             drop_path.rate = self.stage.drop_path
         self.features = Features(recipe, model, data)  # nothing is kept before the weights have been looked at
-        self.loss = SegmentationLoss(recipe.loss, len(data.classes), self.machine.device)
+        self.loss = loss_of(recipe, data, self.machine.device)
         self.optimizer = build_optimizer(model, recipe.optimizer, self.stage)
         self.batches = batches_per_epoch(recipe, data)
         self.schedule = build_schedule(self.stage, self.optimizer, self.batches)
@@ -105,7 +105,7 @@ class StageTraining:
                 for p in report.parts
             ],
             audit=str(report),
-            notes=plan.notes(self.stage, self.batches),
+            notes=plan.notes(self.stage, self.batches) + loss_notes(self.recipe, self.data),
             validation=score,
         )
 

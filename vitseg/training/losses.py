@@ -6,9 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitseg.data.balance import best_of_an_oracle, weights_by_frequency
+from vitseg.data.dataset import SegmentationData
 from vitseg.errors import ConfigError
 from vitseg.images import IGNORE
-from vitseg.settings import Loss
+from vitseg.recipe import Recipe
+from vitseg.settings import ByFrequency, Loss
 
 _SMOOTH = 1e-5
 
@@ -22,6 +25,9 @@ class SegmentationLoss:
     """
 
     def __init__(self, cfg: Loss, classes: int, device: torch.device | str = "cpu"):
+        if isinstance(cfg.class_weights, ByFrequency):
+            allowed = "numbers here, for there is nothing to count"
+            raise ConfigError("loss.class_weights", cfg.class_weights, allowed, "Use loss_of(recipe, data).")
         if cfg.class_weights is not None and len(cfg.class_weights) != classes:
             allowed = f"{classes} positive numbers, one a class"
             raise ConfigError("loss.class_weights", cfg.class_weights, allowed)
@@ -86,3 +92,27 @@ class SegmentationLoss:
         if self.cfg.dice_over == "batch":
             overlap, predicted, truths = (x.sum(0, keepdim=True) for x in (overlap, predicted, truths))
         return overlap, (predicted, truths)
+
+
+def loss_of(recipe: Recipe, data: SegmentationData, device: torch.device | str = "cpu") -> SegmentationLoss:
+    """A recipe's loss on its data; weights by frequency are counted over the training images."""
+    cfg, classes = recipe.loss, len(data.classes)
+    if isinstance(cfg.class_weights, ByFrequency):
+        counted = weights_by_frequency(cfg.class_weights, data.pixels("train"), classes)
+        cfg = Loss(**cfg.model_dump() | {"class_weights": counted})
+    return SegmentationLoss(cfg, classes, device)
+
+
+def loss_notes(recipe: Recipe, data: SegmentationData) -> list[str]:
+    """What a reader should know about class weights before training: counted ones, and what smoothing does to them."""
+    weights, smoothing = tuple(loss_of(recipe, data).weights.tolist()), recipe.loss.label_smoothing
+    names, said = data.classes, []
+    if isinstance(recipe.loss.class_weights, ByFrequency):
+        said.append(f"Class weights: {', '.join(f'{n} {w:.3g}' for n, w in zip(names, weights, strict=True))}.")
+    best = min(range(len(weights)), key=lambda i: best_of_an_oracle(weights, smoothing, i))
+    if (p := best_of_an_oracle(weights, smoothing, best)) < 0.5:
+        said.append(
+            f"With these class weights label_smoothing={smoothing:g} asks even of a model that knows every pixel for "
+            f"P({names[best]}) = {p:.2f} where it is {names[best]}. Lower the smoothing, or the weights."
+        )
+    return said

@@ -34,11 +34,10 @@ def predictions(model: Segmenter, data: SegmentationData, names: Sequence[str], 
 
 def comparison(data: SegmentationData, names: Sequence[str], masks: Sequence[np.ndarray], side: int = 190) -> Image.Image:
     """What `predictions` shows, of masks that have been predicted."""
-    binary = data.mode == "binary"
     rows = [_heads(("image", "truth", "prediction", "disagreement"), side)]
     for name, predicted in zip(names, masks, strict=True):
-        image, truth = data.load(name)
-        truth = np.where(truth == IGNORE, IGNORE, truth > 0).astype(np.uint8) if binary else truth
+        image, ids = data.load(name)
+        truth = data.trained(ids)
         wrong = (predicted != truth) & (truth != IGNORE)
         map_of = Image.fromarray((wrong * 255).astype(np.uint8)).convert("RGB")
         tiles = (image, overlay(image, truth, 0.65), overlay(image, predicted, 0.65), map_of)

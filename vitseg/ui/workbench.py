@@ -20,6 +20,7 @@ from vitseg.model.segmenter import Segmenter
 from vitseg.presets import quick
 from vitseg.recipe import Recipe
 from vitseg.runs.folder import RunFolder
+from vitseg.training.losses import loss_notes
 from vitseg.ui import charts, panels, status, table
 from vitseg.ui.console import progress, say
 from vitseg.ui.controls import Controls, recipe_line
@@ -252,7 +253,7 @@ class Workbench:
         self._table.value = panels.stage_table(recipe, s.desk.stage, trainable, sum(self._counts.values()), ahead)
         held, broken = ({}, {}) if self._preview else (panels.held_by_optimizer(s.events), s.broken())
         self._map.value = panels.freeze_map(recipe, s.desk.stage, self._counts, s.desk.depth, held, broken)
-        notes = s.desk.notes(s.batches)
+        notes = s.desk.notes(s.batches) + loss_notes(s.desk.recipe, s.work.data)
         if ahead and (recipe.cache or ahead[s.desk.stage - 1].inherited):
             notes.append(panels.kept_words(ahead[s.desk.stage - 1]))
         self._notes.value = panels.html("".join(f"<p class=quiet>{escape(n)}</p>" for n in notes))
