@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 
 import vitseg
-from vitseg.model.weights import cache_folder
+from vitseg.places import cache_folder
 from vitseg.recipe import Recipe
 from vitseg.runs.forecast import forecast, measure
 from vitseg.runs.work import prepare

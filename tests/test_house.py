@@ -31,6 +31,7 @@ BIN = Path(sys.executable).parent
         "vitseg.ui.table",
         "vitseg.ui.watch",
         "vitseg.runs.folder",
+        "vitseg.data.fetch",
     ],
 )
 def test_what_needs_no_torch_loads_none(module):

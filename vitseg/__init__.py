@@ -17,6 +17,7 @@ _PUBLIC = {
     "vitseg.plan": ("planned_lr", "preview"),
     "vitseg.errors": ("VitsegError", "FreezeBreach", "LRBreach"),
     "vitseg.data.dataset": ("SegmentationData",),
+    "vitseg.data.fetch": ("fetch",),
     "vitseg.model.segmenter": ("Segmenter", "build_segmenter"),
     "vitseg.model.freeze": ("set_freeze_depth", "freeze_report"),
     "vitseg.training.audit": ("LRContract", "audit"),

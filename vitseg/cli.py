@@ -1,4 +1,4 @@
-"""The command line: `vitseg run`, `resume`, `predict`, `check`, `recipe`, `convert`, `cache`."""
+"""The command line: `vitseg run`, `resume`, `predict`, `check`, `fetch`, `recipe`, `convert`, `cache`."""
 
 from __future__ import annotations
 
@@ -66,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", metavar="FILE", help="write what was found as JSON; - for standard output")
     check.add_argument("--html", metavar="FILE", help="write a page with pictures")
     check.set_defaults(call=_check)
+    fetch = commands.add_parser("fetch", help="a public data set: downloaded, converted and kept; prints its folder")
+    fetch.add_argument("name", help="oxford-pets, voc2007 or mni-brain")
+    fetch.set_defaults(call=_fetch)
     convert = commands.add_parser("convert", help="take the encoder out of a .pth checkpoint, without running any code in it")
     convert.add_argument("file")
     convert.add_argument("folder", help="where the encoder goes; name it as model.encoder")
@@ -129,6 +132,15 @@ def _check(parsed: argparse.Namespace) -> bool:
         kept = report.save(file, page=file == parsed.html)
         sys.stderr.write(f"{kept}\n")
     return report.ok
+
+
+def _fetch(parsed: argparse.Namespace) -> None:
+    from vitseg.data.fetch import about, fetch
+
+    folder = fetch(parsed.name)
+    if left_out := about(folder)["left_out"]:
+        sys.stderr.write(f"{len(left_out)} left out, see about.json: {', '.join(left_out)}\n")
+    sys.stdout.write(f"{folder}\n")
 
 
 def _convert(parsed: argparse.Namespace) -> None:

@@ -9,7 +9,6 @@ import contextlib
 import difflib
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from transformers.utils import logging as hf_logging
 from vitseg.errors import WeightsError
 from vitseg.images import sha256_of
 from vitseg.model.families import FAMILIES
+from vitseg.places import cache_folder
 from vitseg.words import json_of
 
 PACKAGED = "dinov2-small-packaged"
@@ -115,11 +115,6 @@ def read_config(folder: Path):
     for rate in [k for k in config.to_dict() if k.endswith(("dropout_prob", "dropout", "drop_path_rate"))]:
         setattr(config, rate, 0.0)  # they would draw from torch's global generator
     return config
-
-
-def cache_folder() -> Path:
-    """Where weights and features are kept between runs: $VITSEG_CACHE, else ~/.cache/vitseg."""
-    return Path(os.environ.get("VITSEG_CACHE", "~/.cache/vitseg")).expanduser()
 
 
 def packaged_folder() -> Path:
