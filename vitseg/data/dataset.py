@@ -16,11 +16,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vitseg.data.effects import libraries
 from vitseg.data.folder import Pair, read_folder
 from vitseg.data.generate import class_names, generate
 from vitseg.data.masks import read_raw
 from vitseg.data.splits import random_split, splits_of
-from vitseg.data.views import make_view
+from vitseg.data.views import CLEAN, crop, make_view
 from vitseg.draws import NUMERICS, seed_for
 from vitseg.errors import ConfigError, DataError, VitsegError
 from vitseg.images import IGNORE, UNREADABLE, fit_image, fit_mask, open_rgb, sha256_of
@@ -107,7 +108,8 @@ class SegmentationData(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         name, view = key
         image, ids = self.load(name)
-        canvas, mask = fit_image(image, self.cfg.size), fit_mask(ids, self.cfg.size)
+        seen, seen_ids = crop(image, ids, self.cfg, name, view)
+        canvas, mask = fit_image(seen, self.cfg.size), fit_mask(seen_ids, self.cfg.size)
         canvas, mask = make_view(canvas, mask, self.cfg, name, view)
         multiclass = torch.from_numpy(np.array(mask)).long()
         return Sample(
@@ -158,8 +160,10 @@ class SegmentationData(Dataset[Sample]):
         """Digests of all that a view's pixels, and its mask, follow from: content of the files, canvas, augmentation."""
         cfg, source = self.cfg, self.cfg.source
         place: list[object] = [NUMERICS, PIL.__version__, cfg.size]
-        if view != "0":
+        if view != CLEAN:
             place += [cfg.augment.model_dump_json(), cfg.view_seed, name, view]
+            more = [*cfg.effects, cfg.crop] if cfg.crop else cfg.effects  # without them, what is kept already stays valid
+            place += [*(setting.model_dump_json() for setting in more), *libraries(cfg.effects).items()]
         if isinstance(source, Generated):
             image = mask = [name, source.model_dump_json(exclude={"images"})]
         else:
