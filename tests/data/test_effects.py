@@ -12,7 +12,7 @@ from builders import to_image, write_pairs
 from PIL import Image
 
 from vitseg.data.dataset import SegmentationData
-from vitseg.data.effects import _lattice, _through_mesh, apply_effect, occurring
+from vitseg.data.effects import _lattice, _through_mesh, apply_effect, libraries, occurring
 from vitseg.data.views import crop, description, make_view
 from vitseg.effects import Blur, Clahe, CoarseDropout, Crop, Effect, Elastic, GridDistortion, Hue, OpticalDistortion, RightAngle
 from vitseg.errors import RecipeError
@@ -278,6 +278,8 @@ def test_the_fingerprint_of_all_but_the_clean_view_knows_effects_and_crop():
     made = [SegmentationData(Data(source=source, size=(28, 28), **more)) for more in settings]
     assert len({data.fingerprint("generated-0001", "1") for data in made}) == len(made)
     assert len({data.fingerprint("generated-0001", "0") for data in made}) == 1
+    assert libraries((Blur(),)) == {}
+    assert libraries((Blur(), Clahe())).keys() == {"kornia"}
     assert made[0].fingerprint("generated-0001", "1")[0] == "3bcda3b2152767480e0aec7c8272b442"  # as before there were any
 
 
