@@ -1,6 +1,6 @@
 """Views by PIL against the same warp and colour changes by kornia: images a second, and whether threads change bits.
 
-pip install kornia && python benchmarks/views.py
+python benchmarks/views.py
 """
 
 from __future__ import annotations

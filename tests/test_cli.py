@@ -53,6 +53,10 @@ def test_predict_writes_a_palette_mask_and_an_overlay_of_the_image_s_size(tiny_r
         assert np.array_equal(np.asarray(mask), vitseg.load(tmp_path / "run").predict(pixels))
         assert tuple(mask.getpalette()[3:6]) == color_of(1)
     assert "0 background, 1 granulation, 2 slough" in capsys.readouterr().out
+    files = [str(tmp_path / "run"), str(tmp_path / "photo.png"), "--out", str(out)]
+    assert cli.main(["predict", *files, "--windows"]) == 0
+    with Image.open(out / "photo.png") as mask:
+        assert np.array_equal(np.asarray(mask), vitseg.load(tmp_path / "run").predict_windows(pixels))
 
 
 def test_predict_does_not_write_over_the_images(tiny_recipe, tmp_path, capsys):

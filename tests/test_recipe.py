@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from vitseg.effects import Blur, Clahe, CoarseDropout, Crop, Elastic, GridDistortion, Hue, OpticalDistortion, RightAngle
 from vitseg.errors import RecipeError
 from vitseg.origin import Reading, from_training_config
 from vitseg.plan import preview
@@ -33,6 +34,7 @@ from vitseg.settings import (
 
 STAGE = {"name": "one", "unfrozen_blocks": 1, "epochs": 2, "lr": 1e-3}
 FROZEN = STAGE | {"unfrozen_blocks": 0}
+EFFECTS = (RightAngle, Hue, Blur, Elastic, GridDistortion, OpticalDistortion, CoarseDropout, Clahe, Crop)
 NAN, INF = math.nan, math.inf
 
 
@@ -134,6 +136,19 @@ OUT_OF_RANGE = [
     (Data, "views", "stale", "a valid integer or 'fresh'"),
     (Augment, "rotate_degrees", 181.0, "less than or equal to 180"),
     (Augment, "zoom", 1.0, "less than 1"),
+    *[(effect, "p", 0.0, "greater than 0") for effect in EFFECTS],
+    *[(effect, "p", 1.5, "less than or equal to 1") for effect in EFFECTS],
+    (Hue, "degrees", 181.0, "less than or equal to 180"),
+    (Blur, "sigma_pixels", 0.0, "greater than 0"),
+    (Elastic, "strength", 0.5, "less than or equal to 0.4"),
+    (Elastic, "cells", 1, "greater than or equal to 2"),
+    (GridDistortion, "strength", 1.0, "less than or equal to 0.9"),
+    (OpticalDistortion, "strength", 0.5, "less than or equal to 0.3"),
+    (CoarseDropout, "holes", 0, "greater than or equal to 1"),
+    (CoarseDropout, "side", 0.6, "less than or equal to 0.5"),
+    (Clahe, "clip_limit", 0.5, "greater than or equal to 1"),
+    (Clahe, "cells", 13, "less than or equal to 12"),
+    (Crop, "margin", -0.1, "greater than or equal to 0"),
     (Model, "dropout", 1.0, "less than 1"),
     (Model, "decoder", "fpn", "'lean', 'unet' or 'linear'"),
     (Recipe, "batch_size", 0, "greater than or equal to 1"),
@@ -171,6 +186,8 @@ WITHOUT_EFFECT = [
     (Folder, {"path": "x", "encoding": "grey", "colors": ((0, 0, 0),)}, "colors=((0, 0, 0),)"),
     (Data, {"mode": "binary", "score_background": False}, "score_background=False"),
     (Data, {"views": 1, "view_seed": 3}, "view_seed=3"),
+    (Data, {"views": 1, "effects": (Hue(),)}, "effects=(Hue(kind='hue', p=0.5, degrees=15.0),)"),
+    (Data, {"views": 1, "crop": Crop()}, "crop=Crop(p=0.5, margin=0.25)"),
 ]
 
 
@@ -186,7 +203,7 @@ def test_a_setting_without_effect_is_refused(cls: type, settings: dict[str, Any]
         (Loss, {"focal": 1.0, "focal_gamma": 4.0}),
         (Loss, {"cross_entropy": 0.0, "dice": 0.0, "focal": 1.0, "class_weights": (1.0, 2.0)}),
         (Loss, {"dice_over": "batch", "label_smoothing": 0.1, "class_weights": (1.0, 2.0)}),
-        (Data, {"views": 2, "view_seed": 3}),
+        (Data, {"views": 2, "view_seed": 3, "effects": (Hue(),), "crop": Crop()}),
     ],
 )
 def test_the_same_setting_is_taken_where_it_has_an_effect(cls: type, settings: dict[str, Any]):
@@ -230,6 +247,8 @@ def test_a_recipe_cannot_be_changed_in_place():
         ("stages.2.unfrozen_blocks", "all"),
         ("stages.0.schedule.T_0", 3),
         ("data.augment.zoom", 0.5),
+        ("data.effects", (Blur(), Hue(p=1.0))),
+        ("data.crop", Crop(p=1.0)),
         ("model.skip_depths", (1, 2, 3, 4)),
         ("clip_norm", None),
         ("loss", Loss(dice=2.0)),
@@ -340,6 +359,8 @@ def test_every_kind_of_part_comes_back_from_json(tiny_recipe: Recipe):
         "stages.1.schedule": Constant(),
         "data.source": Folder(path="x", encoding="rgb", colors=((0, 0, 0), (1, 2, 3)), classes=("a", "b"), ignore_value=9),
         "data.views": "fresh",
+        "data.effects": tuple(kind() for kind in EFFECTS[:-1]),
+        "data.crop": Crop(margin=0.0),
         "loss": Loss(focal=1.0, focal_gamma=4.0, class_weights=(1.0, 2.5)),
     })  # fmt: skip
     assert parse(recipe.model_dump_json()) == recipe
@@ -524,6 +545,12 @@ LANDS = [
     ({"mode": "binary"}, "data.mode", "binary"),
     ({"vertical_flip": True}, "data.augment.flip_vertical", True),
     ({"rotation_degrees": 30}, "data.augment.rotate_degrees", 30.0),
+    ({"contrast": 0.4}, "data.augment.contrast", 0.4),
+    ({"rot90": True}, "data.effects", (RightAngle(),)),
+    ({"color_jitter": 0.3}, "data.effects", (Hue(p=0.3),)),
+    ({"coarse_dropout": {"p": 0.2}}, "data.effects", (CoarseDropout(p=0.2),)),
+    ({"clahe": True, "blur": 0.1, "elastic_transform": True, "grid_distortion": 1, "optical_distortion": False},
+     "data.effects", (Clahe(), Blur(p=0.1), Elastic(), GridDistortion(p=1.0))),
     ({"progressive_training": True, "use_ema": False, "random_split": False, "f1_average": "macro"}, "seed", 0),
 ]  # fmt: skip
 
@@ -548,7 +575,7 @@ def test_preprocessing_is_read_beside_it():
     [
         "T_0",
         "learning_rat",
-        "elastic_transform",
+        "elastic_transform.alpha",
         "metrics",
         "loss_functions",
         "dice_loss_mode",
@@ -578,6 +605,8 @@ def test_all_refused_keys_are_named_at_once():
         ({"model_size": "huge"}, "model_size: got 'huge'; known: small, base, large, giant"),
         ({"loss_function": "tversky"}, "loss_function: got 'tversky'"),
         ({"batch_size": 0}, "batch_size: got 0"),
+        ({"rot90": True, "clahe": 3}, "data.effects.1.p: got 3"),
+        ({"blur": "often"}, "data.effects.0.p: got 'often'"),
     ],
 )
 def test_a_known_key_with_an_impossible_value_is_refused(config: dict[str, Any], said: str):

@@ -8,6 +8,9 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "vitseg.recipe": ("Recipe", "load_recipe"),
+    "vitseg.effects": (
+        "Blur", "Clahe", "CoarseDropout", "Crop", "Elastic", "GridDistortion", "Hue", "OpticalDistortion", "RightAngle",
+    ),
     "vitseg.settings": (
         "AdamW", "Augment", "ByFrequency", "Classes", "Constant", "CosineRestarts", "Data", "Exponential", "Folder",
         "Generated", "Loss", "Merge", "Model", "SGD", "Stage", "WarmupPoly",
@@ -29,6 +32,7 @@ _PUBLIC = {
     "vitseg.ui.data_report": ("check",),
     "vitseg.ui.pictures": ("contact_sheet",),
     "vitseg.ui.report": ("report",),
+    "vitseg.ui.views": ("show_views",),
     "vitseg.ui.watch": ("watch",),
     "vitseg.ui.workbench": ("Workbench",),
 }  # fmt: skip

@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("model", help="a run folder, or its best/")
     predict.add_argument("images", nargs="+", help="image files, or folders of them")
     predict.add_argument("--out", default="predictions", metavar="FOLDER", help="where masks and overlays go")
+    predict.add_argument("--windows", action="store_true", help="at the images' own resolution, in overlapping windows")
     predict.set_defaults(call=_predict)
     recipe = commands.add_parser("recipe", help="print a preset as JSON")
     recipe.add_argument("preset", choices=PRESETS)
@@ -180,8 +181,9 @@ def _predict(parsed: argparse.Namespace) -> None:
         (out / "overlays").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out}: cannot be written ({error.strerror}).", "Choose another --out.") from None
+    predicted = model.predict_windows if parsed.windows else model.predict
     for path in tqdm(paths, unit="image"):
-        mask = model.predict(path)
+        mask = predicted(path)
         palette_image(mask).save(out / f"{path.stem}.png")
         overlay(open_rgb(path), mask).save(out / "overlays" / f"{path.stem}.png")
     names = ", ".join(f"{i} {name}" for i, name in enumerate(model.shape.classes))

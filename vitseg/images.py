@@ -71,7 +71,12 @@ def fit_image(image: Image.Image, size: Size) -> Image.Image:
     height, width = fitted_size((image.height, image.width), size)
     if (image.height, image.width) != (height, width):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-    canvas = Image.new("RGB", (size[1], size[0]), FILL)
+    return padded_image(image, size)
+
+
+def padded_image(image: Image.Image, size: Size) -> Image.Image:
+    """The image as it is, padded at the bottom and the right where it is smaller than `size` (height, width)."""
+    canvas = Image.new("RGB", (max(size[1], image.width), max(size[0], image.height)), FILL)
     canvas.paste(image)
     return canvas
 

@@ -58,6 +58,8 @@ def from_training_config(
         except (TypeError, ValueError, KeyError):
             fate, meaning, settings = "refused", f"got {value!r}, which means nothing here", {}
         fates[key] = KeyFate(key, value, fate, meaning)
+        if "data.effects" in settings:  # each key adds its own, in the order of the file
+            settings = {"data.effects": changes.get("data.effects", []) + settings["data.effects"]}
         changes |= settings
     return Reading(tuple(fates[key] for key in values), changes)
 
@@ -146,6 +148,18 @@ def _one_of(known: dict[str, dict[str, Any]], fate: str, meaning: str) -> Reader
     return read
 
 
+def _effect(kind: str) -> Reader:
+    """A switch, or the probability of an effect; its other settings are ours."""
+
+    def read(value: Any) -> tuple[str, str, dict[str, Any]]:
+        if value in (False, 0):
+            return "honoured", "off", {}
+        effect = {"kind": kind} if value is True else {"kind": kind, "p": value}
+        return "mapped", f"data.effects, its {kind}", {"data.effects": [effect]}
+
+    return read
+
+
 def _refuse(why: str) -> Reader:
     return lambda value: ("refused", why, {})
 
@@ -226,8 +240,18 @@ _KEYS: dict[str, Reader] = {
     "mode": _honour("data.mode"),
     "horizontal_flip": _honour("data.augment.flip_horizontal"),
     "vertical_flip": _honour("data.augment.flip_vertical"),
+    "brightness": _honour("data.augment.brightness"),
+    "contrast": _honour("data.augment.contrast"),
+    "saturation": _honour("data.augment.saturation"),
     "rotation_degrees": _map("data.augment.rotate_degrees", lambda v: {"data.augment.rotate_degrees": float(v)}),
 }  # fmt: skip
+_EFFECTS = {
+    "rot90": "right_angle", "color_jitter": "hue", "blur": "blur", "elastic_transform": "elastic",
+    "grid_distortion": "grid_distortion", "optical_distortion": "optical_distortion", "coarse_dropout": "coarse_dropout",
+    "clahe": "clahe",
+}  # fmt: skip
+"""Colour jitter is hue here; its brightness, contrast and saturation are `data.augment`'s."""
+_KEYS |= {key: _effect(kind) for name, kind in _EFFECTS.items() for key in (name, f"{name}.p")}
 _FIRST = ("scheduler_type", "optimizer", "loss_function", "model_size")
 """Keys that set several settings at once are read before those that change one of them."""
 _GAMMAS = {"gamma", "scheduler_gamma"}

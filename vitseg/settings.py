@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from vitseg.effects import Crop, Effect
 from vitseg.words import Words
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -96,7 +97,8 @@ class Data(Words):
 
     `size` is (height, width) in pixels; images keep their aspect and are padded at the bottom and the right.
     `views` augmented versions of each image exist, the first one clean; epoch e of a stage shows view e mod
-    `views`. "fresh" draws new ones each epoch.
+    `views`. "fresh" draws new ones each epoch. Every view but the clean one is made by `crop`, then `augment`, then the
+    `effects` in their order, each if chance will have it.
 
     The split is that of the folder, or of `split_file` (a run's `split.json`), or it is drawn: `group` is a regular expression;
     images whose names match with the same first group are kept on one side; `group_file` is a CSV of name and group instead.
@@ -117,6 +119,8 @@ class Data(Words):
     sampler: Literal["shuffle", "rarity"] = "shuffle"
     views: Count | Literal["fresh"] = 4
     augment: Augment = Augment()
+    effects: tuple[Effect, ...] = ()
+    crop: Crop | None = None
     score_background: bool = True
     split_seed: int = 0
     view_seed: int = 0
@@ -125,7 +129,7 @@ class Data(Words):
     def _settings_have_an_effect(self) -> Self:
         if self.views == 1 and self.augment != Augment():
             raise ValueError("augment has no effect with views=1, the clean view alone; leave it out, or ask for more views")
-        self._refuse_without_effect(self.views == 1, "view_seed")
+        self._refuse_without_effect(self.views == 1, "view_seed", "effects", "crop")
         self._refuse_without_effect(self.mode == "binary", "score_background")
         drawn = ("validation_fraction", "test_fraction", "group", "group_file", "stratify", "split_seed")
         self._refuse_without_effect(self.split_file is not None, *drawn)

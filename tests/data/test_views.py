@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 
 import numpy as np
@@ -74,6 +75,15 @@ def test_flips_alone_are_exact():
 def test_the_first_view_is_clean_however_wild_the_others_are():
     assert same(view(0), tuple(np.asarray(x) for x in scene()))
     assert not same(view(1), view(0))
+
+
+def test_views_are_the_bits_that_they_have_always_been():
+    digest = hashlib.sha256()
+    for number in range(1, 9):
+        for augment in (WILD, Augment()):
+            for pixels in view(number, augment=augment):
+                digest.update(pixels.tobytes())
+    assert digest.hexdigest() == "91fa9342073d97381ee8589516e0bf9c325f65e50720d1cc3f8eef6b5ecdc032"
 
 
 def test_augmentation_that_is_switched_off_changes_nothing():

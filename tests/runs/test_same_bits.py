@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import vitseg
+from vitseg.effects import Clahe, CoarseDropout, Crop, Elastic, Hue
 from vitseg.events import BatchEnded
 
 
@@ -19,7 +20,8 @@ def _bits(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def recipe(tiny_recipe):
-    return tiny_recipe.replace({"model.dropout": 0.5, "data.views": 3})
+    effects = (Elastic(), Hue(), CoarseDropout(), Clahe())
+    return tiny_recipe.replace({"model.dropout": 0.5, "data.views": 3, "data.effects": effects, "data.crop": Crop()})
 
 
 @pytest.fixture

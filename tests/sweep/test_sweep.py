@@ -10,6 +10,7 @@ import pytest
 from background import trial_that_fails
 
 import vitseg
+from vitseg.effects import Blur, RightAngle
 from vitseg.errors import ConfigError, RecipeError, RunError
 from vitseg.events import BatchEnded, EpochEnded, RunStarted, StageStarted, TrialEnded, TrialStarted
 from vitseg.runs import checkpoint
@@ -191,8 +192,13 @@ def test_the_same_call_finds_its_folder_and_another_sweep_is_refused(small, tiny
 
 
 def test_a_sweep_over_tuples_and_schedules_is_found_again(tiny_recipe, tmp_path):
-    axes = {"model.skip_depths": [(1, 2, 3, 4)], "stages.1.schedule": [Constant(), Exponential(gamma=0.5)]}
+    axes = {
+        "model.skip_depths": [(1, 2, 3, 4)],
+        "stages.1.schedule": [Constant(), Exponential(gamma=0.5)],
+        "data.effects": [(), (Blur(),), (Blur(p=1.0), RightAngle())],
+    }
     grid = make_grid(tiny_recipe, axes, 1, FACTS)
+    assert {grid.words(i)[2] for i in range(6)} == {"()", "blur p 0.5", "blur p 1.0, then right angle"}
     next(Sweep(grid, tmp_path / "sweep").events())
     assert Sweep(make_grid(tiny_recipe, axes, 1, FACTS), tmp_path / "sweep").file.exists()
 

@@ -18,6 +18,7 @@ from background import until
 from builders import stripes, write_pairs
 
 from vitseg.data.dataset import SegmentationData
+from vitseg.effects import Crop, Hue
 from vitseg.errors import ConfigError, FeatureBreach
 from vitseg.events import BatchEnded, EpochEnded, FeaturesUsed
 from vitseg.model.segmenter import build_segmenter
@@ -233,8 +234,11 @@ class TestWhatMakesRowsStale:
     def test_the_input_size_all(self, recipe):
         assert computed(recipe.replace({"data.size": [84, 70]})) == 12
 
-    def test_an_augmentation_all_but_the_clean_view(self, recipe):
-        changed = recipe.replace({"data.augment": Augment(zoom=0.5)})
+    @pytest.mark.parametrize(
+        "setting", [{"data.augment": Augment(zoom=0.5)}, {"data.effects": (Hue(),)}, {"data.crop": Crop()}], ids=str
+    )
+    def test_an_augmentation_all_but_the_clean_view(self, recipe, setting):
+        changed = recipe.replace(setting)
         assert computed(changed, ("0",)) == 0 and computed(changed, ("1",)) == 6
 
     def test_the_seed_of_the_views_all_but_the_clean_one(self, recipe):

@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitseg.data.balance import drawn_by, rarity
 from vitseg.data.classes import class_map
+from vitseg.data.effects import libraries
 from vitseg.data.folder import Pair, read_folder
 from vitseg.data.generate import class_names, generate
 from vitseg.data.masks import read_raw
 from vitseg.data.splits import splits_of
-from vitseg.data.views import make_view
+from vitseg.data.views import CLEAN, crop, make_view
 from vitseg.draws import NUMERICS, seed_for
 from vitseg.errors import ConfigError, DataError, VitsegError
 from vitseg.images import UNREADABLE, Size, fit_image, fit_mask, fitted_size, open_rgb, sha256_of
@@ -146,7 +147,8 @@ class SegmentationData(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         name, view = key
         image, ids = self.load(name)
-        canvas, mask = fit_image(image, self.cfg.size), fit_mask(ids, self.cfg.size)
+        seen, seen_ids = crop(image, ids, self.cfg, name, view)
+        canvas, mask = fit_image(seen, self.cfg.size), fit_mask(seen_ids, self.cfg.size)
         canvas, mask = make_view(canvas, mask, self.cfg, name, view)
         multiclass = torch.from_numpy(np.array(mask)).long()
         return Sample(
@@ -205,8 +207,10 @@ class SegmentationData(Dataset[Sample]):
         """Digests of all that a view's pixels, and its mask, follow from: content of the files, canvas, augmentation."""
         cfg, source = self.cfg, self.cfg.source
         place: list[object] = [NUMERICS, PIL.__version__, cfg.size]
-        if view != "0":
+        if view != CLEAN:
             place += [cfg.augment.model_dump_json(), cfg.view_seed, name, view]
+            more = [*cfg.effects, cfg.crop] if cfg.crop else cfg.effects  # without them, what is kept already stays valid
+            place += [*(setting.model_dump_json() for setting in more), *libraries(cfg.effects).items()]
         if isinstance(source, Generated):
             image = mask = [name, source.model_dump_json(exclude={"images"})]
         else:
@@ -215,8 +219,9 @@ class SegmentationData(Dataset[Sample]):
                 image, mask = [self._digest(pair.image)], [self._digest(pair.mask), str(self.code.values)]
             except OSError as error:
                 raise _changed(pair, error) from None
-        classes = [self.mode, self.map.table.tobytes().hex(), self.map.foreground]
-        return _digest(*place, *image), _digest(*place, *classes, *mask)
+        mask = [self.map.table.tobytes().hex(), *mask]
+        seen = [*image, *mask] if cfg.crop and view != CLEAN else image  # where to crop is for the mask to say
+        return _digest(*place, *seen), _digest(*place, self.mode, self.map.foreground, *mask)
 
     def digest(self) -> str:
         """A digest of all that training and validation read: names, split, and the content of every image and mask."""

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from vitseg.draws import seed_for
 from vitseg.errors import ConfigError, DataError, WeightsError
-from vitseg.images import UNREADABLE, Size, fit_image, fitted_size, open_rgb, to_rgb
+from vitseg.images import UNREADABLE, Size, fit_image, fitted_size, open_rgb, padded_image, to_rgb
 from vitseg.model.decoder import build_decoder
 from vitseg.model.encoder import Encoder, Levels
 from vitseg.model.freeze import set_freeze_depth
 from vitseg.model.weights import load_folder, load_vit, quiet, write_color_statistics
+from vitseg.model.windows import window_logits
 from vitseg.settings import Model
 from vitseg.words import Words, explain
 
@@ -103,15 +104,29 @@ class Segmenter(nn.Module):
         """
         rgb = _as_rgb(image)
         original = (rgb.height, rgb.width)
-        canvas = torch.from_numpy(np.array(fit_image(rgb, self.shape.size))).permute(2, 0, 1)[None]
+        return restore(self._logits_of(_pixels(fit_image(rgb, self.shape.size))), original).cpu().numpy()
+
+    def predict_windows(self, image: str | Path | Image.Image | np.ndarray, overlap: float = 0.5) -> np.ndarray:
+        """Like `predict`, but nothing is scaled: windows of the network's canvas lie over the image, logits are averaged.
+
+        For images much larger than the canvas, on which a thing is as many pixels large as it was in training; with a
+        crop in `data.crop`, say. `overlap` is the share of a window that the next one repeats. An image smaller than the
+        canvas is one padded window.
+        """
+        rgb, size = _as_rgb(image), self.shape.size
+        pixels = _pixels(padded_image(rgb, size))
+        logits = window_logits(pixels, size, overlap, self._logits_of)[:, : rgb.height, : rgb.width]
+        return likeliest(logits[None])[0].to(torch.uint8).numpy()
+
+    def _logits_of(self, pixels: Tensor) -> Tensor:
+        """Of one image (3, H, W) uint8: logits (classes, H, W), in eval mode."""
         was_training = self.training
         self.eval()
         try:
             with torch.no_grad():
-                logits = self(canvas.to(self.device))
+                return self(pixels[None].to(self.device))[0]
         finally:
             self.train(was_training)
-        return restore(logits[0], original).cpu().numpy()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """`config.json`, `decoder.safetensors`, and `encoder/`, which transformers can load by itself."""
@@ -133,6 +148,10 @@ def _as_rgb(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
         return to_rgb(image) if isinstance(image, Image.Image) else open_rgb(image)
     except UNREADABLE as error:
         raise DataError(f"{image}: cannot be read as an image ({error}).") from None
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def restore(logits: Tensor, original: Size) -> Tensor:

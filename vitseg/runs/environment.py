@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from vitseg.data.dataset import SegmentationData
+from vitseg.data.effects import libraries
 from vitseg.model.segmenter import Segmenter
 from vitseg.training.audit import part_hashes
 from vitseg.training.device import Machine
@@ -27,7 +28,7 @@ def environment(data: SegmentationData, model: Segmenter, machine: Machine) -> d
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: version(name) for name in _COMPUTE},
+        "versions": {name: version(name) for name in _COMPUTE} | libraries(data.cfg.effects),
         "other_versions": {name: version(name) for name in _OTHERS},
         "device": str(machine.device),
         "device_name": torch.cuda.get_device_name() if machine.device.type == "cuda" else platform.machine(),

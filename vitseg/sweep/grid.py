@@ -203,6 +203,9 @@ def _in_order(trials: Sequence[Trial], facts: Facts) -> tuple[list[Trial], dict[
 
 def value_words(value: Any, among: Sequence[Any]) -> str:
     """A value in a table: of a schedule or another group of settings its kind, and what sets it apart from its like."""
+    if isinstance(value, tuple | list) and value and all(isinstance(v, BaseModel | Mapping) for v in value):
+        others = [v for other in among if isinstance(other, tuple | list) for v in other]
+        return ", then ".join(value_words(v, others) for v in value)
     if not isinstance(value, BaseModel | Mapping):
         return f"{value:.3g}" if isinstance(value, float) else str(value)
     tree, others = _tree(value), [_tree(v) for v in among]

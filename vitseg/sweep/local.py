@@ -123,6 +123,8 @@ def _description(grid: Grid) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 

@@ -19,12 +19,14 @@ _GAP, _PAPER, _QUIET = 6, (255, 255, 255, 0), (122, 122, 122)
 
 def contact_sheet(data: SegmentationData, names: Sequence[str], side: int = 150, columns: int = 6) -> Image.Image:
     """Each image above its mask, laid over it in the class colours."""
-    tiles = []
-    for name in names:
-        image, mask = data.load(name)
-        tiles.append(_stack([_tile(image, side), _tile(overlay(image, mask, 0.65), side)], vertical=True))
+    tiles = [with_mask(*data.load(name), side) for name in names]
     rows = [_stack(tiles[i : i + columns], vertical=False) for i in range(0, len(tiles), columns)]
     return _stack([*rows, legend(data.all_classes, rows[0].width)], vertical=True)
+
+
+def with_mask(image: Image.Image, mask: np.ndarray, side: int) -> Image.Image:
+    """An image above its mask (h, w), laid over it in the class colours."""
+    return _stack([_tile(image, side), _tile(overlay(image, mask, 0.65), side)], vertical=True)
 
 
 def predictions(model: Segmenter, data: SegmentationData, names: Sequence[str], side: int = 190) -> Image.Image:
