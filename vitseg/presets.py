@@ -40,7 +40,10 @@ def _folder(path: str | Path) -> Folder:
 def _images(folder: Path) -> list[Path]:
     """The files to train on. What is wrong with a folder is said when its data are loaded."""
     places = (folder / "train" / "images", folder / "images")
-    return sorted(next((p for p in places if p.is_dir()), folder).glob("[!.]*"))
+    try:
+        return sorted(next((p for p in places if p.is_dir()), folder).glob("[!.]*"))
+    except OSError:  # a name too long, or a folder that may not be looked into
+        return []
 
 
 def _canvas(files: list[Path], shorter: int = 252, patch: int = 14) -> tuple[int, int]:

@@ -11,7 +11,8 @@ import pytest
 from builders import SIDE, stripes, write_pairs
 from PIL import Image
 
-from vitseg.data.folder import SUFFIXES, read_folder
+from vitseg.data.folder import read_folder
+from vitseg.data.pairs import SUFFIXES
 from vitseg.errors import DataError
 from vitseg.settings import Folder
 

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitseg.data.folder import OF_A_PAIR, Found, Look, Pair, Problem, look_through
+from vitseg.data.folder import OF_A_PAIR, Found, look_through
+from vitseg.data.look import Look, Watch, unwatched
 from vitseg.data.masks import MaskCode
+from vitseg.data.pairs import Pair, Problem, problem
 from vitseg.data.splits import splits_of
 from vitseg.errors import ConfigError, DataError
 from vitseg.images import IGNORE
 from vitseg.settings import Data, Folder
+from vitseg.words import shown
 
 TINY = 28
 """Pixels on the shorter side, below which an image is hardly two patches of a ViT."""
@@ -52,21 +55,21 @@ class Check:
     def to_dict(self) -> dict[str, Any]:
         """Strings and numbers, for JSON."""
         said = {
-            kind: [{"kind": p.kind, "path": str(p.path), "says": p.says} for p in getattr(self, kind)]
+            kind: [{"kind": p.kind, "path": shown(p.path), "says": p.says} for p in getattr(self, kind)]
             for kind in ("problems", "warnings", "notes")
         }
         classes = [{"name": c.name, "images": c.images, "pixels": c.pixels} for c in self.classes]
-        return {"folder": str(self.root), "pairs": self.found, "whole": len(self.whole), "masks": self.masks,
+        return {"folder": shown(self.root), "pairs": self.found, "whole": len(self.whole), "masks": self.masks,
                 "splits": self.splits, **said, "classes": classes, "together": self.together}  # fmt: skip
 
 
-def check_data(cfg: Data) -> Check:
+def check_data(cfg: Data, watch: Watch = unwatched) -> Check:
     """Look at every image and mask of a folder, split as `cfg` says. Raises DataError where there is no data set to look at."""
     if not isinstance(cfg.source, Folder):
         raise ConfigError("data.source", cfg.source, "a folder", "Generated images need no check.")
-    found = look_through(cfg.source)
+    found = look_through(cfg.source, watch)
     kept = found.without(OF_A_PAIR)
-    looks = {p.name: look for p, look in zip(kept.pairs, kept.looks, strict=True) if look.problem is None}
+    looks = {p.name: look for p, look in zip(kept.pairs, kept.looks, strict=True) if not look.problems}
     pairs = {p.name: p for p in kept.pairs if p.name in looks}
     try:
         splits = splits_of(list(pairs.values()), cfg)
@@ -74,7 +77,7 @@ def check_data(cfg: Data) -> Check:
         splits = {"all": list(pairs)}
         found.problems.append(Problem("cannot be split", found.root, str(error)))
     classes, together = _classes(looks, splits, found.code) if found.code else ([], [])
-    warnings = [*_twice(looks, pairs, splits), *_absent(classes, found.root)]
+    warnings = [*found.warnings, *_twice(looks, pairs, splits), *_absent(classes, found.root)]
     notes = [*_without_foreground(looks, pairs, found), *_tiny(looks, pairs)]
     masks = found.code.description if found.code else "no code fits them"
     sizes = {split: len(names) for split, names in splits.items() if names}
@@ -114,7 +117,7 @@ def _twice(looks: Mapping[str, Look], pairs: Mapping[str, Pair], splits: Mapping
     for name, look in looks.items():
         alike.setdefault(look.digest, []).append(name)
     for names in (n for n in alike.values() if len(n) > 1):
-        where = [f"{pairs[n].image} ({split_of[n]})" for n in names]
+        where = [f"{shown(pairs[n].image)} ({split_of[n]})" for n in names]
         across = len({split_of[n] for n in names}) > 1
         end = "on both sides: what is scored was trained on" if across else "on one side"
         kind = "same image in two splits" if across else "same image twice"
@@ -126,8 +129,7 @@ def _absent(classes: list[ClassCount], root: Path) -> Iterator[Problem]:
     splits = sorted({split for c in classes for split in c.images})
     for c in classes:
         if lacking := [split for split in splits if not c.images.get(split)]:
-            says = f"{root}: class {c.name!r} occurs in no mask of {' and '.join(lacking)}."
-            yield Problem("class absent", root, says)
+            yield problem("class absent", root, f"class {c.name!r} occurs in no mask of {' and '.join(lacking)}.")
 
 
 def _without_foreground(looks: Mapping[str, Look], pairs: Mapping[str, Pair], found: Found) -> Iterator[Problem]:
@@ -136,13 +138,13 @@ def _without_foreground(looks: Mapping[str, Look], pairs: Mapping[str, Pair], fo
     for name, look in looks.items():
         ids = _ids(look, found.code)
         if not ids:
-            yield Problem("all ignored", pairs[name].mask, f"{pairs[name].mask}: every pixel is ignored.")
+            yield problem("all ignored", pairs[name].mask, "every pixel is ignored.")
         elif ids.keys() == {0}:
-            yield Problem("no foreground", pairs[name].mask, f"{pairs[name].mask}: background alone.")
+            yield problem("no foreground", pairs[name].mask, "background alone.")
 
 
 def _tiny(looks: Mapping[str, Look], pairs: Mapping[str, Pair]) -> Iterator[Problem]:
     for name, look in looks.items():
         if min(look.size) < TINY:
             size = f"{look.size[1]}x{look.size[0]} pixels"
-            yield Problem("tiny", pairs[name].image, f"{pairs[name].image}: {size}, hardly more than a patch.")
+            yield problem("tiny", pairs[name].image, f"{size}, hardly more than a patch.")
