@@ -47,7 +47,7 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
     Raises one of UNREADABLE, also where there are more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, of which Pillow only warns,
     and where the file holds pages or is animated: nothing says which picture is meant.
     """
-    with Image.open(path) as image:
+    with Path(path).open("rb") as file, Image.open(file) as image:  # by its path Pillow maps a TIFF, and scrambles a turned one
         most = Image.MAX_IMAGE_PIXELS or math.inf
         if image.width * image.height > most:
             raise ValueError(f"{image.width}x{image.height} pixels, more than {most:,} in all; scale it down, or cut it up")
@@ -59,8 +59,9 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
 def header_of(path: str | Path) -> Header:
     """The header of an image. Raises one of UNREADABLE where it can be told by the header that the file is none."""
     with opened(path) as image:
-        known = image.format != "PNG" or "exif" in image.info  # Pillow would decode the whole file to look behind the pixels
-        turned = known and image.getexif().get(ExifTags.Base.Orientation) in {5, 6, 7, 8}
+        # Pillow would decode a whole PNG to look for the tag behind the pixels; the size of a TIFF it gives upright
+        stored = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        turned = stored and image.getexif().get(ExifTags.Base.Orientation) in {5, 6, 7, 8}
         size = (image.width, image.height) if turned else (image.height, image.width)
         return Header(size, image.mode, image.format)
 
