@@ -192,7 +192,7 @@ def _predict(parsed: argparse.Namespace) -> None:
 
 def _images(given: list[str]) -> list[Path]:
     """The image files named, or in the folders named. Raises RunError where two would share a mask's name."""
-    from vitseg.data.folder import SUFFIXES
+    from vitseg.data.pairs import SUFFIXES
 
     paths = [p for path in map(Path, given) for p in (sorted(path.iterdir()) if path.is_dir() else [path])]
     paths = [p for p in paths if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]

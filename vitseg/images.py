@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -22,8 +26,44 @@ PALETTE = (
 
 Size = tuple[int, int]
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises for a file that is no image, is cut off, or claims to be enormous."""
+FLOATS = "an image of floats, whose range is not known; save it with 8 or 16 bits"
+
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+"""What is raised for a file that is no image, is cut off, holds several pictures, or claims to be enormous."""
+
+
+class Header(NamedTuple):
+    """What a file says of its picture before a pixel is decoded: its size once upright, and how the pixels are stored."""
+
+    size: Size
+    mode: str
+    format: str | None
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Image.Image]:
+    """The one picture of a file, no pixel decoded yet.
+
+    Raises one of UNREADABLE, also where there are more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, of which Pillow only warns,
+    and where the file holds pages or is animated: nothing says which picture is meant.
+    """
+    with Path(path).open("rb") as file, Image.open(file) as image:  # by its path Pillow maps a TIFF, and scrambles a turned one
+        most = Image.MAX_IMAGE_PIXELS or math.inf
+        if image.width * image.height > most:
+            raise ValueError(f"{image.width}x{image.height} pixels, more than {most:,} in all; scale it down, or cut it up")
+        if image.format in {"TIFF", "PNG", "WEBP", "GIF"} and image.n_frames > 1:  # a JPEG's others are previews
+            raise ValueError(f"it holds {image.n_frames} pictures; save the one that is meant")
+        yield image
+
+
+def header_of(path: str | Path) -> Header:
+    """The header of an image. Raises one of UNREADABLE where it can be told by the header that the file is none."""
+    with opened(path) as image:
+        # Pillow would decode a whole PNG to look for the tag behind the pixels; the size of a TIFF it gives upright
+        stored = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        turned = stored and image.getexif().get(ExifTags.Base.Orientation) in {5, 6, 7, 8}
+        size = (image.width, image.height) if turned else (image.height, image.width)
+        return Header(size, image.mode, image.format)
 
 
 def open_rgb(path: str | Path) -> Image.Image:
@@ -31,7 +71,7 @@ def open_rgb(path: str | Path) -> Image.Image:
 
     Raises one of UNREADABLE for a file that cannot be decoded to its end, or holds floats.
     """
-    with Image.open(path) as image:
+    with opened(path) as image:
         image.load()
         return to_rgb(image)
 
@@ -40,7 +80,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB, upright. Transparency is laid over the fill colour."""
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise ValueError("an image of floats, whose range is not known; save it with 8 or 16 bits")
+        raise ValueError(FLOATS)
     if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float64)
         image = Image.fromarray((values * (255 / 65535)).clip(0, 255).round().astype(np.uint8))
@@ -53,9 +93,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def size_of(path: str | Path) -> Size | None:
     """(height, width) of an image once upright, from its header alone; None for what is no image."""
     try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation) in {5, 6, 7, 8}
-            return (image.width, image.height) if turned else (image.height, image.width)
+        return header_of(path).size
     except UNREADABLE:
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from statistics import median
@@ -21,8 +22,9 @@ def quick(folder: str | Path | None = None) -> Recipe:
         return Recipe(name="quick", data=Data(source=Generated()), batch_size=6, stages=_three_stages(6, 3, 3))
     files = _images(Path(folder).expanduser())
     height, width = _canvas(files[:25])
-    data = Data(source=_folder(folder), size=(height, width))
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(folder).resolve().name).strip("-._")[:40] or "run"
+    source = _folder(folder)
+    data = Data(source=source, size=(height, width))
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(source.path).name).strip("-._")[:40] or "run"
     patches = max(1, len(files)) * (height // 14) * (width // 14)
     epochs = min(28, max(6, 1_150_000 // patches))
     later = round(epochs * 3 / 14)
@@ -34,13 +36,16 @@ def quick(folder: str | Path | None = None) -> Recipe:
 
 def _folder(path: str | Path) -> Folder:
     """One spelling of the path, so that the run can be reported and resumed, and a sweep be found, from elsewhere."""
-    return Folder(path=str(Path(path).expanduser().resolve()))
+    return Folder(path=os.path.realpath(Path(path).expanduser()))  # Path.resolve() breaks off at a link to itself
 
 
 def _images(folder: Path) -> list[Path]:
     """The files to train on. What is wrong with a folder is said when its data are loaded."""
     places = (folder / "train" / "images", folder / "images")
-    return sorted(next((p for p in places if p.is_dir()), folder).glob("[!.]*"))
+    try:
+        return sorted(next((p for p in places if p.is_dir()), folder).glob("[!.]*"))
+    except OSError:  # a name too long, or a folder that may not be looked into
+        return []
 
 
 def _canvas(files: list[Path], shorter: int = 252, patch: int = 14) -> tuple[int, int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import unicodedata
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,6 +19,15 @@ def json_of(text: str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def shown(path: str | Path) -> str:
+    """A path for the reader, on one line: line breaks, reversals of the writing and bytes that are no text as escapes."""
+    hidden = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    joiners = "\u200c\u200d"  # which emoji and some scripts are made with
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in hidden and c not in joiners else c for c in str(path)
+    )
 
 
 class NoEffect(ValueError):

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from vitseg.data.classes import class_map
-from vitseg.data.folder import OF_A_PAIR, Look, Pair, Problem, look_through
+from vitseg.data.folder import OF_A_PAIR, look_through
+from vitseg.data.look import Look, Watch, unwatched
 from vitseg.data.masks import MaskCode
+from vitseg.data.pairs import Pair, Problem, problem
 from vitseg.data.splits import splits_of
 from vitseg.errors import ConfigError, DataError
 from vitseg.settings import Data, Folder
+from vitseg.words import shown
 
 TINY = 28
 """Pixels on the shorter side, below which an image is hardly two patches of a ViT."""
@@ -52,21 +55,21 @@ class Check:
     def to_dict(self) -> dict[str, Any]:
         """Strings and numbers, for JSON."""
         said = {
-            kind: [{"kind": p.kind, "path": str(p.path), "says": p.says} for p in getattr(self, kind)]
+            kind: [{"kind": p.kind, "path": shown(p.path), "says": p.says} for p in getattr(self, kind)]
             for kind in ("problems", "warnings", "notes")
         }
         classes = [{"name": c.name, "images": c.images, "pixels": c.pixels} for c in self.classes]
-        return {"folder": str(self.root), "pairs": self.found, "whole": len(self.whole), "masks": self.masks,
+        return {"folder": shown(self.root), "pairs": self.found, "whole": len(self.whole), "masks": self.masks,
                 "splits": self.splits, **said, "classes": classes, "together": self.together}  # fmt: skip
 
 
-def check_data(cfg: Data) -> Check:
+def check_data(cfg: Data, watch: Watch = unwatched) -> Check:
     """Look at every image and mask of a folder, split as `cfg` says. Raises DataError where there is no data set to look at."""
     if not isinstance(cfg.source, Folder):
         raise ConfigError("data.source", cfg.source, "a folder", "Generated images need no check.")
-    found = look_through(cfg.source)
+    found = look_through(cfg.source, watch)
     kept = found.without(OF_A_PAIR)
-    looks = {p.name: look for p, look in zip(kept.pairs, kept.looks, strict=True) if look.problem is None}
+    looks = {p.name: look for p, look in zip(kept.pairs, kept.looks, strict=True) if not look.problems}
     kinds = class_map(found.code.classes, cfg.classes) if found.code else None
     stored = {name: found.code.counts(look.counts) if kinds else {} for name, look in looks.items()}
     looks = {name: look for name, look in looks.items() if not kinds or kinds.keeps(stored[name])}
@@ -78,7 +81,7 @@ def check_data(cfg: Data) -> Check:
         splits = {"all": list(pairs)}
         found.problems.append(Problem("cannot be split", found.root, str(error)))
     classes, together = _classes(counts, splits, kinds.classes) if kinds else ([], [])
-    warnings = [*_twice(looks, pairs, splits), *_absent(classes, found.root)]
+    warnings = [*found.warnings, *_twice(looks, pairs, splits), *_absent(classes, found.root)]
     notes = [*(_without_foreground(counts, pairs) if kinds else ()), *_tiny(looks, pairs)]
     masks = "; ".join(filter(None, (found.code.description, kinds.description))) if kinds else "no code fits them"
     sizes = {split: len(names) for split, names in splits.items() if names}
@@ -109,7 +112,7 @@ def _twice(looks: Mapping[str, Look], pairs: Mapping[str, Pair], splits: Mapping
     for name, look in looks.items():
         alike.setdefault(look.digest, []).append(name)
     for names in (n for n in alike.values() if len(n) > 1):
-        where = [f"{pairs[n].image} ({split_of[n]})" for n in names]
+        where = [f"{shown(pairs[n].image)} ({split_of[n]})" for n in names]
         across = len({split_of[n] for n in names}) > 1
         end = "on both sides: what is scored was trained on" if across else "on one side"
         kind = "same image in two splits" if across else "same image twice"
@@ -121,20 +124,19 @@ def _absent(classes: list[ClassCount], root: Path) -> Iterator[Problem]:
     splits = sorted({split for c in classes for split in c.images})
     for c in classes:
         if lacking := [split for split in splits if not c.images.get(split)]:
-            says = f"{root}: class {c.name!r} occurs in no mask of {' and '.join(lacking)}."
-            yield Problem("class absent", root, says)
+            yield problem("class absent", root, f"class {c.name!r} occurs in no mask of {' and '.join(lacking)}.")
 
 
 def _without_foreground(counts: Mapping[str, Mapping[int, int]], pairs: Mapping[str, Pair]) -> Iterator[Problem]:
     for name, ids in counts.items():
         if not ids:
-            yield Problem("all ignored", pairs[name].mask, f"{pairs[name].mask}: every pixel is ignored.")
+            yield problem("all ignored", pairs[name].mask, "every pixel is ignored.")
         elif ids.keys() == {0}:
-            yield Problem("no foreground", pairs[name].mask, f"{pairs[name].mask}: background alone.")
+            yield problem("no foreground", pairs[name].mask, "background alone.")
 
 
 def _tiny(looks: Mapping[str, Look], pairs: Mapping[str, Pair]) -> Iterator[Problem]:
     for name, look in looks.items():
         if min(look.size) < TINY:
             size = f"{look.size[1]}x{look.size[0]} pixels"
-            yield Problem("tiny", pairs[name].image, f"{pairs[name].image}: {size}, hardly more than a patch.")
+            yield problem("tiny", pairs[name].image, f"{size}, hardly more than a patch.")

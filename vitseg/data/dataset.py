@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 from vitseg.data.balance import drawn_by, rarity
 from vitseg.data.classes import class_map
 from vitseg.data.effects import libraries
-from vitseg.data.folder import Pair, read_folder
+from vitseg.data.folder import read_folder
 from vitseg.data.generate import class_names, generate
 from vitseg.data.masks import read_raw
+from vitseg.data.pairs import Pair
 from vitseg.data.splits import splits_of
 from vitseg.data.views import CLEAN, crop, make_view
 from vitseg.draws import NUMERICS, seed_for

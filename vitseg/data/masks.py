@@ -11,15 +11,18 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from pydantic import ValidationError
 
 from vitseg.errors import DataError
-from vitseg.images import IGNORE
+from vitseg.images import IGNORE, opened
 from vitseg.settings import Folder
-from vitseg.words import explain, json_of
+from vitseg.words import explain, json_of, shown
 
 MOST_CLASSES = 254
+COLOR = {"RGB", "RGBA"}
+"""Modes in which a mask's values are colours."""
+
 _CLASSES_FILE = "It is a JSON object with any of: classes, encoding, ignore_value, grey_factor, colors."
 
 
@@ -57,24 +60,24 @@ def read_raw(path: Path) -> np.ndarray:
 
     Palette images give their indices: converting them to grey would turn labels 0, 1, 2 into 0, 76, 150.
     """
-    with Image.open(path) as image:
-        if image.format == "JPEG":
-            raise DataError(f"{path}: a JPEG mask; compression invents labels.", "Save masks as PNG.")
+    with opened(path) as image:
+        refuse_lossy(path, image.format, image.mode)
         image.load()
         image = ImageOps.exif_transpose(image)
-        if image.mode in {"RGB", "RGBA"}:
+        if image.mode in COLOR:
             channels = np.asarray(image.convert("RGB")).astype(np.int64)
             return channels @ np.array([65536, 256, 1])
         if image.mode == "LA":
             image = image.getchannel("L")
-        if image.mode not in {"1", "L", "P", "I", "I;16"}:
-            raise DataError(f"{path}: a mask in mode {image.mode}.", "Save masks as 8- or 16-bit PNG, one value a class.")
         return np.asarray(image).astype(np.int64)
 
 
-def is_color(path: Path) -> bool:
-    with Image.open(path) as image:
-        return image.mode in {"RGB", "RGBA"}
+def refuse_lossy(path: Path, file_format: str | None, mode: str) -> None:
+    """Raises DataError where a file so stored cannot hold labels."""
+    if file_format in {"JPEG", "MPO"}:
+        raise DataError(f"{shown(path)}: a JPEG mask; compression invents labels.", "Save masks as PNG.")
+    if mode not in {*COLOR, "1", "L", "LA", "P", "I", "I;16"}:
+        raise DataError(f"{shown(path)}: a mask in mode {mode}.", "Save masks as 8- or 16-bit PNG, one value a class.")
 
 
 def unpack(value: int) -> tuple[int, int, int]:

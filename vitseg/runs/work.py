@@ -44,7 +44,19 @@ def prepare(recipe: Recipe) -> Work:
     for number in range(1, len(recipe.stages) + 1):
         depth_of_stage(recipe, number, model)
     loss_of(recipe, data)
+    _refuse_a_norm_of_one_value(recipe, data, model)
     return Work(data, model, machine)
+
+
+def _refuse_a_norm_of_one_value(recipe: Recipe, data: SegmentationData, model: Segmenter) -> None:
+    """A BatchNorm has nothing to norm by where a batch is one image of one patch."""
+    height, width = model.padded(recipe.data.size)
+    one_patch = height * width == model.encoder.patch**2
+    left = len(data.splits["train"]) % recipe.batch_size
+    if recipe.model.decoder == "linear" and one_patch and (left == 1 or recipe.batch_size == 1):
+        allowed = f"what does not leave 1 of {len(data.splits['train'])} images over, and more than 1"
+        mend = 'The linear decoder has a BatchNorm, and the last batch would be one patch. Or raise data.size, or use "lean".'
+        raise ConfigError("batch_size", recipe.batch_size, allowed, mend)
 
 
 def about_run(recipe: Recipe, work: Work) -> dict[str, Any]:

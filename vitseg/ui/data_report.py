@@ -10,16 +10,19 @@ from html import escape
 from pathlib import Path
 
 from PIL import Image
+from tqdm.auto import tqdm
 
 from vitseg.data.check import Check, check_data
-from vitseg.data.folder import Problem
+from vitseg.data.look import Look
 from vitseg.data.masks import MaskCode, read_raw
+from vitseg.data.pairs import Problem
 from vitseg.errors import RunError
 from vitseg.images import UNREADABLE, open_rgb, overlay
 from vitseg.settings import Data, Folder
 from vitseg.ui import pictures
 from vitseg.ui.report import STYLE
 from vitseg.ui.table import Table
+from vitseg.words import shown
 
 SHOWN = 12
 """Lines of one kind that are shown in a notebook or on a terminal; the JSON and the page have all."""
@@ -63,7 +66,7 @@ class DataReport:
         splits = ", ".join(f"{count} {split}" for split, count in c.splits.items())
         counts = [(c.problems, "problem"), (c.warnings, "warning"), (c.notes, "note")]
         found = ", ".join(f"{len(items)} {word}{'s' * (len(items) != 1)}" for items, word in counts)
-        return f"{c.root}: {c.found} pairs, {len(c.whole)} whole ({splits})\nmasks: {c.masks}\n{found}"
+        return f"{shown(c.root)}: {c.found} pairs, {len(c.whole)} whole ({splits})\nmasks: {c.masks}\n{found}"
 
     def _said(self, most: int | None = SHOWN) -> Iterator[str]:
         """A paragraph for each kind of problem, warning and note."""
@@ -94,15 +97,15 @@ class DataReport:
         said = "".join(f"<pre>{escape(text)}</pre>" for text in self._said(most=None))
         tables = "".join(f"<div class=wide>{table._repr_html_()}</div>" for table in self._tables())
         flagged, good = self._flagged(), list(c.whole)[:: max(1, len(c.whole) // PICTURES)][:PICTURES]
-        shown = [("Flagged", flagged)] if flagged else []
-        shown += [("Some of the others", [(name, self._picture(name)) for name in good])] if good else []
-        sheets = "".join(f"<h2>{title}</h2><div class=sheet>{''.join(map(_figure, items))}</div>" for title, items in shown)
-        title = f"Data: {escape(str(c.root))}"
+        sheets = [("Flagged", flagged)] if flagged else []
+        sheets += [("Some of the others", [(name, self._picture(name)) for name in good])] if good else []
+        body = "".join(f"<h2>{title}</h2><div class=sheet>{''.join(map(_figure, items))}</div>" for title, items in sheets)
+        title = f"Data: {escape(shown(c.root))}"
         return (
             f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}"
             ".sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 1rem; }"
             "figure { margin: 0; } figcaption { overflow-wrap: anywhere; font-size: 12px; }</style>"
-            f"<h1>{title}</h1><pre>{escape(self._head())}</pre>{said}{tables}{sheets}</html>\n"
+            f"<h1>{title}</h1><pre>{escape(self._head())}</pre>{said}{tables}{body}</html>\n"
         )
 
     def _flagged(self) -> list[tuple[str, Image.Image | None]]:
@@ -115,7 +118,7 @@ class DataReport:
 
     def _short(self, problem: Problem) -> str:
         """Its sentence, paths beginning in the folder that the head names."""
-        return problem.says.replace(f"{self.check.root}{os.sep}", "")
+        return problem.says.replace(f"{shown(self.check.root)}{os.sep}", "")
 
     def _picture(self, name: str) -> Image.Image | None:
         """Image and mask together."""
@@ -128,9 +131,19 @@ def check(folder: str | Path | Data) -> DataReport:
 
     Raises DataError where there is no data set to look at.
     """
-    return DataReport(
-        check_data(folder if isinstance(folder, Data) else Data(source=Folder(path=str(Path(folder).absolute()))))
-    )
+    data = folder if isinstance(folder, Data) else Data(source=Folder(path=str(Path(folder).absolute())))
+    return DataReport(check_data(data, _counted))
+
+
+def _counted(looks: Iterator[Look], doing: str, count: int) -> Iterator[Look]:
+    """Pass looks on, under a bar if it takes longer than a moment: in a notebook, and on a terminal beside the output."""
+    bad = 0
+    with tqdm(looks, desc=doing, total=count, unit="pair", leave=False, delay=0.5, disable=None) as bar:
+        for look in bar:
+            if look.problems:
+                bad += 1
+                bar.set_postfix_str(f"{bad} with problems", refresh=False)
+            yield look
 
 
 def _cell(images: int, share: float) -> str:

@@ -1,0 +1,124 @@
+"""How fast a data set is looked through, and what training then waits for its images.
+
+    python benchmarks/check.py [FOLDER ...]        (with $VITSEG_REAL_DATA, or ../shared/data beside the checkout: its sets too)
+
+Images and masks a second, of 300 generated pairs of 512 x 512, half of them photographs, and of each folder: by headers alone,
+and whole, with every pixel decoded and counted. Then a stage 1 of DINOv2-small with the lean decoder, 224 x 224, whose features
+are kept: the share of an epoch in which training and validation wait for their batches, in epochs after the first, which fills
+the cache. Writes runs/check.json, and exits 1 below 200 files a second by headers, or if a tenth of an epoch is waiting.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest.mock import patch
+
+from PIL import Image
+
+import vitseg
+from vitseg.data.check import check_data
+from vitseg.data.generate import generate
+from vitseg.data.look import by_header
+from vitseg.data.pairs import find_pairs
+from vitseg.events import EpochEnded, StageStarted
+from vitseg.recipe import Recipe
+from vitseg.runs.durable import write_json
+from vitseg.runs.work import prepare
+from vitseg.settings import Constant, Data, Folder, Generated, Stage
+from vitseg.training.cache import FeatureCache
+from vitseg.training.features import FeatureBatch, Features
+from vitseg.training.loop import StageTraining
+from vitseg.ui.table import Table
+
+LEAST, MOST = 200, 0.1
+PAIRS, SIDE = 300, 512
+
+
+def draw(place: Path) -> Path:
+    """A folder of generated pairs."""
+    cfg = Generated(images=PAIRS, side=SIDE)
+    for kind in ("images", "masks"):
+        (place / kind).mkdir(parents=True)
+    for n in range(PAIRS):
+        image, ids = generate(cfg, n)
+        image.save(
+            place / "images" / f"{n}{'.jpg' if n % 2 else '.png'}", **({"quality": 90} if n % 2 else {"compress_level": 1})
+        )
+        Image.fromarray(ids).save(place / "masks" / f"{n}.png", compress_level=1)
+    return place
+
+
+def rates(folder: Path) -> dict[str, float]:
+    """Files a second by headers, names found included; and of a whole check."""
+    began = time.perf_counter()
+    pairs = find_pairs(folder).pairs
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(by_header, pairs))
+    headers = time.perf_counter() - began
+    check_data(Data(source=Folder(path=str(folder))))
+    whole = time.perf_counter() - began - headers
+    return {"files": 2 * len(pairs), "headers": 2 * len(pairs) / headers, "whole": 2 * len(pairs) / whole}
+
+
+def waiting() -> list[dict[str, float]]:
+    """Seconds of each epoch, and those in which nothing but the next batch was waited for."""
+    start, waited, epochs, batches = 0.0, 0.0, [], Features.batches
+
+    def timed(self: Features, *arguments: object, **options: object) -> Iterator[FeatureBatch]:
+        nonlocal waited
+        inner = batches(self, *arguments, **options)
+        while True:
+            asked = time.perf_counter()
+            batch = next(inner, None)
+            waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    stage = Stage(name="stage", unfrozen_blocks=0, epochs=3, lr=1e-3, schedule=Constant())
+    data = Data(source=Generated(images=160, side=224), size=(224, 224), views=1)
+    recipe = Recipe(data=data, stages=(stage,), batch_size=8)
+    with tempfile.TemporaryDirectory() as folder, patch.object(Features, "batches", timed):
+        work = prepare(recipe)
+        for event in StageTraining(recipe, 1, work.model, work.data, cache=FeatureCache(Path(folder))):
+            if isinstance(event, EpochEnded):
+                epochs.append({"seconds": time.perf_counter() - start, "waited": waited})
+            if isinstance(event, StageStarted | EpochEnded):
+                start, waited = time.perf_counter(), 0.0
+    return epochs
+
+
+def real_sets() -> list[Path]:
+    root = Path(os.environ.get("VITSEG_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    return sorted(p.parent for p in root.glob("*/train"))
+
+
+def main(folders: list[str]) -> int:
+    with tempfile.TemporaryDirectory() as place:
+        named = {f"{PAIRS} pairs, {SIDE} x {SIDE}": draw(Path(place) / "data")}
+        named |= {path.name: path for path in map(Path, folders or real_sets())}
+        found = {name: rates(path) for name, path in named.items()}
+    rows = [(name, f"{r['files']}", f"{r['headers']:.0f}", f"{r['whole']:.0f}") for name, r in found.items()]
+    sys.stdout.write(f"{Table(('', 'files', 'a second, by headers', 'a second, whole'), tuple(rows), 'Check')}\n\n")
+    sys.stdout.flush()
+    epochs = waiting()
+    shares = [e["waited"] / e["seconds"] for e in epochs]
+    rows = [
+        (str(n), f"{e['seconds']:.1f} s", f"{e['waited']:.2f} s", f"{100 * share:.1f} %")
+        for n, (e, share) in enumerate(zip(epochs, shares, strict=True), start=1)
+    ]
+    sys.stdout.write(f"{Table(('epoch', 'took', 'waited for batches', 'share'), tuple(rows), 'Stage 1, features kept')}\n")
+    file = vitseg.runs_root() / "check.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {"files_a_second": found, "epochs": epochs})
+    return 0 if min(r["headers"] for r in found.values()) >= LEAST and max(shares[1:]) < MOST else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
