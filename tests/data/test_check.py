@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,14 @@ from PIL import Image
 
 import vitseg
 from vitseg import cli
+from vitseg.data import look
 from vitseg.data.check import check_data
 from vitseg.data.dataset import SegmentationData
 from vitseg.data.folder import read_folder
 from vitseg.errors import ConfigError, DataError
+from vitseg.images import open_rgb
 from vitseg.settings import Data, Folder, Generated
+from vitseg.ui import data_report
 
 CLASSES = ["ground", "wound", "scar"]
 
@@ -144,6 +149,40 @@ def test_masks_that_can_be_read_in_two_ways_are_refused_with_their_question(tmp_
         write(tmp_path, str(n), large(0, 1, 255), n)
     with pytest.raises(DataError, match="is 255 a class, or to be ignored"):
         read_folder(Folder(path=str(tmp_path)))
+
+
+# ---------------------------------------------------------------------- headers, then pixels
+
+
+def test_what_headers_tell_is_known_before_a_pixel_is_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    FAULTS["unreadable image"](folder / "train", "003")
+    FAULTS["sizes differ"](folder / "train", "004")
+    (folder / "train" / "images" / "005.png").write_bytes((folder / "train" / "images" / "005.png").read_bytes()[:-30])
+    seen: list[tuple[str, int, int]] = []
+    decoded: list[Path] = []
+    monkeypatch.setattr(look, "open_rgb", lambda path: decoded.append(path) or open_rgb(path))
+
+    def watch(looks: Iterator[look.Look], doing: str, count: int) -> Iterator[look.Look]:
+        assert bool(decoded) == (doing == "pixels") or not decoded
+        looks = list(looks)
+        seen.append((doing, count, sum(bool(each.problems) for each in looks)))
+        return iter(looks)
+
+    check_data(Data(source=Folder(path=str(folder))), watch)
+    assert seen == [("headers", 100, 2), ("pixels", 100, 3)]
+    assert len(decoded) == 99  # all but what is no image at all
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_is_shown_on_a_terminal_alone(terminal: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    FAULTS["sizes differ"](folder / "train", "004")
+    error = io.StringIO()
+    error.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", error)
+    monkeypatch.setattr(data_report, "MOMENT", 0)
+    assert cli.main(["check", str(folder)]) == 1
+    assert [f"{doing}: " in error.getvalue() for doing in ("headers", "pixels")] == [terminal] * 2
+    assert "1 problem" in capsys.readouterr().out and (terminal or not error.getvalue())
 
 
 # ---------------------------------------------------------------------- the report

@@ -29,6 +29,9 @@ SHOWN = 12
 
 PICTURES = 24
 
+MOMENT = 0.5
+"""Seconds that a check may take without a bar."""
+
 
 class DataReport:
     """Made by `vitseg.check(folder)`. `check` holds what was found; `ok` is whether nothing stops a training."""
@@ -138,7 +141,7 @@ def check(folder: str | Path | Data) -> DataReport:
 def _counted(looks: Iterator[Look], doing: str, count: int) -> Iterator[Look]:
     """Pass looks on, under a bar if it takes longer than a moment: in a notebook, and on a terminal beside the output."""
     bad = 0
-    with tqdm(looks, desc=doing, total=count, unit="pair", leave=False, delay=0.5, disable=None) as bar:
+    with tqdm(looks, desc=doing, total=count, unit="pair", leave=False, delay=MOMENT, disable=None) as bar:
         for look in bar:
             if look.problems:
                 bad += 1
