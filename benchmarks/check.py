@@ -6,8 +6,8 @@ Images and masks a second, of 300 generated pairs of 512 x 512, half of them pho
 and whole, with every pixel decoded and counted. Then a stage 1 of DINOv2-small with the lean decoder, 224 x 224, whose features
 are kept: the share of an epoch in which training and validation wait for their batches, in epochs after the first, which fills
 the cache. Of the waiting a part is the check of one view an epoch, which is computed and compared with what was kept. Writes
-runs/check.json, and exits 1 below 200 files a second by headers, or if waiting takes a tenth of each of these epochs. Other
-load makes it longer: measure on a machine of your own.
+runs/check.json, and exits 1 below 200 files a second by headers, or if waiting takes a tenth of each of these epochs.
+Other load makes it longer: measure on a machine of your own.
 """
 
 from __future__ import annotations
