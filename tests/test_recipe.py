@@ -606,6 +606,7 @@ def test_all_refused_keys_are_named_at_once():
         ({"loss_function": "tversky"}, "loss_function: got 'tversky'"),
         ({"batch_size": 0}, "batch_size: got 0"),
         ({"rot90": True, "clahe": 3}, "data.effects.1.p: got 3"),
+        ({"clahe": True, "clahe.p": 0.2}, "says the same as clahe"),
         ({"blur": "often"}, "data.effects.0.p: got 'often'"),
     ],
 )

@@ -255,4 +255,7 @@ _KEYS |= {key: _effect(kind) for name, kind in _EFFECTS.items() for key in (name
 _FIRST = ("scheduler_type", "optimizer", "loss_function", "model_size")
 """Keys that set several settings at once are read before those that change one of them."""
 _GAMMAS = {"gamma", "scheduler_gamma"}
-_TWINS = ({"learning_rate", "lr"}, _GAMMAS, {"dropout", "decoder_dropout"}, {"image_size", "resize"})
+_TWINS = (
+    {"learning_rate", "lr"}, _GAMMAS, {"dropout", "decoder_dropout"}, {"image_size", "resize"},
+    *({name, f"{name}.p"} for name in _EFFECTS),
+)  # fmt: skip

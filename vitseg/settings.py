@@ -71,6 +71,12 @@ class Merge(Words):
     into: Annotated[str, Field(min_length=1)]
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
 
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if self.classes == (self.into,):
+            raise ValueError(f"into={self.into!r} is what the class is called already; leave it out")
+        return self
+
 
 class Classes(Words):
     """What becomes of the classes that the masks hold. Nothing is changed on disk.
@@ -87,6 +93,9 @@ class Classes(Words):
     @model_validator(mode="after")
     def _one_fate_a_class(self) -> Self:
         named = [*(name for merge in self.merge for name in merge.classes), *self.ignore, *self.drop_images_with]
+        looked_for = self.foreground or ()
+        if len(set(looked_for)) < len(looked_for):
+            raise ValueError(f"foreground names one of them twice: {looked_for}")
         if twice := sorted({name for name in named if named.count(name) > 1}):
             raise ValueError(f"{', '.join(twice)}: named twice; a class can be merged, ignored, or its images dropped")
         return self
@@ -102,7 +111,7 @@ class Data(Words):
 
     The split is that of the folder, or of `split_file` (a run's `split.json`), or it is drawn: `group` is a regular expression;
     images whose names match with the same first group are kept on one side; `group_file` is a CSV of name and group instead.
-    `stratify` keeps every class on all sides where its images suffice. `sampler="rarity"` draws each epoch's images with
+    `stratify` spreads every class over all sides, as far as can be. `sampler="rarity"` draws each epoch's images with
     replacement, those with rare classes more often.
     """
 
@@ -113,9 +122,9 @@ class Data(Words):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     test_fraction: Fraction = 0.0
     group: str | None = None
-    group_file: str | None = None
+    group_file: Annotated[str, Field(min_length=1)] | None = None
     stratify: bool = False
-    split_file: str | None = None
+    split_file: Annotated[str, Field(min_length=1)] | None = None
     sampler: Literal["shuffle", "rarity"] = "shuffle"
     views: Count | Literal["fresh"] = 4
     augment: Augment = Augment()

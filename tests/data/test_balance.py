@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import vitseg
 from vitseg.data.balance import best_of_an_oracle, drawn_by, rarity, weights_by_frequency
 from vitseg.data.dataset import SegmentationData
 from vitseg.errors import ConfigError
-from vitseg.settings import ByFrequency, Data, Folder, Generated
+from vitseg.settings import ByFrequency, Classes, Data, Folder, Generated
 from vitseg.training.losses import loss_notes, loss_of
 
 PIXELS = {"a": {0: 90, 1: 10}, "b": {0: 60, 2: 40}, "c": {0: 100}, "d": {0: 50, 1: 50}}
@@ -64,8 +66,10 @@ def test_weights_come_from_training_images_alone_as_they_lie_on_the_canvas(tmp_p
     loss = loss_of(recipe, data)
     assert loss.weights.tolist() == pytest.approx([1728 / (3 * 1296), 1728 / (3 * 288), 1728 / (3 * 144)])
     given = vitseg.quick().replace({"data": data.cfg, "loss.class_weights": tuple(loss.weights.tolist())})
-    logits, masks = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.ones(2, 8, 8, dtype=torch.long)
+    logits = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    masks = torch.arange(128).reshape(2, 8, 8) % 3
     assert loss(logits, masks) == loss_of(given, data)(logits, masks)
+    assert loss(logits, masks) != loss_of(vitseg.quick().replace({"data": data.cfg}), data)(logits, masks)
     assert loss_notes(recipe, data)[0].startswith("Class weights: x 0.444, y 2, z 4.")
     assert loss_notes(given, data) == []
 
@@ -104,6 +108,19 @@ def test_an_epoch_is_drawn_by_rarity_and_as_long_as_ever(tmp_path):
     assert counts == pytest.approx({"train/a": 3 / 7, "train/b": 3 / 7, "train/c": 1 / 7}, abs=0.04)
     assert data.order(0, 1, 5) == data.order(0, 1, 5)
     assert sorted(plain.order(0, 1, 5)) == plain.splits["train"]
+
+
+def test_in_binary_mode_rarity_is_of_what_is_trained(tmp_path):
+    masks = {"a": stripes(0), "b": stripes(0, 1), "c": stripes(0, 2), "d": stripes(0, 1), "e": stripes(0)}
+    for split in ("train", "validation"):
+        write_pairs(tmp_path / split, masks)
+    (tmp_path / "classes.json").write_text('{"classes": ["x", "ink", "wound"], "encoding": "index"}')
+    source, classes = Folder(path=str(tmp_path)), Classes(foreground=("wound",))
+    data = SegmentationData(Data(source=source, mode="binary", classes=classes, sampler="rarity"))
+    drawn = Counter(name for epoch in range(600) for name in data.order(0, 1, epoch))
+    assert drawn["train/c"] / drawn["train/b"] == pytest.approx(5, rel=0.15), "one of five has the wound; ink is ground"
+    assert drawn["train/b"] / drawn["train/a"] == pytest.approx(1, rel=0.15)
+    assert data.distinct_share() == pytest.approx(fmean(len(set(data.order(0, 1, e))) / 5 for e in range(600)), abs=0.02)
 
 
 def test_the_optimum_of_smoothed_weighted_cross_entropy_is_what_it_converges_to():

@@ -228,10 +228,14 @@ def patch(height: int = 200, width: int = 300) -> tuple[Image.Image, np.ndarray]
     return to_image(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)), ids
 
 
+def there(ids: np.ndarray) -> np.ndarray:
+    return (ids != 0) & (ids != IGNORE)
+
+
 @pytest.mark.parametrize(("margin", "box"), [(0.0, (100, 50, 120, 90)), (0.5, (80, 30, 140, 110)), (9.0, (0, 0, 300, 200))])
 def test_a_crop_is_the_box_around_the_foreground_and_its_margin(margin: float, box: tuple[int, ...]):
     image, ids = patch()
-    seen, seen_ids = crop(image, ids, Data(crop=Crop(p=1.0, margin=margin)), "photo", "1")
+    seen, seen_ids = crop(image, ids, there(ids), Data(crop=Crop(p=1.0, margin=margin)), "photo", "1")
     left, top, right, bottom = box
     assert np.array_equal(seen, np.asarray(image)[top:bottom, left:right])
     assert np.array_equal(seen_ids, ids[top:bottom, left:right])
@@ -241,14 +245,14 @@ def test_a_crop_is_the_box_around_the_foreground_and_its_margin(margin: float, b
 def test_without_foreground_and_in_the_clean_view_nothing_is_cropped(value: int):
     image, ids = patch()
     cfg = Data(crop=Crop(p=1.0))
-    assert crop(image, np.full_like(ids, value), cfg, "photo", "1")[0] is image
-    assert crop(image, ids, cfg, "photo", "0")[0] is image
-    assert crop(image, ids, cfg, "photo", "1")[0] is not image
+    assert crop(image, np.full_like(ids, value), there(np.full_like(ids, value)), cfg, "photo", "1")[0] is image
+    assert crop(image, ids, there(ids), cfg, "photo", "0")[0] is image
+    assert crop(image, ids, there(ids), cfg, "photo", "1")[0] is not image
 
 
 def test_a_crop_occurs_as_often_as_its_p_says():
     image, ids = patch()
-    times = sum(crop(image, ids, Data(crop=Crop(p=0.3)), f"image {i}", "1")[0] is not image for i in range(1000))
+    times = sum(crop(image, ids, there(ids), Data(crop=Crop(p=0.3)), f"image {i}", "1")[0] is not image for i in range(1000))
     assert abs(times / 1000 - 0.3) < 0.05
 
 
@@ -282,6 +286,26 @@ def test_the_fingerprint_of_all_but_the_clean_view_knows_effects_and_crop():
     assert libraries((Blur(), Clahe())).keys() == {"kornia"}
 
 
+def test_a_crop_is_around_what_binary_mode_looks_for_and_of_nothing_else(tmp_path: Path):
+    ids = np.zeros((60, 40), np.uint8)
+    ids[10:50, 5:35], ids[20:26, 10:30] = 1, 2
+    write_pairs(tmp_path, {"a": ids, "b": np.minimum(ids, 1)}, classes=["ground", "skin", "wound"], encoding="index")
+    cfg = Data(source=Folder(path=str(tmp_path)), size=(28, 28), mode="binary", crop=Crop(p=1.0, margin=0.0), augment=STILL)
+    any_class, wound = (
+        SegmentationData(cfg.model_copy(update={"classes": Classes(foreground=foreground)}))
+        for foreground in (None, ("wound",))
+    )
+    assert any_class["a", "1"].multiclass_mask.unique().tolist() == [1, 2, IGNORE], (
+        "the skin's box; a third of the canvas is padding"
+    )
+    seen = wound["a", "1"].binary_mask
+    assert seen[:8].unique().tolist() == [1] and set(seen[9:].unique().tolist()) == {IGNORE}, (
+        "20 x 6 pixels, and nothing around"
+    )
+    assert torch.equal(wound["b", "1"].image, wound["b", "0"].image), "without a wound it stays whole"
+    assert any_class.fingerprint("a", "1")[0] != wound.fingerprint("a", "1")[0]
+
+
 @pytest.mark.parametrize(("cropped", "changed"), [(Crop(), [False, True]), (None, [False, False])], ids=["crop", "whole"])
 def test_with_a_crop_a_view_follows_from_its_mask_and_classes_too(cropped: Crop | None, changed: list[bool], tmp_path: Path):
     pixels = np.zeros((32, 32), np.uint8)
@@ -301,12 +325,12 @@ def test_with_a_crop_a_view_follows_from_its_mask_and_classes_too(cropped: Crop 
 def test_a_view_is_described_by_what_was_done():
     ids = patch()[1]
     effects = (Clahe(p=1.0), GridDistortion(p=1.0))
-    assert description(ids, Data(augment=STILL), "photo", "1") == "unchanged"
-    assert description(ids, Data(augment=STILL, effects=effects), "photo", "0") == "clean"
-    assert description(ids, Data(augment=STILL, effects=effects, crop=Crop(p=1.0)), "photo", "1") == (
+    assert description(there(ids), Data(augment=STILL), "photo", "1") == "unchanged"
+    assert description(there(ids), Data(augment=STILL, effects=effects), "photo", "0") == "clean"
+    assert description(there(ids), Data(augment=STILL, effects=effects, crop=Crop(p=1.0)), "photo", "1") == (
         "cropped, clahe, grid distortion"
     )
-    words = {description(ids, Data(), "photo", str(n)) for n in range(1, 9)}
+    words = {description(there(ids), Data(), "photo", str(n)) for n in range(1, 9)}
     assert any("mirrored, turned " in w for w in words) and any("mirrored" not in w for w in words)
 
 

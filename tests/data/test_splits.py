@@ -11,9 +11,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from vitseg.data.dataset import SegmentationData
-from vitseg.data.splits import SIDES, random_split, splits_of
+from vitseg.data.pairs import SPLITS
+from vitseg.data.splits import random_split, splits_of
 from vitseg.errors import ConfigError, DataError, RecipeError
-from vitseg.settings import Data, Folder, Generated
+from vitseg.settings import Classes, Data, Folder, Generated
 
 HELD = st.lists(st.sets(st.integers(0, 5), max_size=4), min_size=6, max_size=40)
 FRACTIONS = st.sampled_from([(0.2, 0.0), (0.2, 0.2), (0.1, 0.1), (0.34, 0.33), (0.5, 0.0)])
@@ -24,9 +25,10 @@ def split(held: list[set[int]], **settings_of_data) -> dict[str, list[str]]:
     return random_split(list(holds), Data(**settings_of_data), holds.__getitem__)
 
 
-def absent(splits: dict[str, list[str]], held: list[set[int]], least: int = 3) -> list[tuple[int, str]]:
+def absent(splits: dict[str, list[str]], held: list[set[int]], test: float = 0.0, least: int = 3) -> list[tuple[int, str]]:
     """Classes with that many images, and a side that has none of them."""
-    sides = {side: set().union(*(held[int(n[1:])] for n in names)) for side, names in splits.items() if names}
+    asked = SPLITS if test else SPLITS[:2]
+    sides = {side: set().union(*(held[int(n[1:])] for n in splits[side])) for side in asked}
     counts = {c: sum(c in h for h in held) for c in set().union(*held)}
     return [(c, side) for c, n in counts.items() if n >= least for side, there in sides.items() if c not in there]
 
@@ -43,6 +45,9 @@ def can_be_done(held: list[set[int]], sides: int) -> bool:
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(held=HELD, fractions=FRACTIONS, seed=st.integers(0, 99))
+@example([{0, i} for i in range(1, 11)], (0.2, 0.2), 0)  # each has a class of its own
+@example([{i} for i in range(10)], (0.2, 0.0), 0)
+@example([set() for _ in range(6)], (0.1, 0.1), 0)
 def test_every_image_has_one_side_and_no_side_is_empty(held, fractions, seed):
     for stratify in (False, True):
         splits = split(held, validation_fraction=fractions[0], test_fraction=fractions[1], stratify=stratify, split_seed=seed)
@@ -55,7 +60,7 @@ def test_every_image_has_one_side_and_no_side_is_empty(held, fractions, seed):
 @given(held=st.lists(st.sets(st.integers(0, 3), min_size=1, max_size=2), min_size=12, max_size=40), fractions=FRACTIONS)
 def test_stratified_keeps_every_class_of_three_images_on_all_sides(held, fractions):
     splits = split(held, validation_fraction=fractions[0], test_fraction=fractions[1], stratify=True)
-    assert not absent(splits, held)
+    assert not absent(splits, held, fractions[1])
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -63,7 +68,7 @@ def test_stratified_keeps_every_class_of_three_images_on_all_sides(held, fractio
 @example([{0, 1}, {0, 1, 2}, {0, 2}, {1, 2}], 0.25)  # three sides cannot each have all three classes of three images
 def test_where_any_split_keeps_all_classes_so_does_ours(held, test):
     assume(can_be_done(held, 3 if test else 2))
-    assert not absent(split(held, validation_fraction=0.25, test_fraction=test, stratify=True), held)
+    assert not absent(split(held, validation_fraction=0.25, test_fraction=test, stratify=True), held, test)
 
 
 def test_unstratified_a_rare_class_does_get_lost():
@@ -89,10 +94,10 @@ def test_a_group_is_never_on_two_sides_stratified_or_not_by_name_or_by_list(
     file.write_text("name,group\n" + "".join(f"n{i:02d},g{i % groups}\n" for i in range(len(held))), encoding="utf-8")
     asked = {"validation_fraction": fractions[0], "test_fraction": fractions[1], "stratify": stratify}
     splits = split(held, group_file=str(file), **asked)
-    sides = [{int(n[1:]) % groups for n in splits[side]} for side in SIDES]
+    sides = [{int(n[1:]) % groups for n in splits[side]} for side in SPLITS]
     assert sum(map(len, sides)) == len(set().union(*sides))
     by_name = split(held, group=r"\d$", **asked)
-    ends = [{n[-1] for n in by_name[side]} for side in SIDES]
+    ends = [{n[-1] for n in by_name[side]} for side in SPLITS]
     assert sum(map(len, ends)) == len(set().union(*ends))
 
 
@@ -104,6 +109,19 @@ def test_a_run_s_split_is_used_again_and_the_seed_does_not_matter(tmp_path):
     assert again.splits == first.splits
     with pytest.raises(RecipeError, match=r"test_fraction=0\.2 has no effect"):
         Data(split_file=str(file), test_fraction=0.2)
+
+
+def test_a_split_is_used_again_without_the_images_of_a_class(tmp_path):
+    data = Data(source=Generated(images=16, side=32))
+    first = SegmentationData(data)
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps(first.splits), encoding="utf-8")
+    dropped = SegmentationData(
+        data.model_copy(update={"split_file": str(file), "classes": Classes(drop_images_with=("necrosis",))})
+    )
+    kept = {name for names in first.splits.values() for name in names if 3 not in first.counts(name)}
+    assert dropped.splits == {side: [n for n in names if n in kept] for side, names in first.splits.items()}
+    assert 0 < len(kept) < 16
 
 
 @pytest.mark.parametrize(
@@ -131,7 +149,8 @@ def test_a_split_file_that_does_not_fit_is_refused_with_all_that_is_wrong(conten
         ("name;group\na;1\n", ConfigError, r"data\.group_file.*It has name;group"),
         ("", ConfigError, "It has no rows"),
         ("name,group\na,1\nb,\n", DataError, 'no group for "b", "c"'),
-        ("name,group\na,1\nb,1\nc,1\n", DataError, "makes one group of 3"),
+        ("name,group\na,1\nb,1\nc,1\n", DataError, r"data\.group_file: .* makes one group of 3"),
+        ("name,group\na,1\nb,1\nc,2\na,2\n", DataError, "'a' is in two groups"),
     ],
 )
 def test_a_list_of_groups_that_does_not_fit_is_refused(content, error, said, tmp_path):
@@ -141,6 +160,8 @@ def test_a_list_of_groups_that_does_not_fit_is_refused(content, error, said, tmp
         splits_of(dict.fromkeys("abc"), Data(group_file=str(file)), {}.get)
     with pytest.raises(ConfigError, match=r"data\.group_file"):
         splits_of(dict.fromkeys("abc"), Data(group_file=str(tmp_path / "none.csv")), {}.get)
+    with pytest.raises(RecipeError, match="group_file"):
+        Data(group_file="")
 
 
 def test_a_test_share_is_drawn_beside_a_given_validation_is_refused(tmp_path):

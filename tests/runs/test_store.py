@@ -55,6 +55,14 @@ def inherited(folder: Path) -> int:
     return started.parent["stage"] if started.parent else 0
 
 
+def test_class_weights_that_were_counted_are_said_of_an_inherited_stage_too(tiny_recipe, root):
+    recipe = tiny_recipe.replace({"loss.class_weights": vitseg.ByFrequency(largest=9.0)})
+    notes = [[e.notes for e in train(recipe, root / name) if isinstance(e, StageStarted)] for name in ("first", "second")]
+    assert inherited(root / "second") == 3
+    assert notes[0] == notes[1]
+    assert all("Class weights: background 1, " in " ".join(said) for said in notes[0])
+
+
 def test_a_run_that_has_been_trained_is_not_trained_again(tiny_recipe, root, steps):
     list(train(tiny_recipe, root / "first"))
     assert set(steps) == {1, 2, 3}

@@ -76,6 +76,16 @@ class TestSameBits:
     def test_workers(self, tiny_recipe, plain, tmp_path, workers):
         assert same(result(tiny_recipe.replace({"workers": workers}), tmp_path / "cold"), plain)
 
+    @pytest.mark.parametrize("changes", [{}, {"workers": 1}, {"data.views": "fresh"}], ids=str)
+    def test_images_that_an_epoch_shows_twice(self, tiny_recipe, tmp_path, changes):
+        rarely = tiny_recipe.replace({"data.sampler": "rarity", "data.source.classes": 7} | changes)
+        plain = result(rarely.replace({"cache": False, "workers": 0}), tmp_path / "plain")
+        cold, warm = (result(rarely, tmp_path / name) for name in ("cold", "warm"))
+        assert same(cold, plain) and same(warm, plain)
+        assert all(used.read + used.computed == 10 for used in cold[2] + warm[2])
+        fresh = "data.views" in changes
+        assert fresh or (0 < cold[2][0].read < 10 and not any(used.computed for used in warm[2]))
+
     @pytest.mark.parametrize("batch_size", [1, 3, 10])
     def test_whatever_batch_built_them(self, tiny_recipe, plain, tmp_path, batch_size):
         result(tiny_recipe.replace({"batch_size": batch_size, "seed": 5}), tmp_path / "builds")

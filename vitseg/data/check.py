@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitseg.data.classes import class_map
+import numpy as np
+
+from vitseg.data.classes import ClassMap, class_map
 from vitseg.data.folder import OF_A_PAIR, look_through
 from vitseg.data.look import Look, Watch, unwatched
-from vitseg.data.masks import MaskCode
+from vitseg.data.masks import MaskCode, read_raw
 from vitseg.data.pairs import Pair, Problem, problem
 from vitseg.data.splits import splits_of
 from vitseg.errors import ConfigError, DataError
@@ -50,7 +52,12 @@ class Check:
     classes: list[ClassCount]
     together: list[list[int]]
     code: MaskCode | None
+    kinds: ClassMap | None
     image_of: dict[Path, Path]
+
+    def ids(self, name: str) -> np.ndarray | None:
+        """Class ids (h, w) uint8 of a whole pair, as training would see them; None where no code fits the masks."""
+        return self.kinds.ids(self.code.decode(read_raw(self.whole[name].mask))) if self.kinds else None
 
     def to_dict(self) -> dict[str, Any]:
         """Strings and numbers, for JSON."""
@@ -72,11 +79,12 @@ def check_data(cfg: Data, watch: Watch = unwatched) -> Check:
     looks = {p.name: look for p, look in zip(kept.pairs, kept.looks, strict=True) if not look.problems}
     kinds = class_map(found.code.classes, cfg.classes) if found.code else None
     stored = {name: found.code.counts(look.counts) if kinds else {} for name, look in looks.items()}
-    looks = {name: look for name, look in looks.items() if not kinds or kinds.keeps(stored[name])}
+    dropped = {name for name in looks if kinds and not kinds.keeps(stored[name])}
+    looks = {name: look for name, look in looks.items() if name not in dropped}
     counts = {name: kinds.counts(stored[name]) if kinds else {} for name in looks}
     pairs = {p.name: p for p in kept.pairs if p.name in looks}
     try:
-        splits = splits_of({name: pair.split for name, pair in pairs.items()}, cfg, lambda name: counts[name].keys())
+        splits = splits_of({name: pair.split for name, pair in pairs.items()}, cfg, lambda n: counts[n].keys(), dropped)
     except DataError as error:
         splits = {"all": list(pairs)}
         found.problems.append(Problem("cannot be split", found.root, str(error)))
@@ -87,7 +95,7 @@ def check_data(cfg: Data, watch: Watch = unwatched) -> Check:
     sizes = {split: len(names) for split, names in splits.items() if names}
     said = found.problems, warnings, notes
     image_of = {p.mask: p.image for p in found.pairs}
-    return Check(found.root, len(found.pairs), pairs, masks, sizes, *said, classes, together, found.code, image_of)
+    return Check(found.root, len(found.pairs), pairs, masks, sizes, *said, classes, together, found.code, kinds, image_of)
 
 
 def _classes(

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import PIL
@@ -76,13 +77,13 @@ class SegmentationData(Dataset[Sample]):
             placed = {p.name: p.split for p in pairs}
         self.map = class_map(stored, cfg.classes)
         self.all_classes, self.masks = self.map.classes, "; ".join(filter(None, (self.masks, self.map.description)))
-        if self.map.dropping:
-            placed = {name: split for name, split in placed.items() if self.map.keeps(self._stored(name))}
-            if not placed:
-                dropped = " or ".join(cfg.classes.drop_images_with)
-                raise DataError(f"data.classes.drop_images_with: every image holds one of {dropped}.", "Leave one out.")
-        self.splits = splits_of(placed, cfg, lambda name: self.counts(name).keys())
-        self._rarity = rarity({n: self.counts(n) for n in self.splits["train"]}) if cfg.sampler == "rarity" else {}
+        dropped = {n for n in placed if not self.map.keeps(self._stored(n))} if self.map.dropping else frozenset()
+        if len(dropped) == len(placed):
+            held = " or ".join(cfg.classes.drop_images_with)
+            raise DataError(f"data.classes.drop_images_with: every image holds one of {held}.", "Leave one out.")
+        placed = {name: split for name, split in placed.items() if name not in dropped}
+        self.splits = splits_of(placed, cfg, lambda name: self.counts(name).keys(), dropped)
+        self._rarity = rarity(self.pixels("train")) if cfg.sampler == "rarity" else {}
         if cfg.mode == "binary" and len(self.all_classes) < 2:
             raise ConfigError("data.mode", cfg.mode, "multiclass", "The masks hold one class only.")
         if self.mode == "binary" and not cfg.score_background:
@@ -112,7 +113,7 @@ class SegmentationData(Dataset[Sample]):
         return self.code.counts(self._looks[name].counts)
 
     def pixels(self, split: str) -> dict[str, dict[int, float]]:
-        """Pixels that each trained class takes on the canvas, by image; as many as its share of the image comes to."""
+        """Pixels that each trained class takes on the canvas, by image; of the clean view, by its share of the image."""
         found = {}
         for name in self.splits[split]:
             counts, size = self.counts(name), self._size(name)
@@ -148,7 +149,7 @@ class SegmentationData(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         name, view = key
         image, ids = self.load(name)
-        seen, seen_ids = crop(image, ids, self.cfg, name, view)
+        seen, seen_ids = crop(image, ids, self.foreground(ids), self.cfg, name, view)
         canvas, mask = fit_image(seen, self.cfg.size), fit_mask(seen_ids, self.cfg.size)
         canvas, mask = make_view(canvas, mask, self.cfg, name, view)
         multiclass = torch.from_numpy(np.array(mask)).long()
@@ -163,6 +164,10 @@ class SegmentationData(Dataset[Sample]):
     def to_binary(self, mask: Tensor) -> Tensor:
         """1 for the foreground's classes, 0 for the others; ignored pixels stay ignored."""
         return torch.from_numpy(self.map.binary_ids())[mask.long()].to(mask.dtype)
+
+    def foreground(self, ids: np.ndarray) -> np.ndarray:
+        """Where (h, w) bool the classes are that binary mode looks for, of class ids as `load` gives them."""
+        return self.map.binary_ids()[ids] == 1
 
     def trained(self, ids: np.ndarray) -> np.ndarray:
         """Class ids (h, w) uint8, as `load` gives them, in the classes that are trained."""
@@ -209,9 +214,7 @@ class SegmentationData(Dataset[Sample]):
         cfg, source = self.cfg, self.cfg.source
         place: list[object] = [NUMERICS, PIL.__version__, cfg.size]
         if view != CLEAN:
-            place += [cfg.augment.model_dump_json(), cfg.view_seed, name, view]
-            more = [*cfg.effects, cfg.crop] if cfg.crop else cfg.effects  # without them, what is kept already stays valid
-            place += [*(setting.model_dump_json() for setting in more), *libraries(cfg.effects).items()]
+            place += [cfg.augment, cfg.effects, cfg.crop, libraries(cfg.effects), cfg.view_seed, name, view]
         if isinstance(source, Generated):
             image = mask = [name, source.model_dump_json(exclude={"images"})]
         else:
@@ -220,9 +223,9 @@ class SegmentationData(Dataset[Sample]):
                 image, mask = [self._digest(pair.image)], [self._digest(pair.mask), str(self.code.values)]
             except OSError as error:
                 raise _changed(pair, error) from None
-        mask = [self.map.table.tobytes().hex(), *mask]
+        mask = [self.map.table.tobytes().hex(), self.map.foreground, *mask]
         seen = [*image, *mask] if cfg.crop and view != CLEAN else image  # where to crop is for the mask to say
-        return _digest(*place, *seen), _digest(*place, self.mode, self.map.foreground, *mask)
+        return _digest(*place, *seen), _digest(*place, self.mode, *mask)
 
     def digest(self) -> str:
         """A digest of all that training and validation read: names, split, and the content of every image and mask."""
@@ -236,6 +239,11 @@ class SegmentationData(Dataset[Sample]):
         if known is None or known[0] != (stat.st_mtime_ns, stat.st_size):
             known = self._digests[path] = ((stat.st_mtime_ns, stat.st_size), sha256_of(path))
         return known[1]
+
+    def distinct_share(self) -> float:
+        """How much of the training images an epoch shows at all, as expected: 1 unless they are drawn with replacement."""
+        total, n = sum(self._rarity.values()), len(self._rarity)
+        return fmean(1 - (1 - w / total) ** n for w in self._rarity.values()) if self._rarity else 1.0
 
     def order(self, seed: int, stage: int, epoch: int) -> list[str]:
         """The training images of an epoch, shuffled, or drawn with replacement, as (seed, stage, epoch) says."""

@@ -6,6 +6,7 @@ The three distortions are one resampling by PIL through a mesh, image and mask t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.metadata import version
 from itertools import product
 
@@ -41,6 +42,7 @@ def apply_effect(pair: Pair, effect: Effect, rng: np.random.Generator) -> Pair:
     return _WORK[effect.kind](pair, effect, rng)
 
 
+@cache
 def libraries(effects: tuple[Effect, ...]) -> dict[str, str]:
     """Versions of what else the pixels of these effects depend on."""
     return {"kornia": version("kornia")} if any(isinstance(e, Clahe) for e in effects) else {}

@@ -112,7 +112,7 @@ def _sizes(pair: Pair, image: Size, mask: Size) -> Problem:
 
 def _counted(raw: np.ndarray) -> dict[int, int]:
     """How many pixels hold which value."""
-    if raw.max() < 65536:  # all but colours; many times as fast as sorting them
+    if raw.min() >= 0 and raw.max() < 65536:  # all but colours; many times as fast as sorting them
         counts = np.bincount(raw.ravel())
         return {int(v): int(counts[v]) for v in counts.nonzero()[0]}
     values, counts = np.unique(raw, return_counts=True)

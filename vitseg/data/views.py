@@ -36,26 +36,28 @@ def view_name(data: Data, stage: int, epoch: int) -> str:
     return f"fresh {stage} {epoch}" if data.views == "fresh" else str((epoch - 1) % data.views)
 
 
-def crop(image: Image.Image, ids: np.ndarray, data: Data, name: str, view: str) -> tuple[Image.Image, np.ndarray]:
-    """Of an image and its class ids (h, w) what the view is made of: the whole, or a box around the foreground."""
-    box = crop_box(ids, data, name, view)
+def crop(
+    image: Image.Image, ids: np.ndarray, foreground: np.ndarray, data: Data, name: str, view: str
+) -> tuple[Image.Image, np.ndarray]:
+    """Of an image and its class ids (h, w) what the view is made of: the whole, or a box around the foreground (h, w) bool."""
+    box = crop_box(foreground, data, name, view)
     if box is None:
         return image, ids
     left, top, right, bottom = box
     return image.crop(box), np.ascontiguousarray(ids[top:bottom, left:right])
 
 
-def crop_box(ids: np.ndarray, data: Data, name: str, view: str) -> tuple[int, int, int, int] | None:
+def crop_box(foreground: np.ndarray, data: Data, name: str, view: str) -> tuple[int, int, int, int] | None:
     """(left, top, right, bottom) in pixels of the original image; None where it stays whole."""
     if data.crop is None or view == CLEAN:
         return None
     rng = np.random.default_rng(seed_for(data.view_seed, "crop", name, view))
-    rows, columns = np.nonzero((ids != 0) & (ids != IGNORE))
+    rows, columns = np.nonzero(foreground)
     if rng.random() >= data.crop.p or not len(rows):
         return None
     top, bottom, left, right = (int(v) for v in (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1))
     margin = round(data.crop.margin * max(bottom - top, right - left))
-    height, width = ids.shape
+    height, width = foreground.shape
     return max(0, left - margin), max(0, top - margin), min(width, right + margin), min(height, bottom + margin)
 
 
@@ -72,13 +74,13 @@ def make_view(image: Image.Image, mask: Image.Image, data: Data, name: str, view
     return image, mask
 
 
-def description(ids: np.ndarray, data: Data, name: str, view: str) -> str:
+def description(foreground: np.ndarray, data: Data, name: str, view: str) -> str:
     """What is done to make the view of an image with class ids (h, w), in a few words and in order."""
     if view == CLEAN:
         return "clean"
     drawn = _draw(data, name, view)
     words = {
-        "cropped": crop_box(ids, data, name, view) is not None,
+        "cropped": crop_box(foreground, data, name, view) is not None,
         "mirrored": drawn.mirrored,
         "upside down": drawn.upside_down,
         f"turned {drawn.degrees:+.0f}°": abs(drawn.degrees) >= 0.5,

@@ -164,7 +164,7 @@ class _Views:
 
     def __init__(self, recipe: Recipe, cost: Cost, work: Work):
         self.recipe, self.cost, self.depth = recipe, cost, work.model.encoder.depth
-        self.skips = set(work.model.shape.skip_depths)
+        self.skips, self.distinct = set(work.model.shape.skip_depths), work.data.distinct_share()
         self.levels = {view: set(self.skips) for view, share in cost.known.items() if share}
         self.share = dict(cost.known)
 
@@ -184,9 +184,10 @@ class _Views:
         climb = (cut - max(there)) * block if there else whole
         if self.recipe.features == "half" and cut not in there:  # rounded rows are not climbed from
             share = 0.0
-        seconds = images * (share * (cost.loading + climb) + (1 - share) * whole)
-        new = images * (share * len(wanted - there) + (1 - share) * len(wanted)) * cost.level_bytes
-        self.share[view], self.levels[view] = 1.0, self.levels.get(view, set()) | wanted
+        drawn = 1.0 if view == "validation" else self.distinct  # what an epoch shows again is read
+        seconds = images * (drawn * (share * (cost.loading + climb) + (1 - share) * whole) + (1 - drawn) * cost.loading)
+        new = images * drawn * (share * len(wanted - there) + (1 - share) * len(wanted)) * cost.level_bytes
+        self.share[view], self.levels[view] = share + drawn * (1 - share), self.levels.get(view, set()) | wanted
         return seconds, round(new)
 
 

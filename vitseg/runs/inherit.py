@@ -15,6 +15,7 @@ from vitseg.runs.durable import MANIFEST, flaw, whole_folder
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.work import Work, run_started
 from vitseg.training.loop import batches_per_epoch
+from vitseg.training.losses import loss_notes
 
 _FREE = {"name", "workers", "cache", "device", "precision", "threads"}
 """What a fork may change; device, precision and threads are compared as what they became."""
@@ -75,7 +76,8 @@ def retold(events: Iterable[Event], recipe: Recipe, work: Work) -> Iterator[Even
     for event in events:
         if isinstance(event, StageStarted):
             own = recipe.stages[event.stage - 1]
-            event = replace(event, name=own.name, schedule=plan.describe(own), notes=plan.notes(own, batches))
+            notes = plan.notes(own, batches) + loss_notes(recipe, work.data)
+            event = replace(event, name=own.name, schedule=plan.describe(own), notes=notes)
         yield event
 
 

@@ -122,7 +122,9 @@ def _seeds(recipe: Recipe, seeds: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _values(path: str, values: Sequence[Any]) -> tuple[Any, ...]:
-    if reason := next((why for name, why in _REFUSED.items() if path == name or path.startswith(f"{name}.")), ""):
+    if reason := next(
+        (why for name, why in _REFUSED.items() if f"{path}.".startswith(f"{name}.") or name.startswith(f"{path}.")), ""
+    ):
         raise ConfigError(
             "axes", path, "settings of stages, model, loss, optimizer, views and batches", f"{reason}.".capitalize()
         )

@@ -78,18 +78,29 @@ class Features:
         amp = training and self.machine.amp is not None
         chunks = [keys[i : i + size] for i in range(0, len(keys), size)]
         bases = {key: self._base(key, amp) for key in keys}
-        missing = [[key for key in chunk if bases[key] is None] for chunk in chunks]
+        missing = self._missing(chunks, bases)
         pixels = self.data.loaded([m for m in missing if m], self.recipe.workers)
         check, self._fresh = training or self._fresh, False
         if training:
             self.read = self.computed = 0
         for chunk, unknown in zip(chunks, missing, strict=True):
+            before = self.computed
             rows = self._from_pixels(unknown, next(pixels), amp) if unknown else {}
-            rows |= self._kept({key: bases[key] for key in chunk if key not in rows}, amp)
-            if check and len(unknown) < len(chunk):
-                key = next(key for key in chunk if bases[key] is not None)
-                check = self._compare(key, rows[key], amp)
+            rows |= self._kept({key: self.cut if bases[key] is None else bases[key] for key in chunk if key not in rows}, amp)
+            self.read += len(chunk) - (self.computed - before)
+            if check and (known := [key for key in chunk if bases[key] is not None]):
+                check = self._compare(known[0], rows[known[0]], amp)
             yield self._stacked([rows[key] for key in chunk], chunk)
+
+    def _missing(self, chunks: list[list[Key]], bases: dict[Key, int | None]) -> list[list[Key]]:
+        """The views of each chunk that begin with pixels. One that occurs again is read then, if it is kept till then."""
+        coming: set[Key] = set()
+        missing = []
+        for chunk in chunks:
+            new = [key for key in dict.fromkeys(chunk) if bases[key] is None and key not in coming]
+            coming |= {key for key in new if self.cache and not key[1].startswith("fresh")}
+            missing.append(new)
+        return missing
 
     def known(self, keys: list[Key]) -> float:
         """The share of training's views of which something is kept, 0..1."""
@@ -134,7 +145,6 @@ class Features:
             if found and base < self.cut:
                 self._climb(list(found), list(found.values()), base, amp)
             rows |= found
-            self.read += len(found)
         for key in bases.keys() - rows.keys():  # they were there when the epoch began
             rows |= self._from_pixels([key], next(self.data.loaded([[key]])), amp)
         return rows
@@ -193,6 +203,8 @@ class Features:
         return next((b for b in range(self.cut, lowest - 1, -1) if {w for w in self.wanted if w <= b} | {b} <= there), None)
 
     def _read(self, key: Key, base: int, amp: bool) -> _Row | None:
+        if self.cache is None:
+            return None
         view, mask = self.data.fingerprint(*key)
         kept = self.cache.get("masks", mask)
         row = kept and _Row(kept["mask"], kept["original"])

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
 from vitseg.data.check import Check, check_data
 from vitseg.data.look import Look
-from vitseg.data.masks import MaskCode, read_raw
 from vitseg.data.pairs import Problem
 from vitseg.errors import RunError
 from vitseg.images import UNREADABLE, open_rgb, overlay
@@ -125,8 +125,7 @@ class DataReport:
 
     def _picture(self, name: str) -> Image.Image | None:
         """Image and mask together."""
-        pair = self.check.whole[name]
-        return _opened(pair.image, pair.mask, self.check.code)
+        return _opened(self.check.whole[name].image, lambda: self.check.ids(name))
 
 
 def check(folder: str | Path | Data) -> DataReport:
@@ -154,10 +153,10 @@ def _cell(images: int, share: float) -> str:
     return f"{images:,}, {percent:.{0 if percent >= 10 else 1 if percent >= 1 else 2}f} %" if images else "absent"
 
 
-def _opened(image: Path, mask: Path | None = None, code: MaskCode | None = None) -> Image.Image | None:
+def _opened(image: Path, ids: Callable[[], np.ndarray | None] = lambda: None) -> Image.Image | None:
     try:
-        opened = open_rgb(image)
-        opened = overlay(opened, code.decode(read_raw(mask))) if mask and code else opened
+        opened, mask = open_rgb(image), ids()
+        opened = overlay(opened, mask) if mask is not None else opened
         opened.thumbnail((300, 300))
         return opened
     except UNREADABLE:

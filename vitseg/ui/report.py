@@ -30,6 +30,7 @@ def report(folder: str | Path, shown: int = 6) -> Path:
     events, recipe = list(run.events()), run.recipe
     summary = run.summary
     data = SegmentationData(recipe.data)
+    run.check_split(data.splits)
     sheet = pictures.predictions(load_segmenter(run.best), data, data.splits["validation"][:shown])
     page = _page(summary, events, sheet, recipe.model_dump_json(indent=2))
     path = run.path / "report.html"

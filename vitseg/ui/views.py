@@ -51,6 +51,6 @@ def _figure(data: SegmentationData, name: str, view: str, side: int) -> str:
     sample = data[name, view]
     mask = (sample.binary_mask if data.mode == "binary" else sample.multiclass_mask).numpy()
     source = pictures.data_uri(pictures.with_mask(pictures.picture(sample.image), mask, side))
-    done = escape(description(sample.original.numpy(), data.cfg, name, view))
+    done = escape(description(data.foreground(sample.original.numpy()), data.cfg, name, view))
     title = f"view {escape(view)}: {done}"
     return f'<div style="width: {side}px"><img alt="{title}" src="{source}"><p><b>view {escape(view)}</b><br>{done}</p></div>'
