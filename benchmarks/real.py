@@ -1,7 +1,7 @@
 """Train the quick recipe on real data sets, time it against its forecast, and score its best/ with scikit-learn.
 
     python benchmarks/real.py [FOLDER ...]           (default: ../shared/data/fuseg and camvid; `make real`)
-    python benchmarks/real.py --long [FOLDER ...]    20 + 6 + 6 epochs, seeds 0, 1 and 2
+    python benchmarks/real.py --long [FOLDER ...]    20 + 6 + 6 epochs, seeds 0, 1 and 2; seed 0 of fuseg
 
 Every run trains all of its stages, on an empty feature cache. Prints a table, writes runs/real.json (runs/real-long.json), and
 exits 1 when scikit-learn, in a process that has not trained, disagrees with summary.json by more than 0.005 IoU; when the
@@ -28,6 +28,9 @@ from vitseg.ui.table import Table
 
 FLOORS = {"fuseg": (0.62, 0.67), "camvid": (0.55, 0.62)}
 """The least IoU of the quick recipe, and of the long one."""
+
+SEEDS = {"fuseg": 1}
+"""Of the long run, where it is not three."""
 
 TOLERANCE, MOST_MINUTES, OFF = 0.005, (30, 15), 0.25
 DEFAULT = [Path(__file__).parents[2] / "shared" / "data" / name for name in FLOORS]
@@ -89,7 +92,7 @@ def recipes(folder: Path, long: bool) -> list[Recipe]:
     if not long:
         return [recipe]
     recipe = recipe.replace({f"stages.{n}.epochs": epochs for n, epochs in enumerate((20, 6, 6))})
-    return [recipe.replace({"seed": seed}) for seed in range(3)]
+    return [recipe.replace({"seed": seed}) for seed in range(SEEDS.get(folder.name, 3))]
 
 
 def main(arguments: list[str]) -> int:
