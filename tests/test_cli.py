@@ -117,3 +117,15 @@ def test_cache_is_listed_verified_and_cleared(tiny_recipe, tmp_path, monkeypatch
 
     assert cli.main(["cache", "clear"]) == 0 and "GB cleared" in capsys.readouterr().out
     assert not list((tmp_path / "cache").rglob("*.json"))
+
+
+def test_explain_and_card_tell_of_a_run_and_refuse_what_is_none(tiny_recipe, tmp_path, capsys):
+    list(vitseg.train(tiny_recipe, tmp_path / "run"))
+    assert cli.main(["explain", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out == f"{vitseg.explain(tmp_path / 'run')}\n"
+    assert cli.main(["card", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'run' / 'best' / 'README.md'}\n"
+    assert "## Limits" in (tmp_path / "run" / "best" / "README.md").read_text(encoding="utf-8")
+    for command in ("explain", "card"):
+        assert cli.main([command, str(tmp_path)]) == 2
+        assert "is not a run folder" in capsys.readouterr().err

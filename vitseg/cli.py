@@ -1,4 +1,4 @@
-"""The command line: `vitseg run`, `resume`, `predict`, `check`, `fetch`, `recipe`, `convert`, `cache`."""
+"""The command line: run, resume, explain, card, export, predict, check, fetch, recipe, convert, cache."""
 
 from __future__ import annotations
 
@@ -50,6 +50,16 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("folder")
     resume.add_argument("--inexact", action="store_true", help="even if data, versions or machine have changed since")
     resume.set_defaults(call=_resume)
+    explain = commands.add_parser("explain", help="tell a run in words, from its log")
+    explain.add_argument("folder")
+    explain.set_defaults(call=_explain)
+    card = commands.add_parser("card", help="write a model card into the best/ of a run that has ended")
+    card.add_argument("folder")
+    card.set_defaults(call=_card)
+    export = commands.add_parser("export", help="write a trained model as an ONNX file, held against torch")
+    export.add_argument("model", help="a run folder, or its best/")
+    export.add_argument("file", help="the .onnx file to write")
+    export.set_defaults(call=_export)
     predict = commands.add_parser("predict", help="segment images with a trained model")
     predict.add_argument("model", help="a run folder, or its best/")
     predict.add_argument("images", nargs="+", help="image files, or folders of them")
@@ -122,6 +132,26 @@ def _finish(events: Generator[Event], run: RunFolder, first: Event | None = None
         sys.stderr.write(f"\nGo on with: vitseg resume {run.path}\n")
         raise
     sys.stdout.write(f"\n{table.results(run.summary)}\n\nrun folder  {run.path}\nreport      {report(run.path)}\n")
+
+
+def _explain(parsed: argparse.Namespace) -> None:
+    from vitseg.runs.explain import explain
+
+    sys.stdout.write(f"{explain(parsed.folder)}\n")
+
+
+def _card(parsed: argparse.Namespace) -> None:
+    from vitseg.insight.card import write_card
+
+    sys.stdout.write(f"{write_card(parsed.folder)}\n")
+
+
+def _export(parsed: argparse.Namespace) -> None:
+    from vitseg.insight.export import export_onnx
+    from vitseg.model.segmenter import load_segmenter
+
+    apart = export_onnx(load_segmenter(parsed.model), parsed.file)
+    sys.stdout.write(f"{Path(parsed.file).absolute()}: logits differ from torch's by {apart:.1e} at most\n")
 
 
 def _check(parsed: argparse.Namespace) -> bool:

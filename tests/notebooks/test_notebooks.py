@@ -9,7 +9,7 @@ import pytest
 from vitseg.ui.headless import execute
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
-TRAIN_FOR_LONG = {"00_start_here", "03_the_decoder", "05_progressive_training", "07_ablation"}
+TRAIN_FOR_LONG = {"00_start_here", "03_the_decoder", "05_progressive_training", "07_ablation", "08_reading_a_result"}
 CASES = [pytest.param(p, id=p.stem, marks=pytest.mark.slow if p.stem in TRAIN_FOR_LONG else ()) for p in NOTEBOOKS]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -62,6 +63,19 @@ class Encoder(nn.Module):
             if level in keep or level == last:
                 levels[level] = tokens
         return levels
+
+    def attention(self, tokens: Tensor, block: int, size: tuple[int, int]) -> Tensor:
+        """The attention (B, heads, N, N) of block 1 .. L on the tokens below it; a row is who looks, and adds up to 1.
+
+        The fast attention computes no such table. So the block is copied, and the copy told to; the live one is left alone.
+        """
+        alone = copy.deepcopy(self.blocks[block - 1]).eval()
+        alone.attention.config._attn_implementation = "eager"  # the copy has a config of its own
+        tables: list[Tensor] = []
+        alone.attention.register_forward_hook(lambda module, inputs, outputs: tables.append(outputs[1]))
+        with torch.no_grad():
+            alone(tokens, **self._context(tokens, size))
+        return tables[0]
 
     def _context(self, tokens: Tensor, size: tuple[int, int]) -> dict[str, Any]:
         """What blocks need besides tokens: the rotary embedding, a function of the image size alone."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -102,9 +104,16 @@ class Segmenter(nn.Module):
 
         Raises DataError for anything that is no image.
         """
+        return likeliest(self.logits(image)[None])[0].to(torch.uint8).cpu().numpy()
+
+    def logits(self, image: str | Path | Image.Image | np.ndarray) -> Tensor:
+        """What `predict` takes the largest of: logits (classes, h, w) of one image at its own size, in eval mode."""
         rgb = _as_rgb(image)
-        original = (rgb.height, rgb.width)
-        return restore(self._logits_of(_pixels(fit_image(rgb, self.shape.size))), original).cpu().numpy()
+        return restored(self._logits_of(self.canvas(rgb)[0]), (rgb.height, rgb.width))
+
+    def canvas(self, image: Image.Image) -> Tensor:
+        """An RGB image as the network sees it: (1, 3, H, W) uint8, fitted to the size that the model was trained at."""
+        return _pixels(fit_image(image, self.shape.size))[None].to(self.device)
 
     def predict_windows(self, image: str | Path | Image.Image | np.ndarray, overlap: float = 0.5) -> np.ndarray:
         """Like `predict`, but nothing is scaled: windows of the network's canvas lie over the image, logits are averaged.
@@ -120,13 +129,8 @@ class Segmenter(nn.Module):
 
     def _logits_of(self, pixels: Tensor) -> Tensor:
         """Of one image (3, H, W) uint8: logits (classes, H, W), in eval mode."""
-        was_training = self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                return self(pixels[None].to(self.device))[0]
-        finally:
-            self.train(was_training)
+        with in_eval_mode(self), torch.no_grad():
+            return self(pixels[None].to(self.device))[0]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """`config.json`, `decoder.safetensors`, and `encoder/`, which transformers can load by itself."""
@@ -154,13 +158,29 @@ def _pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def restore(logits: Tensor, original: Size) -> Tensor:
-    """Logits (classes, H, W) of a canvas to class ids (h, w) uint8 at the image's original size."""
+@contextmanager
+def in_eval_mode(model: Segmenter) -> Iterator[None]:
+    """Everything in eval mode, and afterwards as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def restored(logits: Tensor, original: Size) -> Tensor:
+    """Logits (classes, H, W) of a canvas, at the image's original size (classes, h, w)."""
     height, width = fitted_size(original, tuple(logits.shape[1:]))
     inside = logits[None, :, :height, :width].float()
     if (height, width) != original:
         inside = F.interpolate(inside, size=original, mode="bilinear", align_corners=False)
-    return likeliest(inside)[0].to(torch.uint8)
+    return inside[0]
+
+
+def restore(logits: Tensor, original: Size) -> Tensor:
+    """Logits (classes, H, W) of a canvas to class ids (h, w) uint8 at the image's original size."""
+    return likeliest(restored(logits, original)[None])[0].to(torch.uint8)
 
 
 def likeliest(logits: Tensor) -> Tensor:

@@ -57,6 +57,18 @@ def strip(images: Sequence[Image.Image], titles: Sequence[str], height: int = 16
     return _stack(columns, vertical=False)
 
 
+def column(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
+    """Pictures one below the other, each below its title."""
+    parts = [part for image, title in zip(images, titles, strict=True) for part in (_heads([title], image.width), image)]
+    return _stack(parts, vertical=True)
+
+
+def spotlight(image: Image.Image, heat: Tensor) -> Image.Image:
+    """The image, as dark as `heat` (h, w) in 0..1 is low."""
+    light = 0.15 + 0.85 * heat.clamp(0, 1).numpy()[..., None]
+    return Image.fromarray((np.asarray(image.convert("RGB")) * light).round().astype(np.uint8))
+
+
 def picture(image: Tensor) -> Image.Image:
     """An RGB tensor (3, H, W) uint8, as a Sample holds it."""
     return Image.fromarray(image.permute(1, 2, 0).numpy())

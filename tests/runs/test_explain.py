@@ -1,0 +1,73 @@
+"""A run told in words: every number in it is that of the events, also where they are not what was promised."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+import vitseg
+from vitseg.errors import RunError
+from vitseg.events import BatchEnded, StageEnded, StageStarted
+from vitseg.runs.explain import explain, explain_events
+
+
+@pytest.fixture(scope="module")
+def run(tiny_recipe, tmp_path_factory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("explain") / "run"
+    for _ in vitseg.train(tiny_recipe, folder):
+        pass
+    return folder
+
+
+def test_each_stage_is_told_with_what_the_optimizer_held_the_rates_and_what_came_of_it(run):
+    header, *stages, end = explain(run).split("\n\n")
+    events = list(vitseg.replay(run))
+    assert len(stages) == 3
+    assert header.startswith("Run tiny: ")
+    assert "10 training and 2 validation images" in header
+    for number, told in enumerate(stages, start=1):
+        started = next(e for e in events if isinstance(e, StageStarted) and e.stage == number)
+        ended = next(e for e in events if isinstance(e, StageEnded) and e.stage == number)
+        steps = [e for e in events if isinstance(e, BatchEnded) and e.stage == number]
+        assert f"held {started.trainable:,} of {started.total:,} parameters" in told
+        assert f"{len(steps)} steps in {ended.epochs} epochs" in told
+        assert f"{steps[0].lr['decoder']:.2e}" in told
+        assert f"{steps[-1].lr['decoder']:.2e}" in told
+        assert f"moved {ended.schedule_steps:,} times" in told
+        assert ended.audit in told
+    assert "those of the decoder." in stages[0]
+    assert "those of block 4, the final norm and the decoder." in stages[1]
+    assert "those of blocks 3 to 4, the final norm and the decoder." in stages[2]
+    best = vitseg.RunFolder(run).summary["best"]["iou"]
+    assert f"validation IoU of {best:.3f}" in end
+
+
+def test_an_optimizer_that_held_something_else_than_promised_is_told(run):
+    def other(event):
+        if not isinstance(event, StageStarted) or event.stage > 1:
+            return event
+        parts = [p | {"in_optimizer": p["parameters"] * (p["name"] in {"block 4", "decoder"})} for p in event.parts]
+        return dataclasses.replace(event, parts=parts)
+
+    told = explain_events(map(other, vitseg.replay(run))).split("\n\n")[1]
+    assert "those of block 4 and the decoder. Promised to train: the decoder." in told
+    assert "Promised" not in explain(run).split("\n\n")[1]
+
+
+def test_a_run_that_was_cut_off_and_one_that_failed_say_so(run):
+    events = list(vitseg.replay(run))
+    assert explain_events(islice(events, 6)).endswith("It has not ended.")
+    from vitseg.runs.folder import Failure
+
+    assert explain_events(islice(events, 6), Failure("LRBreach", "Step 3 was taken at 2.")).endswith(
+        "It ended with LRBreach: Step 3 was taken at 2."
+    )
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(RunError, match="is not a run folder"):
+        explain(tmp_path)
