@@ -54,8 +54,8 @@ def confusion_figure(reading: Reading, of: str = "truth") -> go.Figure:
     figure = go.Figure(go.Heatmap(z=shares, x=names, y=names, text=text, customdata=counts, hovertemplate=hover, **look))
     figure.update_xaxes(title_text="prediction", showgrid=False, ticks="", side="top", type="category")
     figure.update_yaxes(title_text="truth", showgrid=False, ticks="", autorange="reversed", automargin=True, type="category")
-    height = 140 + 34 * len(names)
-    return _titled(figure, f"Confusion, per cent of the {of}", height, margin={"t": 110})
+    figure = _titled(figure, f"Confusion, per cent of the {of}", 170 + 36 * len(names), margin={"t": 120, "b": 24})
+    return figure.update_layout(title_y=0.98, title_yanchor="top")
 
 
 def size_figure(reading: Reading) -> go.Figure:
