@@ -1,7 +1,7 @@
 """Take the pictures of the workbench that the README shows, or train a folder through it.
 
 python tests/browser/screenshots.py                   docs/pictures/, on generated images (a quarter of an hour)
-python tests/browser/screenshots.py caught            those of one show alone: workbench, ablation, caught, twice
+python tests/browser/screenshots.py caught            those of one show alone: workbench, ablation, caught, twice, reading
 python tests/browser/screenshots.py FOLDER PICTURES   a whole run on that folder; pictures and numbers go to PICTURES
 """
 
@@ -94,6 +94,22 @@ def twice() -> None:
         lab.page.locator(".jp-NotebookPanel:visible .js-plotly-plot").first.screenshot(path=str(OURS / "stepped-twice.png"))
 
 
+def reading() -> None:
+    """The confusion matrix of notebook 08, after a click on a cell."""
+    told = sections("08_reading_a_result")
+    trained, read = next(iter(told.values()))[0], told["One set of predictions, three numbers"][0]
+    with lesson("\n".join([trained, read, "vitseg.show_confusions(reading, model, data, most=2)"])) as (lab, _):
+        lab.page.set_viewport_size({"width": 960, "height": 1400})
+        lab.wait_text("were taken for")
+        time.sleep(2.5)
+        cells = lab.page.locator(".jp-NotebookPanel:visible .heatmaplayer image").first.bounding_box()
+        lab.page.mouse.click(cells["x"] + cells["width"] * 1.5 / 5, cells["y"] + cells["height"] * 2.5 / 5)
+        lab.wait_text("'slough' were taken for 'granulation'")
+        lab.page.mouse.move(5, 5)
+        time.sleep(1)
+        lab.page.locator(".jp-NotebookPanel:visible .jp-OutputArea-output").last.screenshot(path=str(OURS / "confusions.png"))
+
+
 def frame(lab: Lab) -> Image.Image:
     shot = lab.page.locator(".jp-NotebookPanel:visible").first.screenshot()
     return Image.open(io.BytesIO(shot)).convert("RGB")
@@ -175,7 +191,7 @@ def shoot(lab: Lab, path: Path) -> None:
     lab.page.locator(".jp-NotebookPanel:visible").first.screenshot(path=str(path))
 
 
-SHOWS = {"workbench": workbench, "ablation": ablation, "caught": caught, "twice": twice}
+SHOWS = {"workbench": workbench, "ablation": ablation, "caught": caught, "twice": twice, "reading": reading}
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -53,7 +53,9 @@ def confusion_figure(reading: Reading, of: str = "truth") -> go.Figure:
     look = {"colorscale": "Cividis", "zmin": 0, "zmax": 1, "showscale": False, "xgap": 3, "ygap": 3, "texttemplate": "%{text}"}
     figure = go.Figure(go.Heatmap(z=shares, x=names, y=names, text=text, customdata=counts, hovertemplate=hover, **look))
     figure.update_xaxes(title_text="prediction", showgrid=False, ticks="", side="top", type="category")
-    figure.update_yaxes(title_text="truth", showgrid=False, ticks="", autorange="reversed", automargin=True, type="category")
+    figure.update_yaxes(
+        title_text="truth", title_standoff=14, showgrid=False, ticks="", autorange="reversed", automargin=True, type="category"
+    )
     figure = _titled(figure, f"Confusion, per cent of the {of}", 170 + 36 * len(names), margin={"t": 120, "b": 24})
     return figure.update_layout(title_y=0.98, title_yanchor="top")
 
