@@ -47,7 +47,7 @@ from vitseg.settings import Constant, Data, Exponential, Generated, Model, Stage
 from vitseg.ui.table import Table
 
 LENGTHS = {0: (400, 2)}
-"""Images and epochs by unfrozen blocks, else 60 and 3. As many as the foot-ulcer set has, for ours computes one view an epoch to
+"""Images and epochs by unfrozen blocks, else 60 and 3. As many as the foot-ulcer set has: ours computes one view an epoch to
 check what it reads, which is much of a short epoch of stage 1."""
 
 CASES = {"small": ("small", "lean"), "base": ("base", "lean"), "unet": ("small", "unet")}

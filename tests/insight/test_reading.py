@@ -12,6 +12,7 @@ from sklearn.metrics import jaccard_score
 from torchmetrics.classification import MulticlassCalibrationError
 
 import vitseg
+from vitseg.data.dataset import SegmentationData
 from vitseg.errors import ConfigError
 from vitseg.images import IGNORE
 from vitseg.insight.borders import TOLERANCE, borders_of
@@ -19,6 +20,10 @@ from vitseg.insight.calibration import BINS, Calibration
 from vitseg.insight.objects import things_of
 from vitseg.insight.predicting import flipped, probabilities
 from vitseg.insight.reading import Reading, read_images
+from vitseg.model.segmenter import build_segmenter
+from vitseg.presets import quick
+from vitseg.settings import Model
+from vitseg.ui import result
 
 
 def made(*matrices: list[list[int]], mode: str = "multiclass") -> Reading:
@@ -78,6 +83,13 @@ def test_the_interval_covers_its_score_is_drawn_the_same_each_time_and_shrinks_w
     assert high - low == pytest.approx(2 * 1.96 * 0.112, rel=0.15)
 
 
+def test_where_no_image_holds_anything_that_is_scored_there_is_no_number():
+    reading = made([[100, 0], [0, 0]], [[90, 10], [0, 0]], mode="binary")
+    assert reading.means(1) == {"data set": None, "images": None, "batches": None}
+    assert reading.interval() is None
+    assert [row[2] for row in result.score_card(reading).rows[:4]] == ["n/a"] * 4
+
+
 TRUTH = np.array(
     [[1, 1, 0, 0, 0, 2], [1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, IGNORE]], dtype=np.uint8
 )
@@ -87,7 +99,7 @@ PREDICTED = np.array(
 
 
 def test_objects_by_hand_corners_joined_ignored_pixels_of_no_class():
-    found = {(t.class_id, t.pixels): (t.found, t.iou) for t in things_of("a", TRUTH, PREDICTED, 3)}
+    found = {(t.class_id, t.pixels): (t.found, t.iou) for t in things_of("a", TRUTH, PREDICTED, (1, 2))}
     assert found == {
         (1, 5): (pytest.approx(3 / 5), pytest.approx(3 / 5)),  # the square and the pixel at its corner
         (1, 4): (pytest.approx(2 / 4), pytest.approx(2 / 5)),
@@ -103,12 +115,12 @@ def test_borders_are_those_of_monai_and_a_class_that_is_missing_has_none():
         for mask in (truth, predicted):
             top, left = rng.integers(2, 15, 2)
             mask[top : top + rng.integers(5, 20), left : left + rng.integers(5, 30)] = 1
-        border = borders_of("a", truth, predicted, 3)
+        border = borders_of("a", truth, predicted, (1, 2))
         assert len(border) == 1
         both = [torch.nn.functional.one_hot(torch.from_numpy(m).long(), 2).permute(2, 0, 1)[None] for m in (predicted, truth)]
         assert border[0].distance == pytest.approx(compute_average_surface_distance(*both, symmetric=True).item(), abs=1e-5)
         assert border[0].within == pytest.approx(compute_surface_dice(*both, class_thresholds=[TOLERANCE]).item(), abs=1e-5)
-    assert borders_of("a", TRUTH, np.zeros_like(TRUTH), 3) == []
+    assert borders_of("a", TRUTH, np.zeros_like(TRUTH), (1, 2)) == []
 
 
 def test_calibration_is_that_of_torchmetrics_and_adds_up():
@@ -161,3 +173,12 @@ def test_mirrored_twice_is_a_mean_of_both_and_leaves_the_model_as_it_was(model, 
     assert torch.allclose(mean, (plain + mirrored) / 2)
     assert torch.allclose(mean.sum(0), torch.ones(mean.shape[1:]), atol=1e-5)
     assert not torch.equal(mean, plain)
+
+
+@pytest.mark.real
+def test_the_first_class_is_an_object_unless_it_is_the_background(real_data, encoders):
+    data = SegmentationData(quick(real_data / "camvid").data)
+    data.splits["validation"] = data.splits["validation"][:2]
+    reading = read_images(build_segmenter(Model(encoder=encoders["vit"]), data.classes, (42, 56), seed=0), data)
+    assert reading.classes[0] == "sky"
+    assert 0 in {t.class_id for t in reading.things}

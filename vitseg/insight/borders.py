@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +22,10 @@ class Border(NamedTuple):
     within: float
 
 
-def borders_of(name: str, truth: np.ndarray, predicted: np.ndarray, classes: int) -> list[Border]:
-    """Of every class but 0 that is in the truth and in the prediction; where one is missing there is no way to go."""
+def borders_of(name: str, truth: np.ndarray, predicted: np.ndarray, classes: Iterable[int]) -> list[Border]:
+    """Of each of these classes that is in the truth and in the prediction; where one is missing there is no way to go."""
     found = []
-    for class_id in range(1, classes):
+    for class_id in classes:
         mine, theirs = _edge(predicted == class_id), _edge(truth == class_id)
         if mine.any() and theirs.any():
             ways = np.concatenate([_ways(mine, theirs), _ways(theirs, mine)])

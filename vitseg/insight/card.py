@@ -76,7 +76,8 @@ def _worth(reading: Reading) -> str:
     scores, interval, means = reading.scores(), reading.interval(), reading.means(8)
     size = {"data set": "over all pixels of the set (this is what training logs)", "images": "mean over images"}
     rows = [(f"IoU, {words}", _number(means[key])) for key, words in size.items()]
-    rows[0] = (rows[0][0], f"{rows[0][1]} ({interval.low:.3f} to {interval.high:.3f}, 95 %, bootstrap over images)")
+    if interval:
+        rows[0] = (rows[0][0], f"{rows[0][1]} ({interval}, 95 %, bootstrap over images)")
     rows += [("F1", _number(scores["f1"])), ("accuracy", _number(scores["accuracy"]))]
     rows += [("calibration error", f"{reading.calibration.error():.3f}")]
     classes = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +23,10 @@ class Thing(NamedTuple):
     iou: float
 
 
-def things_of(name: str, truth: np.ndarray, predicted: np.ndarray, classes: int) -> list[Thing]:
-    """The pieces of every class but 0 in class ids (h, w); ignored pixels are of no class in either."""
+def things_of(name: str, truth: np.ndarray, predicted: np.ndarray, classes: Iterable[int]) -> list[Thing]:
+    """The pieces of these classes in class ids (h, w); ignored pixels are of no class in either."""
     found: list[Thing] = []
-    for class_id in range(1, classes):
+    for class_id in classes:
         if not (truth == class_id).any():
             continue
         pieces, count = ndimage.label(truth == class_id, EIGHT)

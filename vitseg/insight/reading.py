@@ -30,6 +30,9 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.low:.3f} to {self.high:.3f}"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
@@ -67,16 +70,17 @@ class Reading:
         batches = [self._scores(part.sum(0))["iou"] for part in self.matrices.split(batch_size)]
         return {"data set": self.scores()["iou"], "images": _mean(self.iou_by_image()), "batches": _mean(batches)}
 
-    def interval(self, resamples: int = 1000) -> Interval:
+    def interval(self, resamples: int = 1000) -> Interval | None:
         """95 % interval of the data set's IoU over images like these: percentiles of a bootstrap over images (Efron 1979).
 
-        It knows nothing of what another seed of training would have changed. The draws are the same each time.
+        It knows nothing of what another seed of training would have changed. The draws are the same each time. None where no
+        image holds anything that is scored.
         """
         rng = np.random.default_rng(seed_for("bootstrap"))
         counts = rng.multinomial(n := len(self.names), np.full(n, 1 / n), size=resamples)
         totals = torch.einsum("rn,nij->rij", torch.from_numpy(counts), self.matrices)
         found = [iou for iou in (self._scores(total)["iou"] for total in totals) if iou is not None]
-        return Interval(*(float(q) for q in np.quantile(found, (0.025, 0.975))))
+        return Interval(*(float(q) for q in np.quantile(found, (0.025, 0.975)))) if found else None
 
     def ranked(self) -> list[str]:
         """Names of the images that can be scored, from the worst to the best."""
@@ -131,6 +135,8 @@ def read_images(
     if split not in data.splits or not data.splits[split]:
         raise ConfigError("split", split, ", ".join(repr(s) for s, names in data.splits.items() if names))
     names, matrices, things, borders, calibration = data.splits[split], [], [], [], Calibration.empty()
+    ground = data.mode == "binary" or data.classes[0] == "background"
+    objects = range(1 if ground else 0, len(data.classes))
     for name in watch(names):
         image, ids = data.load(name)
         truth, given = data.trained(ids), by(model, image)
@@ -138,8 +144,8 @@ def read_images(
         matrices.append(confusion(predicted, torch.from_numpy(truth), len(data.classes)))
         calibration += Calibration.of(confidence, predicted, torch.from_numpy(truth))
         mask = np.where(truth == IGNORE, IGNORE, predicted.numpy()).astype(np.uint8)
-        things += things_of(name, truth, mask, len(data.classes))
-        borders += borders_of(name, truth, mask, len(data.classes))
+        things += things_of(name, truth, mask, objects)
+        borders += borders_of(name, truth, mask, objects)
     return Reading(
         data.classes, data.mode, data.cfg.score_background, split, tuple(names), torch.stack(matrices),
         tuple(things), tuple(borders), calibration,

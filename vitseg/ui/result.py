@@ -21,7 +21,7 @@ def score_card(reading: Reading, batch_size: int = 8) -> Table:
     means, interval = reading.means(batch_size), reading.interval()
     rows = (
         ("data set", "all pixels in one matrix: what training logs", number_or_na(means["data set"])),
-        ("", "95 % of resampled sets of images lie in", f"{interval.low:.3f} to {interval.high:.3f}"),
+        ("", "95 % of resampled sets of images lie in", str(interval) if interval else "n/a"),
         ("images", "the mean over images: a small object counts as much as a large one", number_or_na(means["images"])),
         ("batches", f"the mean over batches of {batch_size}: depends on their order", number_or_na(means["batches"])),
         ("calibration error", "how far sureness and success are apart", f"{reading.calibration.error():.3f}"),
