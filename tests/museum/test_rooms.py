@@ -6,12 +6,16 @@ import re
 from collections.abc import Iterator
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from lessons import Names, sections, sliced_from_minus_n, visit
+from PIL import Image
 
+from vitseg import images
 from vitseg.errors import LRBreach
-from vitseg.training import audit, loop, optim, schedule
+from vitseg.model.segmenter import Segmenter
+from vitseg.training import audit, loop, losses, optim, schedule
 from vitseg.training.metrics import confusion, scores
 
 SECTIONS = sections("06_bug_museum")
@@ -29,6 +33,19 @@ PROMISES = {
     7: (4, 0, r"^Promised to train: only decoder\. Found: blocks 1-4: can train \(requires_grad is on\), 34,432 parameters\. "),
     8: (pytest.approx(0.2, abs=0.18), 0.0, r"^logged 0\.\d{3}, but scored again 0\.\d{3}$"),
     9: (0.202, 0.472, r"^the same pixels score 0\.202 in 7 batches and 0\.472 in 1$"),
+    10: (79, 1, r"^Step 62: the LR of 'group 0' is 0\.000150025, promised was 0\.000199978 \(0\.7502 times\)"),
+    11: (
+        pytest.approx(0.13, abs=0.1),
+        0.0,
+        r"Found: embeddings, blocks 1-4, final norm: in training mode, but should be frozen",
+    ),
+    12: (2, 0, r"^a red image is brightest in channel 2, red is channel 0$"),
+    13: (0.234375, 0.0, r"^6 rows and columns may be anything, and no logit moves$"),
+    14: (
+        0.237,
+        0.933,
+        r"^With these class weights label_smoothing=0\.1 asks .* P\(background\) = 0\.24 where it is background\.",
+    ),
 }
 
 # room: (the fault, as it stands in the notebook, and as it should have been)
@@ -42,6 +59,11 @@ MENDED = {
     7: ("layer[-n:]", "layer[4 - n :]"),
     8: ("= last, model.state_dict()", "= last, {name: t.clone() for name, t in model.state_dict().items()}"),
     9: ("sum(each) / len(each)", "batch_iou(*map(torch.cat, zip(*epoch, strict=True)))"),
+    10: ("T_0=3, eta_min=1e-7)", "T_0=3 * 50, eta_min=1e-7)"),
+    11: ("model.train()  #", "model.head.train()  #"),
+    12: ("[..., ::-1]", "[..., :]"),
+    13: ("(1, 3, 48, 48)", "(1, 3, 42, 42)"),
+    14: ("[1.0, 30.0, 60.0]", "[1.0, 1.0, 1.0]"),
 }
 
 
@@ -80,8 +102,8 @@ def _generator() -> Iterator[None]:
         yield
 
 
-def test_there_are_nine_rooms_and_the_last_cell_asserts():
-    assert [number_of(title) for title in TITLES] == list(range(1, 10))
+def test_there_are_fourteen_rooms_and_the_last_cell_asserts():
+    assert [number_of(title) for title in TITLES] == list(range(1, 15))
     assert LAST_CELL.count("assert ") >= 5
 
 
@@ -178,6 +200,41 @@ def mean_over_batches(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(loop, "evaluate", evaluate)
 
 
+def epochs_taken_for_batches(patch: pytest.MonkeyPatch) -> None:
+    build = schedule.CosineRestartsSchedule.__init__
+    patch.setattr(schedule.CosineRestartsSchedule, "__init__", lambda clock, o, cfg, _: build(clock, o, cfg, 1))
+
+
+def frozen_that_wakes(patch: pytest.MonkeyPatch) -> None:
+    prefix = Segmenter.prefix
+
+    def noisy(model: Segmenter, x: torch.Tensor) -> dict[int, torch.Tensor]:
+        return {level: tokens + model.training * torch.rand_like(tokens) for level, tokens in prefix(model, x).items()}
+
+    patch.setattr(Segmenter, "prefix", noisy)
+
+
+def blue_first(patch: pytest.MonkeyPatch) -> None:
+    read = images.to_rgb
+    patch.setattr(images, "to_rgb", lambda image: Image.fromarray(np.asarray(read(image))[..., ::-1].copy()))
+
+
+def rest_of_a_patch_is_lost(patch: pytest.MonkeyPatch) -> None:
+    normalise = Segmenter.normalise
+
+    def cut_off(model: Segmenter, x: torch.Tensor) -> torch.Tensor:
+        whole = x.clone()
+        whole[..., x.shape[-2] // 14 * 14 :, :] = 0
+        whole[..., x.shape[-1] // 14 * 14 :] = 0
+        return normalise(model, whole)
+
+    patch.setattr(Segmenter, "normalise", cut_off)
+
+
+def silent_about_smoothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(losses, "loss_notes", lambda recipe, data: [])
+
+
 BREAKS = {
     deaf_contract: (2, 3, 6),
     deaf_audit: (1, 4, 5, 7),
@@ -187,6 +244,11 @@ BREAKS = {
     optimizer_of_everything: (5,),
     aliased_best: (8,),
     mean_over_batches: (9,),
+    epochs_taken_for_batches: (10,),
+    frozen_that_wakes: (11,),
+    blue_first: (12,),
+    rest_of_a_patch_is_lost: (13,),
+    silent_about_smoothing: (14,),
 }
 
 

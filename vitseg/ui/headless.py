@@ -1,7 +1,7 @@
 """Execute notebooks without a browser and see their text as it comes.
 
 python -m vitseg.ui.headless NOTEBOOK
-python -m vitseg.ui.headless --pages FOLDER NOTEBOOK ...   each executed, as a page that opens without a network
+python -m vitseg.ui.headless --pages FOLDER NOTEBOOK ...   each executed and timed, as a page that opens without a network
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,12 @@ def main() -> int:
     pages, *paths = sys.argv[2:] if sys.argv[1] == "--pages" else (None, sys.argv[1])
     try:
         for path in map(Path, paths):
-            execute(path) if pages is None else write_page(path, Path(pages))
+            began = time.monotonic()
+            if pages is None:
+                execute(path)
+            else:
+                write_page(path, Path(pages))
+                sys.stderr.write(f"{path.stem}: {time.monotonic() - began:.0f} s\n")
     except CellExecutionError as error:
         known = error.ename.rpartition(".")[2] in {c.__name__ for c in VitsegError.__subclasses__()}
         sys.stderr.write(f"\n{error.evalue if known else error}\n")
