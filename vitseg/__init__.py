@@ -29,6 +29,7 @@ _PUBLIC = {
     "vitseg.runs.folder": ("RunFolder", "new_run", "replay", "runs_root"),
     "vitseg.runs.run": ("fork", "resume", "train"),
     "vitseg.runs.explain": ("explain",),
+    "vitseg.runs.mirror": ("mirror",),
     "vitseg.insight.card": ("write_card",),
     "vitseg.insight.drift": ("drift",),
     "vitseg.insight.export": ("export_onnx",),
