@@ -50,3 +50,14 @@ def test_a_run_that_has_not_ended_or_whose_images_are_others_gets_no_card(copy):
     with pytest.raises(RunError, match="has not ended"):
         vitseg.write_card(copy.path)
     assert not (copy.best / "README.md").exists()
+
+
+def test_a_reading_of_other_images_or_weights_is_not_put_into_the_card(copy, data):
+    model = vitseg.load(copy.path)
+    with pytest.raises(RunError, match=r"reading: train images, IoU 0\.\d+; the run has logged 0\."):
+        vitseg.write_card(copy.path, read_images(model, data, "train"))
+    with torch.no_grad():
+        model.decoder.classify.bias[1] += 100  # everything is granulation
+    with pytest.raises(RunError, match=r"reading: validation images, IoU 0\.\d+; the run has logged 0\."):
+        vitseg.write_card(copy.path, read_images(model, data))
+    assert not (copy.best / "README.md").exists()

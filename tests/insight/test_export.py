@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitseg.errors import VitsegError, WeightsError
+from vitseg.errors import RunError, VitsegError, WeightsError
 from vitseg.insight import export
 from vitseg.insight.export import export_onnx
 from vitseg.model.segmenter import build_segmenter, restore
@@ -71,3 +71,9 @@ def test_without_the_packages_it_says_how_to_get_them(encoders, tmp_path, monkey
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(VitsegError, match=r"onnxruntime is not installed.*pip install 'vitseg\[onnx\]'"):
         export_onnx(model, tmp_path / "model.onnx")
+
+
+def test_a_folder_that_is_not_there_is_a_sentence(encoders, tmp_path):
+    model = build_segmenter(Model(encoder=encoders["vit"]), ("a", "b"), SIZE, seed=0)
+    with pytest.raises(RunError, match=r"model\.onnx"):
+        export_onnx(model, tmp_path / "nowhere" / "model.onnx")

@@ -182,3 +182,9 @@ def test_the_first_class_is_an_object_unless_it_is_the_background(real_data, enc
     reading = read_images(build_segmenter(Model(encoder=encoders["vit"]), data.classes, (42, 56), seed=0), data)
     assert reading.classes[0] == "sky"
     assert 0 in {t.class_id for t in reading.things}
+
+
+def test_a_model_of_other_classes_is_refused(encoders, data):
+    model = build_segmenter(Model(encoder=encoders["vit"]), ("a", "b", "c", "d"), (70, 70), seed=0)
+    with pytest.raises(ConfigError, match=r"model: got \('a', 'b', 'c', 'd'\); allowed: a model of the data's classes"):
+        read_images(model, data)

@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vitseg
-from vitseg.errors import VitsegError
+from vitseg.errors import RunError, VitsegError
 from vitseg.events import BatchEnded, EpochEnded, RunStarted
 
 
@@ -48,3 +48,9 @@ def test_without_tensorboard_it_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(VitsegError, match=r"tensorboard is not installed.*pip install 'vitseg\[tensorboard\]'"):
         next(vitseg.mirror([], tmp_path))
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="file"):
+        next(vitseg.mirror([], tmp_path / "file" / "curves"))

@@ -10,12 +10,14 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from vitseg.data.dataset import SegmentationData
+from vitseg.errors import RunError
 from vitseg.insight.borders import TOLERANCE
 from vitseg.insight.reading import Reading, read_images
 from vitseg.model.segmenter import load_segmenter
 from vitseg.runs.durable import write_text
 from vitseg.runs.explain import explain
 from vitseg.runs.folder import RunFolder
+from vitseg.runs.summary import number_or_na
 
 _USE = """```python
 import vitseg
@@ -35,7 +37,7 @@ _LIMITS = """- The scores are of images like the validation images: other camera
 def write_card(folder: str | Path, reading: Reading | None = None) -> Path:
     """Write `best/README.md` of a run that has ended, as the Hugging Face hub reads it. `reading` is that of its best weights.
 
-    Raises RunError where the run has not ended, or its images are others by now.
+    Raises RunError where the run has not ended, its images are others by now, or `reading` is not of these weights.
     """
     run = RunFolder(folder)
     recipe, summary = run.recipe, run.summary
@@ -43,9 +45,19 @@ def write_card(folder: str | Path, reading: Reading | None = None) -> Path:
         data = SegmentationData(recipe.data)
         run.check_split(data.splits)
         reading = read_images(load_segmenter(run.best), data)
+    _refuse_another(reading, summary["best"]["iou"])
     path = run.best / "README.md"
     write_text(path, card(summary, run, reading))
     return path
+
+
+def _refuse_another(reading: Reading, logged: float | None) -> None:
+    """Raises RunError unless the reading is of validation images and scores what was logged, rounding apart."""
+    found = reading.scores()["iou"]
+    if reading.split != "validation" or abs((found or 0.0) - (logged or 0.0)) > 0.005:
+        was = f"{reading.split} images, IoU {number_or_na(found)}"
+        mend = "Read the validation images with vitseg.load(folder), without augmentation, or leave the reading out."
+        raise RunError(f"reading: {was}; the run has logged {number_or_na(logged)} on validation images.", mend)
 
 
 def card(summary: dict[str, Any], run: RunFolder, reading: Reading) -> str:
@@ -75,13 +87,13 @@ def card(summary: dict[str, Any], run: RunFolder, reading: Reading) -> str:
 def _worth(reading: Reading) -> str:
     scores, interval, means = reading.scores(), reading.interval(), reading.means(8)
     size = {"data set": "over all pixels of the set (this is what training logs)", "images": "mean over images"}
-    rows = [(f"IoU, {words}", _number(means[key])) for key, words in size.items()]
+    rows = [(f"IoU, {words}", number_or_na(means[key])) for key, words in size.items()]
     if interval:
         rows[0] = (rows[0][0], f"{rows[0][1]} ({interval}, 95 %, bootstrap over images)")
-    rows += [("F1", _number(scores["f1"])), ("accuracy", _number(scores["accuracy"]))]
+    rows += [("F1", number_or_na(scores["f1"])), ("accuracy", number_or_na(scores["accuracy"]))]
     rows += [("calibration error", f"{reading.calibration.error():.3f}")]
     classes = [
-        (name, _number(iou), _border(reading, i))
+        (name, number_or_na(iou), _border(reading, i))
         for i, (name, iou) in enumerate(zip(reading.classes, scores["per_class_iou"], strict=True))
     ]
     return (
@@ -99,10 +111,6 @@ def _border(reading: Reading, class_id: int) -> str:
 
 def _size(run: RunFolder) -> str:
     return " x ".join(map(str, run.recipe.data.size))
-
-
-def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3f}"
 
 
 def _listed(lines: Iterable[str]) -> str:

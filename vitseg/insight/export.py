@@ -69,7 +69,7 @@ def _noise(batch: int, size: tuple[int, int]) -> Tensor:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what the exporter says of torchvision, which must be absent, and of constants that it leaves alone."""
+    """Silences the exporter's remarks on torchvision, which is not used here, and on constants that it does not fold."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -27,7 +27,7 @@ def all_levels(model: Segmenter, image: Image.Image) -> Levels:
 def attention(model: Segmenter, image: Image.Image, block: int) -> Tensor:
     """How much the class token looks at each patch of the image in block 1 .. L: (heads, h, w)."""
     encoder, padded = model.encoder, model.padded(model.shape.size)
-    _check_level("block", block, 1, encoder.depth)
+    _check("block", block, 1, encoder.depth)
     table = encoder.attention(all_levels(model, image)[block - 1], block, padded)
     looks = table[0, :, 0, encoder.prefix_tokens :]
     return _of_the_image(looks.unflatten(1, _grid(model)), model, image)
@@ -40,8 +40,8 @@ def grad_cam(model: Segmenter, image: Image.Image, class_id: int, level: int) ->
     over the pixels predicted as that class, or over all if there are none.
     """
     encoder = model.encoder
-    _check_level("level", level, 0, model.shape.skip_depths[-1])
-    _check_level("class_id", class_id, 0, len(model.shape.classes) - 1)
+    _check("level", level, 0, model.shape.skip_depths[-1])
+    _check("class_id", class_id, 0, len(model.shape.classes) - 1)
     levels, size = all_levels(model, image), model.shape.size
     height, width = fitted_size((image.height, image.width), size)
 
@@ -82,7 +82,7 @@ def pca_colors(maps: Sequence[Tensor]) -> list[Tensor]:
 
 def feature_map(model: Segmenter, image: Image.Image, level: int) -> Tensor:
     """Features (D, h, w) of the patches of an image at level 0 .. L, normed as the decoder gets them."""
-    _check_level("level", level, 0, model.encoder.depth)
+    _check("level", level, 0, model.encoder.depth)
     with torch.no_grad():
         features = model.encoder.to_map(all_levels(model, image)[level], model.padded(model.shape.size))[0]
     return _of_the_image(features, model, image)
@@ -108,6 +108,6 @@ def _of_the_image(grid: Tensor, model: Segmenter, image: Image.Image) -> Tensor:
     return grid[..., :height, :width].cpu()
 
 
-def _check_level(field: str, value: int, least: int, most: int) -> None:
+def _check(field: str, value: int, least: int, most: int) -> None:
     if not least <= value <= most:
         raise ConfigError(field, value, f"{least}..{most}")

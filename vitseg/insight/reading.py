@@ -20,7 +20,7 @@ from vitseg.insight.calibration import Calibration
 from vitseg.insight.objects import Thing, things_of
 from vitseg.insight.predicting import probabilities
 from vitseg.model.segmenter import Segmenter
-from vitseg.training.metrics import confusion, scores
+from vitseg.training.metrics import confusion, mean_of_known, scores
 
 Predict = Callable[[Segmenter, Image.Image], Tensor]
 """From a model and an image to probabilities (classes, h, w) at the image's own size: `probabilities`, or `flipped`."""
@@ -68,7 +68,11 @@ class Reading:
         a class is left out of that class. Over batches is an accident of their order, and what many training loops print.
         """
         batches = [self._scores(part.sum(0))["iou"] for part in self.matrices.split(batch_size)]
-        return {"data set": self.scores()["iou"], "images": _mean(self.iou_by_image()), "batches": _mean(batches)}
+        return {
+            "data set": self.scores()["iou"],
+            "images": mean_of_known(self.iou_by_image()),
+            "batches": mean_of_known(batches),
+        }
 
     def interval(self, resamples: int = 1000) -> Interval | None:
         """95 % interval of the data set's IoU over images like these: percentiles of a bootstrap over images (Efron 1979).
@@ -88,7 +92,7 @@ class Reading:
         return [name for _, name in sorted(scored)]
 
     def examples(self, each: int = 2) -> dict[str, list[str]]:
-        """Names of the `each` best images, those around the median, and the worst; no image twice."""
+        """Names of the `each` best images, those around the median, and the worst; of three images or more none twice."""
         ranked = self.ranked()
         each = min(each, len(ranked) // 3) or 1
         middle = (len(ranked) - each) // 2
@@ -130,8 +134,13 @@ def read_images(
 ) -> Reading:
     """Predict every image of a split at its own size, and keep what can be counted. The model is left as it was.
 
-    `watch` hands on the names as they are asked for: room for a progress bar.
+    `watch` hands on the names as they are asked for: room for a progress bar. Raises ConfigError for a split without images,
+    and for a model of other classes.
     """
+    if model.shape.classes != data.classes:
+        raise ConfigError(
+            "model", model.shape.classes, f"a model of the data's classes, {data.classes}", "Read its own run's data."
+        )
     if split not in data.splits or not data.splits[split]:
         raise ConfigError("split", split, ", ".join(repr(s) for s, names in data.splits.items() if names))
     names, matrices, things, borders, calibration = data.splits[split], [], [], [], Calibration.empty()
@@ -150,8 +159,3 @@ def read_images(
         data.classes, data.mode, data.cfg.score_background, split, tuple(names), torch.stack(matrices),
         tuple(things), tuple(borders), calibration,
     )  # fmt: skip
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None

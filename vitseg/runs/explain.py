@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitseg.events import BatchEnded, Event, RunEnded, RunStarted, StageEnded, StageStarted
 from vitseg.runs.folder import Failure, RunFolder
-from vitseg.runs.summary import score_name
+from vitseg.runs.summary import number_or_na, score_name
 
 
 @dataclass(slots=True)
@@ -137,13 +137,9 @@ def _came_of_it(start: StageStarted, end: StageEnded) -> str:
 
 
 def _end(end: RunEnded) -> str:
-    test = f" The test images, scored once at the end, gave {_number(end.test['iou'])}." if end.test else ""
+    test = f" The test images, scored once at the end, gave {number_or_na(end.test['iou'])}." if end.test else ""
     return (
-        f"The best weights have a validation IoU of {_number(end.best['iou'])}, and were chosen by it.{test} "
+        f"The best weights have a validation IoU of {number_or_na(end.best['iou'])}, and were chosen by it.{test} "
         "Whether the later stages earned their part, or more epochs of the first would have done as well, one run cannot say: "
         "vitseg.ablate can."
     )
-
-
-def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3f}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vitseg.errors import VitsegError
 from vitseg.events import BatchEnded, EpochEnded, Event, RunStarted, StageStarted
+from vitseg.runs.durable import written
 
 Point = tuple[str, float | None, int]
 """(tag, value, optimizer step over the whole run)"""
@@ -16,7 +17,7 @@ Point = tuple[str, float | None, int]
 def mirror(events: Iterable[Event], folder: str | Path) -> Iterator[Event]:
     """Pass events on, live (`vitseg.train`) or of a run of the past (`vitseg.replay`), and write their curves into `folder`.
 
-    Raises VitsegError where tensorboard is not installed.
+    Raises VitsegError where tensorboard is not installed, RunError where the folder cannot be written.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -24,7 +25,9 @@ def mirror(events: Iterable[Event], folder: str | Path) -> Iterator[Event]:
         mend = "pip install 'vitseg[tensorboard]'"
         raise VitsegError(f"mirror: {error.name or 'tensorboard'} is not installed.", mend) from None
     classes: list[str] = []
-    with closing(SummaryWriter(str(folder))) as writer:
+    with written(Path(folder)):
+        writer = SummaryWriter(str(folder))
+    with closing(writer):
         for event in events:
             classes = event.classes if isinstance(event, RunStarted) else classes
             for tag, value, step in points(event, classes):

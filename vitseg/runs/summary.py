@@ -77,3 +77,7 @@ def score_name(mode: str, classes: list[str], background: bool) -> str:
         if background
         else f"mean over classes present but {classes[0]!r}"
     )
+
+
+def number_or_na(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"

@@ -36,9 +36,9 @@ def scores(matrix: Tensor, mode: str, score_background: bool = True) -> dict[str
     support = truth[counted].sum()
     f1_micro = 2 * hit[counted].sum() / (truth[counted].sum() + predicted[counted].sum())
     return {
-        "iou": per_iou[1] if mode == "binary" else _mean([per_iou[i] for i in counted]),
-        "f1": per_f1[1] if mode == "binary" else _mean([per_f1[i] for i in counted]),
-        "f1_macro": _mean([per_f1[i] for i in counted]),
+        "iou": per_iou[1] if mode == "binary" else mean_of_known([per_iou[i] for i in counted]),
+        "f1": per_f1[1] if mode == "binary" else mean_of_known([per_f1[i] for i in counted]),
+        "f1_macro": mean_of_known([per_f1[i] for i in counted]),
         "f1_micro": float(f1_micro) if counted else None,
         "f1_weighted": float((f1_of * truth)[counted].sum() / support) if counted else None,
         "accuracy": float(hit.sum() / total) if total else None,
@@ -47,6 +47,7 @@ def scores(matrix: Tensor, mode: str, score_background: bool = True) -> dict[str
     }
 
 
-def _mean(values: list[float | None]) -> float | None:
+def mean_of_known(values: list[float | None]) -> float | None:
+    """None where no value is known."""
     known = [v for v in values if v is not None]
     return sum(known) / len(known) if known else None

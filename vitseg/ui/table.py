@@ -10,6 +10,7 @@ from typing import Any
 
 from vitseg import plan
 from vitseg.recipe import Recipe
+from vitseg.runs.summary import number_or_na
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -164,7 +165,3 @@ def duration(seconds: float) -> str:
 def size(count: int) -> str:
     """ "12 MB", "1.3 GB" """
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def number_or_na(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3f}"
