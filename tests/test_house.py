@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import re
@@ -42,6 +43,24 @@ def test_what_needs_no_torch_loads_none(module):
 def test_the_check_for_torch_can_fail():
     script = "import sys, vitseg.training.loop; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 1
+
+
+def test_without_the_extras_all_that_does_not_need_them_is_there_and_the_rest_says_how_to_get_it():
+    extras = ("optuna", "ray", "onnxruntime", "onnxscript", "tensorboard", "nilearn")
+    script = f"""
+import sys
+sys.modules.update(dict.fromkeys({extras}))
+import vitseg
+missing = []
+for name in vitseg.__all__:
+    try:
+        getattr(vitseg, name)
+    except vitseg.VitsegError as error:
+        missing.append((name, error.mend))
+print(missing)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ast.literal_eval(done.stdout) == [("search", "pip install 'vitseg[search]'")]
 
 
 def test_every_public_name_can_be_had():

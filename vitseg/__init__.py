@@ -41,6 +41,7 @@ _PUBLIC = {
     "vitseg.ui.gallery": ("gallery", "read", "show_confusions"),
     "vitseg.ui.pictures": ("contact_sheet",),
     "vitseg.ui.report": ("report",),
+    "vitseg.ui.search": ("search",),
     "vitseg.ui.views": ("show_views",),
     "vitseg.ui.watch": ("watch",),
     "vitseg.ui.workbench": ("Workbench",),

@@ -88,7 +88,7 @@ def test_pause_and_resume_change_no_number(recipe, tmp_path):
         with pytest.raises(RunError, match=r"Nothing has been started that one could .+ Press Start\."):
             verb()
     ablation.start()
-    until(lambda: any(isinstance(e, EpochEnded) for e in ablation.session.live.events))
+    until(lambda: any(isinstance(e, EpochEnded) for e in ablation.trials.live.events))
     ablation.pause()
     until(lambda: ablation.state == "paused")
     ablation._draw()

@@ -121,13 +121,16 @@ def _seeds(recipe: Recipe, seeds: int | Sequence[int]) -> tuple[int, ...]:
     return found
 
 
+def check_path(field: str, path: str) -> None:
+    """Raises ConfigError where trials that differ in this setting could not be compared."""
+    refused = (why for name, why in _REFUSED.items() if f"{path}.".startswith(f"{name}.") or name.startswith(f"{path}."))
+    if reason := next(refused, ""):
+        allowed = "settings of stages, model, loss, optimizer, views and batches"
+        raise ConfigError(field, path, allowed, f"{reason}.".capitalize())
+
+
 def _values(path: str, values: Sequence[Any]) -> tuple[Any, ...]:
-    if reason := next(
-        (why for name, why in _REFUSED.items() if f"{path}.".startswith(f"{name}.") or name.startswith(f"{path}.")), ""
-    ):
-        raise ConfigError(
-            "axes", path, "settings of stages, model, loss, optimizer, views and batches", f"{reason}.".capitalize()
-        )
+    check_path("axes", path)
     if isinstance(values, str | Mapping) or not isinstance(values, Sequence) or not values:
         raise ConfigError(f"axes[{path!r}]", values, "a list of at least one value")
     return tuple(values)
@@ -215,6 +218,13 @@ def value_words(value: Any, among: Sequence[Any]) -> str:
     apart = [k for k in tree if k != "kind" and any(o.get(k) != tree[k] for o in alike)] if "kind" in tree else list(tree)
     kind = str(tree.get("kind", "")).replace("_", " ")
     return " ".join(filter(None, (kind, ", ".join(f"{k} {tree[k]}" for k in apart))))
+
+
+def plain(value: Any) -> Any:
+    """A value of an axis as it stands in JSON."""
+    if isinstance(value, tuple | list):
+        return [plain(v) for v in value]
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
 def _tree(value: Any) -> dict[str, Any]:

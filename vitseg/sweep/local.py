@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from vitseg.errors import RunError, VitsegError
 from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted
+from vitseg.recipe import Recipe
 from vitseg.runs.durable import held, write_json
 from vitseg.runs.folder import RunFolder, runs_root
 from vitseg.runs.run import resume, train
 from vitseg.runs.work import Work
+from vitseg.settings import Model
 from vitseg.sweep.findings import Result
-from vitseg.sweep.grid import Facts, Grid, Trial
+from vitseg.sweep.grid import Facts, Grid, Trial, plain
 from vitseg.training.loop import depth_of_stage
 
 
@@ -27,12 +27,12 @@ def facts_of(work: Work) -> Facts:
     return Facts(len(work.data.splits["train"]), work.model.encoder.depth, work.model.shape.source.get("name"))
 
 
-def check_depths(grid: Grid, work: Work) -> None:
-    """Raises ConfigError where a trial unfreezes more blocks than there are."""
-    for trial in grid.trials:
-        if trial.recipe.model == grid.recipe.model:
-            for number in range(1, len(trial.recipe.stages) + 1):
-                depth_of_stage(trial.recipe, number, work.model)
+def check_depths(recipes: Iterable[Recipe], model: Model, work: Work) -> None:
+    """Raises ConfigError where one of those that train this model unfreezes more blocks than it has."""
+    for recipe in recipes:
+        if recipe.model == model:
+            for number in range(1, len(recipe.stages) + 1):
+                depth_of_stage(recipe, number, work.model)
 
 
 class Sweep:
@@ -66,6 +66,9 @@ class Sweep:
     def todo(self) -> list[Trial]:
         """The trials that have not ended."""
         return [t for t in self.grid.trials if not self.run_of(t.name).summary_file.exists()]
+
+    def left(self) -> int:
+        return len(self.todo())
 
     def events(self) -> Generator[Event]:
         """Train what has not ended yet, in order. A trial that fails is told of, and the others go on."""
@@ -118,14 +121,8 @@ class Sweep:
 def _description(grid: Grid) -> dict[str, Any]:
     """What makes a sweep this one: the content of `sweep.json`."""
     recipe = grid.recipe.model_dump(mode="json")
-    axes = [[path, [_plain(v) for v in values]] for path, values in grid.axes.items()]
+    axes = [[path, [plain(v) for v in values]] for path, values in grid.axes.items()]
     return json.loads(json.dumps({"recipe": recipe, "axes": axes, "seeds": grid.seeds}))  # as it is read back
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
-    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
 def _key(described: dict[str, Any]) -> str:

@@ -13,20 +13,18 @@ import ipywidgets as w
 import pandas as pd
 import plotly.graph_objects as go
 
-from vitseg.errors import RunError
-from vitseg.events import EpochEnded, StageStarted, TrialEnded
+from vitseg.events import TrialEnded
 from vitseg.recipe import Recipe
 from vitseg.sweep.findings import sentence
 from vitseg.ui import panels, sweep_charts
 from vitseg.ui.console import say
 from vitseg.ui.fit import Fit
-from vitseg.ui.live import LiveRun, current
+from vitseg.ui.live import current
 from vitseg.ui.report import page
-from vitseg.ui.steering import Steering, live_figure, unpainted
+from vitseg.ui.steering import live_figure
 from vitseg.ui.sweep_session import SweepSession
 from vitseg.ui.table import Table, duration, number_or_na
-
-REDRAW_SECONDS = 0.5
+from vitseg.ui.trials import TrialsScreen
 
 
 def ablate(
@@ -45,74 +43,32 @@ def ablate(
     return Ablation(session)
 
 
-class Ablation:
+class Ablation(TrialsScreen):
     """A sweep on the screen; see `ablate`. `start`, `pause`, `resume`, `stop` and `wait` do what the buttons do."""
 
     def __init__(self, session: SweepSession):
+        super().__init__(session.trials)
         self.session, self.grid, self.sweep = session, session.grid, session.sweep
-        self._unpainted = ""
         self._build()
         self._draw_all()
-        if session.alive:
+        if session.trials.alive:
             self._paint_while_alive()
-
-    # ---- what the buttons do
-
-    def start(self) -> None:
-        """Train the trials that have not ended, in the background. Nothing happens while they are being trained."""
-        if not self.session.alive:
-            self.session.start()
-            self._paint_while_alive()
-
-    def pause(self) -> None:
-        """After the batch that is under way."""
-        self._live("pause").pause()
-
-    def resume(self) -> None:
-        """Go on after a pause."""
-        self._live("resume").resume()
-
-    def _live(self, verb: str) -> LiveRun:
-        if self.session.live is None:
-            raise RunError(f"Nothing has been started that one could {verb}.", "Press Start.")
-        return self.session.live
-
-    def stop(self) -> None:
-        """After the batch that is under way. Start goes on with that trial where it stopped."""
-        if self.session.live:
-            self.session.live.stop()
-
-    def wait(self, timeout: float | None = None) -> str:
-        """Until all trials are over, or `timeout` seconds; returns the state. The kernel is busy meanwhile."""
-        if self.session.live:
-            self.session.live.wait(timeout)
-        self._draw_all()
-        return self.state
 
     def finish(self) -> Path:
         """Start, print a line for each trial, and give the sweep's folder at the end. Raises what stopped the sweep."""
-        for name, found in self.sweep.results().items() if self.session.live is None else ():
+        for name, found in self.sweep.results().items() if self.trials.live is None else ():
             say(f"{name}: IoU {number_or_na(found.iou)}, from before")
-        self.start()
-        for event in self.session.follow():
+        for event in self._follow():
             if isinstance(event, TrialEnded):
                 say(f"{event.trial}: {event.error or f'IoU {number_or_na(self.sweep.results()[event.trial].iou)}'}")
-        self._draw_all()
-        if self.session.live and self.session.live.error is not None:
-            raise self.session.live.error
         return self.sweep.path
-
-    @property
-    def state(self) -> str:
-        """ready, running, pausing, paused, stopping, stopped, ended, failed."""
-        return self.session.state
 
     # ---- what was found
 
     @property
     def table(self) -> Table:
         """A row a setting, a column a seed."""
-        now = self.session.trial if self.session.alive else None
+        now = self.session.trial if self.trials.alive else None
         return sweep_charts.result_table(self.grid, self.sweep.results(), self.sweep.failures, now)
 
     @property
@@ -151,11 +107,6 @@ class Ablation:
     # ---- the screen
 
     def _build(self) -> None:
-        self._steering = Steering({
-            "Start": (self.start, "Train the trials that have not ended"),
-            "Pause": (self._pause_or_resume, "Pause after this batch; Resume goes on"),
-            "Stop": (self.stop, "End after this batch; Start goes on later"),
-        }, self._draw)  # fmt: skip
         self._plan, self._table, self._said = w.HTML(), w.HTML(), w.HTML()
         self._figure = live_figure(self.show())
         style = w.HTML(panels.STYLE)
@@ -165,7 +116,7 @@ class Ablation:
         return f"{sweep_charts.plan_table(self.grid)}\n(An ablation: live in JupyterLab; here, ablation.finish().)"
 
     def _repr_mimebundle_(self, **more: Any) -> Any:
-        if self.session.cost is None and not self.session.alive:
+        if self.session.cost is None and not self.trials.alive:
             threading.Thread(target=self._time_batches).start()
         bundle = self.box._repr_mimebundle_(**more)
         return bundle | {"text/plain": str(self)} if isinstance(bundle, dict) else bundle
@@ -180,32 +131,6 @@ class Ablation:
             with contextlib.suppress(Exception):
                 self._draw()
 
-    def _pause_or_resume(self) -> None:
-        (self.pause if self.state == "running" else self.resume)()
-
-    def _paint_while_alive(self) -> None:
-        threading.Thread(target=self._paint, name="vitseg painter", daemon=True).start()
-
-    def _paint(self) -> None:
-        """Redraw a few times a second while there is something new, and once at the end. Never stops the training."""
-        session, drawn, trial = self.session, -1, None
-        while True:
-            over = not session.alive
-            try:
-                if over or trial != session.trial or isinstance(session.position, EpochEnded | StageStarted | TrialEnded):
-                    self._draw_all()
-                elif drawn != session.version:
-                    self._draw()
-                self._unpainted = ""
-            except Exception as error:
-                with contextlib.suppress(Exception):
-                    self._unpainted = unpainted(error)
-                    self._draw()
-            drawn, trial = session.version, session.trial
-            if over:
-                return
-            session.live.wait(REDRAW_SECONDS)
-
     def _draw_all(self) -> None:
         with self._steering.lock:
             quiet = "".join(f"<p class=quiet>{escape(note)}</p>" for note in (*self.grid.notes, self._cost_and_place()))
@@ -219,16 +144,10 @@ class Ablation:
 
     def _cost_and_place(self) -> str:
         s = self.session
-        known = s.cost and self.sweep.todo() and not s.alive  # the bar knows better, once it moves
+        known = s.cost and self.sweep.todo() and not self.trials.alive  # the bar knows better, once it moves
         timing = "A few batches are being timed. " if s.cost is None and self.sweep.todo() else ""
         return f"{timing}{f'About {duration(s.predicted_seconds())} to go, in ' if known else ''}{self.sweep.path}"
 
     def _draw(self) -> None:
         with self._steering.lock:
-            alive, state, buttons = self.session.alive, self.state, self._steering.buttons
-            buttons["Start"].disabled = current() is not None or not self.sweep.todo()
-            buttons["Pause"].description = "Resume" if state in {"paused", "pausing"} else "Pause"
-            buttons["Pause"].disabled = buttons["Stop"].disabled = not alive or state == "stopping"
-            self._steering.progress(*self.session.progress())
-            wrong = self._steering.note or self._unpainted
-            self._steering.say(*((wrong, "bad") if wrong else self.session.sentence()))
+            self._draw_buttons(self.session.progress(), self.session.sentence())

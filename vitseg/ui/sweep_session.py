@@ -1,77 +1,39 @@
-"""An ablation without its widgets: a sweep, the run that is alive, how far it is, and how long the rest will take."""
+"""An ablation without its widgets: a sweep, its curves, how far it is, and how long the rest will take."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitseg.events import BatchEnded, EpochEnded, Event, RunStarted, StageStarted, TrialStarted
+from vitseg.events import BatchEnded, EpochEnded, Event, RunStarted, TrialStarted
 from vitseg.recipe import Recipe
 from vitseg.runs.forecast import Cost, forecast, measure
 from vitseg.runs.run import kept_events
 from vitseg.runs.work import prepare
 from vitseg.sweep.grid import Grid, make_grid
 from vitseg.sweep.local import Sweep, check_depths, facts_of
-from vitseg.ui.live import OVER, LiveRun, current
-from vitseg.ui.session import launching
+from vitseg.ui.trials import Trials
 
 
 class SweepSession:
-    """Start, pause, resume, stop. `curves` holds (epoch, valid IoU) of every trial begun; `version` counts what happened."""
+    """`curves` holds (epoch, valid IoU) of every trial begun, `trial` the name of the one that is being trained."""
 
     def __init__(
         self, recipe: Recipe, axes: Mapping[str, Sequence[Any]], seeds: int | Sequence[int], folder: str | Path | None
     ):
         self.work = prepare(recipe)
         self.grid: Grid = make_grid(recipe, axes, seeds, facts_of(self.work))
-        check_depths(self.grid, self.work)
+        check_depths((t.recipe for t in self.grid.trials), recipe.model, self.work)
         self.sweep = Sweep(self.grid, folder)
-        self.live: LiveRun | None = None
+        self.trials = Trials(self.sweep, self, self._count)
         self.cost: Cost | None = None
-        self.position: Event | None = None
         self.trial: str | None = None
-        self.incomplete, self.version = "", 0
         self.curves = {name: list(found.curve) for name, found in self.sweep.results().items()}
         self._recipes, self._ahead = {t.name: t.recipe for t in self.grid.trials}, dict[str, list[float]]()
         self._inherits = dict(self.grid.shared)
-        self._steps, self._last, self._seconds, self._done = 0, 0.0, 0.0, 0.0
-
-    @property
-    def state(self) -> str:
-        return self.live.state if self.live else "ready" if self.sweep.todo() else "ended"
-
-    @property
-    def alive(self) -> bool:
-        return self.live is not None and self.live.state not in OVER
-
-    def start(self) -> None:
-        """Train what has not ended. Raises TrainingError if another run is alive; while this one is, nothing happens."""
-        with launching:
-            if not self.alive and self.sweep.todo():
-                self._last, self.incomplete = time.monotonic(), ""
-                self.live = LiveRun(self.sweep.events(), self.sweep.path.name, self._take, owner=self)
-
-    def follow(self) -> Iterator[Event]:
-        """The events so far, and those to come, until the sweep is over."""
-        seen, live = 0, self.live
-        while live:
-            over = live.state in OVER
-            while seen < len(live.events):
-                yield live.events[seen]
-                seen += 1
-            if over:
-                return
-            live.wait(0.2)
-
-    def _take(self, event: Event) -> None:
-        """On the training thread, between two steps. The screen is no reason for a training to end."""
-        try:
-            self._count(event)
-        except Exception as error:
-            self.incomplete = f"The curves are not complete ({type(error).__name__}: {error})."
-        self._last, self.position, self.version = time.monotonic(), event, self.version + 1
+        self._steps, self._seconds, self._done = 0, 0.0, 0.0
 
     def _count(self, event: Event) -> None:
         match event:
@@ -81,8 +43,8 @@ class SweepSession:
                 self._inherits[self.trial] = event.parent["stage"] if event.parent else 0
             case BatchEnded() if event.stage > self._inherits[self.trial]:
                 self._steps += 1
-                if self.live and self.live.state == "running":  # a pause is no work
-                    self._seconds += min(time.monotonic() - self._last, 60.0)
+                if self.trials.state == "running":  # a pause is no work
+                    self._seconds += min(time.monotonic() - self.trials.told, 60.0)
                     self._done += self._weight_of(self.trial) / max(1, self._own_steps(self.trial))
             case EpochEnded():
                 self.curves[self.trial].append((event.epoch, event.validation["iou"]))
@@ -122,28 +84,22 @@ class SweepSession:
         if self.trial in todo:
             ahead -= self._weight_of(self.trial) * min(1.0, self._steps / max(1, self._own_steps(self.trial)))
         total = sum(self._weight_of(t.name) for t in self.grid.trials)
-        return 1 - ahead / total if total else 1.0, ahead * self._seconds / self._done if self._done and self.alive else None
+        return (
+            1 - ahead / total if total else 1.0,
+            ahead * self._seconds / self._done if self._done and self.trials.alive else None,
+        )
 
     def sentence(self) -> tuple[str, str]:
         """What is happening, or "bad" and what is wrong."""
         count, failed = len(self.grid.trials), [f"{name} failed: {text}" for name, text in self.sweep.failures.items()]
         ended = count - len(self.sweep.todo())
         words = f"{ended} of {count} trials have ended."
-        if self.alive:
-            return " ".join(filter(None, [self._doing(), words, *failed, self.incomplete])), ""
-        if self.live and self.live.error is not None:
-            return f"Stopped by an error: {self.live.error}", "bad"
-        if other := current():
-            return f"Start is off: {other.name} is training in this kernel; stop it first, or wait for its end.", "bad"
+        if self.trials.alive:
+            return " ".join(filter(None, [self.trials.doing(self.trial), words, *failed, self.trials.incomplete])), ""
+        if wrong := self.trials.stopped_by():
+            return wrong, "bad"
         if failed:
             return " ".join([words, *failed, "Start tries again."]), "bad"
         if ended == count:
             return f"All {count} trials have ended. Folder: {self.sweep.path}", ""
         return f"{words} Start trains {'the rest' if ended else 'them'}.", ""
-
-    def _doing(self) -> str:
-        if self.state != "running":
-            return f"{self.state.capitalize()}."
-        p = self.position
-        at = f": stage {p.stage}, epoch {p.epoch}" if isinstance(p, BatchEnded | EpochEnded | StageStarted) else ""
-        return f"Training {self.trial}{at}."

@@ -1,0 +1,248 @@
+"""A search proposes, trains, prunes, is cut off and goes on; its study is one for all who open its folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+from background import trial_that_fails, until
+
+import vitseg
+from vitseg.errors import ConfigError, RecipeError, RunError
+from vitseg.events import BatchEnded, EpochEnded, TrialEnded, TrialStarted
+from vitseg.settings import Constant, CosineRestarts
+
+optuna = pytest.importorskip("optuna")
+from optuna.distributions import FloatDistribution  # noqa: E402
+from optuna.trial import TrialState  # noqa: E402
+
+from vitseg.sweep.search import ATTEMPTS, Search  # noqa: E402
+
+SPACE = {"stages.1.unfrozen_blocks": [0, 1, 2], "stages.1.lr": FloatDistribution(1e-5, 1e-2, log=True)}
+
+
+@pytest.fixture
+def recipe(tiny_recipe):
+    return tiny_recipe.replace({"stages": tiny_recipe.stages[:2], "stages.0.epochs": 1, "stages.1.epochs": 1})
+
+
+def ended(search, state=TrialState.COMPLETE):
+    return [t for t in search.results() if t.state == state]
+
+
+def proposed(search, count):
+    """Trials that end without having been trained."""
+    for number in range(count):
+        trial, claim = search._claim()
+        with claim:
+            yield trial
+            search.study.tell(trial, number / count)
+
+
+def test_a_search_tries_as_many_as_asked_for_and_each_is_an_ordinary_run(recipe, tmp_path):
+    search = Search(recipe, SPACE, 3, tmp_path / "s", pruner="none")
+    events = list(search.events())
+    assert [e.trial for e in events if isinstance(e, TrialStarted)] == ["0000", "0001", "0002"]
+    assert len(ended(search)) == 3 and search.left() == 0 and list(search.events()) == []
+    for trial in ended(search):
+        run = search.run_of(trial)
+        assert run.summary["best"]["iou"] == trial.value and run.recipe == search.recipe_of(trial)
+        assert run.recipe.stages[1].lr == trial.params["stages.1.lr"]
+        epochs = [e for e in run.events() if isinstance(e, EpochEnded)]
+        assert trial.intermediate_values == {e.epoch: e.validation["iou"] for e in epochs}
+    assert search.best.stages == search.recipe_of(max(ended(search), key=lambda t: t.value)).stages
+
+
+def test_the_same_call_finds_the_study_and_more_trials_are_added_to_it(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("VITSEG_RUNS", str(tmp_path))
+    first = Search(recipe, SPACE, 2)
+    list(first.events())
+    again = Search(recipe, SPACE, 4)
+    assert again.path == first.path and again.left() == 2
+    list(again.events())
+    assert len(ended(again)) == 4
+    assert Search(recipe.replace({"batch_size": 1}), SPACE, 2).path != first.path
+
+
+def test_reopened_it_proposes_what_it_would_have_proposed(recipe, tmp_path):
+    def proposals(name, *portions):
+        for count in portions:
+            search = Search(recipe, SPACE, count, tmp_path / name, sampler="random", pruner="none")
+            list(search.events())
+        return [t.params for t in search.results()]
+
+    whole = proposals("whole", 4)
+    assert proposals("halves", 2, 4) == whole
+    assert len({p["stages.1.lr"] for p in whole}) == 4  # a sampler with a fixed seed would begin anew, with the same two
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_proposals_lie_in_the_space(sampler, recipe, tmp_path):
+    search = Search(recipe, SPACE, 12, tmp_path / "s", sampler=sampler)
+    for trial in proposed(search, 12):
+        assert trial.params["stages.1.unfrozen_blocks"] in {0, 1, 2} and 1e-5 <= trial.params["stages.1.lr"] <= 1e-2
+
+
+def test_schedules_and_other_groups_of_settings_can_be_proposed(recipe, tmp_path):
+    schedules = [Constant(), CosineRestarts(T_0=2, burn_in_batches=1)]
+    search = Search(recipe, {"stages.0.schedule": schedules}, 8, tmp_path / "s", sampler="random")
+    seen = {search.recipe_of(trial).stages[0].schedule for trial in proposed(search, 8)}
+    assert seen == set(schedules)
+
+
+def test_a_trial_below_the_median_is_pruned_where_it_is(recipe, tmp_path):
+    search = Search(recipe, SPACE, 6, tmp_path / "s")
+    for _ in range(5):  # five that were perfect from the start
+        done = optuna.trial.create_trial(
+            params={"stages.1.unfrozen_blocks": 0, "stages.1.lr": 1e-3}, distributions=search.space, value=1.0,
+            intermediate_values={1: 1.0, 2: 1.0},
+        )  # fmt: skip
+        search.study.add_trial(done)
+    events = list(search.events())
+    assert [e.epoch for e in events if isinstance(e, EpochEnded)] == [1]
+    assert [t.number for t in ended(search, TrialState.PRUNED)] == [5] and isinstance(events[-1], TrialEnded)
+
+
+def test_a_search_that_is_left_goes_on_with_the_same_trial_at_its_checkpoint(recipe, tmp_path):
+    search = Search(recipe, SPACE, 1, tmp_path / "s", pruner="none")
+    events = search.events()
+    before = [*takewhile(lambda e: not isinstance(e, EpochEnded), events)]
+    events.close()
+    again = Search(recipe, SPACE, 1, tmp_path / "s", pruner="none")
+    after = list(again.events())
+    assert max(e.step for e in before if isinstance(e, BatchEnded)) < min(e.step for e in after if isinstance(e, BatchEnded))
+    (trial,) = again.results()
+    assert trial.number == 1 and again.name_of(trial) == "0000" and trial.state == TrialState.COMPLETE
+    alone = list(vitseg.train(again.recipe_of(trial), tmp_path / "alone", reuse=False))
+    assert alone[-1] == list(again.run_of(trial).events())[-1]
+
+
+KILLED = """
+import sys
+from vitseg.recipe import load_recipe
+from vitseg.sweep.search import Search
+from test_search import SPACE
+
+for event in Search(load_recipe(sys.argv[1]), SPACE, 2, sys.argv[2], pruner="none").events():
+    print(type(event).__name__, flush=True)
+"""
+
+
+def test_a_killed_worker_s_trial_is_taken_up_by_another(recipe, tmp_path):
+    recipe.save(tmp_path / "recipe.json")
+    here = {"PYTHONPATH": os.pathsep.join(str(folder) for folder in Path(__file__).parents[:2])}
+    command = [sys.executable, "-c", KILLED, tmp_path / "recipe.json", tmp_path / "s"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | here) as worker:
+        for line in worker.stdout:
+            if line == "EpochEnded\n":
+                break
+        worker.send_signal(signal.SIGKILL)
+    search = Search(recipe, SPACE, 2, tmp_path / "s", pruner="none")
+    assert [t.state for t in search.results()] == [TrialState.RUNNING]
+    list(search.events())
+    assert [t.state for t in search.results()] == [TrialState.COMPLETE] * 2
+    assert search.study.get_trials()[0].state == TrialState.FAIL  # the first attempt, which does not count
+    assert {search.name_of(t) for t in search.results()} == {"0000", "0002"}
+
+
+def test_a_trial_that_others_train_is_left_to_them_and_one_that_kills_is_not_tried_for_ever(recipe, tmp_path):
+    search, other = (Search(recipe, SPACE, 2, tmp_path / "s") for _ in range(2))
+    trial, claim = search._claim()
+    with claim:
+        second, others = other._claim()
+        assert second.number != trial.number and other._claim() is None
+        others.close()
+    for _ in range(ATTEMPTS):  # nobody holds them: each is begun again, and left again
+        for _ in range(2):
+            if claimed := other._claim():
+                claimed[1].close()
+    assert other._claim() is None
+    assert [t.state for t in other.results()] == [TrialState.FAIL] * 2
+
+
+def test_a_trial_that_fails_is_told_of_and_the_others_go_on(recipe, tmp_path, monkeypatch):
+    trial_that_fails(monkeypatch, "0000", "The loss is nan.")
+    search = Search(recipe, SPACE, 2, tmp_path / "s")
+    errors = [e.error for e in search.events() if isinstance(e, TrialEnded)]
+    assert errors == ["TrainingError: The loss is nan.", None]
+    assert search.results()[0].user_attrs["error"] == errors[0] and search.left() == 0
+
+
+@pytest.mark.parametrize(
+    ("space", "more", "kind", "said"),
+    [
+        ({}, {}, ConfigError, "paths of settings with their values"),
+        ({"stages.1.unfrozen_block": [1]}, {}, RecipeError, "did you mean unfrozen_blocks"),
+        ({"stages.1.lr": [1e-3, -1.0]}, {}, RecipeError, "stages.1.lr"),
+        ({"stages.1.lr": FloatDistribution(1e-3, 2.0)}, {}, RecipeError, "stages.1.lr"),
+        ({"stages.1.lr": [1e-3, 1e-3]}, {}, ConfigError, "values that differ"),
+        ({"stages.1.lr": "1e-3"}, {}, ConfigError, "a list of at least one value"),
+        ({"data.source.images": [10, 20]}, {}, ConfigError, "All trials are scored on the same images"),
+        (SPACE, {"sampler": "grid"}, ConfigError, "sampler: got 'grid'; allowed: tpe, random"),
+        (SPACE, {"pruner": "halving"}, ConfigError, "pruner"),
+        (SPACE, {"trials": 0}, ConfigError, "trials: got 0"),
+    ],
+)
+def test_what_cannot_be_searched_is_named_before_anything_is_written(space, more, kind, said, recipe, tmp_path):
+    with pytest.raises(kind) as caught:
+        Search(recipe, space, folder=tmp_path / "s", **more)
+    assert said in str(caught.value) and not (tmp_path / "s").exists()
+
+
+def test_a_folder_of_another_search_and_a_study_that_is_no_database_are_refused(recipe, tmp_path):
+    Search(recipe, SPACE, 2, tmp_path / "s")
+    with pytest.raises(RunError, match="holds another search"):
+        Search(recipe, SPACE, 2, tmp_path / "s", sampler="random")
+    (tmp_path / "s" / "study.db").write_bytes(b"not a database, but longer than a header of one would be" * 20)
+    with pytest.raises(RunError, match="the study cannot be read or written"):
+        Search(recipe, SPACE, 2, tmp_path / "s")
+
+
+def test_a_locked_study_is_a_sentence(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("vitseg.sweep.search.LOCKED_SECONDS", 0.2)
+    search = Search(recipe, SPACE, 2, tmp_path / "s")
+    holder = sqlite3.connect(tmp_path / "s" / "study.db", isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(RunError, match=r"locked.*If another process holds it"):
+        list(search.events())
+    holder.execute("ROLLBACK")
+    holder.close()
+    list(search.events())
+    until(lambda: len(ended(search)) == 2, 1)
+
+
+def multiply(database, times):
+    """The only trial of a study, so many times; Optuna itself takes minutes for a thousand."""
+    tables = {"trials": ("number",), "trial_params": (), "trial_values": (), "trial_intermediate_values": ()}
+    with sqlite3.connect(database) as connection:
+        for table, counted in tables.items():
+            key, *columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+            grows = [f"{c} + n" if c in {"trial_id", *counted} else c for c in columns]
+            rows = connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            connection.execute(
+                f"WITH RECURSIVE copies(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM copies WHERE n < {times - 1}) "
+                f"INSERT INTO {table} SELECT {key} + n * {rows}, {', '.join(grows)} FROM {table}, copies"
+            )
+    connection.close()
+
+
+def test_a_thousand_finished_trials_are_opened_without_a_look_into_their_folders(recipe, tmp_path):
+    search = Search(recipe, SPACE, 1000, tmp_path / "s")
+    params = {"stages.1.unfrozen_blocks": 0, "stages.1.lr": 1e-3}
+    ious = {epoch: 0.04 * epoch for epoch in range(1, 13)}
+    search.study.add_trial(
+        optuna.trial.create_trial(params=params, distributions=search.space, value=0.5, intermediate_values=ious)
+    )
+    multiply(search.path / "study.db", 1000)
+    began = time.process_time()
+    again = Search(recipe, SPACE, 1000, tmp_path / "s")
+    assert again.left() == 0 and len(again.results()) == 1000 and not list((again.path / "trials").iterdir())
+    assert again.best.stages[1].lr == 1e-3 and again.results()[-1].intermediate_values == ious
+    assert time.process_time() - began < 3  # seconds of CPU

@@ -1,0 +1,66 @@
+"""A search on the screen: its plan, its table, its figures, its buttons."""
+
+from __future__ import annotations
+
+import pytest
+from background import until
+
+import vitseg
+from vitseg.errors import ConfigError, RunError
+from vitseg.ui import theme
+
+optuna = pytest.importorskip("optuna")
+from optuna.distributions import CategoricalDistribution, FloatDistribution  # noqa: E402
+
+from vitseg.ui import search_charts  # noqa: E402
+
+SPACE = {"stages.1.unfrozen_blocks": [0, 1], "stages.1.lr": FloatDistribution(1e-5, 1e-2, log=True)}
+
+
+@pytest.fixture
+def recipe(tiny_recipe):
+    return tiny_recipe.replace({"stages": tiny_recipe.stages[:2], "stages.0.epochs": 1, "stages.1.epochs": 1})
+
+
+def test_a_search_from_start_to_figures(recipe, tmp_path, capsys):
+    page = vitseg.search(recipe, SPACE, 3, tmp_path / "s", sampler="random", pruner="none")
+    assert page.state == "ready" and "1.00e-05 to 1.00e-02, evenly on a log scale" in str(page)
+    assert page.finish() == tmp_path / "s" and page.state == "ended"
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert [len(page.table.rows), *page.frame()["state"]] == [3, "complete", "complete", "complete"]
+    ious = [float(row[-1]) for row in page.table.rows]
+    assert ious == sorted(ious, reverse=True) and page.best.stages[1].lr in list(page.frame()["stages.1.lr"])
+    best = page.show().data[1].y
+    assert list(best) == sorted(best) and best[-1] == page.frame()["iou"].max()
+    for figure in (page.show(), page.parallel(), page.slices()):
+        assert figure.layout.template == theme.TEMPLATE
+    with pytest.raises(RunError, match="cannot be said of 3 trials"):
+        page.importance()
+    assert "All 3 trials are over." in page._steering.status.value
+    again = vitseg.search(recipe, SPACE, 3, tmp_path / "s", sampler="random", pruner="none")
+    assert again.state == "ended" and again._steering.buttons["Start"].disabled
+
+
+def test_importance_names_the_setting_that_decides():
+    study = optuna.create_study(direction="maximize")
+    either = {"stages.1.unfrozen_blocks": CategoricalDistribution([0, 1]), "stages.1.lr": FloatDistribution(1e-5, 1e-2)}
+    for number in range(24):
+        params = {"stages.1.unfrozen_blocks": number % 2, "stages.1.lr": 1e-4 * (1 + number)}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=either, value=1e-4 * (1 + number)))
+    (bars,) = search_charts.importance(study).data
+    assert max(zip(bars.x, bars.y, strict=True))[1] == "stages.1.lr"
+
+
+def test_the_cell_run_again_gives_the_live_one_and_stop_lets_another_kernel_go_on(recipe, tmp_path):
+    page = vitseg.search(recipe, SPACE, 50, tmp_path / "s")
+    page.start()
+    assert vitseg.search(recipe, SPACE, 50, tmp_path / "s").session is page.session
+    until(lambda: page.search.results())
+    page.stop()
+    assert page.wait() == "stopped"
+    assert "Start trains the rest" in page._steering.status.value and not page._steering.buttons["Start"].disabled
+
+
+def test_more_blocks_than_there_are_is_said_before_a_trial_is_proposed(recipe, tmp_path):
+    with pytest.raises(ConfigError, match="unfrozen_blocks"):
+        vitseg.search(recipe, {"stages.1.unfrozen_blocks": [0, 99]}, 3, tmp_path / "s")
