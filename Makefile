@@ -1,5 +1,5 @@
 # make run                 train the quick recipe headless: notebooks/00_start_here.ipynb
-# make run DATA=folder     the same on your own images and masks; see also: lab, gallery, test, test-all, lint, real, bench, soak, clean
+# make run DATA=folder     the same on your own images and masks; see also: lab, gallery, test, test-all, test-ray, lint, real, bench, soak, clean
 PYTHON ?= python3
 BIN := .venv/bin
 export VITSEG_DATA := $(if $(DATA),$(if $(filter /%,$(firstword $(DATA))),,$(CURDIR)/)$(DATA))
@@ -13,8 +13,9 @@ lab: .venv/lab.ok
 gallery: .venv/lab.ok
 	@$(BIN)/python -m vitseg.ui.headless --pages gallery notebooks/*.ipynb
 
-test test-all: .venv/dev.ok
-	$(BIN)/python -m pytest $(if $(filter test,$@),-m "not slow")
+test-ray: .venv/ray.ok
+test test-all test-ray: .venv/dev.ok
+	$(BIN)/python -m pytest $(if $(filter test,$@),-m "not slow") $(if $(filter test-ray,$@),-m ray)
 
 lint: .venv/dev.ok
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -37,4 +38,4 @@ real bench soak: .venv/bench.ok
 clean:
 	rm -rf .venv gallery build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: run lab gallery test test-all lint real bench soak clean
+.PHONY: run lab gallery test test-all test-ray lint real bench soak clean

@@ -198,6 +198,15 @@ class TrialStarted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class TrialTold(Event):
+    """An epoch of a trial that is trained by another process, counted over its whole run, and its valid IoU."""
+
+    trial: str
+    epoch: int
+    iou: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class TrialEnded(Event):
     """A trial of a sweep after its last event; `error` is why it failed, or None."""
 

@@ -35,12 +35,23 @@ def check_depths(recipes: Iterable[Recipe], model: Model, work: Work) -> None:
                 depth_of_stage(recipe, number, work.model)
 
 
+def train_or_resume(run: RunFolder, recipe: Recipe, beside: Path) -> Generator[Event]:
+    """Go on with a trial that has begun, or begin it. First stages that any run in the folder `beside` has finished, on its own
+    or in a sweep, are not trained again."""
+    if run.events_file.exists():
+        return resume(run.path)
+    shutil.rmtree(run.path, ignore_errors=True)  # left by a kill before its first event
+    return train(recipe, run.path, reuse=beside)
+
+
 class Sweep:
     """The folder of a grid, and what has been trained of it: `for event in sweep.events()` trains the rest.
 
     Its trials are ordinary run folders under `trials/`. Without a `folder` it is one under `runs_root()` that the grid's
     own content names, so that the same call finds it again. Raises RunError if the folder holds another sweep.
     """
+
+    elsewhere = False
 
     def __init__(self, grid: Grid, folder: str | Path | None = None):
         self.grid, described = grid, _description(grid)
@@ -72,38 +83,51 @@ class Sweep:
 
     def events(self) -> Generator[Event]:
         """Train what has not ended yet, in order. A trial that fails is told of, and the others go on."""
-        self._create()
+        self.lay_out()
         with held(self.path):
             for trial in self.todo():
                 yield TrialStarted(trial.name)
-                leaving = False
+                error, leaving = None, False
                 try:
-                    with closing(self._train(trial)) as events:
+                    with closing(train_or_resume(self.run_of(trial.name), trial.recipe, self.path.parent)) as events:
                         for event in events:
                             leaving = True
                             yield event
                             leaving = False
-                except (VitsegError, OSError, RuntimeError) as error:
+                except (VitsegError, OSError, RuntimeError) as failure:
                     if leaving:  # it failed to save when it was left: not the trial's failure, and nobody asks for more
                         raise
-                    self.failures[trial.name] = f"{type(error).__name__}: {error}"
-                else:
-                    self.failures.pop(trial.name, None)
-                    shutil.rmtree(self.run_of(trial.name).checkpoints, ignore_errors=True)  # nothing is left to resume
-                yield TrialEnded(trial.name, self.failures.get(trial.name))
+                    error = f"{type(failure).__name__}: {failure}"
+                yield self.over(trial.name, error)
 
-    def _train(self, trial: Trial) -> Generator[Event]:
-        """First stages that another trial, or any run beside the sweep, has finished are not trained again."""
-        run = self.run_of(trial.name)
-        if run.events_file.exists():
-            return resume(run.path)
-        shutil.rmtree(run.path, ignore_errors=True)  # left by a kill before its first event
-        return train(trial.recipe, run.path, reuse=self.path.parent)
+    def over(self, trial: str, error: str | None) -> TrialEnded:
+        """Take note of how a trial has ended."""
+        if error:
+            self.failures[trial] = error
+        else:
+            self.failures.pop(trial, None)
+            shutil.rmtree(self.run_of(trial).checkpoints, ignore_errors=True)  # nothing is left to resume
+        return TrialEnded(trial, error)
 
-    def _create(self) -> None:
+    def groups(self) -> list[list[Trial]]:
+        """Trials that share first stages, the one that trains them in front."""
+        groups: list[list[Trial]] = []
+        for trial in self.grid.trials:  # in an order in which they stand together
+            if self.grid.shared[trial.name]:
+                groups[-1].append(trial)
+            else:
+                groups.append([trial])
+        return groups
+
+    def lay_out(self) -> None:
+        """The folder, and a recipe for each trial: in `recipes/1/` of those that go first, in `recipes/2/` of the others."""
         try:
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
             write_json(self.file, _description(self.grid))
+            for trial in self.grid.trials:
+                turn = self.path / "recipes" / ("2" if self.grid.shared[trial.name] else "1")
+                turn.mkdir(parents=True, exist_ok=True)
+                trial.recipe.save(turn / f"{trial.name}.json")
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written ({error.strerror}).", "Choose another folder.") from None
 

@@ -19,8 +19,9 @@ from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted
 from vitseg.recipe import Recipe
 from vitseg.runs.durable import held, is_held, write_json
 from vitseg.runs.folder import RunFolder, runs_root
-from vitseg.runs.run import kept_events, resume, train
+from vitseg.runs.run import kept_events
 from vitseg.sweep.grid import check_path, plain, value_words
+from vitseg.sweep.local import train_or_resume
 
 try:
     import optuna
@@ -56,6 +57,8 @@ class Search:
     Without a `folder` it is one under `runs_root()` named after recipe, space, sampler and pruner: ask for more trials later,
     and the same study goes on. Raises ConfigError or RecipeError for a value that cannot be, RunError for another's folder.
     """
+
+    elsewhere = False
 
     def __init__(
         self, recipe: Recipe, space: Space, trials: int = 30, folder: str | Path | None = None, *,
@@ -158,16 +161,14 @@ class Search:
         yield TrialEnded(self.name_of(trial), error)
 
     def _train(self, trial: Trial) -> Generator[Event]:
-        """First stages that any run beside the search has finished are not trained again."""
+        """From its checkpoint, if it has one; what it told before is told again."""
         run = self.run_of(trial)
         if run.summary_file.exists():  # killed between its end and the word of it
             return (_ for _ in ())
         if run.events_file.exists():
             for event in kept_events(run.path):
                 self._should_prune(trial, event)
-            return resume(run.path)
-        shutil.rmtree(run.path, ignore_errors=True)  # left by a kill before its first event
-        return train(self.recipe_of(trial), run.path, reuse=self.path.parent)
+        return train_or_resume(run, self.recipe_of(trial), self.path.parent)
 
     def _should_prune(self, trial: Trial, event: Event) -> bool:
         if not isinstance(event, EpochEnded) or (iou := event.validation["iou"]) is None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ipywidgets as w
 import pandas as pd
 import plotly.graph_objects as go
 
+from vitseg.errors import ConfigError
 from vitseg.events import TrialEnded
 from vitseg.recipe import Recipe
 from vitseg.sweep.findings import sentence
+from vitseg.sweep.local import Sweep
 from vitseg.ui import panels, sweep_charts
 from vitseg.ui.console import say
 from vitseg.ui.fit import Fit
@@ -24,23 +27,39 @@ from vitseg.ui.report import page
 from vitseg.ui.steering import live_figure
 from vitseg.ui.sweep_session import SweepSession
 from vitseg.ui.table import Table, duration, number_or_na
-from vitseg.ui.trials import TrialsScreen
+from vitseg.ui.trials import Source, TrialsScreen
 
 
 def ablate(
-    recipe: Recipe, axes: Mapping[str, Sequence[Any]], seeds: int | Sequence[int] = 3, folder: str | Path | None = None
-) -> Ablation:
+    recipe: Recipe, axes: Mapping[str, Sequence[Any]], seeds: int | Sequence[int] = 3, folder: str | Path | None = None, *,
+    where: Literal["here", "ray"] = "here", **cluster: Any,
+) -> Ablation:  # fmt: skip
     """Train every combination of the axes' values with every seed, and ask what unfreezing bought.
 
     `ablate(recipe, {"stages.1.unfrozen_blocks": [0, 2, 4]}, seeds=3)` shows the plan; Start, or `start()`, trains it in the
     background. First stages that trials share are trained once. Beside the trials run controls, which spend the same epochs
     wholly in stage 1. The same call in a later kernel finds the folder and goes on. Raises VitsegError for an axis, a value
     or a folder that cannot be.
+
+    `where="ray"` trains trials side by side on a Ray cluster; `address` and `gpus` are those of `vitseg.sweep.cluster.Spread`,
+    and docs/cluster.md says how.
     """
-    session = SweepSession(recipe, axes, seeds, folder)
+    session = SweepSession(recipe, axes, seeds, folder, _spread(where, cluster))
     if (live := current()) and isinstance(live.owner, SweepSession) and live.owner.sweep.path == session.sweep.path:
         session = live.owner
     return Ablation(session)
+
+
+def _spread(where: str, cluster: dict[str, Any]) -> Callable[[Sweep], Source] | None:
+    if where == "here" and not cluster:
+        return None
+    if where != "ray":
+        raise ConfigError("where", where, "here, ray", "address and gpus are for where='ray'." if cluster else "")
+    if unknown := cluster.keys() - {"address", "gpus"}:
+        raise ConfigError("ablate", ", ".join(sorted(unknown)), "address, gpus")
+    from vitseg.sweep.cluster import Spread  # needs an extra
+
+    return partial(Spread, **cluster)
 
 
 class Ablation(TrialsScreen):

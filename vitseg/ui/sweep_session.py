@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitseg.events import BatchEnded, EpochEnded, Event, RunStarted, TrialStarted
+from vitseg.events import BatchEnded, EpochEnded, Event, RunStarted, TrialStarted, TrialTold
 from vitseg.recipe import Recipe
 from vitseg.runs.forecast import Cost, forecast, measure
 from vitseg.runs.run import kept_events
 from vitseg.runs.work import prepare
 from vitseg.sweep.grid import Grid, make_grid
 from vitseg.sweep.local import Sweep, check_depths, facts_of
-from vitseg.ui.trials import Trials
+from vitseg.ui.trials import Source, Trials
 
 
 class SweepSession:
     """`curves` holds (epoch, valid IoU) of every trial begun, `trial` the name of the one that is being trained."""
 
     def __init__(
-        self, recipe: Recipe, axes: Mapping[str, Sequence[Any]], seeds: int | Sequence[int], folder: str | Path | None
-    ):
+        self, recipe: Recipe, axes: Mapping[str, Sequence[Any]], seeds: int | Sequence[int], folder: str | Path | None,
+        spread: Callable[[Sweep], Source] | None = None,
+    ):  # fmt: skip
         self.work = prepare(recipe)
         self.grid: Grid = make_grid(recipe, axes, seeds, facts_of(self.work))
         check_depths((t.recipe for t in self.grid.trials), recipe.model, self.work)
         self.sweep = Sweep(self.grid, folder)
-        self.trials = Trials(self.sweep, self, self._count)
+        self.trials = Trials(spread(self.sweep) if spread else self.sweep, self, self._count)
         self.cost: Cost | None = None
         self.trial: str | None = None
         self.curves = {name: list(found.curve) for name, found in self.sweep.results().items()}
         self._recipes, self._ahead = {t.name: t.recipe for t in self.grid.trials}, dict[str, list[float]]()
         self._inherits = dict(self.grid.shared)
-        self._steps, self._seconds, self._done = 0, 0.0, 0.0
+        self._shares, self._seconds, self._done = dict[str, float](), 0.0, 0.0
 
     def _count(self, event: Event) -> None:
         match event:
@@ -42,20 +43,30 @@ class SweepSession:
             case RunStarted():
                 self._inherits[self.trial] = event.parent["stage"] if event.parent else 0
             case BatchEnded() if event.stage > self._inherits[self.trial]:
-                self._steps += 1
-                if self.trials.state == "running":  # a pause is no work
-                    self._seconds += min(time.monotonic() - self.trials.told, 60.0)
-                    self._done += self._weight_of(self.trial) / max(1, self._own_steps(self.trial))
+                self._work(self.trial, 1 / max(1, self._own_steps(self.trial)))
             case EpochEnded():
                 self.curves[self.trial].append((event.epoch, event.validation["iou"]))
+            case TrialTold():
+                self.trial = event.trial
+                self.curves[event.trial].append((event.epoch, event.iou))
+                self._work(event.trial, 1 / sum(stage.epochs for stage in self._recipes[event.trial].stages))
+
+    def _work(self, trial: str, share: float) -> None:
+        """A share of a trial is done."""
+        self._shares[trial] = self._shares.get(trial, 0.0) + share
+        if self.trials.state == "running":  # a pause is no work
+            self._seconds += min(time.monotonic() - self.trials.told, 60.0)
+            self._done += self._weight_of(trial) * share
 
     def _turn_to(self, trial: str) -> None:
         """Of a trial that goes on, what it has already is taken from its folder."""
         self.trial, run = trial, self.sweep.run_of(trial)
-        before = kept_events(run.path) if run.events_file.exists() else []
+        begun = run.events_file.exists() and not self.trials.source.elsewhere  # of one that is elsewhere all will be told
+        before = kept_events(run.path) if begun else []
         if forked := run.forked():
             self._inherits[trial] = forked["stage"]
-        self._steps = sum(isinstance(e, BatchEnded) and e.stage > self._inherits[trial] for e in before)
+        steps = sum(isinstance(e, BatchEnded) and e.stage > self._inherits[trial] for e in before)
+        self._shares[trial] = steps / max(1, self._own_steps(trial))
         self.curves[trial] = [(e.epoch, e.validation["iou"]) for e in before if isinstance(e, EpochEnded)]
 
     def _own_steps(self, trial: str) -> int:
@@ -81,8 +92,7 @@ class SweepSession:
         """Share of the work that is done, and seconds left once that can be said."""
         todo = [t.name for t in self.sweep.todo()]
         ahead = sum(map(self._weight_of, todo))
-        if self.trial in todo:
-            ahead -= self._weight_of(self.trial) * min(1.0, self._steps / max(1, self._own_steps(self.trial)))
+        ahead -= sum(self._weight_of(name) * min(1.0, self._shares.get(name, 0.0)) for name in todo)
         total = sum(self._weight_of(t.name) for t in self.grid.trials)
         return (
             1 - ahead / total if total else 1.0,

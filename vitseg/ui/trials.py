@@ -22,6 +22,8 @@ class Source(Protocol):
     """Where trials come from: `vitseg.sweep.local.Sweep`, `vitseg.sweep.search.Search`."""
 
     path: Path
+    elsewhere: bool
+    """Whether other processes train them, which go on while nobody asks for events."""
 
     def left(self) -> int:
         """How many have not ended, or not begun."""
@@ -182,6 +184,7 @@ class TrialsScreen:
         buttons["Start"].disabled = current() is not None or not self.trials.source.left()
         buttons["Pause"].description = "Resume" if state in {"paused", "pausing"} else "Pause"
         buttons["Pause"].disabled = buttons["Stop"].disabled = not alive or state == "stopping"
+        buttons["Pause"].disabled |= self.trials.source.elsewhere
         self._steering.progress(*progress)
         wrong = self._steering.note or self._unpainted
         self._steering.say(*((wrong, "bad") if wrong else sentence))

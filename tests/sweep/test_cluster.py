@@ -1,0 +1,105 @@
+"""A sweep on a cluster of two nodes: spread, robbed of a node, stopped; the same bits as on one machine. `make test-ray`."""
+
+from __future__ import annotations
+
+import pytest
+from background import until
+
+import vitseg
+from vitseg.errors import ConfigError, VitsegError
+from vitseg.events import TrialEnded, TrialTold
+from vitseg.runs.work import prepare
+from vitseg.sweep.grid import make_grid
+from vitseg.sweep.local import Sweep, facts_of
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+ray = pytest.importorskip("ray")
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from vitseg.sweep.cluster import Spread, cluster  # noqa: E402
+
+AXES = {"stages.1.unfrozen_blocks": [0, 1, 2]}
+
+
+@pytest.fixture
+def two_nodes():
+    """A head without cores of its own, and two nodes with one each."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = [made.add_node(num_cpus=1) for _ in range(2)]
+    with cluster(made.address):
+        yield made, nodes
+    made.shutdown()
+
+
+@pytest.fixture
+def recipe(tiny_recipe):
+    """Long enough that a node can be killed in the midst of a trial."""
+    changes = {"stages": tiny_recipe.stages[:2], "stages.0.epochs": 3, "stages.1.epochs": 3, "threads": 1}
+    return tiny_recipe.replace(changes)
+
+
+@pytest.fixture
+def grid(recipe):
+    return make_grid(recipe, AXES, 2, facts_of(prepare(recipe)))
+
+
+def logs(sweep):
+    """All lines but the first, which names the trial that a stage was taken from; there it may be another."""
+    return {t.name: sweep.run_of(t.name).events_file.read_bytes().splitlines()[1:] for t in sweep.grid.trials}
+
+
+def test_a_node_is_killed_and_all_trials_have_the_bits_of_one_machine(two_nodes, grid, tmp_path):
+    made, nodes = two_nodes
+    spread = Spread(Sweep(grid, tmp_path / "cluster" / "sweep"))
+    events, killed = [], False
+    for event in spread.events():
+        events.append(event)
+        if isinstance(event, TrialTold) and not killed:
+            made.remove_node(nodes[0], allow_graceful=False)  # kill -9
+            made.add_node(num_cpus=1)
+            killed = True
+    ended = [e for e in events if isinstance(e, TrialEnded)]
+    assert killed and sorted(e.trial for e in ended) == sorted(t.name for t in grid.trials)
+    assert [e.error for e in ended] == [None] * len(ended)
+    alone = Sweep(grid, tmp_path / "alone" / "sweep")
+    list(alone.events())
+    assert logs(spread.sweep) == logs(alone)
+    told = {t.name: [e.epoch for e in events if isinstance(e, TrialTold) and e.trial == t.name] for t in grid.trials}
+    assert all(epochs == [1, 2, 3, 4, 5, 6] for epochs in told.values())
+    shared = [t.name for t in grid.trials if grid.shared[t.name]]
+    assert shared and all(spread.sweep.run_of(name).forked() for name in shared)  # no stage 1 was trained twice
+
+
+def test_a_trial_that_fails_is_told_of_and_the_others_go_on(two_nodes, grid, tmp_path):
+    spread = Spread(Sweep(grid, tmp_path / "sweep"))
+    first = grid.trials[0].name
+    (tmp_path / "sweep" / "trials").mkdir(parents=True)
+    (tmp_path / "sweep" / "trials" / first).write_text("a file where its folder should be")
+    ended = {e.trial: e.error for e in spread.events() if isinstance(e, TrialEnded)}
+    assert ended[first] and [error for name, error in ended.items() if name != first] == [None] * (len(ended) - 1)
+    assert spread.sweep.failures == {first: ended[first]} and spread.left() == 1
+
+
+def test_an_ablation_on_a_cluster_is_stopped_and_goes_on(two_nodes, recipe, tmp_path):
+    ablation = vitseg.ablate(recipe, AXES, seeds=1, folder=tmp_path / "sweep", where="ray")
+    ablation.start()
+    until(lambda: any(isinstance(e, TrialTold) for e in ablation.trials.live.events), 120)
+    assert ablation._steering.buttons["Pause"].disabled
+    ablation.stop()
+    assert ablation.wait() == "stopped" and ablation.sweep.left()
+    again = vitseg.ablate(recipe, AXES, seeds=1, folder=tmp_path / "sweep", where="ray")
+    again.finish()
+    assert again.sweep.left() == 0 and again.frame()["error"].isna().all()
+    assert [len(c) for c in again.session.curves.values()] == [6] * len(again.grid.trials)
+
+
+def test_what_a_cluster_cannot_do_is_said(tiny_recipe, grid, tmp_path):
+    auto = make_grid(tiny_recipe.replace({"threads": "auto"}), AXES, 1, facts_of(prepare(tiny_recipe)))
+    with pytest.raises(ConfigError, match="threads: got 'auto'"):
+        Spread(Sweep(auto, tmp_path / "a"))
+    with pytest.raises(ConfigError, match="where: got 'slurm'; allowed: here, ray"):
+        vitseg.ablate(tiny_recipe, AXES, where="slurm")
+    with pytest.raises(ConfigError, match="adress"):
+        vitseg.ablate(tiny_recipe, AXES, where="ray", adress="auto")
+    with pytest.raises(VitsegError, match="no Ray cluster answers there"):
+        next(Spread(Sweep(grid, tmp_path / "b"), address="127.0.0.1:1").events())

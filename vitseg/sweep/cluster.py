@@ -1,0 +1,153 @@
+"""A sweep on a Ray cluster: each trial a task, its run folder on storage that all nodes share. Extra `ray`."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from vitseg.errors import ConfigError, VitsegError
+from vitseg.events import EpochEnded, Event, TrialStarted, TrialTold, from_json
+from vitseg.recipe import parse
+from vitseg.runs.durable import held
+from vitseg.runs.folder import RunFolder
+from vitseg.sweep.grid import Trial
+from vitseg.sweep.local import Sweep, train_or_resume
+
+try:
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray asks for; else it warns
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+except ModuleNotFoundError as error:
+    raise VitsegError(f"where='ray': {error.name} is not installed.", "pip install 'vitseg[ray]'") from None
+
+POLL_SECONDS, LEAVE_SECONDS = 1.0, 60.0
+ATTEMPTS = 3
+
+
+class Spread:
+    """The trials of a sweep as tasks of a cluster: the same `path`, `left` and `events` as the sweep itself.
+
+    `address` is a running cluster's ("auto" for the one that this machine belongs to); without it one is begun here and ended
+    again. A trial takes as many cores as its recipe has `threads`, which must be given, so that its bits do not depend on where
+    it runs, and `gpus`, which may be a fraction. A worker or node that is lost: the trial goes on elsewhere from its last
+    checkpoint, three times at most. Trials that share first stages wait for the first of them, and find its stages.
+    """
+
+    elsewhere = True
+
+    def __init__(self, sweep: Sweep, address: str | None = None, gpus: float = 0):
+        if (threads := sweep.grid.recipe.threads) == "auto":
+            mend = 'Nodes have different numbers of cores, and other threads give other bits: recipe.replace({"threads": 2}).'
+            raise ConfigError("threads", threads, "a number, with where='ray'", mend)
+        self.sweep, self.path, self._address = sweep, sweep.path, address
+        self._needs = {"num_cpus": threads, "num_gpus": gpus, "max_retries": ATTEMPTS - 1, "scheduling_strategy": "SPREAD"}
+
+    def left(self) -> int:
+        return self.sweep.left()
+
+    def events(self) -> Generator[Event]:
+        """Train what has not ended; `TrialTold` says how far each trial is. Whoever is left saves and stops within a batch."""
+        self.sweep.lay_out()
+        with held(self.path), cluster(self._address):
+            self._stop.unlink(missing_ok=True)
+            waiting, running, told = self.sweep.todo(), dict[Any, Trial](), dict[str, int]()
+            try:
+                while waiting or running:
+                    for trial in self._ready(waiting, running.values()):
+                        waiting.remove(trial)
+                        running[self._submit(trial)] = trial
+                    done, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+                    yield from self._news(running.values(), told)
+                    for task in done:
+                        yield self.sweep.over(running.pop(task).name, outcome(task))
+            finally:
+                if running:
+                    self._stop.touch()
+                    ray.wait(list(running), num_returns=len(running), timeout=LEAVE_SECONDS)
+
+    @property
+    def _stop(self) -> Path:
+        return self.path / "stop"
+
+    def _ready(self, waiting: list[Trial], running: Iterable[Trial]) -> list[Trial]:
+        """Those that share no stage with a trial that has yet to train it."""
+        yet = {t.name for t in (*waiting, *running)}
+        first = {t.name: group[0].name for group in self.sweep.groups() for t in group}
+        return [t for t in waiting if t.name == first[t.name] or first[t.name] not in yet]
+
+    def _submit(self, trial: Trial) -> Any:
+        folders = map(str, (self.sweep.run_of(trial.name).path, self.path.parent, self._stop))
+        return _trained.options(**self._needs).remote(trial.recipe.model_dump_json(), *folders)
+
+    def _news(self, trials: Iterable[Trial], told: dict[str, int]) -> Iterator[Event]:
+        """What the logs of the trials hold since they were last looked into. A trial begun anew has nothing new for a while."""
+        for trial in trials:
+            epochs = epochs_of(self.sweep.run_of(trial.name))
+            if epochs and trial.name not in told:
+                told[trial.name] = 0
+                yield TrialStarted(trial.name)
+            for epoch in epochs[told.get(trial.name, 0) :]:
+                told[trial.name] += 1
+                yield TrialTold(trial.name, epoch.epoch, epoch.validation["iou"])
+
+
+@ray.remote
+def _trained(recipe: str, run: str, beside: str, stop: str) -> str | None:
+    """Train a trial on the node where this runs; why it failed, if it did. It is left where it is once `stop` is there."""
+    folder = RunFolder(run)
+    if folder.summary_file.exists():  # the node was lost between its end and the word of it
+        return None
+    try:
+        with closing(train_or_resume(folder, parse(recipe), Path(beside))) as events:
+            for _ in events:
+                if os.path.exists(stop):  # noqa: PTH110  one call a step, on a network drive
+                    break
+    except (VitsegError, OSError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def outcome(task: Any) -> str | None:
+    """Why a task has failed, or None. A worker that died as often as it was begun is a sentence, too."""
+    try:
+        return ray.get(task)
+    except ray.exceptions.RayError as error:
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]} It was begun {ATTEMPTS} times."
+
+
+def epochs_of(run: RunFolder) -> list[EpochEnded]:
+    """The epochs in a log that somebody else is writing."""
+    if not run.events_file.exists():
+        return []
+    lines = enumerate(run.events_file.read_text(encoding="utf-8").split("\n")[:-1], start=1)
+    return [from_json(line, number) for number, line in lines if '"event":"EpochEnded"' in line]
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Connected to a cluster: the one that this process has joined already, that of the address, or one of its own."""
+    joined = ray.is_initialized()
+    if not joined:
+        _knock(address)
+        local = {"include_dashboard": False} if address is None else {}
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+    try:
+        yield
+    finally:
+        if not joined:
+            ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Raises VitsegError where nobody listens: Ray itself asks for minutes, and then ends the process."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():  # none, or "auto"
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise VitsegError(f"address={address!r}: no Ray cluster answers there ({error}).", "ray start --head") from None
