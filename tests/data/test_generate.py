@@ -62,9 +62,10 @@ def test_fewer_classes_leave_the_others_in_the_picture_as_distractions(forty: np
             assert np.array_equal(mask, np.where(forty[i] < classes, forty[i], 0))
 
 
-def test_two_classes_are_ground_and_anything_else(forty: np.ndarray):
+def test_two_classes_are_a_wound_of_any_tissue_and_all_else(forty: np.ndarray):
     two = TEN.model_copy(update={"classes": 2})
-    assert all(np.array_equal(generate(two, i)[1], forty[i] > 0) for i in range(6))
+    assert all(np.array_equal(generate(two, i)[1], (forty[i] > 0) & (forty[i] < 5)) for i in range(40))
+    assert any((forty[i] >= 5).any() for i in range(40))
 
 
 def test_class_frequencies_are_unequal(forty: np.ndarray):

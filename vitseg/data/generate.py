@@ -20,6 +20,9 @@ _COLORS = {
     "bruise": (112, 84, 118), "ointment": (228, 222, 206), "scab": (98, 58, 40), "ink": (62, 66, 120),
     "suture": (34, 40, 60),
 }  # fmt: skip
+_TISSUES = 5
+"""The first classes, which make up a wound; what follows lies beside one."""
+
 _SKIN = ((224, 184, 158), (198, 152, 122), (156, 112, 86), (112, 78, 60))
 
 
@@ -35,10 +38,11 @@ def generate(cfg: Generated, index: int) -> tuple[Image.Image, np.ndarray]:
     mask = np.zeros((side, side), dtype=np.uint8)
     for _ in range(rng.choice([1, 2, 3], p=[0.65, 0.25, 0.1])):
         _wound(rng, image, mask)
-    for kind in range(5, len(NAMES)):
+    for kind in range(_TISSUES, len(NAMES)):
         if rng.random() < 0.35:
             _patch(rng, image, mask, kind)
     image = _light(rng, image)
+    mask[mask >= max(cfg.classes, _TISSUES)] = 0
     if cfg.classes == 2:
         mask = (mask > 0).astype(np.uint8)
     mask[mask >= cfg.classes] = 0
