@@ -16,7 +16,7 @@ _PUBLIC = {
         "Generated", "Loss", "Merge", "Model", "SGD", "Stage", "WarmupPoly",
     ),
     "vitseg.origin": ("from_training_config",),
-    "vitseg.presets": ("giant", "quick"),
+    "vitseg.presets": ("giant", "quick", "whole_encoder"),
     "vitseg.plan": ("planned_lr", "preview"),
     "vitseg.errors": ("VitsegError", "FreezeBreach", "LRBreach"),
     "vitseg.data.dataset": ("SegmentationData",),

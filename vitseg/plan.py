@@ -75,9 +75,9 @@ def preview(recipe: Recipe, batches_per_epoch: int) -> list[Planned]:
 def effective(recipe: Recipe, stages: int, batches_per_epoch: int, blocks: int | None) -> dict[str, Any]:
     """The settings that decide the numbers of stages 1 .. `stages`, the machine apart.
 
-    Names, workers and cache are not among them; a schedule is the learning rates it comes to, "all" the number of blocks.
+    What changes no number is not among them; a schedule is the learning rates it comes to, "all" the number of blocks.
     """
-    tree = recipe.model_dump(mode="json", exclude={"name", "workers", "cache", "device", "precision", "threads"})
+    tree = recipe.model_dump(mode="json", exclude={"name", "workers", "cache", "recompute", "device", "precision", "threads"})
     tree["stages"] = tree["stages"][:stages]
     for stage, settings in zip(recipe.stages, tree["stages"], strict=False):
         settings["name"] = settings["lr"] = None
@@ -131,6 +131,8 @@ def _course(stage: Stage, batches_per_epoch: int) -> list[str]:
     schedule, batches = stage.schedule, stage.epochs * batches_per_epoch
     if isinstance(schedule, Exponential):
         last = planned_lr(stage, batches, batches_per_epoch)
+        if stage.epochs == 1:
+            return [f"The LR is {last:.3g} throughout: it would fall after the stage's only epoch."]
         return [f"The LR falls from {stage.lr:.3g} in the first epoch to {last:.3g} in the last (gamma = {schedule.gamma:g})."]
     if not isinstance(schedule, CosineRestarts):
         return []

@@ -1,4 +1,4 @@
-"""Recipes to begin with: a quick one, and the origin's."""
+"""Recipes to begin with: a quick one, the same in a warm-up instead of stages, and the origin's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,19 @@ from statistics import median
 
 from vitseg.images import size_of
 from vitseg.recipe import Recipe
-from vitseg.settings import AdamW, CosineRestarts, Data, Exponential, Folder, Generated, Loss, Model, Stage
+from vitseg.settings import (
+    AdamW,
+    Constant,
+    CosineRestarts,
+    Data,
+    Exponential,
+    Folder,
+    Generated,
+    Loss,
+    Model,
+    Stage,
+    WarmupPoly,
+)
 
 
 def quick(folder: str | Path | None = None) -> Recipe:
@@ -66,6 +78,24 @@ def _three_stages(first: int, second: int, third: int, burn_in: int = 60) -> tup
     )  # fmt: skip
 
 
+def whole_encoder(folder: str | Path | None = None) -> Recipe:
+    """What `quick` trains, for as many epochs, but every block at once: what the three stages are to be held against.
+
+    As EoMT trains (Kerssies et al. 2025): the decoder warms up while the encoder stands still; then all of it trains, the last
+    block at 1e-4 and each below at 0.8 of the one above, with a warm-up and a polynomial decay. There it is one optimizer with
+    an encoder LR of 0 at first; here it is a stage at depth 0, whose features are kept, and a fresh optimizer after it.
+    """
+    recipe = quick(folder)
+    epochs = sum(stage.epochs for stage in recipe.stages)
+    first = max(1, round(epochs / 6))
+    stages = (
+        Stage(name="Decoder warms up", unfrozen_blocks=0, epochs=first, lr=2e-3, schedule=Constant()),
+        Stage(name="Whole encoder", unfrozen_blocks="all", epochs=epochs - first, lr=1e-3, schedule=WarmupPoly(),
+              encoder_lr_factor=0.1, layer_decay=0.8),
+    )  # fmt: skip
+    return recipe.replace({"name": f"{recipe.name[:26]}-whole-encoder", "stages": stages})
+
+
 def giant(folder: str | Path | None = None) -> Recipe:
     """The origin's settings: DINOv2-giant, 30 + 30 + 40 epochs, the last 8, then 16 blocks, LR 2e-4 x 1, 0.3, 0.05.
 
@@ -85,4 +115,5 @@ def giant(folder: str | Path | None = None) -> Recipe:
         loss=Loss(dice=5.0),
         optimizer=AdamW(weight_decay=1e-5),
         clip_norm=0.1,
+        recompute=True,
     )

@@ -20,6 +20,8 @@ class Recipe(Words):
     A batch is one optimizer step: `batch_size` images in each of `accumulate` portions. `clip_norm` is the largest
     gradient norm. `seed` draws initialisation, order and dropout; data and views have seeds of their own. `features` is the
     precision in which the frozen blocks' features are used; with `cache` they are kept on disk, which changes no number.
+    `recompute` keeps nothing within the blocks that train and runs them once more in the backward pass (activation
+    checkpointing, Chen et al. 2016): less memory, more time, the same numbers.
     """
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
@@ -38,6 +40,7 @@ class Recipe(Words):
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     features: Literal["exact", "half"] = "exact"
     cache: bool = True
+    recompute: bool = False
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> Self:

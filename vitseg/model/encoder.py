@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from vitseg.model.families import FAMILIES, find_blocks
@@ -20,7 +21,7 @@ class Encoder(nn.Module):
     """A ViT taken apart, so that a pass can stop after any block and go on from there.
 
     What is frozen stays in eval mode, whoever calls `train()`. `unfrozen_blocks` and `frozen` are
-    written by `vitseg.model.freeze` alone.
+    written by `vitseg.model.freeze` alone. With `recompute`, blocks that train keep their input alone for the backward pass.
     """
 
     def __init__(self, vit: PreTrainedModel):
@@ -32,6 +33,7 @@ class Encoder(nn.Module):
         self._family = family
         self.drop_paths = nn.ModuleList(KeyedDropPath(0.0, f"block {i + 1}") for i in range(self.depth))
         self.unfrozen_blocks, self.frozen = 0, list[nn.Module]()
+        self.recompute = False
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -56,13 +58,18 @@ class Encoder(nn.Module):
         """Blocks first + 1 .. last on the tokens of level `first`; the levels in `keep`, and `last`."""
         context = self._context(tokens, size)
         levels = {first: tokens} if first in keep or first == last else {}
-        blocks = self.blocks
         for level in range(first + 1, last + 1):
-            after = blocks[level - 1](tokens, **context)
-            tokens = self.drop_paths[level - 1](tokens, after)
+            if self.recompute and level > self.cut and torch.is_grad_enabled():
+                # drop-path is keyed, so that the second pass draws what the first one drew
+                tokens = checkpoint(self._block, tokens, level, context, use_reentrant=False, preserve_rng_state=False)
+            else:
+                tokens = self._block(tokens, level, context)
             if level in keep or level == last:
                 levels[level] = tokens
         return levels
+
+    def _block(self, tokens: Tensor, level: int, context: dict[str, Any]) -> Tensor:
+        return self.drop_paths[level - 1](tokens, self.blocks[level - 1](tokens, **context))
 
     def attention(self, tokens: Tensor, block: int, size: tuple[int, int]) -> Tensor:
         """The attention (B, heads, N, N) of block 1 .. L on the tokens below it; a row is who looks, and adds up to 1.

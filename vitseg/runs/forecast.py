@@ -77,6 +77,7 @@ def measure(recipe: Recipe, work: Work, images: int = 4) -> Cost:
     read, batch = _timed(
         lambda: next(work.data.batches([(n, "1" if recipe.data.views != 1 else "0") for n in names], len(names)))
     )
+    model.encoder.recompute = recipe.recompute
     loss = loss_of(recipe, work.data, work.machine.device)
     pixels, masks = batch.images.to(work.machine.device), batch.masks.to(work.machine.device)
     size, n = tuple(pixels.shape[2:]), len(names)

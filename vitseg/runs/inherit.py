@@ -17,7 +17,7 @@ from vitseg.runs.work import Work, run_started
 from vitseg.training.loop import batches_per_epoch
 from vitseg.training.losses import loss_notes
 
-_FREE = {"name", "workers", "cache", "device", "precision", "threads"}
+_FREE = {"name", "workers", "cache", "recompute", "device", "precision", "threads"}
 """What a fork may change; device, precision and threads are compared as what they became."""
 
 

@@ -57,6 +57,7 @@ class StageTraining:
         self.machine = resolve(recipe)
         self.unfrozen = depth_of_stage(recipe, number, model)
         set_freeze_depth(model.to(self.machine.device), self.unfrozen)
+        model.encoder.recompute = recipe.recompute
         for drop_path in model.encoder.drop_paths[model.encoder.cut :]:
             drop_path.rate = self.stage.drop_path
         self.features = Features(recipe, model, data)  # nothing is kept before the weights have been looked at
