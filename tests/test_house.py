@@ -119,3 +119,14 @@ def test_notebooks_are_written_as_lessons(path):
 def test_nbstripout_finds_nothing_to_strip():
     done = subprocess.run([BIN / "nbstripout", "--verify", *NOTEBOOKS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_index_names_every_notebook_with_the_minutes_that_it_states_and_a_picture():
+    index = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    for path in NOTEBOOKS:
+        row = next(line for line in index.splitlines() if f"]({path.name})" in line)
+        first = " ".join("".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).split())
+        minutes = re.search(r"About (\d+) minutes to read, [^.]+ to run", first)
+        assert minutes and f"| {minutes[1]} to read, " in row
+        picture = re.search(r'src="([^"]+)"', row)
+        assert picture and (path.parent / picture[1]).is_file()

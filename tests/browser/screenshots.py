@@ -2,6 +2,7 @@
 
 python tests/browser/screenshots.py                   docs/pictures/, on generated images (a quarter of an hour)
 python tests/browser/screenshots.py caught            those of one show alone: workbench, ablation, caught, twice, reading
+python tests/browser/screenshots.py course            one of each notebook for their index, from the pages of `make gallery`
 python tests/browser/screenshots.py FOLDER PICTURES   a whole run on that folder; pictures and numbers go to PICTURES
 """
 
@@ -17,10 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
-from PIL import Image
+from PIL import Image, ImageOps
+from playwright.sync_api import sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from browser.lab import Lab, chromium, jupyter
+from browser.lab import CHROMIUM, Lab, chromium, jupyter
 from lessons import sections
 
 OURS = Path(__file__).parents[2] / "docs" / "pictures"
@@ -33,6 +35,18 @@ recipe = recipe.replace({"stages.0.epochs": 3, "stages.1.epochs": 2, "stages.2.e
 recipe = recipe.replace({"stages.0.schedule.burn_in_batches": 8, "stages.0.schedule.T_0": 8})
 ablation = vitseg.ablate(recipe, axes={"stages.1.unfrozen_blocks": [0, 2, 4]}, seeds=3)
 ablation"""
+COURSE = {  # the cell of each notebook whose output stands for it
+    "00_start_here": "charts.curves(events",
+    "01_data": "vitseg.contact_sheet(data, names)",
+    "02_what_the_encoder_sees": "display(strip([picture(train.images[i])",
+    "03_the_decoder": "legend(data.classes, 620)",
+    "04_freezing_and_learning_rate": "charts.freeze_map(",
+    "05_progressive_training": "beneath=Curves.of(parent)",
+    "06_bug_museum": 'tickformat=".1e"',
+    "07_ablation": "ablation.show()",
+    "08_reading_a_result": "vitseg.gallery(reading",
+    "09_your_own_data": "pictures.predictions(",
+}
 FAULT = """# somewhere else, while stage 1 trains: "fine-tune the last two blocks"
 for block in wb.session.work.model.encoder.blocks[-2:]:
     block.requires_grad_(True)"""
@@ -108,6 +122,28 @@ def reading() -> None:
         lab.page.mouse.move(5, 5)
         time.sleep(1)
         lab.page.locator(".jp-NotebookPanel:visible .jp-OutputArea-output").last.screenshot(path=str(OURS / "confusions.png"))
+
+
+def course() -> None:
+    """Of each notebook one output, no larger than the index shows it."""
+    root = Path(__file__).parents[2]
+    (OURS / "course").mkdir(exist_ok=True)
+    with sync_playwright() as play, play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]) as browser:
+        page = browser.new_page(viewport={"width": 1000, "height": 900}, device_scale_factor=1)
+        for name, line in COURSE.items():
+            cells = [c.source for c in nbformat.read(root / f"notebooks/{name}.ipynb", 4).cells if c.cell_type == "code"]
+            page.goto((root / f"gallery/{name}.html").as_uri())
+            page.add_style_tag(content=".jp-OutputPrompt { display: none }")
+            cell = page.locator(".jp-CodeCell").nth(next(i for i, source in enumerate(cells) if line in source))
+            output = cell.locator(".jp-OutputArea-output")
+            shown = output.last if output.last.locator(".js-plotly-plot").count() else cell.locator(".jp-Cell-outputWrapper")
+            shown.scroll_into_view_if_needed()
+            time.sleep(2)
+            shot = Image.open(io.BytesIO(shown.screenshot())).convert("RGB")
+            shot = shot.crop(ImageOps.invert(shot).getbbox())  # without the white around it
+            shot = shot.crop((0, 0, shot.width, min(shot.height, shot.width * 5 // 8)))
+            shot.thumbnail((720, 450), Image.Resampling.LANCZOS)
+            shot.quantize(128, dither=Image.Dither.NONE).save(OURS / "course" / f"{name[:2]}.png", optimize=True)
 
 
 def frame(lab: Lab) -> Image.Image:
@@ -191,7 +227,7 @@ def shoot(lab: Lab, path: Path) -> None:
     lab.page.locator(".jp-NotebookPanel:visible").first.screenshot(path=str(path))
 
 
-SHOWS = {"workbench": workbench, "ablation": ablation, "caught": caught, "twice": twice, "reading": reading}
+SHOWS = {"workbench": workbench, "ablation": ablation, "caught": caught, "twice": twice, "reading": reading, "course": course}
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -104,6 +104,12 @@ def test_the_result_table_says_what_the_scores_are_over(run):
     assert "on generated images" in text
     assert "cosine restarts / batch" in text
     assert "last block " in text
+    assert "test images" not in text
+
+
+def test_the_result_table_has_a_row_for_the_test_images(run):
+    *_, last = table.results(run.summary | {"test": {"iou": 0.5, "f1": None}}).rows
+    assert last[0] == "test images, once" and last[-3:] == ("0.500", "n/a", "")
 
 
 def test_html_in_names_is_escaped():

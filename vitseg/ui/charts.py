@@ -62,9 +62,9 @@ def curves_figure(curves: Curves, beneath: Curves | None = None, most: int | Non
     figure.update_yaxes(rangemode="tozero", row=1, col=2)
     figure.update_yaxes(range=[0, 1], row=1, col=3)
     figure.update_layout(**around(curves, beneath))
-    margin = {"l": 52, "r": 12, "t": 64, "b": 48}
+    margin = {"l": 52, "r": 12, "t": 76, "b": 48}
     return figure.update_layout(
-        template=theme.TEMPLATE, height=340, hovermode="x", margin=margin, uirevision="stay", showlegend=False, autosize=True
+        template=theme.TEMPLATE, height=352, hovermode="x", margin=margin, uirevision="stay", showlegend=False, autosize=True
     )
 
 
@@ -76,9 +76,9 @@ def around(curves: Curves, beneath: Curves | None = None) -> dict[str, list]:
         for column in ("", "2", "3"):
             where = {"xref": f"x{column}", "x0": band.start, "x1": band.end, "yref": "paper", "y0": 0, "y1": 1}
             shapes.append({"type": "rect", "fillcolor": color, "opacity": 0.09, "line": {"width": 0}, "layer": "below"} | where)
-            at = {"xref": f"x{column}", "x": (band.start + band.end) / 2, "yref": "paper", "y": 1.0, "yanchor": "top"}
+            at = {"xref": f"x{column}", "x": (band.start + band.end) / 2, "yref": "paper", "y": 1.0, "yanchor": "bottom"}
             text = {"text": f"<b>{band.stage}</b>", "hovertext": f"stage {band.stage}: {band.name}"}
-            words.append(text | {"showarrow": False, "font": {"color": color}} | at)
+            words.append(text | {"showarrow": False, "font": {"color": color, "size": 11}} | at)
     return {"shapes": shapes, "annotations": words}
 
 
@@ -90,7 +90,7 @@ def _titles(beneath: Curves | None) -> list[dict[str, Any]]:
             names = (*names, ("earlier run", theme.PLAN))
         words = " ".join(f'<span style="color:{color}">■ {name}</span>' for name, color in names)
         where = {"xref": f"x{column if column > 1 else ''} domain", "x": 0, "xanchor": "left", "align": "left"}
-        where |= {"yref": "paper", "y": 1.02, "yanchor": "bottom", "showarrow": False, "font": {"size": 12}}
+        where |= {"yref": "paper", "y": 1.0, "yanchor": "bottom", "yshift": 16, "showarrow": False, "font": {"size": 12}}
         titles.append({"text": f"<b>{title}</b><br>{words}"} | where)
     return titles
 
@@ -111,7 +111,7 @@ def _trace(name: str, curves: Curves, most: int | None) -> go.Scatter:
 
 def _parent_trace(name: str, beneath: Curves, most: int | None) -> go.Scatter:
     line, points = {"color": theme.PLAN, "width": 4, "dash": "dot"}, beneath.points[name]
-    more = {"mode": "lines", "visible": bool(points.x)}
+    more = {"mode": "lines", "visible": bool(points.x), "zorder": -1}
     return go.Scatter(name=f"{name}, parent", line=line, **more, **trace_data(points, most))
 
 

@@ -9,6 +9,7 @@ import ipywidgets as w
 
 from vitseg.recipe import Recipe
 from vitseg.runs.store import StageEnd
+from vitseg.ui import theme
 from vitseg.ui.desk import SCHEDULERS, Desk
 from vitseg.ui.panels import html
 
@@ -22,6 +23,9 @@ _WIDTHS = {
     "Run": "150px",
     "Start from": "300px",
 }
+HANDLE = {"handle_color": theme.TRAIN}
+"""Of a slider: JupyterLab's own is white on white at the end of the scale."""
+
 _WIDE = {"description_width": "initial"}
 
 
@@ -37,6 +41,7 @@ class Controls:
             max=desk.depth,
             continuous_update=True,
             tooltip="How many blocks, counted from the last, train. 0: the encoder is frozen",
+            style=HANDLE,
         )
         self.scheduler = w.Dropdown(description="Scheduler", options=list(SCHEDULERS), tooltip="And the clock that moves it")
         self.lr = w.FloatText(description="Learning rate", step=1e-5, tooltip="Base rate; the encoder may have a factor of it")

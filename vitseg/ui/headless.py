@@ -1,7 +1,8 @@
 """Execute notebooks without a browser and see their text as it comes.
 
 python -m vitseg.ui.headless NOTEBOOK
-python -m vitseg.ui.headless --pages FOLDER NOTEBOOK ...   each executed and timed, as a page that opens without a network
+python -m vitseg.ui.headless --pages FOLDER NOTEBOOK ...   each executed and timed, as a page that opens without a network;
+                                                           the README beside the first one becomes their index
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from nbclient.exceptions import CellExecutionError
 
 from vitseg.errors import VitsegError
 
+_BUNDLE = "plotly.js v"
 _PICTURES = {"application/vnd.plotly.v1+json", "image/png", "image/jpeg"}
 
 
@@ -51,16 +53,32 @@ def execute(path: Path, **environment: str) -> nbformat.NotebookNode:
 
 def write_page(path: Path, folder: Path) -> None:
     """Execute a notebook and write it as HTML. Live widgets are shown as their text."""
-    from nbconvert import HTMLExporter  # slow to import, and of use here alone
-
     notebook = execute(path, PLOTLY_RENDERER="notebook")  # charts that draw themselves
     for output in (o for cell in notebook.cells for o in cell.get("outputs", ())):
         output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    notebook.metadata.pop("widgets", None)  # their state, for which a page would fetch a program
+    _write_html(notebook, path, folder / f"{path.stem}.html")
+
+
+def write_index(readme: Path, folder: Path) -> None:
+    """A README that links notebooks, as a page that links their pages."""
+    text = readme.read_text(encoding="utf-8").replace(".ipynb)", ".html)")
+    _write_html(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]), readme, folder / "index.html")
+
+
+def _write_html(notebook: nbformat.NotebookNode, path: Path, page: Path) -> None:
+    from nbconvert import HTMLExporter  # slow to import, and of use here alone
+    from plotly.offline import get_plotlyjs
+
     exporter = HTMLExporter(mathjax_url="", require_js_url="", embed_images=True)  # nothing is fetched
-    folder.mkdir(parents=True, exist_ok=True)
-    page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem}})
-    page = re.sub(r'<script src="https://[^"]*mathjax[^"]*"></script>', "", page)  # plotly's, for formulas that are not there
-    (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
+    html, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem, "path": str(path.parent)}})
+    html = re.sub(r'<script src="https://[^"]*mathjax[^"]*"></script>', "", html)  # plotly's, for formulas that are not there
+    if (
+        "Plotly.newPlot" in html and _BUNDLE not in html
+    ):  # it came with the first chart, and a cell that draws again has cleared that
+        html = html.replace("<head>", f"<head><script>{get_plotlyjs()}</script>", 1)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(html, encoding="utf-8")
 
 
 def main() -> int:
@@ -73,6 +91,8 @@ def main() -> int:
             else:
                 write_page(path, Path(pages))
                 sys.stderr.write(f"{path.stem}: {time.monotonic() - began:.0f} s\n")
+        if pages and (readme := Path(paths[0]).with_name("README.md")).is_file():
+            write_index(readme, Path(pages))
     except CellExecutionError as error:
         known = error.ename.rpartition(".")[2] in {c.__name__ for c in VitsegError.__subclasses__()}
         sys.stderr.write(f"\n{error.evalue if known else error}\n")

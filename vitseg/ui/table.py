@@ -71,7 +71,7 @@ def ahead(recipe: Recipe, forecasts: Sequence[Any]) -> Table:
 
 
 def results(summary: dict[str, Any]) -> Table:
-    """The result table of a run, a row for each stage."""
+    """The result table of a run, a row for each stage, and one for the test images if there are any."""
     columns = (
         "stage",
         "freeze depth",
@@ -85,6 +85,8 @@ def results(summary: dict[str, Any]) -> Table:
         "seconds",
     )
     rows = tuple(_stage_cells(number, row) for number, row in enumerate(summary["stages"], start=1))
+    if test := summary.get("test"):
+        rows += (("test images, once", *[""] * 6, number_or_na(test["iou"]), number_or_na(test["f1"]), ""),)
     data = ", on generated images" if summary["data"] == "generated" else ""
     return Table(columns, rows, f"IoU and F1 {summary['score']}, validation images at their own size{data}")
 

@@ -12,6 +12,7 @@ from vitseg.errors import RunError
 from vitseg.events import BatchEnded
 from vitseg.runs.folder import RunFolder
 from vitseg.ui import panels, pictures
+from vitseg.ui.controls import HANDLE
 from vitseg.ui.live import current
 from vitseg.ui.report import report
 from vitseg.ui.session import Session, recent_runs
@@ -26,7 +27,7 @@ class Tabs:
     def __init__(self, session: Session, steering: Steering, shown: Callable[[], None]):
         self.session, self._shown, self._filling = session, shown, False
         self.epoch = w.SelectionSlider(
-            options=[NONE_YET], value=NONE_YET[1], description="Epoch", layout={"width": "420px"}, disabled=True
+            options=[NONE_YET], value=NONE_YET[1], description="Epoch", layout={"width": "420px"}, disabled=True, style=HANDLE
         )
         self.epoch.observe(lambda _: self._filling or steering.attempt(self._draw_pictures), "value")
         self.picture = w.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})

@@ -10,6 +10,7 @@ from vitseg.data.dataset import SegmentationData
 from vitseg.data.views import description, view_name
 from vitseg.errors import VitsegError
 from vitseg.ui import panels, pictures
+from vitseg.ui.controls import HANDLE
 
 _FRESH = 100
 """Views on the slider where there is no end of them."""
@@ -26,9 +27,8 @@ def show_views(data: SegmentationData, columns: int = 4, side: int = 190) -> w.V
     starts = range(max(1, count - columns + 1))
     names = [(f"{name} ({split})", name) for split, found in data.splits.items() for name in found]
     image = w.Dropdown(options=names, value=data.splits["train"][0], description="Image", layout={"width": "420px"})
-    first = w.SelectionSlider(
-        options=[(views[i], i) for i in starts], description="View", layout={"width": "420px"}, disabled=len(starts) == 1
-    )
+    places, look = [(views[i], i) for i in starts], {"layout": {"width": "420px"}, "style": HANDLE}
+    first = w.SelectionSlider(options=places, description="View", disabled=len(starts) == 1, **look)
     shown = w.HTML()
 
     def draw(_: object = None) -> None:
