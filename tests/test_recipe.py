@@ -14,7 +14,7 @@ from vitseg.effects import Blur, Clahe, CoarseDropout, Crop, Elastic, GridDistor
 from vitseg.errors import RecipeError
 from vitseg.origin import Reading, from_training_config
 from vitseg.plan import preview
-from vitseg.presets import giant, quick
+from vitseg.presets import giant, quick, whole_encoder
 from vitseg.recipe import Recipe, load_recipe, parse
 from vitseg.settings import (
     SGD,
@@ -344,7 +344,9 @@ def test_replace_with_a_value_that_json_cannot_hold_is_refused_in_plain_words():
 
 
 @pytest.mark.parametrize(
-    "recipe", [quick(), quick("some/folder"), giant(), giant("f")], ids=["quick", "quick+data", "giant", "giant+data"]
+    "recipe",
+    [quick(), quick("some/folder"), giant(), giant("f"), whole_encoder("f" * 60)],
+    ids=["quick", "quick+data", "giant", "giant+data", "whole"],
 )
 def test_a_recipe_comes_back_from_json_as_it_was(recipe: Recipe, tmp_path: Path):
     recipe.save(tmp_path / "recipe.json")
@@ -419,6 +421,14 @@ def test_quick_needs_no_files_and_unfreezes_step_by_step():
     assert quick().data.source == Generated()
     assert quick().model.encoder == "dinov2-small-packaged"
     assert [s.unfrozen_blocks for s in quick().stages] == [0, 2, 4]
+
+
+def test_the_whole_encoder_trains_for_as_many_epochs_as_quick_after_its_decoder_has_warmed_up():
+    recipe = whole_encoder()
+    assert [s.unfrozen_blocks for s in recipe.stages] == [0, "all"] and recipe.stages[1].layer_decay == 0.8
+    assert sum(s.epochs for s in recipe.stages) == sum(s.epochs for s in quick().stages)
+    assert recipe.stages[1].lr * recipe.stages[1].encoder_lr_factor == pytest.approx(1e-4)
+    assert recipe.replace({"name": "quick", "stages": quick().stages}) == quick()
 
 
 def test_presets_take_a_folder_and_keep_its_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -207,6 +207,14 @@ class TrialTold(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Polled(Event):
+    """Trials on other machines were asked after; so many are under way, or wait for room."""
+
+    transient: ClassVar[bool] = True
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
 class TrialEnded(Event):
     """A trial of a sweep after its last event; `error` is why it failed, or None."""
 

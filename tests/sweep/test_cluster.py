@@ -6,7 +6,7 @@ import pytest
 from background import until
 
 import vitseg
-from vitseg.errors import ConfigError, VitsegError
+from vitseg.errors import ConfigError, RunError, VitsegError
 from vitseg.events import TrialEnded, TrialTold
 from vitseg.runs.work import prepare
 from vitseg.sweep.grid import make_grid
@@ -85,6 +85,8 @@ def test_an_ablation_on_a_cluster_is_stopped_and_goes_on(two_nodes, recipe, tmp_
     ablation.start()
     until(lambda: any(isinstance(e, TrialTold) for e in ablation.trials.live.events), 120)
     assert ablation._steering.buttons["Pause"].disabled
+    with pytest.raises(RunError, match="cannot be paused"):
+        ablation.pause()
     ablation.stop()
     assert ablation.wait() == "stopped" and ablation.sweep.left()
     again = vitseg.ablate(recipe, AXES, seeds=1, folder=tmp_path / "sweep", where="ray")
@@ -93,13 +95,25 @@ def test_an_ablation_on_a_cluster_is_stopped_and_goes_on(two_nodes, recipe, tmp_
     assert [len(c) for c in again.session.curves.values()] == [6] * len(again.grid.trials)
 
 
+def test_what_no_node_can_train_is_refused_before_anything_is_begun(two_nodes, grid, tmp_path):
+    with pytest.raises(ConfigError, match="1 threads and 1 GPUs"):
+        next(Spread(Sweep(grid, tmp_path / "s"), gpus=1).events())
+    assert not (tmp_path / "s").exists()
+
+
 def test_what_a_cluster_cannot_do_is_said(tiny_recipe, grid, tmp_path):
     auto = make_grid(tiny_recipe.replace({"threads": "auto"}), AXES, 1, facts_of(prepare(tiny_recipe)))
     with pytest.raises(ConfigError, match="threads: got 'auto'"):
         Spread(Sweep(auto, tmp_path / "a"))
     with pytest.raises(ConfigError, match="where: got 'slurm'; allowed: here, ray"):
         vitseg.ablate(tiny_recipe, AXES, where="slurm")
-    with pytest.raises(ConfigError, match="adress"):
-        vitseg.ablate(tiny_recipe, AXES, where="ray", adress="auto")
+    with pytest.raises(ConfigError, match="nothing, unless where='ray'"):
+        vitseg.ablate(tiny_recipe, AXES, gpus=1)
+    for wrong in ({"gpus": -1}, {"gpus": "one"}, {"address": 5}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            Spread(Sweep(grid, tmp_path / "c"), **wrong)
+    for address in ("auto", "nohost"):
+        with pytest.raises(VitsegError, match="no Ray cluster answers there"):
+            next(Spread(Sweep(grid, tmp_path / "b"), address=address).events())
     with pytest.raises(VitsegError, match="no Ray cluster answers there"):
         next(Spread(Sweep(grid, tmp_path / "b"), address="127.0.0.1:1").events())

@@ -7,11 +7,13 @@ from background import until
 
 import vitseg
 from vitseg.errors import ConfigError, RunError
+from vitseg.events import EpochEnded
 from vitseg.ui import theme
 
 optuna = pytest.importorskip("optuna")
-from optuna.distributions import CategoricalDistribution, FloatDistribution  # noqa: E402
+from optuna.distributions import FloatDistribution  # noqa: E402
 
+from vitseg.sweep.search import Search  # noqa: E402
 from vitseg.ui import search_charts  # noqa: E402
 
 SPACE = {"stages.1.unfrozen_blocks": [0, 1], "stages.1.lr": FloatDistribution(1e-5, 1e-2, log=True)}
@@ -41,14 +43,19 @@ def test_a_search_from_start_to_figures(recipe, tmp_path, capsys):
     assert again.state == "ended" and again._steering.buttons["Start"].disabled
 
 
-def test_importance_names_the_setting_that_decides():
-    study = optuna.create_study(direction="maximize")
-    either = {"stages.1.unfrozen_blocks": CategoricalDistribution([0, 1]), "stages.1.lr": FloatDistribution(1e-5, 1e-2)}
+def test_the_figures_are_the_trials(recipe, tmp_path):
+    search = Search(recipe, SPACE, 24, tmp_path / "s")
     for number in range(24):
         params = {"stages.1.unfrozen_blocks": number % 2, "stages.1.lr": 1e-4 * (1 + number)}
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=either, value=1e-4 * (1 + number)))
-    (bars,) = search_charts.importance(study).data
-    assert max(zip(bars.x, bars.y, strict=True))[1] == "stages.1.lr"
+        search.study.add_trial(optuna.trial.create_trial(params=params, distributions=search.space, value=1e-3 * (1 + number)))
+    (bars,) = search_charts.importance(search).data
+    assert bars.y[0] == "stage 2 lr" and bars.x[0] == max(bars.x) and sum(bars.x) == pytest.approx(1)
+    depth, lr, iou = search_charts.parallel(search).data[0].dimensions
+    assert list(depth.values) == [0, 1] * 12 and depth.ticktext == ("0", "1")
+    assert [10**v for v in lr.values] == pytest.approx([1e-4 * (1 + n) for n in range(24)]) and lr.tickvals == (-5, -4, -3, -2)
+    assert list(iou.values) == [1e-3 * (1 + n) for n in range(24)]
+    by_depth, by_lr = search_charts.slices(search).data
+    assert list(by_depth.x) == ["0", "1"] * 12 and list(by_lr.y) == list(iou.values)
 
 
 def test_the_cell_run_again_gives_the_live_one_and_stop_lets_another_kernel_go_on(recipe, tmp_path):
@@ -59,6 +66,19 @@ def test_the_cell_run_again_gives_the_live_one_and_stop_lets_another_kernel_go_o
     page.stop()
     assert page.wait() == "stopped"
     assert "Start trains the rest" in page._steering.status.value and not page._steering.buttons["Start"].disabled
+
+
+def test_stop_in_the_last_trial_and_start_goes_on_with_it(recipe, tmp_path):
+    page = vitseg.search(recipe.replace({"stages.1.epochs": 20}), SPACE, 1, tmp_path / "s", pruner="none")
+    page.start()
+    until(lambda: any(isinstance(e, EpochEnded) for e in page.trials.live.events))
+    page.stop()
+    assert page.wait() == "stopped"
+    assert "Start trains the rest" in page._steering.status.value and not page._steering.buttons["Start"].disabled
+    again = vitseg.search(recipe.replace({"stages.1.epochs": 20}), SPACE, 1, tmp_path / "s", pruner="none")
+    assert again.state == "ready"
+    again.finish()
+    assert list(again.frame()["state"]) == ["complete"] and again.state == "ended"
 
 
 def test_more_blocks_than_there_are_is_said_before_a_trial_is_proposed(recipe, tmp_path):

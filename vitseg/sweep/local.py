@@ -104,7 +104,7 @@ class Sweep:
         """Take note of how a trial has ended."""
         if error:
             self.failures[trial] = error
-        else:
+        elif self.run_of(trial).summary_file.exists():
             self.failures.pop(trial, None)
             shutil.rmtree(self.run_of(trial).checkpoints, ignore_errors=True)  # nothing is left to resume
         return TrialEnded(trial, error)

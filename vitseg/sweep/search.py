@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sqlite3
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from vitseg.draws import seed_for
 from vitseg.errors import ConfigError, RunError, VitsegError
@@ -27,25 +24,17 @@ try:
     import optuna
     from optuna.distributions import BaseDistribution, CategoricalDistribution, distribution_to_json
     from optuna.trial import FrozenTrial, Trial, TrialState
+    from sqlalchemy.engine import make_url
+
+    from vitseg.sweep.study import PRUNERS, SAMPLERS, asking, open_study, said
 except ModuleNotFoundError as error:
     raise VitsegError(f"search: {error.name} is not installed.", "pip install 'vitseg[search]'") from None
 
 Space = Mapping[str, Sequence[Any] | BaseDistribution]
 """A setting's path, and the values it may have: a list, or one of Optuna's distributions."""
 
-SAMPLERS = {
-    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=5),
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-}
-PRUNERS = {
-    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
-    "none": lambda: optuna.pruners.NopPruner(),
-}
 ATTEMPTS = 3
 """How often a trial is begun whose process is killed: what kills it may be the trial."""
-
-LOCKED_SECONDS = 30.0
-"""How long the study's file is waited for while somebody else writes."""
 
 
 class Search:
@@ -64,39 +53,61 @@ class Search:
         self, recipe: Recipe, space: Space, trials: int = 30, folder: str | Path | None = None, *,
         sampler: str = "tpe", pruner: str = "median", storage: str | None = None,
     ):  # fmt: skip
-        _one_of("sampler", sampler, SAMPLERS)
-        _one_of("pruner", pruner, PRUNERS)
+        if not isinstance(recipe, Recipe):
+            raise ConfigError("recipe", recipe, "a Recipe", "Read one from a file with vitseg.load_recipe(path).")
+        if not isinstance(space, Mapping) or not all(isinstance(path, str) for path in space) or not space:
+            raise ConfigError("space", space, 'paths of settings with their values: {"stages.1.unfrozen_blocks": [0, 2, 4]}')
         if type(trials) is not int or trials < 1:
             raise ConfigError("trials", trials, "how many, at least 1")
+        if storage is not None and not isinstance(storage, str):
+            raise ConfigError("storage", storage, "the URL of a database, as in postgresql://user@host/name")
+        _one_of("sampler", sampler, SAMPLERS)
+        _one_of("pruner", pruner, PRUNERS)
         self.recipe, self.trials, self.sampler, self.pruner = recipe, trials, sampler, pruner
-        self.choices = {path: _choices(path, v) for path, v in space.items() if not isinstance(v, BaseDistribution)}
+        self.choices = {path: _choices(path, v) for path, v in space.items() if not _is_range(v)}
         self.space = {p: CategoricalDistribution(list(self.choices[p])) if p in self.choices else space[p] for p in space}
         self.extremes()
         described = self._description() | {"sampler": sampler, "pruner": pruner}
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:8]
         self.path = Path(folder).expanduser().absolute() if folder else runs_root() / f"search-{recipe.name}-{key}"
-        self._create(described)
-        with _said(self.path):
-            self.study = _open(storage or f"sqlite:///{self.path / 'study.db'}", key, PRUNERS[pruner]())
+        with said(self.path):
+            (self.path / "trials").mkdir(parents=True, exist_ok=True)
+            with asking(self.path):
+                self._describe(described | {"storage": storage and make_url(storage).render_as_string()})
+                self.study = open_study(storage, self.path, key, PRUNERS[pruner]())
 
     def events(self) -> Generator[Event]:
-        """Try what is left. A trial that fails is told of, and the others go on."""
+        """Try what is left. A trial that fails is told of, and the others go on.
+
+        A disk or a study that cannot be written to ends it with a RunError; the next call goes on with the same trial.
+        """
         while (claimed := self._claim()) is not None:
             trial, claim = claimed
             with claim:
-                yield TrialStarted(self.name_of(trial))
-                yield from self._try(trial)
+                try:
+                    yield TrialStarted(self.name_of(trial))
+                    yield from self._try(trial)
+                except (GeneratorExit, OSError, RunError):
+                    with suppress(RunError, optuna.exceptions.UpdateFinishedTrialError), said(self.path):
+                        trial.set_user_attr("left", True)  # which is no attempt
+                    raise
 
     def results(self) -> list[FrozenTrial]:
         """All trials that have begun, but those which were cut off and begun again under another number."""
-        with _said(self.path):
+        with said(self.path):
             found = self.study.get_trials(deepcopy=False)
         again = {t.user_attrs.get("again") for t in found}
         return [t for t in found if t.number not in again and t.state != TrialState.WAITING]
 
     def left(self) -> int:
-        """How many trials have not begun."""
-        return max(0, self.trials - len(self.results()))
+        """How many trials have not ended and are trained by nobody."""
+        return max(0, self.trials - sum(t.state.is_finished() or self._is_held(t) for t in self.results()))
+
+    def error_of(self, trial: FrozenTrial) -> str | None:
+        """Why a trial has failed, if it has."""
+        if trial.state != TrialState.FAIL:
+            return None
+        return trial.user_attrs.get("error", f"Its process was killed {ATTEMPTS} times.")
 
     def recipe_of(self, trial: Trial | FrozenTrial) -> Recipe:
         """The recipe of a trial; settings without effect beside the proposed ones are put back to their defaults."""
@@ -116,53 +127,68 @@ class Search:
         return trial.user_attrs.get("folder", f"{trial.number:04d}")
 
     def run_of(self, trial: Trial | FrozenTrial) -> RunFolder:
-        return RunFolder(self.path / "trials" / self.name_of(trial))
+        return self.run_named(self.name_of(trial))
+
+    def run_named(self, name: str) -> RunFolder:
+        return RunFolder(self.path / "trials" / name)
 
     # ---- one trial
 
+    def _claim_of(self, number: int) -> Path:
+        return self.path / "claims" / str(number)
+
+    def _is_held(self, trial: FrozenTrial) -> bool:
+        return is_held(self._claim_of(trial.number))
+
     def _claim(self) -> tuple[Trial, ExitStack] | None:
         """A trial that nobody else has, proposed, or begun and left; None once enough have begun."""
-        with _said(self.path), FileLock(self.path / "asking.lock"):
+        with said(self.path), asking(self.path):
             self._take_up_again()
             if not self.left():
                 return None
-            tried = len(self.study.get_trials(deepcopy=False))
-            self.study.sampler = SAMPLERS[self.sampler](seed_for(self.recipe.seed, "search", tried) % 2**32)
+            self.study.sampler = SAMPLERS[self.sampler](seed_for(self.recipe.seed, "search", len(self.results())) % 2**32)
             trial, claim = self.study.ask(self.space), ExitStack()
-            claim.enter_context(held(_folder(self.path / "claims" / str(trial.number))))
+            self._claim_of(trial.number).mkdir(parents=True, exist_ok=True)
+            claim.enter_context(held(self._claim_of(trial.number)))
             return trial, claim
 
     def _take_up_again(self) -> None:
         """Put trials whose process is gone in line again. Their claims are locks, which the system lets go of."""
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if not is_held(self.path / "claims" / str(trial.number)):
-                attempt = trial.user_attrs.get("attempt", 1)
-                self.study.tell(trial.number, state=TrialState.FAIL)
-                if attempt < ATTEMPTS:
-                    more = {"again": trial.number, "folder": self.name_of(trial), "attempt": attempt + 1}
+        trials = self.study.get_trials(deepcopy=False)
+        again = {t.user_attrs.get("again") for t in trials}  # in line before the first is over: a kill in between loses nothing
+        for trial in trials:
+            if trial.state == TrialState.RUNNING and not self._is_held(trial):
+                attempt = trial.user_attrs.get("attempt", 1) + (not trial.user_attrs.get("left"))
+                if attempt <= ATTEMPTS and trial.number not in again:
+                    more = {"again": trial.number, "folder": self.name_of(trial), "attempt": attempt}
                     self.study.enqueue_trial(trial.params, user_attrs=more)
+                self.study.tell(trial.number, state=TrialState.FAIL)
 
     def _try(self, trial: Trial) -> Generator[Event]:
-        error, pruned, leaving = None, False, False
-        try:
-            with closing(self._train(trial)) as events:
-                for event in events:
-                    leaving = True
-                    yield event
-                    leaving = False
-                    if pruned := self._should_prune(trial, event):
-                        break
-        except (VitsegError, OSError, RuntimeError) as failure:
-            if leaving:  # it failed to save when it was left: not the trial's failure, and nobody asks for more
-                raise
-            error = f"{type(failure).__name__}: {failure}"
-        with _said(self.path):
-            self._tell(trial, pruned, error)
+        error, pruned = None, False
+        with closing(self._train(trial)) as events:
+            while not pruned:
+                try:
+                    event = next(events, None)
+                except (OSError, RunError):  # of the disk, or of another's folder: no fault of these settings
+                    raise
+                except (VitsegError, RuntimeError) as failure:
+                    error, event = f"{type(failure).__name__}: {failure}", None
+                if event is None:
+                    break
+                yield event
+                pruned = self._should_prune(trial, event)
+        with said(self.path):
+            error = self._tell(trial, pruned, error)
         yield TrialEnded(self.name_of(trial), error)
 
     def _train(self, trial: Trial) -> Generator[Event]:
         """From its checkpoint, if it has one; what it told before is told again."""
         run = self.run_of(trial)
+        if run.events_file.exists() and run.recipe != self.recipe_of(trial):
+            raise RunError(
+                f"{run.path}: is the run of other settings; the study was lost, or changed.", "Choose another folder."
+            )
         if run.summary_file.exists():  # killed between its end and the word of it
             return (_ for _ in ())
         if run.events_file.exists():
@@ -173,11 +199,12 @@ class Search:
     def _should_prune(self, trial: Trial, event: Event) -> bool:
         if not isinstance(event, EpochEnded) or (iou := event.validation["iou"]) is None:
             return False
-        with _said(self.path):
+        with said(self.path):
             trial.report(iou, event.epoch)
             return trial.should_prune()
 
-    def _tell(self, trial: Trial, pruned: bool, error: str | None) -> None:
+    def _tell(self, trial: Trial, pruned: bool, error: str | None) -> str | None:
+        """Tell the study how a trial has ended; why it failed, if it did."""
         run, state = self.run_of(trial), TrialState.PRUNED if pruned else TrialState.FAIL
         iou = None
         if error is None and not pruned:
@@ -192,13 +219,12 @@ class Search:
         else:
             shutil.rmtree(run.checkpoints, ignore_errors=True)  # nothing is left to resume
         self.study.tell(trial, iou, state)
+        return error
 
     # ---- the folder
 
     def extremes(self) -> list[Recipe]:
         """The recipe with each value that may be proposed, of a range its ends. Raises ConfigError or RecipeError."""
-        if not self.space:
-            raise ConfigError("space", {}, 'paths of settings with their values, as in {"stages.1.unfrozen_blocks": [0, 2, 4]}')
         recipes = []
         for path, allowed in self.space.items():
             check_path("space", path)
@@ -211,57 +237,38 @@ class Search:
                  for p, d in self.space.items()}  # fmt: skip
         return json.loads(json.dumps({"recipe": self.recipe.model_dump(mode="json"), "space": space}))
 
-    def _create(self, described: dict[str, Any]) -> None:
+    def _describe(self, described: dict[str, Any]) -> None:
         file = self.path / "search.json"
-        try:
-            (self.path / "trials").mkdir(parents=True, exist_ok=True)
-            if file.exists() and json.loads(file.read_text(encoding="utf-8")) != described:
-                raise RunError(f"{self.path}: holds another search.", "Give the same recipe and space, or another folder.")
+        if not file.exists():
             write_json(file, described)
-        except (OSError, ValueError) as error:
-            raise RunError(f"{file}: cannot be read or written ({error}).", "Choose another folder.") from None
-
-
-def _open(url: str, name: str, pruner: optuna.pruners.BasePruner) -> optuna.Study:
-    """The study of that name, made if it is not there, without Optuna's log line about it."""
-    waits = {"connect_args": {"timeout": LOCKED_SECONDS}} if url.startswith("sqlite") else {}
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        storage = optuna.storages.RDBStorage(url, engine_kwargs=waits)
-        return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True, pruner=pruner)
-    finally:
-        optuna.logging.set_verbosity(level)
-
-
-@contextmanager
-def _said(path: Path) -> Iterator[None]:
-    """A study that cannot be read or written is a sentence."""
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (SQLAlchemyError, sqlite3.Error, optuna.exceptions.StorageInternalError, Timeout) as error:
-        cause = str(error.__cause__ or error).partition("\n")[0]  # the statement follows
-        mend = "If another process holds it, wait for its end; on a network drive give a database server's URL as storage."
-        raise RunError(f"{path}: the study cannot be read or written ({cause}).", mend) from None
-
-
-def _folder(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+            return
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            other = [name for name in described if found.get(name) != described[name]]
+        except (ValueError, AttributeError):
+            other = ["all of it"]
+        if other:
+            mend = "Give the same recipe, space, sampler, pruner and storage, or another folder."
+            raise RunError(f"{self.path}: holds another search; it differs in {', '.join(other)}.", mend)
 
 
 def _one_of(field: str, value: str, known: Mapping[str, Any]) -> None:
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ConfigError(field, value, ", ".join(known))
 
 
-def _choices(path: str, values: Sequence[Any]) -> dict[Any, Any]:
+def _is_range(values: Any) -> bool:
+    """Whether it is a distribution with two ends; one of choices is a list of them."""
+    return isinstance(values, BaseDistribution) and not isinstance(values, CategoricalDistribution)
+
+
+def _choices(path: str, values: Any) -> dict[Any, Any]:
     """The values by what they are called in the study, which holds plain ones alone."""
+    values = values.choices if isinstance(values, CategoricalDistribution) else values
     if isinstance(values, str | Mapping) or not isinstance(values, Sequence) or not values:
         raise ConfigError(f"space[{path!r}]", values, "a list of at least one value, or a distribution of Optuna's")
     called = [v if v is None or isinstance(v, bool | int | float | str) else value_words(v, values) for v in values]
-    if len(set(map(repr, called))) < len(called):
+    choices = dict(zip(called, values, strict=True))
+    if len(choices) < len(called):
         raise ConfigError(f"space[{path!r}]", values, "values that differ")
-    return dict(zip(called, values, strict=True))
+    return choices

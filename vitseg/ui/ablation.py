@@ -32,7 +32,7 @@ from vitseg.ui.trials import Source, TrialsScreen
 
 def ablate(
     recipe: Recipe, axes: Mapping[str, Sequence[Any]], seeds: int | Sequence[int] = 3, folder: str | Path | None = None, *,
-    where: Literal["here", "ray"] = "here", **cluster: Any,
+    where: Literal["here", "ray"] = "here", address: str | None = None, gpus: float = 0,
 ) -> Ablation:  # fmt: skip
     """Train every combination of the axes' values with every seed, and ask what unfreezing bought.
 
@@ -44,22 +44,22 @@ def ablate(
     `where="ray"` trains trials side by side on a Ray cluster; `address` and `gpus` are those of `vitseg.sweep.cluster.Spread`,
     and docs/cluster.md says how.
     """
-    session = SweepSession(recipe, axes, seeds, folder, _spread(where, cluster))
+    session = SweepSession(recipe, axes, seeds, folder, _spread(where, address, gpus))
     if (live := current()) and isinstance(live.owner, SweepSession) and live.owner.sweep.path == session.sweep.path:
         session = live.owner
     return Ablation(session)
 
 
-def _spread(where: str, cluster: dict[str, Any]) -> Callable[[Sweep], Source] | None:
-    if where == "here" and not cluster:
+def _spread(where: str, address: str | None, gpus: float) -> Callable[[Sweep], Source] | None:
+    if where not in ("here", "ray"):
+        raise ConfigError("where", where, "here, ray")
+    if where == "here":
+        if address is not None or gpus:
+            raise ConfigError("address, gpus", (address, gpus), "nothing, unless where='ray'")
         return None
-    if where != "ray":
-        raise ConfigError("where", where, "here, ray", "address and gpus are for where='ray'." if cluster else "")
-    if unknown := cluster.keys() - {"address", "gpus"}:
-        raise ConfigError("ablate", ", ".join(sorted(unknown)), "address, gpus")
     from vitseg.sweep.cluster import Spread  # needs an extra
 
-    return partial(Spread, **cluster)
+    return partial(Spread, address=address, gpus=gpus)
 
 
 class Ablation(TrialsScreen):

@@ -25,17 +25,21 @@ from vitseg.ui.table import Table
 from vitseg.ui.trials import Trials, TrialsScreen
 
 
-def search(recipe: Recipe, space: Space, trials: int = 30, folder: str | Path | None = None, **how: str) -> SearchPage:
+def search(
+    recipe: Recipe, space: Space, trials: int = 30, folder: str | Path | None = None, *,
+    sampler: str = "tpe", pruner: str = "median", storage: str | None = None,
+) -> SearchPage:  # fmt: skip
     """Look for good settings where a grid would be too large: Optuna proposes, the median of the others prunes.
 
     `search(recipe, {"stages.1.unfrozen_blocks": [0, 2, 4], "stages.1.lr": FloatDistribution(1e-5, 1e-3, log=True)})` shows the
     plan; Start, or `start()`, trains in the background. The same call in a later kernel goes on, or in other kernels at the
-    same time, each with trials of its own. `how`: `sampler` "tpe" or "random", `pruner` "median" or "none", `storage` a
+    same time, each with trials of its own. `sampler` is "tpe" or "random", `pruner` "median" or "none", `storage` a
     database's URL. Raises VitsegError for a path, a value or a folder that cannot be. See `vitseg.sweep.search.Search`.
     """
-    session = SearchSession(Search(recipe, space, trials, folder, **how))
+    session = SearchSession(Search(recipe, space, trials, folder, sampler=sampler, pruner=pruner, storage=storage))
     if (live := current()) and isinstance(live.owner, SearchSession) and live.owner.search.path == session.search.path:
         session = live.owner
+        session.search.trials = trials
     else:
         check_depths(session.search.extremes(), recipe.model, prepare(recipe))
     return SearchPage(session)
@@ -53,7 +57,8 @@ class SearchSession:
             case TrialStarted() | TrialEnded():
                 self.trial, self._share = event.trial, 0.0
             case EpochEnded():
-                self._share = min(0.99, event.epoch / sum(stage.epochs for stage in self.search.recipe.stages))
+                stages = self.search.run_named(self.trial).recipe.stages
+                self._share = min(0.99, event.epoch / sum(stage.epochs for stage in stages))
 
     def progress(self) -> tuple[float, float | None]:
         """Share of the trials that is over, and seconds left, by the mean of those that have ended, if all stay here."""
@@ -66,7 +71,7 @@ class SearchSession:
     def sentence(self) -> tuple[str, str]:
         """What is happening, or "bad" and what is wrong."""
         results = self.search.results()
-        failed = [f"{self.search.name_of(t)} failed: {t.user_attrs['error']}" for t in results if "error" in t.user_attrs]
+        failed = [f"{self.search.name_of(t)} failed: {error}" for t in results if (error := self.search.error_of(t))]
         over = sum(t.state.is_finished() for t in results)
         words = f"{over} of {self.search.trials} trials are over."
         if self.trials.alive:
@@ -116,15 +121,15 @@ class SearchPage(TrialsScreen):
 
     def importance(self) -> go.Figure:
         """How much each setting decides."""
-        return search_charts.importance(self.search.study)
+        return search_charts.importance(self.search)
 
     def parallel(self) -> go.Figure:
         """A line a trial through the values of all settings."""
-        return search_charts.parallel(self.search.study)
+        return search_charts.parallel(self.search)
 
     def slices(self) -> go.Figure:
         """IoU against each setting by itself."""
-        return search_charts.slices(self.search.study)
+        return search_charts.slices(self.search)
 
     def frame(self) -> pd.DataFrame:
         """A row a trial."""

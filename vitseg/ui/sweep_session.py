@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,10 +36,12 @@ class SweepSession:
         self._recipes, self._ahead = {t.name: t.recipe for t in self.grid.trials}, dict[str, list[float]]()
         self._inherits = dict(self.grid.shared)
         self._shares, self._seconds, self._done = dict[str, float](), 0.0, 0.0
+        self._worked = time.monotonic()
 
     def _count(self, event: Event) -> None:
         match event:
             case TrialStarted():
+                self._worked = time.monotonic()
                 self._turn_to(event.trial)
             case RunStarted():
                 self._inherits[self.trial] = event.parent["stage"] if event.parent else 0
@@ -49,13 +52,15 @@ class SweepSession:
             case TrialTold():
                 self.trial = event.trial
                 self.curves[event.trial].append((event.epoch, event.iou))
-                self._work(event.trial, 1 / sum(stage.epochs for stage in self._recipes[event.trial].stages))
+                self._work(event.trial, 1 / sum(stage.epochs for stage in self._recipes[event.trial].stages), math.inf)
 
-    def _work(self, trial: str, share: float) -> None:
-        """A share of a trial is done."""
+    def _work(self, trial: str, share: float, most: float = 60.0) -> None:
+        """A share of a trial is done, in the seconds since the last one was, or `most`: the machine may have slept."""
         self._shares[trial] = self._shares.get(trial, 0.0) + share
         if self.trials.state == "running":  # a pause is no work
-            self._seconds += min(time.monotonic() - self.trials.told, 60.0)
+            now = time.monotonic()
+            self._seconds += min(now - self._worked, most)
+            self._worked = now
             self._done += self._weight_of(trial) * share
 
     def _turn_to(self, trial: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vitseg.errors import RunError
-from vitseg.events import BatchEnded, EpochEnded, Event, StageStarted, TrialEnded, TrialStarted
+from vitseg.events import BatchEnded, EpochEnded, Event, Polled, StageStarted, TrialEnded, TrialStarted, TrialTold
 from vitseg.ui.live import OVER, LiveRun, current
 from vitseg.ui.session import launching
 from vitseg.ui.steering import Steering, unpainted
@@ -19,7 +19,7 @@ REDRAW_SECONDS = 0.5
 
 
 class Source(Protocol):
-    """Where trials come from: `vitseg.sweep.local.Sweep`, `vitseg.sweep.search.Search`."""
+    """Where trials come from: `Sweep`, `Search` and `Spread` in `vitseg.sweep`."""
 
     path: Path
     elsewhere: bool
@@ -78,7 +78,7 @@ class Trials:
             self._on_event(event)
         except Exception as error:
             self.incomplete = f"The curves are not complete ({type(error).__name__}: {error})."
-        self.turns += isinstance(event, EpochEnded | StageStarted | TrialStarted | TrialEnded)
+        self.turns += isinstance(event, EpochEnded | StageStarted | TrialStarted | TrialTold | TrialEnded)
         self.told, self.position, self.version = time.monotonic(), event, self.version + 1
 
     def stopped_by(self) -> str:
@@ -94,7 +94,13 @@ class Trials:
             return f"{self.state.capitalize()}."
         p = self.position
         at = f": stage {p.stage}, epoch {p.epoch}" if isinstance(p, BatchEnded | EpochEnded | StageStarted) else ""
-        return f"Training {trial}{at}."
+        if isinstance(p, Polled | TrialTold):
+            return (
+                f"Training {p.running} at a time elsewhere."
+                if isinstance(p, Polled)
+                else f"Training elsewhere, {trial} lately."
+            )
+        return f"Training {trial}{at}." if trial else "Starting."
 
 
 class TrialsScreen:
@@ -116,6 +122,8 @@ class TrialsScreen:
 
     def pause(self) -> None:
         """After the batch that is under way."""
+        if self.trials.source.elsewhere:
+            raise RunError("Trials on other machines cannot be paused.", "Stop them; Start goes on with each where it was.")
         self._live("pause").pause()
 
     def resume(self) -> None:
