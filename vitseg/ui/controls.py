@@ -41,7 +41,6 @@ class Controls:
             max=desk.depth,
             continuous_update=True,
             tooltip="How many blocks, counted from the last, train. 0: the encoder is frozen",
-            style=HANDLE,
         )
         self.scheduler = w.Dropdown(description="Scheduler", options=list(SCHEDULERS), tooltip="And the clock that moves it")
         self.lr = w.FloatText(description="Learning rate", step=1e-5, tooltip="Base rate; the encoder may have a factor of it")
@@ -62,8 +61,9 @@ class Controls:
         self._settings = {self.depth: "unfrozen_blocks", self.lr: "lr", self.epochs: "epochs", self.batch_size: "batch_size",
                           self.seed: "seed", self.device: "device"}  # fmt: skip
         for label, control in self.by_label.items():
-            control.style, control.layout.width = (_WIDE, _WIDTHS.get(label, "130px"))
+            control.style, control.layout.width = _WIDE, _WIDTHS.get(label, "130px")
             control.observe(self._on_change, "value")
+        self.depth.style = _WIDE | HANDLE
         self.offer_starts([])
         self.fill()
         row = w.Layout(flex_flow="row wrap", grid_gap="2px 14px")
