@@ -86,7 +86,8 @@ class Spread:
                 for task in done:
                     if (said := outcome(task)) != LEFT:
                         self.sweep.over(running[task].name, said)
-                stop.unlink(missing_ok=True)
+                if len(done) == len(running):  # else it stays, for tasks that still wait for room
+                    stop.unlink()
 
     def _refuse_what_fits_nowhere(self) -> None:
         """Raises ConfigError where no node has what a trial takes: it would be waited for without end."""

@@ -24,7 +24,7 @@ from vitseg.ui.console import say
 from vitseg.ui.fit import Fit
 from vitseg.ui.live import current
 from vitseg.ui.report import page
-from vitseg.ui.steering import live_figure
+from vitseg.ui.steering import live_figure, redraw
 from vitseg.ui.sweep_session import SweepSession
 from vitseg.ui.table import Table, duration, number_or_na
 from vitseg.ui.trials import Source, TrialsScreen
@@ -156,9 +156,7 @@ class Ablation(TrialsScreen):
             self._plan.value = panels.html(sweep_charts.plan_table(self.grid)._repr_html_() + quiet)
             self._table.value = panels.html(f"<div class=scroll>{self.table._repr_html_()}</div>")
             self._said.value = panels.html(f"<p><b>{escape(self.sentence)}</b></p>")
-            with self._figure.batch_update():
-                for shown, new in zip(self._figure.data, self.show().data, strict=True):
-                    shown.update(new.to_plotly_json())
+            redraw(self._figure, self.show())
             self._draw()
 
     def _cost_and_place(self) -> str:

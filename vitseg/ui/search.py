@@ -20,7 +20,7 @@ from vitseg.ui import panels, search_charts
 from vitseg.ui.console import say
 from vitseg.ui.fit import Fit
 from vitseg.ui.live import current
-from vitseg.ui.steering import live_figure
+from vitseg.ui.steering import live_figure, redraw
 from vitseg.ui.table import Table
 from vitseg.ui.trials import Trials, TrialsScreen
 
@@ -147,9 +147,7 @@ class SearchPage(TrialsScreen):
             place = f"<p class=quiet>{escape(str(self.search.path))}</p>"
             self._plan.value = panels.html(search_charts.plan_table(self.search)._repr_html_() + place)
             self._table.value = panels.html(f"<div class=scroll>{self.table._repr_html_()}</div>")
-            with self._figure.batch_update():
-                for shown, new in zip(self._figure.data, self.show().data, strict=True):
-                    shown.update(new.to_plotly_json())
+            redraw(self._figure, self.show())
             self._draw()
 
     def _draw(self) -> None:

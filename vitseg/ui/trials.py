@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -92,18 +93,18 @@ class Trials:
     def doing(self, trial: str | None) -> str:
         if self.state != "running":
             return f"{self.state.capitalize()}."
-        p = self.position
-        at = f": stage {p.stage}, epoch {p.epoch}" if isinstance(p, BatchEnded | EpochEnded | StageStarted) else ""
-        if isinstance(p, Polled | TrialTold):
-            return (
-                f"Training {p.running} at a time elsewhere."
-                if isinstance(p, Polled)
-                else f"Training elsewhere, {trial} lately."
-            )
-        return f"Training {trial}{at}." if trial else "Starting."
+        match self.position:
+            case None:
+                return "Starting."
+            case Polled(running=running):
+                return f"Elsewhere, {running} trials train or wait for room."
+            case BatchEnded() | EpochEnded() | StageStarted() as p:
+                return f"Training {trial}: stage {p.stage}, epoch {p.epoch}."
+            case _:
+                return f"Training {trial}."
 
 
-class TrialsScreen:
+class TrialsScreen(ABC):
     """Buttons for trials, and a painter. A screen says how it is drawn: `_draw_all` at turning points, `_draw` in between."""
 
     def __init__(self, trials: Trials):
@@ -197,8 +198,10 @@ class TrialsScreen:
         wrong = self._steering.note or self._unpainted
         self._steering.say(*((wrong, "bad") if wrong else sentence))
 
+    @abstractmethod
     def _draw_all(self) -> None:
-        raise NotImplementedError
+        """Everything, after an epoch, a stage or a trial."""
 
+    @abstractmethod
     def _draw(self) -> None:
-        raise NotImplementedError
+        """The buttons, the bar and the status line, which change with every batch."""
