@@ -82,6 +82,7 @@ class RunStarted(Event):
     encoder: dict[str, str]
     masks: str
     parent: Parent | None = None
+    processes: PositiveInt = 1
 
 
 @dataclass(frozen=True, slots=True)

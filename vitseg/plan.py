@@ -72,12 +72,15 @@ def preview(recipe: Recipe, batches_per_epoch: int) -> list[Planned]:
     return planned
 
 
+_CHANGES_NO_NUMBER = {"name", "workers", "cache", "recompute"}
+
+
 def effective(recipe: Recipe, stages: int, batches_per_epoch: int, blocks: int | None) -> dict[str, Any]:
     """The settings that decide the numbers of stages 1 .. `stages`, the machine apart.
 
     What changes no number is not among them; a schedule is the learning rates it comes to, "all" the number of blocks.
     """
-    tree = recipe.model_dump(mode="json", exclude={"name", "workers", "cache", "recompute", "device", "precision", "threads"})
+    tree = recipe.model_dump(mode="json", exclude=_CHANGES_NO_NUMBER | {"device", "precision", "threads", "processes"})
     tree["stages"] = tree["stages"][:stages]
     for stage, settings in zip(recipe.stages, tree["stages"], strict=False):
         settings["name"] = settings["lr"] = None

@@ -21,7 +21,8 @@ class Recipe(Words):
     gradient norm. `seed` draws initialisation, order and dropout; data and views have seeds of their own. `features` is the
     precision in which the frozen blocks' features are used; with `cache` they are kept on disk, which changes no number.
     `recompute` keeps nothing within the blocks that train and runs them once more in the backward pass (activation
-    checkpointing, Chen et al. 2016): less memory, more time, the same numbers.
+    checkpointing, Chen et al. 2016): less memory, more time, the same numbers. `processes` share the images of every step, each
+    on a GPU of its own, or on `threads` cores.
     """
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
@@ -37,6 +38,7 @@ class Recipe(Words):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: Count | Literal["auto"] = "auto"
+    processes: Count = 1
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     features: Literal["exact", "half"] = "exact"
     cache: bool = True
@@ -50,7 +52,17 @@ class Recipe(Words):
             raise ValueError("stages.0.start_from has no effect: there is no stage before it; leave it out")
         if self.model.decoder == "linear" and self.accumulate > 1:
             raise ValueError('model.decoder="linear" has a BatchNorm, which needs the whole batch; set accumulate to 1')
+        if self.processes > 1:
+            self._refuse_what_cannot_be_shared()
         return self
+
+    def _refuse_what_cannot_be_shared(self) -> None:
+        if self.model.decoder == "linear":
+            raise ValueError('model.decoder="linear" has a BatchNorm, which needs the whole batch; set processes to 1')
+        if self.loss.dice_over == "batch":
+            raise ValueError('loss.dice_over="batch" needs the whole batch at once; set processes to 1')
+        if self.processes > (images := self.batch_size * self.accumulate):
+            raise ValueError(f"processes is {self.processes}, and a step has {images} images: some would get none")
 
     def replace(self, changes: dict[str, Any]) -> Recipe:
         """A copy with settings changed by path: `recipe.replace({"stages.1.lr": 1e-4})`. Checked like a new one."""

@@ -96,7 +96,7 @@ def test_an_ablation_on_a_cluster_is_stopped_and_goes_on(two_nodes, recipe, tmp_
 
 
 def test_what_no_node_can_train_is_refused_before_anything_is_begun(two_nodes, grid, tmp_path):
-    with pytest.raises(ConfigError, match="1 threads and 1 GPUs"):
+    with pytest.raises(ConfigError, match="1 cores and 1 GPUs"):
         next(Spread(Sweep(grid, tmp_path / "s"), gpus=1).events())
     assert not (tmp_path / "s").exists()
 

@@ -17,7 +17,7 @@ import torch
 from background import until
 from builders import stripes, write_pairs
 
-from vitseg.data.dataset import SegmentationData
+from vitseg.data.dataset import SegmentationData, chunked
 from vitseg.effects import Crop, Hue
 from vitseg.errors import ConfigError, FeatureBreach
 from vitseg.events import BatchEnded, EpochEnded, FeaturesUsed
@@ -187,7 +187,7 @@ class TestHalf:
         (key,) = [(data.splits["train"][0], "0")]
         prefix = features.model.prefix
         features.model.prefix = lambda x: {level: tokens * 1e6 for level, tokens in prefix(x).items()}
-        (batch,) = features.batches([key], 1)
+        (batch,) = features.batches([[key]])
         assert all(t.isfinite().all() for t in batch.levels.values()) and max(t.max() for t in batch.levels.values()) > 65504
 
 
@@ -207,7 +207,7 @@ def stage(recipe: Recipe, number: int = 1, change=lambda model: None) -> tuple[F
 def computed(recipe: Recipe, views: tuple[str, ...] = ("0", "1"), number: int = 1, change=lambda model: None) -> int:
     """How many views of the training images are computed rather than read."""
     features, _, data = stage(recipe, number, change)
-    for _ in features.batches([(name, view) for view in views for name in data.splits["train"]], 4):
+    for _ in features.batches(chunked([(name, view) for view in views for name in data.splits["train"]], 4)):
         pass
     return features.computed
 
@@ -287,7 +287,7 @@ class TestWhatMakesRowsStale:
     def test_the_classes_that_are_trained_keep_their_masks_apart(self, recipe):
         features, _, data = stage(recipe.replace({"data.mode": "multiclass"}))
         (name, *_) = data.splits["train"]
-        (batch,) = features.batches([(name, "0")], 1)
+        (batch,) = features.batches([[(name, "0")]])
         assert torch.equal(batch.masks[0], data[name, "0"].multiclass_mask)
 
 

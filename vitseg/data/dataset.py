@@ -175,7 +175,7 @@ class SegmentationData(Dataset[Sample]):
 
     def batches(self, keys: list[Key], size: int, workers: int = 0) -> Iterator[Batch]:
         """Batches of `size` in the order of `keys`; the last may be smaller. The same for any number of workers."""
-        return self.loaded([keys[i : i + size] for i in range(0, len(keys), size)], workers)
+        return self.loaded(chunked(keys, size), workers)
 
     def loaded(self, chunks: list[list[Key]], workers: int = 0) -> Iterator[Batch]:
         """A batch for each chunk of keys."""
@@ -252,6 +252,11 @@ class SegmentationData(Dataset[Sample]):
         names = list(self.splits["train"])
         random.Random(seed_for(seed, "order", stage, epoch)).shuffle(names)
         return names
+
+
+def chunked(keys: list[Key], size: int) -> list[list[Key]]:
+    """The same in lists of `size`, the last maybe smaller."""
+    return [keys[i : i + size] for i in range(0, len(keys), size)]
 
 
 def _deaf_to_interrupts(worker: int) -> None:

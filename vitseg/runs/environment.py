@@ -34,6 +34,7 @@ def environment(data: SegmentationData, model: Segmenter, machine: Machine) -> d
         "device_name": torch.cuda.get_device_name() if machine.device.type == "cuda" else platform.machine(),
         "precision": machine.precision,
         "threads": machine.threads,
+        "processes": machine.processes,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "encoder": model.shape.source,
         "data": data.digest(),

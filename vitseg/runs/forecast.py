@@ -18,6 +18,7 @@ from vitseg.model.freeze import model_parts, set_freeze_depth, trained_parts
 from vitseg.model.noise import key_noise
 from vitseg.model.segmenter import Segmenter
 from vitseg.recipe import Recipe
+from vitseg.runs.memory import Kept, kept_by_a_step, shapes_only
 from vitseg.runs.work import Work
 from vitseg.training.audit import part_hashes
 from vitseg.training.cache import FeatureCache
@@ -30,7 +31,7 @@ _TIMES = 3
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Seconds an image, and bytes an image that a training step keeps for its backward pass. Measured.
+    """Seconds an image, measured, and what a training step keeps in memory.
 
     `loading` is what reading kept features takes, `level_bytes` the room of one level of one view, `known` the share of
     images of which a view is kept, by view; "validation" is that of the validation images.
@@ -42,8 +43,7 @@ class Cost:
     decoder: float
     decoder_training: float
     block_training: float
-    decoder_bytes: int
-    block_bytes: int
+    memory: Kept
     level_bytes: int
     known: dict[str, float]
 
@@ -82,30 +82,31 @@ def measure(recipe: Recipe, work: Work, images: int = 4) -> Cost:
     pixels, masks = batch.images.to(work.machine.device), batch.masks.to(work.machine.device)
     size, n = tuple(pixels.shape[2:]), len(names)
 
-    def training(unfrozen: int) -> tuple[float, int]:
+    def training(unfrozen: int) -> float:
         set_freeze_depth(model.train(), unfrozen)
         key_noise(model, "forecast")
-        levels = model.prefix(pixels)
-        kept = _Kept()
-        with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
-            seconds, _ = _timed(lambda: loss(model.suffix(levels, size), masks).backward())
-        return seconds, kept.bytes // _TIMES
+        with work.machine.autocast():
+            levels = model.prefix(pixels)
+            return _timed(lambda: loss(model.suffix(levels, size), masks).backward())[0]
 
-    decoder_training, decoder_bytes = training(0)
+    decoder_training = training(0)
     levels = model.eval().prefix(pixels)
     encoder, _ = _timed(lambda: model.prefix(pixels))
     with torch.no_grad():
         decoder, _ = _timed(lambda: model.suffix(levels, size))
-    block, block_bytes = 0.0, 0
-    if model.shape.skip_depths[-1] == (depth := model.encoder.depth):  # else no block can be unfrozen
+    block, depth = 0.0, model.encoder.depth
+    if can_unfreeze := model.shape.skip_depths[-1] == depth:
         some = max(1, depth // 3)  # several: the difference that one makes drowns in noise
-        seconds, kept = training(some)
-        block = max(0.0, (seconds - decoder_training) / some - encoder / depth)
-        block_bytes = max(0, kept - decoder_bytes) // some
+        block = max(0.0, (training(some) - decoder_training) / some - encoder / depth)
+    step = min(recipe.batch_size * recipe.accumulate, len(work.data.splits["train"]))
+    portion = min(recipe.batch_size, math.ceil(step / recipe.processes))
+    how = {"recompute": recipe.recompute, "autocast": work.machine.autocast()}
+    with shapes_only():
+        memory = kept_by_a_step(model, loss, portion, **how, blocks=can_unfreeze)
     times = (t / n for t in (read, _loading(levels), encoder, decoder, decoder_training, block))
     level = next(iter(levels.values()))
     level_bytes = level[0].numel() * (2 if recipe.features == "half" else 4)
-    return Cost(*times, decoder_bytes // n, block_bytes // n, level_bytes, _known(recipe, model, work.data))
+    return Cost(*times, memory, level_bytes, _known(recipe, model, work.data))
 
 
 def _loading(levels: Levels) -> float:
@@ -133,7 +134,10 @@ def _known(recipe: Recipe, model: Segmenter, data: SegmentationData) -> dict[str
 
 
 def forecast(recipe: Recipe, cost: Cost, work: Work, inherited: int = 0) -> list[StageForecast]:
-    """Every stage of a recipe at that cost, the first ones `inherited`. Early stopping may end a stage sooner."""
+    """Every stage of a recipe at that cost, the first ones `inherited`. Early stopping may end a stage sooner.
+
+    Processes share the images; what they spend on exchanging gradients is not in it. `memory` is that of one of them.
+    """
     train, validation = len(work.data.splits["train"]), len(work.data.splits["validation"])
     depth = work.model.encoder.depth
     counts = {name: sum(p.numel() for p in part.parameters) for name, part in model_parts(work.model).items()}
@@ -148,11 +152,11 @@ def forecast(recipe: Recipe, cost: Cost, work: Work, inherited: int = 0) -> list
         own, look = number > inherited, cost.decoder + unfrozen * block
         frozen, kept_bytes = views.stage(depth - unfrozen, names, train, validation) if own else (0.0, 0)
         epoch = train * (cost.decoder_training + tail) + validation * look
-        seconds = own * (frozen + stage.epochs * epoch + validation * look)
+        seconds = own * (frozen + stage.epochs * epoch + validation * look) / recipe.processes
         parts = {"the decoder": cost.decoder_training, "the blocks that train": tail, "reading": cost.loading}
         whole = cost.read + (depth - unfrozen) * block + cost.decoder_training + tail
-        kept = min(recipe.batch_size, train) * (cost.decoder_bytes + unfrozen * cost.block_bytes)
-        memory = 4 * (sum(counts.values()) + 3 * trainable + 2 * changed) + kept
+        copies = 2 * changed if work.machine.device.type == "cpu" else 0  # of the weights, now and at their best: for the disk
+        memory = 4 * (sum(counts.values()) + 3 * trainable + copies) + cost.memory.at(unfrozen)
         steps = stage.epochs * batches_per_epoch(recipe, work.data)
         checkpoint, gain = 4 * (2 * changed + 2 * trainable), whole / sum(parts.values()) if recipe.cache else 1.0
         bound = max(parts, key=parts.get)
@@ -200,14 +204,3 @@ def _timed(act: Callable[[], object]) -> tuple[float, object]:
         result = act()
         best = min(best, time.perf_counter() - start)
     return best, result
-
-
-class _Kept:
-    """Bytes that autograd saves, parameters apart: they are there anyway."""
-
-    bytes = 0
-
-    def add(self, tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            self.bytes += tensor.numel() * tensor.element_size()
-        return tensor

@@ -17,8 +17,8 @@ from vitseg.runs.work import Work, run_started
 from vitseg.training.loop import batches_per_epoch
 from vitseg.training.losses import loss_notes
 
-_FREE = {"name", "workers", "cache", "recompute", "device", "precision", "threads"}
-"""What a fork may change; device, precision and threads are compared as what they became."""
+_FREE = {"name", "workers", "cache", "recompute", "device", "precision", "threads", "processes"}
+"""What a fork may change; device, precision, threads and processes are compared as what they became."""
 
 
 def differences(old: Recipe, new: Recipe, stage: int) -> list[str]:
@@ -38,7 +38,7 @@ def check_fork(source: RunFolder, stage: int, recipe: Recipe, work: Work, enviro
     _refuse(source, stage, differences(source.recipe, recipe, stage))
     source.check_split(work.data.splits)
     now, before = run_started(recipe, work), next(e for e in source.events() if isinstance(e, RunStarted))
-    names = ("device", "precision", "threads", "encoder", "classes", "mode", "masks")
+    names = ("device", "precision", "threads", "processes", "encoder", "classes", "mode", "masks")
     there = [(name, getattr(now, name), getattr(before, name)) for name in names]
     _refuse(source, stage, [f"{name}: {a!r}, the parent had {b!r}." for name, a, b in there if a != b])
     _refuse(source, stage, [f"{words}." for words in source.changed(environment, ("data", "weights"))])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import load_file, save_file
 
@@ -15,6 +16,7 @@ from vitseg.errors import RunError
 from vitseg.events import EpochEnded, Event, RunEnded, RunResumed, StageEnded
 from vitseg.model.freeze import set_freeze_depth
 from vitseg.recipe import Recipe
+from vitseg.runs.assemble import assembled
 from vitseg.runs.checkpoint import Saver, drop_after, newest_checkpoint, save_checkpoint
 from vitseg.runs.durable import held, whole_folder, write_json
 from vitseg.runs.environment import environment
@@ -28,7 +30,8 @@ from vitseg.training.cache import default_cache
 from vitseg.training.evaluate import evaluate
 from vitseg.training.features import Features
 from vitseg.training.loop import StageTraining, depth_of_stage
-from vitseg.training.weights import load_weights
+from vitseg.training.team import Team
+from vitseg.training.weights import Weights, load_weights
 
 
 def train(
@@ -187,10 +190,11 @@ def _recorded(
     """Events, each recorded before it is handed on. Whoever stops asking for them loses no step; a kill loses a minute's."""
     saver = Saver(run)
     try:
-        with closing(_stages(run, recipe, work, state, after)) as stages:
+        start = _start(run, recipe, state, after)
+        with assembled(recipe) as team, closing(stages(recipe, work, _briefed(team, run, start), team, run)) as told:
             while True:
                 with held_back() as asked:
-                    event, training = next(stages, (None, None))
+                    event, training = next(told, (None, None))
                     if event is None:
                         return
                     if not event.transient:
@@ -228,24 +232,55 @@ def _forked(run: RunFolder, recipe: Recipe, work: Work, first: list[Event]) -> G
     yield from _recorded(run, recipe, work, after=first[-1])
 
 
-def _stages(
-    run: RunFolder, recipe: Recipe, work: Work, state: dict[str, Any] | None, after: StageEnded | None
-) -> Generator[tuple[Event, StageTraining | None], None, None]:
-    """Every event of the run with the stage it is of. It goes on from `state`, or `after` an inherited stage."""
-    first, epochs, steps = 1, 0, 0
+class Start(NamedTuple):
+    """Where training begins: at a stage, before which were so many epochs and steps; from the weights of the stage before it,
+    which may be the last, or from a state within it."""
+
+    stage: int = 1
+    epochs: int = 0
+    steps: int = 0
+    weights: Weights | None = None
+    state: dict[str, Any] | None = None
+
+
+def _start(run: RunFolder, recipe: Recipe, state: dict[str, Any] | None, after: StageEnded | None) -> Start:
     if after is not None:
-        first, epochs, steps = after.stage + 1, after.epoch, after.step
-        which = recipe.stages[after.stage].start_from if first <= len(recipe.stages) else "best"
-        set_freeze_depth(work.model.to(work.machine.device), depth_of_stage(recipe, after.stage, work.model))
-        load_weights(work.model, load_file(run.stage(after.stage) / f"{which}.safetensors"))
-    elif state is not None:
-        first, epochs, steps = state["stage"], state["epochs_before"], state["steps_before"]
-    else:
+        which = recipe.stages[after.stage].start_from if after.stage < len(recipe.stages) else "best"
+        weights = load_file(run.stage(after.stage) / f"{which}.safetensors")
+        return Start(after.stage + 1, after.epoch, after.step, weights)
+    return Start(state["stage"], state["epochs_before"], state["steps_before"], state=state) if state else Start()
+
+
+def _briefed(team: Team, run: RunFolder, start: Start) -> Start:
+    """Tell the other processes what `follow` asks for."""
+    if team.size > 1:
+        team.tell(run.resolved_recipe().model_dump_json())
+        with team.together():  # while they prepare
+            pass
+        team.same("an environment", decisive(run.environment()))
+        team.tell(start)
+    return start
+
+
+def decisive(environment: dict[str, Any]) -> dict[str, Any]:
+    """What of it must be the same for all processes of a run, as JSON has it."""
+    return json.loads(json.dumps({name: environment.get(name) for name in DECISIVE}))
+
+
+def stages(
+    recipe: Recipe, work: Work, start: Start, team: Team, run: RunFolder | None = None
+) -> Generator[tuple[Event, StageTraining | None], None, None]:
+    """Every event of the run with the stage it is of. The process that has the `run` keeps what comes of it."""
+    if run and start == Start():
         yield run_started(run.recipe, work), None  # as asked for; what "auto" became stands beside it
-    cache = default_cache() if recipe.cache else None
-    features = None
-    for number in range(first, len(recipe.stages) + 1):
-        training = StageTraining(recipe, number, work.model, work.data, epochs_before=epochs, steps_before=steps, cache=cache)
+    if start.weights is not None:
+        set_freeze_depth(work.model.to(work.machine.device), depth_of_stage(recipe, start.stage - 1, work.model))
+        load_weights(work.model, start.weights)
+    cache, features = default_cache() if recipe.cache else None, None
+    epochs, steps, state = start.epochs, start.steps, start.state
+    for number in range(start.stage, len(recipe.stages) + 1):
+        place = {"epochs_before": epochs, "steps_before": steps}
+        training = StageTraining(recipe, number, work.model, work.data, **place, cache=cache, team=team)
         if state is not None:
             training.load_state_dict(state)
             state = None
@@ -253,19 +288,21 @@ def _stages(
             yield event, training
         features = training.features
         epochs, steps = epochs + training.epoch, steps + training.step
-        _keep_stage_end(run, number, training, work)
+        if run:
+            _keep_stage_end(run, number, training, work)
         if number == len(recipe.stages) or recipe.stages[number].start_from == "best":
             load_weights(work.model, training.best_weights)
-    yield from ((event, None) for event in _end(run, recipe, work, features))
+    yield from ((event, None) for event in _end(recipe, work, features, team, run))
 
 
-def _end(run: RunFolder, recipe: Recipe, work: Work, features: Features | None) -> Iterator[Event]:
+def _end(recipe: Recipe, work: Work, features: Features | None, team: Team, run: RunFolder | None) -> Iterator[Event]:
     """Save the best weights, score them, and the test images, once."""
     data, model = work.data, work.model
-    with whole_folder(run.best) as aside:
-        model.save_pretrained(aside)
-    best = yield from evaluate(recipe, model, data, "validation", features=features)
-    test = (yield from evaluate(recipe, model, data, "test")) if data.splits["test"] else None
+    if run:
+        with whole_folder(run.best) as aside:
+            model.save_pretrained(aside)
+    best = yield from evaluate(recipe, model, data, "validation", features=features, team=team)
+    test = (yield from evaluate(recipe, model, data, "test", team=team)) if data.splits["test"] else None
     yield RunEnded(best, test)
 
 

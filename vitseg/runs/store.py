@@ -16,7 +16,7 @@ from vitseg.recipe import Recipe
 from vitseg.runs.durable import flaw
 from vitseg.runs.folder import RunFolder
 
-DECISIVE = ("versions", "device", "device_name", "precision", "threads", "cpu_capability", "data", "weights")
+DECISIVE = ("versions", "device", "device_name", "precision", "threads", "processes", "cpu_capability", "data", "weights")
 """What of a run's environment its numbers follow from."""
 
 _FILE = "key"

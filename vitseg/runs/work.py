@@ -79,6 +79,7 @@ def run_started(recipe: Recipe, work: Work, parent: dict[str, Any] | None = None
         device=str(machine.device),
         precision=machine.precision,
         threads=machine.threads,
+        processes=machine.processes,
         encoder=model.shape.source,
         masks=data.masks,
         parent=parent,

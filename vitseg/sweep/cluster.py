@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from vitseg.errors import ConfigError, VitsegError
 from vitseg.events import EpochEnded, Event, Polled, TrialStarted, TrialTold, from_json
-from vitseg.recipe import parse
+from vitseg.recipe import Recipe, parse
 from vitseg.runs.durable import held
 from vitseg.runs.folder import RunFolder
 from vitseg.sweep.grid import Trial
@@ -37,9 +37,9 @@ class Spread:
 
     `address` is a running cluster's ("auto" for the one that this machine belongs to); without it one is begun here and ended
     again, unless this process has joined one already. A trial takes as many cores as its recipe has `threads`, which must be
-    given: sums in another order have other bits. It takes `gpus`, which may be a fraction. A worker or node that is lost: the
-    trial goes on elsewhere from its last checkpoint, twice at most. Trials that share first stages wait for the first of them,
-    and find its stages. Raises ConfigError for threads, gpus or an address that cannot be.
+    given, times `processes`: sums in another order have other bits. It takes `gpus`, which may be a fraction. A worker or node
+    that is lost: the trial goes on elsewhere from its last checkpoint, twice at most. Trials that share first stages wait for
+    the first of them, and find its stages. Raises ConfigError for threads, gpus or an address that cannot be.
     """
 
     elsewhere = True
@@ -93,11 +93,11 @@ class Spread:
         """Raises ConfigError where no node has what a trial takes: it would be waited for without end."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         for trial in self.sweep.grid.trials:
-            cpus = trial.recipe.threads
+            cpus = _cores(trial.recipe)
             if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= self._gpus for node in nodes):
                 most = ", ".join(f"{node.get('CPU', 0):g} cores and {node.get('GPU', 0):g} GPUs" for node in nodes)
-                wanted = f"{cpus} threads and {self._gpus:g} GPUs"
-                raise ConfigError("threads, gpus", wanted, f"what a node of the cluster has: {most}")
+                wanted = f"{cpus} cores and {self._gpus:g} GPUs"
+                raise ConfigError("threads, processes, gpus", wanted, f"what a node of the cluster has: {most}")
 
     def _ready(self, waiting: list[Trial], running: Iterable[Trial]) -> list[Trial]:
         """Those that share no stage with a trial that has yet to train it."""
@@ -107,7 +107,7 @@ class Spread:
 
     def _submit(self, trial: Trial, stop: Path) -> Any:
         folders = map(str, (self.sweep.run_of(trial.name).path, self.path.parent, stop))
-        needs = {"num_cpus": trial.recipe.threads, "num_gpus": self._gpus}
+        needs = {"num_cpus": _cores(trial.recipe), "num_gpus": self._gpus}
         task = _trained.options(**needs, max_retries=RETRIES, scheduling_strategy="SPREAD")
         return task.remote(trial.recipe.model_dump_json(), *folders)
 
@@ -121,6 +121,10 @@ class Spread:
             for epoch in epochs[told.get(trial.name, 0) :]:
                 told[trial.name] += 1
                 yield TrialTold(trial.name, epoch.epoch, epoch.validation["iou"])
+
+
+def _cores(recipe: Recipe) -> int:
+    return recipe.threads * recipe.processes
 
 
 @ray.remote

@@ -161,7 +161,7 @@ def _same(axes: Mapping[str, Sequence[Any]], values: Sequence[Any], first: Seque
 
 def training_of(recipe: Recipe, facts: Facts, stages: int | None = None) -> str:
     """A digest of what decides the numbers of the first `stages`, all by default."""
-    machine = [recipe.device, recipe.precision, recipe.threads]
+    machine = [recipe.device, recipe.precision, recipe.threads, recipe.processes]
     blocks = facts.blocks if facts.encoder in (None, recipe.model.encoder) else None  # of another encoder: not known here
     settings = plan.effective(recipe, stages or len(recipe.stages), _batches(recipe, facts), blocks)
     return hashlib.sha256(json.dumps([machine, settings]).encode()).hexdigest()

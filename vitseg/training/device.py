@@ -13,11 +13,12 @@ from vitseg.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where and how a run computes. `amp` is the autocast type, None for full fp32."""
+    """Where and how each process of a run computes. `amp` is the autocast type, None for full fp32."""
 
     device: torch.device
     precision: str
     threads: int
+    processes: int
 
     @property
     def amp(self) -> torch.dtype | None:
@@ -33,7 +34,8 @@ class Machine:
 
 
 def resolve(recipe: Recipe) -> Machine:
-    """The machine of a recipe. Raises ConfigError for a device that is not there, or fp16 without CUDA."""
+    """The machine of a recipe. Raises ConfigError for a device that is not there, fp16 without CUDA, or more
+    processes than GPUs."""
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     name = recipe.device
     if name == "auto":
@@ -46,8 +48,11 @@ def resolve(recipe: Recipe) -> Machine:
         precision = "fp32" if name != "cuda" else "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
     if precision == "fp16" and name != "cuda":
         raise ConfigError("precision", "fp16", "fp32, bf16", f"fp16 needs cuda, the device is {name}.")
-    threads = _cores() if recipe.threads == "auto" else recipe.threads
-    return Machine(torch.device(name), precision, threads)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", recipe.processes))  # torchrun's word, where there are other machines, too
+    if name != "cpu" and here > (gpus := torch.cuda.device_count() or 1):
+        raise ConfigError("processes", recipe.processes, f"at most {gpus}: one for each GPU here")
+    threads = max(1, _cores() // recipe.processes) if recipe.threads == "auto" else recipe.threads
+    return Machine(torch.device(name), precision, threads, recipe.processes)
 
 
 def _cores() -> int:

@@ -70,14 +70,13 @@ class Features:
         self.why_not = ""
         self._trusted, self._fresh = False, True
 
-    def batches(self, keys: list[Key], size: int, *, training: bool = False) -> Iterator[FeatureBatch]:
-        """Batches of `size` in the order of `keys`, the last maybe smaller; for training under autocast, and counted.
+    def batches(self, chunks: list[list[Key]], *, training: bool = False) -> Iterator[FeatureBatch]:
+        """A batch for each chunk of keys; for training under autocast, and counted.
 
         For training, and in the first call, a view that is read is computed as well. Raises FeatureBreach if they differ.
         """
         amp = training and self.machine.amp is not None
-        chunks = [keys[i : i + size] for i in range(0, len(keys), size)]
-        bases = {key: self._base(key, amp) for key in keys}
+        bases = {key: self._base(key, amp) for chunk in chunks for key in chunk}
         missing = self._missing(chunks, bases)
         pixels = self.data.loaded([m for m in missing if m], self.recipe.workers)
         check, self._fresh = training or self._fresh, False

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Generator, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitseg import plan
-from vitseg.data.dataset import SegmentationData
+from vitseg.data.dataset import SegmentationData, chunked
 from vitseg.data.views import view_name
 from vitseg.errors import ConfigError, FeatureBreach, TrainingError
 from vitseg.events import BatchEnded, EpochEnded, Event, FeaturesUsed, StageEnded, StageStarted
@@ -19,7 +20,7 @@ from vitseg.model.freeze import checked_depth, set_freeze_depth, trained_parts
 from vitseg.model.noise import key_noise
 from vitseg.model.segmenter import Segmenter, likeliest
 from vitseg.recipe import Recipe
-from vitseg.training.audit import AuditReport, LRContract, audit, what_moved
+from vitseg.training.audit import AuditReport, LRContract, audit, part_hashes, what_moved
 from vitseg.training.cache import FeatureCache
 from vitseg.training.device import resolve
 from vitseg.training.evaluate import evaluate
@@ -29,6 +30,7 @@ from vitseg.training.metrics import confusion, scores
 from vitseg.training.optim import build_optimizer, used_lr
 from vitseg.training.schedule import build_schedule
 from vitseg.training.state import load_state, state_of
+from vitseg.training.team import Team
 from vitseg.training.weights import Weights, trained_weights
 
 
@@ -37,7 +39,8 @@ class StageTraining:
 
     Pause is to stop asking for events; stop is to close. Between two events `state_dict` holds all that is needed to
     go on in another process. `epochs_before` and `steps_before` are what earlier stages used up, for the records; `cache`
-    is the run's, where it has one.
+    is the run's, where it has one. In a `team` each process takes its part of every step and of every evaluation; all of them
+    yield the same events, and must be given the same everything.
     """
 
     def __init__(
@@ -50,10 +53,11 @@ class StageTraining:
         epochs_before: int = 0,
         steps_before: int = 0,
         cache: FeatureCache | None = None,
+        team: Team | None = None,
     ):
         self.recipe, self.number, self.model, self.data = recipe, number, model, data
         self.stage = recipe.stages[number - 1]
-        self.epochs_before, self.steps_before, self.cache = epochs_before, steps_before, cache
+        self.epochs_before, self.steps_before, self.cache, self.team = epochs_before, steps_before, cache, team or Team()
         self.machine = resolve(recipe)
         self.unfrozen = depth_of_stage(recipe, number, model)
         set_freeze_depth(model.to(self.machine.device), self.unfrozen)
@@ -77,13 +81,14 @@ class StageTraining:
     def __iter__(self) -> Iterator[Event]:
         self.machine.settle()
         report = audit(self.model, self.optimizer, self.unfrozen).check(self._before_the_next_step())
+        self.team.same("weights", report.hashes)
         self.features = Features(self.recipe, self.model, self.data, report.hashes, self.cache)
         if self.best is None:
             self.hashes = report.hashes
             yield (yield from self._begin(report))
         while not self._finished():
             yield from self._train_epoch()
-            yield FeaturesUsed(self.number, self.epochs_before + self.epoch + 1, *self.features.used())
+            yield self._features_used()
             yield (yield from self._end_epoch())
         yield self._end()
 
@@ -111,11 +116,14 @@ class StageTraining:
         )
 
     def _train_epoch(self) -> Iterator[BatchEnded]:
-        for portions in self._portions():
-            yield self._train_step(portions)
+        portions = self._portions()
+        while self.batch < self.batches:
+            with self.team.together():
+                own = next(portions)
+            yield self._train_step(own)
 
     def _train_step(self, portions: list[FeatureBatch]) -> BatchEnded:
-        """One optimizer step, over all portions of a batch."""
+        """One optimizer step, over all portions of a batch that are this process's."""
         self.machine.settle()
         self._check_freeze()
         self.model.train()  # somebody may have evaluated it between two steps
@@ -143,7 +151,14 @@ class StageTraining:
             stepped=stepped,
         )
 
+    def _features_used(self) -> FeaturesUsed:
+        *counts, note = self.features.used()
+        read, computed = self.team.sum(torch.tensor(counts)).tolist()
+        return FeaturesUsed(self.number, self.epochs_before + self.epoch + 1, read, computed, note)
+
     def _end_epoch(self) -> Generator[Event, None, EpochEnded]:
+        if self.team.size > 1:
+            self.team.same("weights", part_hashes(self.model))
         score = yield from self._evaluate(self.epochs_before + self.epoch + 1)
         self.schedule.after_epoch()
         self.epoch, self.batch = self.epoch + 1, 0
@@ -170,23 +185,24 @@ class StageTraining:
         )
 
     def _portions(self) -> Iterator[list[FeatureBatch]]:
-        """The batches of the epoch that are left, each as `accumulate` portions."""
+        """The steps of the epoch that are left; of each what is this process's part, in portions of `batch_size`."""
         epoch, r = self.epoch + 1, self.recipe
         view = view_name(r.data, self.number, epoch)
         keys = [(name, view) for name in self.data.order(r.seed, self.number, epoch)]
-        rest = keys[self.batch * r.batch_size * r.accumulate :]
-        portions: list[FeatureBatch] = []
+        steps = chunked(keys, r.batch_size * r.accumulate)[self.batch :]
+        portions = [chunked(self.team.part(step), r.batch_size) for step in steps]
+        batches = self.features.batches([keys for own in portions for keys in own], training=True)
         try:
-            for batch in self.features.batches(rest, r.batch_size, training=True):
-                portions.append(batch)
-                if len(portions) == r.accumulate:
-                    yield portions
-                    portions = []
+            for own in portions:
+                yield list(islice(batches, len(own)))
         except FeatureBreach:
             self._refuse_moved()  # whose sentence names the parts
             raise
-        if portions:
-            yield portions
+
+    def _first_sample(self) -> int:
+        """The place in the step of the first image that is this process's."""
+        images, size = len(self.data.splits["train"]), self.recipe.batch_size * self.recipe.accumulate
+        return self.team.bounds(min(size, images - self.batch * size))[0]
 
     def _refuse_moved(self) -> None:
         """Raises FreezeBreach if a frozen part is not what it was at the start of the stage."""
@@ -196,11 +212,19 @@ class StageTraining:
 
     def _backward(self, portions: list[FeatureBatch]) -> float:
         """Gradients of the batch's loss, which is that of one portion if it fitted in one. Returns the loss."""
-        device = self.machine.device
         self.optimizer.zero_grad()
-        masks = [p.masks.to(device) for p in portions]
-        counts = torch.stack([self.loss.counts(m) for m in masks]).sum(0)
-        total, seen = 0.0, 0
+        masks = [p.masks.to(self.machine.device) for p in portions]
+        counts = self.team.sum(sum((self.loss.counts(m) for m in masks), start=torch.zeros(2, device=self.machine.device)))
+        with self.team.together():
+            loss, matrix = self._backward_of(portions, masks, counts)
+        self.team.sum_gradients(self._trained())
+        total = float(self.team.sum(torch.tensor(loss, dtype=torch.float64)))
+        self.running_loss, self.running = self.running_loss + total, self.running + self.team.sum(matrix)
+        return total
+
+    def _backward_of(self, portions: list[FeatureBatch], masks: list[Tensor], counts: Tensor) -> tuple[float, Tensor]:
+        """The part of some portions in the batch's gradients and loss, and their confusion matrix."""
+        total, seen, matrix = 0.0, self._first_sample(), torch.zeros_like(self.running)
         for portion, mask in zip(portions, masks, strict=True):
             key_noise(self.model, self.recipe.seed, "noise", self.number, self.step + 1, first_sample=seen)
             with self.machine.autocast():
@@ -209,9 +233,8 @@ class StageTraining:
             self._refuse_nan(loss, portion)
             self.scaler.scale(loss).backward()
             total, seen = total + loss.item(), seen + len(portion.names)
-            self.running += confusion(likeliest(logits.detach()), mask, len(self.data.classes))
-        self.running_loss += total
-        return total
+            matrix += confusion(likeliest(logits.detach()), mask, len(self.data.classes))
+        return total, matrix
 
     @contextlib.contextmanager
     def _refuse_without_memory(self) -> Iterator[None]:
@@ -238,12 +261,14 @@ class StageTraining:
     def _clip(self) -> float | None:
         """Gradient norm before clipping, over all that trains; None where mixed precision overflowed."""
         self.scaler.unscale_(self.optimizer)
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm or math.inf).item()
+        norm = torch.nn.utils.clip_grad_norm_(self._trained(), self.recipe.clip_norm or math.inf).item()
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             step = self.steps_before + self.step + 1
             raise TrainingError(f"The gradient of step {step} is {norm}.", "Nothing was changed by it. Lower the LR.")
         return norm if math.isfinite(norm) else None
+
+    def _trained(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _step_optimizer(self) -> bool:
         """False where mixed precision overflowed and the step was skipped."""
@@ -265,7 +290,8 @@ class StageTraining:
         return LRContract(planned, first_step=self.steps_before + 1)
 
     def _evaluate(self, epoch: int) -> Generator[Event, None, dict[str, Any]]:
-        return (yield from evaluate(self.recipe, self.model, self.data, "validation", self.number, epoch, self.features))
+        about = (self.number, epoch, self.features, self.team)
+        return (yield from evaluate(self.recipe, self.model, self.data, "validation", *about))
 
     def _scores(self, matrix: Tensor) -> dict[str, Any]:
         return scores(matrix, self.data.mode, self.recipe.data.score_background)

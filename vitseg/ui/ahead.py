@@ -48,7 +48,8 @@ class Ahead:
     def trained(self, recipe: Recipe, work: Work) -> int:
         """How many stages of a recipe other runs have finished; 0 where only Start can tell."""
         machine = resolve(recipe)
-        facts = {"device": str(machine.device), "precision": machine.precision, "threads": machine.threads}
+        names = ("precision", "threads", "processes")
+        facts = {"device": str(machine.device)} | {name: getattr(machine, name) for name in names}
         if not facts.items() <= self._facts.items():
             return 0
         keys = stage_keys(recipe, batches_per_epoch(recipe, work.data), work.model.encoder.depth, self._facts)

@@ -65,6 +65,7 @@ def _run_line(event: RunStarted) -> str:
     return (
         f"{event.recipe['name']}: {images} images · {len(event.classes)} classes, {event.mode}; masks: {event.masks}\n"
         f"encoder {encoder}\n{event.device}, {event.precision}, {event.threads} thread{'s' * (event.threads != 1)}"
+        f"{f' in each of {event.processes} processes' * (event.processes > 1)}"
     )
 
 

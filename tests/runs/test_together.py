@@ -1,0 +1,147 @@
+"""One run in two processes: the curve of one, the same folder, and nobody is left waiting when one of them ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+import soak
+from background import until
+
+import vitseg
+from vitseg.errors import RunError, TrainingError
+from vitseg.events import BatchEnded, EpochEnded, RunEnded, RunStarted
+from vitseg.runs import assemble
+from vitseg.runs.folder import RunFolder
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are found in /proc, or with ps")
+
+
+@pytest.fixture
+def recipe(tiny_recipe):
+    """Steps of three images: two for one process, one for the other. The last of an epoch has one alone."""
+    return tiny_recipe.replace({"model.dropout": 0.3, "batch_size": 3})
+
+
+@pytest.fixture
+def shared(recipe):
+    return recipe.replace({"processes": 2})
+
+
+def helpers() -> list[int]:
+    """The processes that follow one of ours."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
+    return [int(pid) for pid, parent, args in rows if "vitseg.runs.follow" in args and int(parent) == os.getpid()]
+
+
+def test_two_processes_have_the_loss_curve_of_one(recipe, shared, tmp_path, capsys):
+    alone = [e for e in vitseg.train(recipe, tmp_path / "alone", reuse=False) if not e.transient]
+    together = [e for e in vitseg.progress(vitseg.train(shared, tmp_path / "two")) if not e.transient]
+    assert [type(e) for e in alone] == [type(e) for e in together]
+    pairs = [pair for pair in zip(alone, together, strict=True) if isinstance(pair[0], BatchEnded)]
+    assert len(pairs) == 20 and [one.lr for one, _ in pairs] == [two.lr for _, two in pairs]
+    assert max(abs(one.loss - two.loss) for one, two in pairs) <= 1e-5
+    for one, two in zip(alone, together, strict=True):
+        if isinstance(one, EpochEnded):
+            assert two.validation | {"loss": 0.0} == one.validation | {"loss": 0.0}  # pixels are counted: no rounding
+            assert abs(two.validation["loss"] - one.validation["loss"]) <= 1e-5
+    assert not helpers()
+    environment = RunFolder(tmp_path / "two").environment()
+    assert (environment["threads"], environment["processes"]) == (1, 2)
+    (started,) = (e for e in together if isinstance(e, RunStarted))
+    assert (started.threads, started.processes) == (1, 2) and "1 thread in each of 2 processes" in capsys.readouterr().out
+    assert list(vitseg.replay(tmp_path / "two")) == together
+
+
+def test_they_go_on_to_the_same_bits_after_a_stop_and_after_the_death_of_one(shared, tmp_path):
+    list(vitseg.train(shared, tmp_path / "whole", reuse=False))
+    with closing(vitseg.train(shared, tmp_path / "cut", reuse=False)) as events:
+        next(e for e in events if isinstance(e, BatchEnded) and e.step == 6)
+    assert not helpers()
+    events = vitseg.resume(tmp_path / "cut")
+    next(e for e in events if isinstance(e, BatchEnded) and e.step == 13)
+    (helper,) = helpers()
+    os.kill(helper, signal.SIGKILL)
+    with pytest.raises(TrainingError, match=r"One of the 2 processes that train this run has ended .*vitseg resume"):
+        list(events)
+    assert RunFolder(tmp_path / "cut").failure().kind == "TrainingError"
+    assert isinstance(list(vitseg.resume(tmp_path / "cut"))[-1], RunEnded)
+    assert soak.content(tmp_path / "cut") == soak.content(tmp_path / "whole")
+
+
+def test_the_helpers_end_with_a_kernel_that_is_killed(shared, tmp_path):
+    shared.save(tmp_path / "recipe.json")
+    command = [sys.executable, "-m", "vitseg", "run", str(tmp_path / "recipe.json"), str(tmp_path / "run"), "--retrain"]
+    begun = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = tmp_path / "run" / "events.jsonl"
+    try:
+        until(lambda: log.exists() and "BatchEnded" in log.read_text(), 60)
+        children = [int(pid) for pid in Path(f"/proc/{begun.pid}/task/{begun.pid}/children").read_text().split()]
+    finally:
+        begun.kill()
+        begun.wait()
+    assert children
+    until(lambda: not any(alive(pid) for pid in children), 20)
+
+
+def alive(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def test_a_helper_that_cannot_begin_is_said(shared, tmp_path, monkeypatch):
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho no such thing >&2\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(assemble.sys, "executable", str(broken))
+    with pytest.raises(TrainingError, match="A process that was to share the training ended as it began: no such thing"):
+        list(vitseg.train(shared, tmp_path / "run", reuse=False))
+
+
+def test_other_processes_are_another_training(recipe, shared, tmp_path, monkeypatch):
+    list(vitseg.train(recipe.replace({"stages": recipe.stages[:1]}), tmp_path / "alone", reuse=False))
+    with pytest.raises(RunError, match="processes: 2, the parent had 1"):
+        list(vitseg.fork(tmp_path / "alone", 1, shared, tmp_path / "child"))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(vitseg.VitsegError, match="processes: got 2; allowed: 4, as torchrun has begun so many"):
+        list(vitseg.train(shared, tmp_path / "launched", reuse=False))
+
+
+@pytest.mark.slow
+def test_torchrun_begins_the_same_run(shared, tmp_path):
+    list(vitseg.train(shared, tmp_path / "here", reuse=False))
+    shared.save(tmp_path / "recipe.json")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "vitseg"]
+    order = ["run", str(tmp_path / "recipe.json"), str(tmp_path / "launched"), "--retrain"]
+    done = subprocess.run([*launch, *order], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run folder") == 1
+    assert soak.content(tmp_path / "launched") == soak.content(tmp_path / "here")
+
+
+def test_a_workbench_whose_kernel_is_one_of_two_pauses_stops_and_goes_on(shared, tmp_path, monkeypatch):
+    monkeypatch.setenv("VITSEG_RUNS", str(tmp_path))
+    shared = shared.replace({"workers": 1})
+    wb = vitseg.Workbench(shared)
+    wb.start()
+    until(lambda: wb.session.live.events and isinstance(wb.session.live.events[-1], BatchEnded), 60)
+    wb.pause()
+    until(lambda: wb.session.state == "paused")
+    assert len(helpers()) == 1  # it waits, and costs nothing
+    wb.resume()
+    steps = len(wb.session.live.events)
+    until(lambda: len(wb.session.live.events) > steps + 2)
+    wb.stop()
+    assert wb.wait() == "stopped" and not helpers()
+    wb.start()
+    assert wb.wait(120) == "ended" and not helpers()
+    list(vitseg.train(shared, tmp_path / "whole", reuse=False))
+    assert soak.content(wb.session.run.path) == soak.content(tmp_path / "whole")
