@@ -131,6 +131,7 @@ def test_a_workbench_whose_kernel_is_one_of_two_pauses_stops_and_goes_on(shared,
     monkeypatch.setenv("VITSEG_RUNS", str(tmp_path))
     shared = shared.replace({"workers": 1})
     wb = vitseg.Workbench(shared)
+    assert "cpu, 2 processes" in wb.box.children[0].value
     wb.start()
     until(lambda: wb.session.live.events and isinstance(wb.session.live.events[-1], BatchEnded), 60)
     wb.pause()

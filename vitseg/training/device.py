@@ -20,6 +20,9 @@ class Machine:
     threads: int
     processes: int
 
+    def __str__(self) -> str:
+        return f"{self.device}{f', {self.processes} processes' * (self.processes > 1)}"
+
     @property
     def amp(self) -> torch.dtype | None:
         return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]

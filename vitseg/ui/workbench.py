@@ -173,7 +173,7 @@ class Workbench:
         self._figure = live_figure(charts.curves_figure(s.curves, self._nothing, charts.POINTS))
         self._tabs = Tabs(s, self._steering, self._turned_to_another)
         line = recipe_line(s.desk.base, {k: len(v) for k, v in s.work.data.splits.items()}, s.work.model.shape.source,
-                           str(s.work.machine.device))  # fmt: skip
+                           str(s.work.machine))  # fmt: skip
         self.box = w.VBox([
             w.HTML(panels.STYLE + line), self._table, self._controls.box, self._notes, self._steering.box, self._map,
             self._figure, Fit(), self._tabs.box,
