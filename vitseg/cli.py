@@ -26,11 +26,12 @@ PRESETS = {"quick": presets.quick, "giant": presets.giant}
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0; 1 where a check found problems; 2 for anything the user can mend, said in a sentence; 130 after Ctrl-C."""
     parsed = _parser().parse_args(arguments)
-    if parsed.call in (_run, _resume) and os.environ.get("RANK", "0") != "0":  # begun by torchrun: process 0 does what is asked
-        from vitseg.runs.follow import follow
-
-        return follow("env://", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     try:
+        if parsed.call in (_run, _resume) and "RANK" in os.environ:  # of torchrun's processes, number 0 does what is asked
+            from vitseg.runs.follow import follow_launched
+
+            if (code := follow_launched()) is not None:
+                return code
         bad = parsed.call(parsed) is False
     except VitsegError as error:
         sys.stderr.write(f"vitseg: {error}\n")

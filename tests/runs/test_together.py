@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -14,12 +15,17 @@ import soak
 from background import until
 
 import vitseg
-from vitseg.errors import RunError, TrainingError
-from vitseg.events import BatchEnded, EpochEnded, RunEnded, RunStarted
+from vitseg.errors import ConfigError, RunError, TrainingError
+from vitseg.events import BatchEnded, EpochEnded, FeaturesUsed, RunEnded, RunStarted
 from vitseg.runs import assemble
 from vitseg.runs.folder import RunFolder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are found in /proc, or with ps")
+
+
+LAUNCHED = {
+    "RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -109,10 +115,49 @@ def test_other_processes_are_another_training(recipe, shared, tmp_path, monkeypa
     list(vitseg.train(recipe.replace({"stages": recipe.stages[:1]}), tmp_path / "alone", reuse=False))
     with pytest.raises(RunError, match="processes: 2, the parent had 1"):
         list(vitseg.fork(tmp_path / "alone", 1, shared, tmp_path / "child"))
-    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"}.items():
+    for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(vitseg.VitsegError, match="processes: got 2; allowed: 4, as torchrun has begun so many"):
         list(vitseg.train(shared, tmp_path / "launched", reuse=False))
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(ConfigError, match="WORLD_SIZE: got 'many'; allowed: a number in the environment"):
+        list(vitseg.train(shared, tmp_path / "launched", reuse=False))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(TrainingError, match="Process 1 of torchrun does not train by itself"):
+        list(vitseg.train(shared, tmp_path / "launched", reuse=False))
+    assert not (tmp_path / "launched").exists()
+
+
+def test_one_team_at_a_time_in_a_process(shared, tmp_path):
+    events = vitseg.train(shared, tmp_path / "first", reuse=False)
+    next(events)
+    with pytest.raises(TrainingError, match=r"under way in this kernel\. Stop it first"):
+        next(vitseg.train(shared, tmp_path / "second", reuse=False))
+    assert not (tmp_path / "second").exists()
+    events.close()
+    assert isinstance(list(vitseg.train(shared, tmp_path / "second", reuse=False))[-1], RunEnded)
+
+
+@pytest.mark.slow
+def test_an_interrupt_is_heard_while_a_helper_hangs(shared, tmp_path):
+    events = vitseg.train(shared, tmp_path / "run", reuse=False)
+    next(e for e in events if isinstance(e, BatchEnded) and e.step == 3)
+    (helper,) = helpers()
+    os.kill(helper, signal.SIGSTOP)
+    for second in (1.0, 2.0):  # the first asks for an end of the step
+        threading.Timer(second, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(events)
+    assert not helpers()
+    assert isinstance(list(vitseg.resume(tmp_path / "run"))[-1], RunEnded)
+
+
+def test_a_view_that_one_process_has_kept_is_read_by_the_other(shared, tmp_path, monkeypatch):
+    monkeypatch.setenv("VITSEG_CACHE", str(tmp_path / "cache"))
+    clean = shared.replace({"data.views": 1, "stages": shared.stages[:1], "stages.0.epochs": 3})
+    used = [e for e in vitseg.train(clean, tmp_path / "run", reuse=False) if isinstance(e, FeaturesUsed)]
+    assert [(e.read, e.computed) for e in used] == [(0, 10), (10, 0), (10, 0)]
 
 
 @pytest.mark.slow
@@ -127,6 +172,7 @@ def test_torchrun_begins_the_same_run(shared, tmp_path):
     assert soak.content(tmp_path / "launched") == soak.content(tmp_path / "here")
 
 
+@pytest.mark.slow
 def test_a_workbench_whose_kernel_is_one_of_two_pauses_stops_and_goes_on(shared, tmp_path, monkeypatch):
     monkeypatch.setenv("VITSEG_RUNS", str(tmp_path))
     shared = shared.replace({"workers": 1})

@@ -6,16 +6,18 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from vitseg.errors import ConfigError, TrainingError
+import torch.distributed as dist
+
+from vitseg.errors import TrainingError
 from vitseg.recipe import Recipe
+from vitseg.training.device import LAUNCHED, launched
 from vitseg.training.team import Team, joined
 
-_LEAVE_SECONDS = 30.0
+_LEAVE_SECONDS = 5.0
 
 
 @contextmanager
@@ -24,16 +26,13 @@ def assembled(recipe: Recipe) -> Iterator[Team]:
 
     The others are begun on this machine and end with it, unless `torchrun` has begun them. Whoever leaves tells them so.
     """
-    rank, size = launched()
-    if size > 1 and size != recipe.processes:
-        mend = f'recipe.replace({{"processes": {size}}}), or --set processes={size}'
-        raise ConfigError("processes", recipe.processes, f"{size}, as torchrun has begun so many", mend)
-    if recipe.processes == 1:
+    size = recipe.processes
+    if size == 1:
         yield Team()
         return
-    with ExitStack() as stack:
-        meeting = "env://" if size > 1 else stack.enter_context(_others(recipe.processes))
-        team = stack.enter_context(joined(meeting, rank, recipe.processes))
+    with ExitStack() as stack, ExitStack() as others:
+        meeting, meanwhile = ("env://", nothing) if launched() else _begin(size, stack, others)
+        team = stack.enter_context(joined(meeting, 0, size, meanwhile))
         try:
             yield team
         except BaseException as error:
@@ -41,29 +40,45 @@ def assembled(recipe: Recipe) -> Iterator[Team]:
             raise
 
 
-def launched() -> tuple[int, int]:
-    """This process's number, and how many `torchrun` has begun: 0 of 1 without it."""
-    environment = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")]
-    return (int(environment[0]), int(environment[1])) if all(environment) else (0, 1)
+def refuse_a_second_team(recipe: Recipe) -> None:
+    """Raises TrainingError where this process cannot be number 0 of several."""
+    if recipe.processes > 1 and dist.is_initialized():
+        problem = "A run of several processes is under way in this kernel."
+        raise TrainingError(problem, "Stop it first: close() of its events, or wb.stop().")
+    if (launch := launched()) and launch.rank:
+        raise TrainingError(f"Process {launch.rank} of torchrun does not train by itself.", "Begin it with vitseg run.")
 
 
-@contextmanager
-def _others(size: int) -> Iterator[str]:
-    """Processes 1 .. `size` - 1 on this machine; where they meet is a file in a folder that is nobody else's."""
-    with tempfile.TemporaryDirectory(prefix="vitseg-") as private, ExitStack() as stack:
-        meeting, logs = Path(private, "meeting").as_uri(), [Path(private, f"{rank}.log") for rank in range(1, size)]
-        begun = [stack.enter_context(_begun(meeting, n, size, log)) for n, log in enumerate(logs, start=1)]
-        _wait_for(begun, logs)
-        yield meeting
+def nothing() -> None:
+    """Others are begun and looked after by whoever launched this process."""
+
+
+def _begin(size: int, stack: ExitStack, others: ExitStack) -> tuple[str, Callable[[], None]]:
+    """Begin processes 1 .. `size` - 1 on this machine. Where they meet, a file in a folder that is nobody else's, and what to
+    ask until they have. They are let go before the group is left, lest a lost one be waited for."""
+    private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitseg-", ignore_cleanup_errors=True)))
+    meeting, logs = (private / "meeting").as_uri(), [private / f"{rank}.log" for rank in range(1, size)]
+    begun = [others.enter_context(_begun(meeting, n, size, log)) for n, log in enumerate(logs, start=1)]
+
+    def none_has_ended() -> None:
+        for process, log in zip(begun, logs, strict=True):
+            if process.poll() is not None:
+                words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["no word"]
+                raise TrainingError(f"A process that was to share the training ended as it began: {words[0]}")
+
+    return meeting, none_has_ended
 
 
 @contextmanager
 def _begun(meeting: str, rank: int, size: int, log: Path) -> Iterator[subprocess.Popen]:
     """A process that follows. It ends when its standard input does, and so with this one, however that ends."""
-    command = [sys.executable, "-m", "vitseg.runs.follow", meeting, str(rank), str(size), str(log.with_suffix(".there"))]
+    command = [sys.executable, "-m", "vitseg.runs.follow", meeting, str(rank), str(size)]
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
     with log.open("wb") as file:
-        # a session of its own: an interrupt from the keyboard is for this process to answer
-        begun = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True)
+        begun = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=file,
+            start_new_session=True,  # an interrupt from the keyboard is for this process to answer
+        )  # fmt: skip
     try:
         yield begun
     finally:
@@ -73,13 +88,3 @@ def _begun(meeting: str, rank: int, size: int, log: Path) -> Iterator[subprocess
         except subprocess.TimeoutExpired:
             begun.kill()
             begun.wait()
-
-
-def _wait_for(begun: Sequence[subprocess.Popen], logs: Sequence[Path]) -> None:
-    """Until all are there to meet. Raises TrainingError with the last words of one that has ended before."""
-    while not all(log.with_suffix(".there").exists() for log in logs):
-        for process, log in zip(begun, logs, strict=True):
-            if process.poll() is not None:
-                words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["no word"]
-                raise TrainingError(f"A process that was to share the training ended as it began: {words[0]}")
-        time.sleep(0.05)

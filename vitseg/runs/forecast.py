@@ -156,7 +156,8 @@ def forecast(recipe: Recipe, cost: Cost, work: Work, inherited: int = 0) -> list
         parts = {"the decoder": cost.decoder_training, "the blocks that train": tail, "reading": cost.loading}
         whole = cost.read + (depth - unfrozen) * block + cost.decoder_training + tail
         copies = 2 * changed if work.machine.device.type == "cpu" else 0  # of the weights, now and at their best: for the disk
-        memory = 4 * (sum(counts.values()) + 3 * trainable + copies) + cost.memory.at(unfrozen)
+        sent = trainable if recipe.processes > 1 else 0  # gradients, in one piece
+        memory = 4 * (sum(counts.values()) + 3 * trainable + copies + sent) + cost.memory.at(unfrozen)
         steps = stage.epochs * batches_per_epoch(recipe, work.data)
         checkpoint, gain = 4 * (2 * changed + 2 * trainable), whole / sum(parts.values()) if recipe.cache else 1.0
         bound = max(parts, key=parts.get)

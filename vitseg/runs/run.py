@@ -16,7 +16,7 @@ from vitseg.errors import RunError
 from vitseg.events import EpochEnded, Event, RunEnded, RunResumed, StageEnded
 from vitseg.model.freeze import set_freeze_depth
 from vitseg.recipe import Recipe
-from vitseg.runs.assemble import assembled
+from vitseg.runs.assemble import assembled, refuse_a_second_team
 from vitseg.runs.checkpoint import Saver, drop_after, newest_checkpoint, save_checkpoint
 from vitseg.runs.durable import held, whole_folder, write_json
 from vitseg.runs.environment import environment
@@ -46,6 +46,7 @@ def train(
     First stages that a run under `runs_root()` has finished, on the same data, from the same weights, with the same
     settings, are taken from there: the same bits. `reuse` may name another folder to look in; False trains them all.
     """
+    refuse_a_second_team(recipe)
     work = work or prepare(recipe)
     about = about_run(recipe, work)
     if found := trained_already(about["keys"], reuse):
@@ -71,6 +72,7 @@ def fork(
     Yields the inherited events first, so that the new run is complete. Raises RunError, naming every difference, if
     `recipe`, the machine or the encoder's weights differ in anything that those stages were trained with.
     """
+    refuse_a_second_team(recipe)
     source = RunFolder(parent)
     if stage is None:
         yield from _forked_within(source, recipe, folder, work or prepare(recipe))
@@ -140,6 +142,7 @@ def resume(folder: str | Path, work: Work | None = None, *, allow_inexact: bool 
     recipe = run.resolved_recipe()
     if run.summary_file.exists():
         raise RunError(f"{run.path}: this run has ended.", "Read it with vitseg.replay(folder).")
+    refuse_a_second_team(recipe)
     with held(run.path):
         run.sweep()
         state, skipped = newest_checkpoint(run.checkpoints, run.events_file)  # None: cut off before its first; begins again
@@ -257,7 +260,7 @@ def _briefed(team: Team, run: RunFolder, start: Start) -> Start:
         team.tell(run.resolved_recipe().model_dump_json())
         with team.together():  # while they prepare
             pass
-        team.same("an environment", decisive(run.environment()))
+        team.same("The environment", decisive(run.environment()))
         team.tell(start)
     return start
 

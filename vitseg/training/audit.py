@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -190,9 +190,9 @@ def _sha256(part: Part) -> str:
     return digest.hexdigest()
 
 
-def part_hashes(model: nn.Module) -> dict[str, str | None]:
-    """SHA-256 of the weights by part, as an audit has them."""
-    return {name: _sha256(part) for name, part in model_parts(model).items()}
+def part_hashes(model: nn.Module, names: Collection[str] | None = None) -> dict[str, str | None]:
+    """SHA-256 of the weights by part, as an audit has them; of all parts by default."""
+    return {name: _sha256(part) for name, part in model_parts(model).items() if names is None or name in names}
 
 
 def what_moved(report: AuditReport) -> str:

@@ -93,6 +93,10 @@ class FeatureCache:
         self._names[group].add(row)
         self._ours.add(path)
 
+    def look_again(self) -> None:
+        """Others may have kept rows since."""
+        self._names = {}
+
     def describe(self, group: str, about: dict[str, object]) -> None:
         """Say for the reader what a group holds, if it is kept at all."""
         path = self.root / group / _ABOUT

@@ -4,11 +4,35 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from vitseg.errors import ConfigError
 from vitseg.recipe import Recipe
+
+
+class Launch(NamedTuple):
+    """This process's number among those that `torchrun` has begun, and among those of this machine."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What `torchrun` says to each."""
+
+
+def launched() -> Launch | None:
+    """None where nobody but us has begun this process. Raises ConfigError for words that are no numbers."""
+    said = [os.environ.get(name, "") for name in LAUNCHED]
+    if not all(said):
+        return None
+    if wrong := [name for name, word in zip(LAUNCHED[:4], said, strict=False) if not word.isdecimal()]:
+        raise ConfigError(wrong[0], os.environ[wrong[0]], "a number in the environment, as torchrun sets it")
+    return Launch(*map(int, said[:4]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +75,11 @@ def resolve(recipe: Recipe) -> Machine:
         precision = "fp32" if name != "cuda" else "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
     if precision == "fp16" and name != "cuda":
         raise ConfigError("precision", "fp16", "fp32, bf16", f"fp16 needs cuda, the device is {name}.")
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", recipe.processes))  # torchrun's word, where there are other machines, too
+    launch = launched()
+    if launch and launch.size != recipe.processes:
+        mend = f'recipe.replace({{"processes": {launch.size}}}), or --set processes={launch.size}'
+        raise ConfigError("processes", recipe.processes, f"{launch.size}, as torchrun has begun so many", mend)
+    here = launch.local_size if launch else recipe.processes
     if name != "cpu" and here > (gpus := torch.cuda.device_count() or 1):
         raise ConfigError("processes", recipe.processes, f"at most {gpus}: one for each GPU here")
     threads = max(1, _cores() // recipe.processes) if recipe.threads == "auto" else recipe.threads

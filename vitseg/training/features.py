@@ -76,6 +76,8 @@ class Features:
         For training, and in the first call, a view that is read is computed as well. Raises FeatureBreach if they differ.
         """
         amp = training and self.machine.amp is not None
+        if training and self.cache and self.machine.processes > 1:
+            self.cache.look_again()  # in each epoch a process has other images
         bases = {key: self._base(key, amp) for chunk in chunks for key in chunk}
         missing = self._missing(chunks, bases)
         pixels = self.data.loaded([m for m in missing if m], self.recipe.workers)

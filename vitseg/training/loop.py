@@ -40,7 +40,7 @@ class StageTraining:
     Pause is to stop asking for events; stop is to close. Between two events `state_dict` holds all that is needed to
     go on in another process. `epochs_before` and `steps_before` are what earlier stages used up, for the records; `cache`
     is the run's, where it has one. In a `team` each process takes its part of every step and of every evaluation; all of them
-    yield the same events, and must be given the same everything.
+    log the same events, and must be given the same everything.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class StageTraining:
     def __iter__(self) -> Iterator[Event]:
         self.machine.settle()
         report = audit(self.model, self.optimizer, self.unfrozen).check(self._before_the_next_step())
-        self.team.same("weights", report.hashes)
+        self.team.same("What the model holds", report.hashes)
         self.features = Features(self.recipe, self.model, self.data, report.hashes, self.cache)
         if self.best is None:
             self.hashes = report.hashes
@@ -158,7 +158,8 @@ class StageTraining:
 
     def _end_epoch(self) -> Generator[Event, None, EpochEnded]:
         if self.team.size > 1:
-            self.team.same("weights", part_hashes(self.model))
+            trained = trained_parts(self.unfrozen, self.model.encoder.depth)
+            self.team.same("What the model holds", part_hashes(self.model, trained))
         score = yield from self._evaluate(self.epochs_before + self.epoch + 1)
         self.schedule.after_epoch()
         self.epoch, self.batch = self.epoch + 1, 0
@@ -215,7 +216,7 @@ class StageTraining:
         self.optimizer.zero_grad()
         masks = [p.masks.to(self.machine.device) for p in portions]
         counts = self.team.sum(sum((self.loss.counts(m) for m in masks), start=torch.zeros(2, device=self.machine.device)))
-        with self.team.together():
+        with self.team.together(), self._refuse_without_memory():
             loss, matrix = self._backward_of(portions, masks, counts)
         self.team.sum_gradients(self._trained())
         total = float(self.team.sum(torch.tensor(loss, dtype=torch.float64)))

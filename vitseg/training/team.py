@@ -6,8 +6,12 @@ up to the order of its sums.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import copy
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -61,8 +65,7 @@ class Team:
         """The sum over all processes, in place."""
         if self.size > 1:
             self._agree(about=tensor.numel())
-            with self._connected():
-                dist.all_reduce(tensor)
+            self._exchange(lambda: _patiently(dist.all_reduce(tensor, async_op=True)))
         return tensor
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
@@ -83,16 +86,15 @@ class Team:
         first = self.tell(facts)
         with self.together():
             if other := [name for name in facts if facts[name] != first.get(name)]:
-                said = "; ".join(f"{name}: {facts[name]!r:.80}, process 0 has {first.get(name)!r:.80}" for name in other[:3])
-                raise TrainingError(f"Process {self.rank} of {self.size} has {what} of its own. {said}.")
+                said = "; ".join(f"{name}: {facts[name]!r:.80}, there {first.get(name)!r:.80}" for name in other[:3])
+                raise TrainingError(f"{what} is not that of process 0. {said}.", "All must have the same.")
 
     def tell(self, value: Any = None) -> Any:
         """What process 0 has to say."""
         if self.size > 1:
             self._agree(about=_TOLD)
             told = [value]
-            with self._connected():
-                dist.broadcast_object_list(told, device=torch.device("cpu"))
+            self._exchange(lambda: dist.broadcast_object_list(told, device=torch.device("cpu")))
             value = told[0]
         return value
 
@@ -111,45 +113,84 @@ class Team:
         if self._over:
             return
         own = _FINE if error is None else _LEFT if isinstance(error, Left) else _FAILED
-        heard, words = torch.tensor([own, about, -about]), list[str | None]([None] * self.size)
-        with self._connected():
-            dist.all_reduce(heard, dist.ReduceOp.MAX)
-            worst, most, least = heard.tolist()
-            if worst == _FINE and most == -least:
-                return
-            self._over = True
-            dist.all_gather_object(words, f"{type(error).__name__}: {error}" if own == _FAILED else None)
+        heard, errors = torch.tensor([own, about, -about]), list[VitsegError | None]([None] * self.size)
+        self._exchange(lambda: _patiently(dist.all_reduce(heard, dist.ReduceOp.MAX, async_op=True)))
+        worst, most, least = heard.tolist()
+        if worst == _FINE and most == -least:
+            return
+        self._over = True
         if worst == _FINE:
             raise TrainingError(
                 f"The {self.size} processes that train this run are out of step, by {most} and {-least}.", _MEND
             )
+        self._exchange(lambda: dist.all_gather_object(errors, _telling(error) if own == _FAILED else None))
         if own == _FINE:
-            said = [f"process {n} of {self.size}: {w}" for n, w in enumerate(words) if w]
-            raise TrainingError(f"{'; '.join(said)}", _MEND) if said else Left
+            raise next((_of_process(n, self.size, told) for n, told in enumerate(errors) if told), Left())
 
-    @contextmanager
-    def _connected(self) -> Iterator[None]:
+    def _exchange(self, act: Callable[[], None]) -> None:
+        """Whatever ends an exchange before its time ends all of them: the others wait for what will not come."""
+        was_over, self._over = self._over, True
         try:
-            yield
+            act()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:  # so says torch when a connection is closed
-            self._over = True
             reason = str(error).partition("\n")[0][:200]
             raise TrainingError(f"One of the {self.size} processes that train this run has ended ({reason}).", _MEND) from None
+        self._over = was_over
 
 
 _MEND = "What was saved is whole: go on with vitseg resume."
 
 
+def _patiently(work: Any) -> None:
+    """Wait in Python, where an interrupt is heard."""
+    pause = 0.0
+    while not work.is_completed():
+        time.sleep(pause)
+        pause = min(pause + 1e-5, 0.002)
+    work.wait()
+
+
+def _telling(error: BaseException) -> VitsegError:
+    return error if isinstance(error, VitsegError) else TrainingError(f"{type(error).__name__}: {error}", _MEND)
+
+
+def _of_process(rank: int, size: int, error: VitsegError) -> VitsegError:
+    """The same, with the number of the process that it comes from."""
+    told = copy.copy(error)
+    told.args = (f"Process {rank} of {size}: {error}",)
+    return told
+
+
 @contextmanager
-def joined(meeting: str, rank: int, size: int) -> Iterator[Team]:
-    """The team that meets at `meeting`, an address as `torch.distributed` takes it. Blocks until all are there."""
-    if dist.is_initialized():
-        raise TrainingError("This process belongs to a group of torch.distributed already.", "Leave it first.")
+def joined(meeting: str, rank: int, size: int, meanwhile: Callable[[], None] = lambda: None) -> Iterator[Team]:
+    """The team that meets at `meeting`, an address as `torch.distributed` takes it. Until all are there, `meanwhile` is called
+    again and again: it may raise."""
+    store, rank, size = next(dist.rendezvous(meeting, rank, size, timeout=_COMING))
+    store.set(f"vitseg {rank}", "is here")
+    while not store.check([f"vitseg {n}" for n in range(size)]):
+        meanwhile()
+        time.sleep(0.02)
     # words go over the CPU also where gradients go from GPU to GPU: a GPU that waits for a word waits at full load
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store, rank, size = next(dist.rendezvous(meeting, rank, size, timeout=_COMING))
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+    with _loopback() if meeting.startswith("file:") else nullcontext():
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     try:
         yield Team(rank, size)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Those who meet in a file are on one machine, and need not listen to any other."""
+    names = {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}
+    before = os.environ.get("GLOO_SOCKET_IFNAME")
+    if names and before is None:
+        os.environ["GLOO_SOCKET_IFNAME"] = names.pop()
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("GLOO_SOCKET_IFNAME", None)
