@@ -31,7 +31,7 @@ from vitseg.events import RunStarted
 from vitseg.model.segmenter import build_segmenter
 from vitseg.model.weights import load_vit
 from vitseg.recipe import Recipe
-from vitseg.runs import run as runs
+from vitseg.runs import stages
 from vitseg.runs.run import train
 from vitseg.settings import Folder, Model
 
@@ -66,7 +66,7 @@ def bench(tmp_path: Path, encoders: dict[str, str], tiny_recipe: Recipe, monkeyp
     def no_stage(*_: object, **__: object) -> None:
         raise AssertionError("a stage was about to be trained")
 
-    monkeypatch.setattr(runs, "StageTraining", no_stage)
+    monkeypatch.setattr(stages, "StageTraining", no_stage)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port: refused at once
     shutil.copytree(encoders["dinov2"], tmp_path / "encoder")
     write_pairs(tmp_path / "data", {name: stripes(0, 1) for name in "abcde"}, classes=["ground", "wound"])

@@ -62,7 +62,9 @@ class Recipe(Words):
         if self.loss.dice_over == "batch":
             raise ValueError('loss.dice_over="batch" needs the whole batch at once; set processes to 1')
         if self.processes > (images := self.batch_size * self.accumulate):
-            raise ValueError(f"processes is {self.processes}, and a step has {images} images: some would get none")
+            raise ValueError(
+                f"processes={self.processes} for steps of {images}: some would get no image; set processes to {images}"
+            )
 
     def replace(self, changes: dict[str, Any]) -> Recipe:
         """A copy with settings changed by path: `recipe.replace({"stages.1.lr": 1e-4})`. Checked like a new one."""

@@ -243,7 +243,7 @@ def test_a_gradient_that_nobody_has_stays_none(each):
             'model.decoder="linear" has a BatchNorm, which needs the whole batch; set processes to 1',
         ),
         ({"loss.dice_over": "batch"}, 'loss.dice_over="batch" needs the whole batch at once; set processes to 1'),
-        ({"processes": 5}, "processes is 5, and a step has 4 images: some would get none"),
+        ({"processes": 5}, "processes=5 for steps of 4: some would get no image; set processes to 4"),
         ({"processes": 0}, "processes"),
     ],
 )

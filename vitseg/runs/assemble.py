@@ -31,7 +31,7 @@ def assembled(recipe: Recipe) -> Iterator[Team]:
         yield Team()
         return
     with ExitStack() as stack, ExitStack() as others:
-        meeting, meanwhile = ("env://", nothing) if launched() else _begin(size, stack, others)
+        meeting, meanwhile = ("env://", None) if launched() else _begin(size, stack, others)
         team = stack.enter_context(joined(meeting, 0, size, meanwhile))
         try:
             yield team
@@ -47,10 +47,6 @@ def refuse_a_second_team(recipe: Recipe) -> None:
         raise TrainingError(problem, "Stop it first: close() of its events, or wb.stop().")
     if (launch := launched()) and launch.rank:
         raise TrainingError(f"Process {launch.rank} of torchrun does not train by itself.", "Begin it with vitseg run.")
-
-
-def nothing() -> None:
-    """Others are begun and looked after by whoever launched this process."""
 
 
 def _begin(size: int, stack: ExitStack, others: ExitStack) -> tuple[str, Callable[[], None]]:

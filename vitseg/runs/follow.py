@@ -20,7 +20,8 @@ import torch
 from vitseg.errors import VitsegError
 from vitseg.recipe import parse
 from vitseg.runs.environment import environment
-from vitseg.runs.run import decisive, stages
+from vitseg.runs.stages import stages
+from vitseg.runs.store import decisive
 from vitseg.runs.work import prepare
 from vitseg.training.device import launched
 from vitseg.training.team import Left, Team, joined

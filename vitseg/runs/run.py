@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from vitseg.errors import RunError
 from vitseg.events import EpochEnded, Event, RunEnded, RunResumed, StageEnded
-from vitseg.model.freeze import set_freeze_depth
 from vitseg.recipe import Recipe
 from vitseg.runs.assemble import assembled, refuse_a_second_team
 from vitseg.runs.checkpoint import Saver, drop_after, newest_checkpoint, save_checkpoint
-from vitseg.runs.durable import held, whole_folder, write_json
+from vitseg.runs.durable import held, write_json
 from vitseg.runs.environment import environment
 from vitseg.runs.folder import RunFolder, runs_root
 from vitseg.runs.inherit import check_fork, copy_stages, first_events, first_events_again, origin_of, retold
 from vitseg.runs.signals import held_back
-from vitseg.runs.store import DECISIVE, StageEnd, find_stage, keep_key, key_of
+from vitseg.runs.stages import Start, stages
+from vitseg.runs.store import DECISIVE, StageEnd, decisive, find_stage, key_of
 from vitseg.runs.summary import summarise
 from vitseg.runs.work import Work, about_run, nothing, prepare, run_started
-from vitseg.training.cache import default_cache
-from vitseg.training.evaluate import evaluate
-from vitseg.training.features import Features
-from vitseg.training.loop import StageTraining, depth_of_stage
 from vitseg.training.team import Team
-from vitseg.training.weights import Weights, load_weights
 
 
 def train(
@@ -235,17 +229,6 @@ def _forked(run: RunFolder, recipe: Recipe, work: Work, first: list[Event]) -> G
     yield from _recorded(run, recipe, work, after=first[-1])
 
 
-class Start(NamedTuple):
-    """Where training begins: at a stage, before which were so many epochs and steps; from the weights of the stage before it,
-    which may be the last, or from a state within it."""
-
-    stage: int = 1
-    epochs: int = 0
-    steps: int = 0
-    weights: Weights | None = None
-    state: dict[str, Any] | None = None
-
-
 def _start(run: RunFolder, recipe: Recipe, state: dict[str, Any] | None, after: StageEnded | None) -> Start:
     if after is not None:
         which = recipe.stages[after.stage].start_from if after.stage < len(recipe.stages) else "best"
@@ -263,57 +246,3 @@ def _briefed(team: Team, run: RunFolder, start: Start) -> Start:
         team.same("The environment", decisive(run.environment()))
         team.tell(start)
     return start
-
-
-def decisive(environment: dict[str, Any]) -> dict[str, Any]:
-    """What of it must be the same for all processes of a run, as JSON has it."""
-    return json.loads(json.dumps({name: environment.get(name) for name in DECISIVE}))
-
-
-def stages(
-    recipe: Recipe, work: Work, start: Start, team: Team, run: RunFolder | None = None
-) -> Generator[tuple[Event, StageTraining | None], None, None]:
-    """Every event of the run with the stage it is of. The process that has the `run` keeps what comes of it."""
-    if run and start == Start():
-        yield run_started(run.recipe, work), None  # as asked for; what "auto" became stands beside it
-    if start.weights is not None:
-        set_freeze_depth(work.model.to(work.machine.device), depth_of_stage(recipe, start.stage - 1, work.model))
-        load_weights(work.model, start.weights)
-    cache, features = default_cache() if recipe.cache else None, None
-    epochs, steps, state = start.epochs, start.steps, start.state
-    for number in range(start.stage, len(recipe.stages) + 1):
-        place = {"epochs_before": epochs, "steps_before": steps}
-        training = StageTraining(recipe, number, work.model, work.data, **place, cache=cache, team=team)
-        if state is not None:
-            training.load_state_dict(state)
-            state = None
-        for event in training:
-            yield event, training
-        features = training.features
-        epochs, steps = epochs + training.epoch, steps + training.step
-        if run:
-            _keep_stage_end(run, number, training, work)
-        if number == len(recipe.stages) or recipe.stages[number].start_from == "best":
-            load_weights(work.model, training.best_weights)
-    yield from ((event, None) for event in _end(recipe, work, features, team, run))
-
-
-def _end(recipe: Recipe, work: Work, features: Features | None, team: Team, run: RunFolder | None) -> Iterator[Event]:
-    """Save the best weights, score them, and the test images, once."""
-    data, model = work.data, work.model
-    if run:
-        with whole_folder(run.best) as aside:
-            model.save_pretrained(aside)
-    best = yield from evaluate(recipe, model, data, "validation", features=features, team=team)
-    test = (yield from evaluate(recipe, model, data, "test", team=team)) if data.splits["test"] else None
-    yield RunEnded(best, test)
-
-
-def _keep_stage_end(run: RunFolder, number: int, training: StageTraining, work: Work) -> None:
-    """The weights, and the key under which they are found, unless somebody has changed an image in this stage or before."""
-    with whole_folder(run.stage(number)) as aside:
-        save_file(training.best_weights, aside / "best.safetensors")
-        save_file(training.trained_weights(), aside / "last.safetensors")
-        before = number == 1 or key_of(run.stage(number - 1))
-        if before and (keys := run.keys()) and not run.changed({"data": work.data.digest()}, ("data",)):
-            keep_key(aside, keys[number - 1])

@@ -46,6 +46,11 @@ def stage_keys(recipe: Recipe, batches_per_epoch: int, blocks: int, environment:
     return keys
 
 
+def decisive(environment: dict[str, Any]) -> dict[str, Any]:
+    """What of it must be the same for all processes of a run, as JSON has it."""
+    return json.loads(json.dumps({name: environment.get(name) for name in DECISIVE}))
+
+
 def keep_key(folder: Path, key: str) -> None:
     """Write a stage's key beside its weights."""
     (folder / _FILE).write_text(key, encoding="utf-8")

@@ -53,7 +53,7 @@ class Team:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Work that may fail in one process: then all raise, that one its own error, the others a TrainingError."""
+        """Work that may fail in one process: then all raise its error, the others with its number."""
         try:
             yield
         except Exception as error:
@@ -164,13 +164,14 @@ def _of_process(rank: int, size: int, error: VitsegError) -> VitsegError:
 
 
 @contextmanager
-def joined(meeting: str, rank: int, size: int, meanwhile: Callable[[], None] = lambda: None) -> Iterator[Team]:
+def joined(meeting: str, rank: int, size: int, meanwhile: Callable[[], None] | None = None) -> Iterator[Team]:
     """The team that meets at `meeting`, an address as `torch.distributed` takes it. Until all are there, `meanwhile` is called
     again and again: it may raise."""
     store, rank, size = next(dist.rendezvous(meeting, rank, size, timeout=_COMING))
     store.set(f"vitseg {rank}", "is here")
     while not store.check([f"vitseg {n}" for n in range(size)]):
-        meanwhile()
+        if meanwhile:
+            meanwhile()
         time.sleep(0.02)
     # words go over the CPU also where gradients go from GPU to GPU: a GPU that waits for a word waits at full load
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
