@@ -170,7 +170,10 @@ class EpochEnded(Event):
 
 @dataclass(frozen=True, slots=True)
 class StageEnded(Event):
-    """A stage after its last step. `best_epoch` counts in the stage; 0 means its start weights were not beaten."""
+    """A stage after its last step. `best_epoch` counts in the stage; 0 means its start weights were not beaten.
+
+    `warning` says what is wrong with the best weights, if something is, and what to do about it.
+    """
 
     stage: PositiveInt
     epoch: NonNegativeInt
@@ -181,6 +184,7 @@ class StageEnded(Event):
     best: Scores
     stopped_early: bool
     audit: str
+    warning: str = ""
 
 
 @dataclass(frozen=True, slots=True)

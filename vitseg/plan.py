@@ -66,7 +66,7 @@ def preview(recipe: Recipe, batches_per_epoch: int) -> list[Planned]:
     for number, stage in enumerate(recipe.stages, start=1):
         for batch in range(1, stage.epochs * batches_per_epoch + 1):
             step += 1
-            epoch = epochs_before + epochs_done(batch, batches_per_epoch)
+            epoch = epochs_done(epochs_before, batch, batches_per_epoch)
             planned.append(Planned(number, step, epoch, planned_lr(stage, batch, batches_per_epoch)))
         epochs_before += stage.epochs
     return planned
@@ -90,10 +90,10 @@ def effective(recipe: Recipe, stages: int, batches_per_epoch: int, blocks: int |
     return tree
 
 
-def epochs_done(batch: int, batches_per_epoch: int) -> float:
-    """Fractional epochs of a stage after its batch number `batch`, counted from 1; a whole number after the last."""
+def epochs_done(before: int, batch: int, batches_per_epoch: int) -> float:
+    """Fractional epochs of the run after batch number `batch`, from 1, of a stage that began after `before` epochs."""
     whole, rest = divmod(batch - 1, batches_per_epoch)
-    return whole + (rest + 1) / batches_per_epoch
+    return before + whole + (rest + 1) / batches_per_epoch  # in this order: the same float as from the log
 
 
 def restarts(stage: Stage, batches_per_epoch: int) -> int:

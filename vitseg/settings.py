@@ -215,7 +215,7 @@ class Stage(Words):
 
     `unfrozen_blocks` counts encoder blocks from the last: 0 is a frozen encoder, "all" is every block. The decoder
     always trains. Encoder LR is `lr * encoder_lr_factor`, times `layer_decay` once more per block below the last.
-    `patience` stops the stage after that many epochs without a better validation IoU.
+    `patience` stops the stage after that many epochs without a better validation IoU, or the same at a lower loss.
     """
 
     name: str

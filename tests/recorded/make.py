@@ -64,7 +64,8 @@ def recipes() -> dict[str, vitseg.Recipe]:
     """One of each preset, and two that between them have every kind of setting."""
     crowded = vitseg.quick().replace({
         "data": Data(source=Folder(path="somewhere", encoding="grey", grey_factor=40, classes=("a", "b", "c"),
-                                   ignore_value=255), size=(56, 84), mode="multiclass", classes=Classes(merge=(Merge(into="bc", classes=("b", "c")),)),
+                                   ignore_value=255),
+                     size=(56, 84), mode="multiclass", classes=Classes(merge=(Merge(into="bc", classes=("b", "c")),)),
                      group=r"(\w+)_", stratify=True, sampler="rarity", views=3, augment=Augment(zoom=0.4, rotate_degrees=0.0),
                      effects=(Hue(), Elastic(cells=4), CoarseDropout(p=0.3), Clahe()), crop=Crop(margin=0.5), view_seed=3),
         "loss": Loss(dice=0.0, focal=1.0, class_weights=ByFrequency(kind="median", largest=5.0), label_smoothing=0.01),

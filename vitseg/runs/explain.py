@@ -133,7 +133,7 @@ def _came_of_it(start: StageStarted, end: StageEnded) -> str:
             f"Validation IoU {before:.3f} before, {after:.3f} after epoch {end.best_epoch}, its best ({after - before:+.3f})."
         )
     early = f" It stopped early, after {end.epochs} of {start.epochs} epochs." if end.stopped_early else ""
-    return f"{result}{early} {end.audit}"
+    return " ".join(filter(None, (f"{result}{early}", end.audit, end.warning)))
 
 
 def _end(end: RunEnded) -> str:

@@ -19,6 +19,9 @@ from vitseg.runs.folder import RunFolder
 DECISIVE = ("versions", "device", "device_name", "precision", "threads", "processes", "cpu_capability", "data", "weights")
 """What of a run's environment its numbers follow from."""
 
+_BEST = "IoU, then loss, then the later epoch; never the start of stage 1"
+"""Which weights of a stage are its best, part of its key: stages that were finished by another rule are not taken over."""
+
 _FILE = "key"
 _PLACES = (f"*/stages/*/{_FILE}", f"*/trials/*/stages/*/{_FILE}")
 
@@ -35,7 +38,7 @@ class StageEnd(NamedTuple):
 
 def stage_keys(recipe: Recipe, batches_per_epoch: int, blocks: int, environment: dict[str, Any]) -> list[str]:
     """A key for each stage of a recipe. The same key, the same bits: names, folders, workers and cache are not in it."""
-    decisive = [NUMERICS, *(environment[name] for name in DECISIVE)]
+    decisive = [NUMERICS, _BEST, *(environment[name] for name in DECISIVE)]
     keys = []
     for number in range(1, len(recipe.stages) + 1):
         settings = effective(recipe, number, batches_per_epoch, blocks)

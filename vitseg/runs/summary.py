@@ -35,6 +35,7 @@ def summarise(events: Iterable[Event], seconds: list[float]) -> dict[str, Any]:
                     "best_epoch": event.best_epoch,
                     "stopped_early": event.stopped_early,
                     "audit": event.audit,
+                    "warning": event.warning,
                     "test": None,
                 }
             case RunEnded():

@@ -93,7 +93,7 @@ class StageTraining:
         yield self._end()
 
     def _begin(self, report: AuditReport) -> Generator[Event, None, StageStarted]:
-        """Score the start weights: they are epoch 0, and may stay the best."""
+        """Score the start weights: they are epoch 0, and may stay the best, but for those of stage 1, a random decoder."""
         score = yield from self._evaluate(self.epochs_before)
         self.best, self.best_epoch, self.best_weights = score, 0, self.trained_weights()
         return StageStarted(
@@ -163,7 +163,7 @@ class StageTraining:
         score = yield from self._evaluate(self.epochs_before + self.epoch + 1)
         self.schedule.after_epoch()
         self.epoch, self.batch = self.epoch + 1, 0
-        if better := _key(score) > _key(self.best):
+        if better := _key(score) >= _key(self.best) or self._starts_from_nothing():
             self.best, self.best_epoch, self.best_weights = score, self.epoch, self.trained_weights()
         train = {"loss": self.running_loss / self.batches} | self._scores(self.running)
         self._start_running_totals()
@@ -183,6 +183,22 @@ class StageTraining:
             best=self.best,
             stopped_early=self.epoch < self.stage.epochs,
             audit=what_moved(after),
+            warning=self._found_nothing(),
+        )
+
+    def _starts_from_nothing(self) -> bool:
+        """Whether the best weights so far are those that stage 1 began with, which were never trained."""
+        return self.number == 1 and self.best_epoch == 0
+
+    def _found_nothing(self) -> str:
+        """A warning, if the best weights find no pixel of any foreground class that there is."""
+        known = [iou for iou in self.best["per_class_iou"][1:] if iou is not None]
+        if any(known) or not known:
+            return ""
+        return (
+            f"No foreground was found in any epoch of stage {self.number}: the validation IoU of every class but "
+            f"{self.data.classes[0]!r} is 0. If the validation loss was still falling, train more epochs. If objects are small, "
+            "enlarge them: a larger data.size, or data.crop, which cuts out the foreground. vitseg check shows the masks."
         )
 
     def _portions(self) -> Iterator[list[FeatureBatch]]:
@@ -341,6 +357,7 @@ def batches_per_epoch(recipe: Recipe, data: SegmentationData) -> int:
     return math.ceil(len(data.splits["train"]) / (recipe.batch_size * recipe.accumulate))
 
 
-def _key(score: dict[str, Any]) -> float:
-    """What "best" compares: IoU, or accuracy where no truth has a foreground."""
-    return score["iou"] if score["iou"] is not None else score["accuracy"] or 0.0
+def _key(score: dict[str, Any]) -> tuple[float, float]:
+    """What "best" compares: IoU, or accuracy where no truth has a foreground; where that is equal, the lower loss."""
+    measure = score["iou"] if score["iou"] is not None else score["accuracy"] or 0.0
+    return measure, -math.inf if score["loss"] is None else -score["loss"]

@@ -46,6 +46,8 @@ def progress(events: Iterable[Event]) -> Iterator[Event]:
                 say(f"  {event.audit}")
                 early = ", stopped early" if event.stopped_early else ""
                 say(f"  best: {_best(event)}{early}, valid IoU {number_or_na(event.best['iou'])}")
+                if event.warning:
+                    say(f"  Warning: {event.warning}")
         yield event
 
 

@@ -95,7 +95,7 @@ class Curves:
             epoch, step = self._began.get(number, (epoch, step))
             epochs = self._took.get(number, stage.epochs)
             for batch in range(1, epochs * self._n + 1):
-                x = epoch + plan.epochs_done(batch, self._n)
+                x = plan.epochs_done(epoch, batch, self._n)
                 planned.add(x, plan.planned_lr(stage, batch, self._n), step + batch)
             bands.append(Band(number, stage.name, epoch, epoch + epochs))
             epoch, step = epoch + epochs, step + epochs * self._n

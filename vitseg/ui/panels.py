@@ -148,6 +148,8 @@ def checks(events: Sequence[Event], steps: int, failure: Failure | None, used: F
             lines.append(f"<p><span class=good>✓ Stage {event.stage}, before its first step.</span> {said}</p>")
         elif isinstance(event, StageEnded):
             lines.append(f"<p><span class=good>✓ Stage {event.stage}, after its last step.</span> {escape(event.audit)}</p>")
+            if event.warning:
+                lines.append(f"<p class=bad>✗ {escape(event.warning)}</p>")
     if steps:
         words = "LR contract: every step so far was taken at the promised learning rate, in every parameter group"
         lines.append(f"<p><span class=good>✓ {words}</span> ({steps:,} steps).</p>")

@@ -18,7 +18,7 @@ from vitseg.ui import charts, pictures, table
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
-h2 { margin-top: 2.2rem; } .quiet, caption { color: #7a7a7a; } caption { padding-bottom: .4rem; }
+h2 { margin-top: 2.2rem; } .bad { color: #D55E00; font-weight: 600; } .quiet, caption { color: #7a7a7a; } caption { padding-bottom: .4rem; }
 table { border-collapse: collapse; } .wide { overflow-x: auto; } pre { white-space: pre-wrap; } img { max-width: 100%; }
 th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid rgba(128,128,128,.3); white-space: nowrap; }
 """
@@ -54,6 +54,7 @@ def _page(summary: dict[str, Any], events: list[Event], sheet: Image.Image, reci
         f"<p class=quiet>Encoder {escape(encoder['name'])}, from {escape(encoder['source'])}, sha256 {encoder['sha256']}; "
         f"licence: {escape(encoder['licence'])}.</p>",
         f"<div class=wide>{table.results(summary)._repr_html_()}</div>",
+        *(f"<p class=bad>{escape(event.warning)}</p>" for event in events if isinstance(event, StageEnded) and event.warning),
         f"<h2>Curves</h2>{first}",
         f"<h2>What trained</h2>{rest[0]}<pre>{escape(_audits(events))}</pre>",
         f"<h2>Classes</h2>{rest[1]}{table.classes(summary)._repr_html_()}",

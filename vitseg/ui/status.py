@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitseg.errors import VitsegError
-from vitseg.events import BatchEnded, Event, RunStarted, ValidationBatch
+from vitseg.events import BatchEnded, Event, RunStarted, StageEnded, ValidationBatch
 from vitseg.ui.session import Session
 from vitseg.ui.table import inherited_words, number_or_na
 
@@ -26,7 +26,10 @@ def sentence(session: Session, preview: bool, note: str, unpainted: str) -> Said
         return f"{_BY.get(failure.kind, 'Stopped by an error')}: {text}{goes_on}", "bad"
     if reason := session.why_not_start():
         return f"Start is off: {reason}", "bad"
-    return (_ready(session) if preview else _after(session)), ""
+    if preview:
+        return _ready(session), ""
+    warning = _warning(session.events)
+    return f"{warning} {_after(session)}".lstrip(), "bad" if warning else ""
 
 
 def _while_alive(session: Session, note: str, unpainted: str) -> Said:
@@ -37,7 +40,14 @@ def _while_alive(session: Session, note: str, unpainted: str) -> Said:
         return f"{doing} A control was moved: that takes effect at the next start.", ""
     if unpainted:
         return f"{unpainted} Training goes on.", "bad"
+    if warning := _warning(session.events):
+        return f"{doing} {warning}", "bad"
     return doing, ""
+
+
+def _warning(events: list[Event]) -> str:
+    """What is wrong with the best weights of the stage that ended last, if something is."""
+    return next((e.warning for e in reversed(events) if isinstance(e, StageEnded)), "")
 
 
 def _doing(state: str, position: Event | None) -> str:
