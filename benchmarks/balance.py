@@ -1,6 +1,6 @@
-"""Which balance of rare classes helps, and by how much: stage 1 of the quick recipe, three seeds, paired differences.
+"""Which balance of rare classes helps, and by how much: stage 1 of the recipe in careful.py, three seeds, paired differences.
 
-    python benchmarks/balance.py FOLDER          (at two thirds of the quick canvas; half an hour on two cores)
+    python benchmarks/balance.py FOLDER          (at two thirds of its canvas; half an hour on two cores)
 
 The frozen features are computed once for all. A setting that the images make void, such as rarity where all are alike, is left
 out and said. Prints a table; the runs stay in the runs root, and the same command finds what has been trained.
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import sys
 from typing import Any
+
+from careful import careful
 
 import vitseg
 from vitseg.errors import VitsegError
@@ -48,7 +50,7 @@ def row(name: str, changes: dict[str, Any], recipe: Recipe, plain: list[float]) 
 
 
 def main(folder: str) -> int:
-    quick = vitseg.quick(folder)
+    quick = careful(folder)
     size = tuple(round(side * 2 / 3 / 14) * 14 for side in quick.data.size)
     recipe = quick.replace({"stages": [quick.stages[0].model_dump(mode="json")], "data.size": size, "name": "balance"})
     rows, plain = [], []

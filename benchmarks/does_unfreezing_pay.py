@@ -2,9 +2,9 @@
 
     python benchmarks/does_unfreezing_pay.py FOLDER [--schedulers]
 
-The quick recipe at two thirds of its canvas, with one later stage that has the epochs of both. With --schedulers the later
-stage's depth is crossed with cosine restarts and exponential decay. About an hour on two cores, and the same command goes on
-where it was cut off. Prints the table, the effects and the sentence; the sweep's folder keeps all of it.
+The recipe of careful.py at two thirds of its canvas, with one later stage that has the epochs of both. With --schedulers the
+later stage's depth is crossed with cosine restarts and exponential decay. About an hour on two cores, and the same command
+goes on where it was cut off. Prints the table, the effects and the sentence; the sweep's folder keeps all of it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from __future__ import annotations
 import sys
 import time
 
+from careful import careful
+
 import vitseg
 from vitseg.settings import CosineRestarts, Exponential
 from vitseg.sweep.findings import main_effects
 
 
 def main(folder: str, *options: str) -> int:
-    quick = vitseg.quick(folder)
+    quick = careful(folder)
     later = quick.stages[1].model_dump(mode="json") | {"epochs": quick.stages[1].epochs + quick.stages[2].epochs}
     size = tuple(round(side * 2 / 3 / 14) * 14 for side in quick.data.size)
     recipe = quick.replace({"stages": [quick.stages[0].model_dump(mode="json"), later], "data.size": size})

@@ -2,7 +2,7 @@
 
     python benchmarks/three_stages.py [FOLDER]        (without a folder: the generated images, ten minutes on two cores)
 
-Three trainings a seed: the quick recipe's epochs wholly in stage 1, its three stages, and `vitseg.whole_encoder`. A folder is
+Three trainings a seed: the epochs of careful.py wholly in stage 1, its three stages, and `vitseg.whole_encoder`. A folder is
 trained at two thirds of its canvas. Prints a table with CPU minutes, which other work on the machine does not stretch; nothing
 is taken from earlier runs, but features of frozen blocks are kept, as they are for everybody. No rate was tuned on the images.
 """
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import sys
 import time
+
+from careful import careful, whole_encoder
 
 import vitseg
 from vitseg.recipe import Recipe
@@ -29,7 +31,7 @@ def trained(recipe: Recipe) -> tuple[float, float]:
 
 
 def main(folder: str | None = None) -> int:
-    quick, whole = vitseg.quick(folder), vitseg.whole_encoder(folder)
+    quick, whole = careful(folder), whole_encoder(folder)
     size = {"data.size": tuple(round(side * 2 / 3 / 14) * 14 for side in quick.data.size)} if folder else {}
     alone = quick.stages[0].model_dump(mode="json") | {"epochs": sum(stage.epochs for stage in quick.stages)}
     recipes = {

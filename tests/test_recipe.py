@@ -458,7 +458,7 @@ def test_quick_takes_the_proportions_of_the_images(sizes, canvas, place, tmp_pat
     assert quick(tmp_path).data.size == canvas
 
 
-@pytest.mark.parametrize(("images", "epochs"), [(0, [16, 6, 6]), (12, [16, 6, 6]), (320, [7, 2, 2]), (2000, [4, 1, 1])])
+@pytest.mark.parametrize(("images", "epochs"), [(0, [6, 13, 9]), (12, [6, 13, 9]), (320, [2, 4, 3]), (2000, [1, 3, 2])])
 def test_quick_trains_about_as_long_whatever_the_folder_holds(images: int, epochs: list[int], tmp_path: Path):
     (tmp_path / "images").mkdir()
     for i in range(images):
@@ -466,14 +466,25 @@ def test_quick_trains_about_as_long_whatever_the_folder_holds(images: int, epoch
     assert [stage.epochs for stage in quick(tmp_path).stages] == epochs
 
 
-@pytest.mark.parametrize(("images", "burn_in"), [(8, 10), (12, 16), (40, 60), (320, 60)])
-def test_quick_leaves_a_short_stage_something_to_anneal(images: int, burn_in: int, tmp_path: Path):
+@pytest.mark.parametrize(("images", "warmup"), [(4, [1, 2, 1]), (12, [3, 7, 5]), (320, [20, 20, 20])])
+def test_quick_warms_each_stage_up_for_a_fifth_of_it_at_most_and_ends_near_0(images: int, warmup: list[int], tmp_path: Path):
     (tmp_path / "images").mkdir()
     for i in range(images):
         (tmp_path / "images" / f"{i}.png").touch()
     recipe = quick(tmp_path)
-    assert recipe.stages[0].schedule.burn_in_batches == burn_in
-    assert len({point.lr for point in preview(recipe, -(-round(0.8 * images) // 4)) if point.stage == 1}) == 15
+    assert [stage.schedule.warmup_batches for stage in recipe.stages] == warmup
+    planned = preview(recipe, -(-round(0.8 * images) // 4))
+    for number, stage in enumerate(recipe.stages, start=1):
+        lrs = [point.lr for point in planned if point.stage == number]
+        assert max(lrs) == stage.lr and lrs[-1] < 0.25 * stage.lr
+
+
+def test_quick_of_a_folder_unfreezes_six_then_eight_blocks_the_last_at_1e_4_then_half(tmp_path: Path):
+    stages = quick(tmp_path).stages
+    assert [(s.unfrozen_blocks, s.lr, s.lr * s.encoder_lr_factor, s.layer_decay) for s in stages[1:]] == [
+        (6, 1e-3, 1e-4, 0.8), (8, 5e-4, 5e-5, 0.8),
+    ]  # fmt: skip
+    assert (stages[0].unfrozen_blocks, stages[0].lr) == (0, 2e-3)
 
 
 def test_quick_sees_an_image_upright(tmp_path: Path):

@@ -11,6 +11,7 @@ from vitseg.images import size_of
 from vitseg.recipe import Recipe
 from vitseg.settings import (
     AdamW,
+    Augment,
     Constant,
     CosineRestarts,
     Data,
@@ -27,23 +28,20 @@ from vitseg.settings import (
 def quick(folder: str | Path | None = None) -> Recipe:
     """Three stages on DINOv2-small. Without a folder: the built-in generated images, minutes on two CPU cores.
 
-    With a folder of images and masks: more pixels, in the images' own proportions, and as many epochs as half an hour on
-    two cores allows: those of about 1.15 million image patches in all, at least 6 and at most 28.
+    With a folder of images and masks: more pixels, in the images' own proportions, and as many epochs as 20 minutes of CPU
+    time allow: those of about 960,000 image patches in all, at least 6 and at most 28. Rates and depth as in decision 25.
     """
     if folder is None:
-        return Recipe(name="quick", data=Data(source=Generated()), batch_size=6, stages=_three_stages(6, 3, 3))
+        return Recipe(name="quick", data=Data(source=Generated()), batch_size=6, stages=_careful_stages())
     files = _images(Path(folder).expanduser())
     height, width = _canvas(files[:25])
     source = _folder(folder)
-    data = Data(source=source, size=(height, width))
+    data = Data(source=source, size=(height, width), views=6, augment=Augment(zoom=0.4))
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(source.path).name).strip("-._")[:40] or "run"
     patches = max(1, len(files)) * (height // 14) * (width // 14)
-    epochs = min(28, max(6, 1_150_000 // patches))
-    later = round(epochs * 3 / 14)
-    first = epochs - 2 * later
-    steps = first * -(-round(0.8 * len(files)) // 4)
-    burn_in = steps // 3 if 0 < steps < 100 else 60  # 60 would leave a short stage little, or nothing, to anneal
-    return Recipe(name=name, data=data, batch_size=4, stages=_three_stages(first, later, later, burn_in))
+    epochs = min(28, max(6, 960_000 // patches))
+    batches = -(-round(0.8 * len(files)) // 4) or 25
+    return Recipe(name=name, data=data, batch_size=4, stages=_deep_stages(epochs, batches))
 
 
 def _folder(path: str | Path) -> Folder:
@@ -67,15 +65,32 @@ def _canvas(files: list[Path], shorter: int = 252, patch: int = 14) -> tuple[int
     return (longer, shorter) if ratio > 1 else (shorter, longer)
 
 
-def _three_stages(first: int, second: int, third: int, burn_in: int = 60) -> tuple[Stage, ...]:
+def _careful_stages() -> tuple[Stage, ...]:
+    """Four blocks at most, at a tenth of the decoder's rate, on both kinds of schedule: stages to be watched."""
     return (
-        Stage(name="Frozen encoder", unfrozen_blocks=0, epochs=first, lr=2e-3,
-              schedule=CosineRestarts(burn_in_batches=burn_in)),
-        Stage(name="Last blocks", unfrozen_blocks=2, epochs=second, lr=6e-4, schedule=Exponential(gamma=0.8),
+        Stage(name="Frozen encoder", unfrozen_blocks=0, epochs=6, lr=2e-3, schedule=CosineRestarts()),
+        Stage(name="Last blocks", unfrozen_blocks=2, epochs=3, lr=6e-4, schedule=Exponential(gamma=0.8),
               encoder_lr_factor=0.1),
-        Stage(name="Deeper", unfrozen_blocks=4, epochs=third, lr=1e-4, schedule=Exponential(gamma=0.8),
+        Stage(name="Deeper", unfrozen_blocks=4, epochs=3, lr=1e-4, schedule=Exponential(gamma=0.8),
               encoder_lr_factor=0.1),
     )  # fmt: skip
+
+
+def _deep_stages(epochs: int, batches_per_epoch: int) -> tuple[Stage, ...]:
+    """A short frozen stage, six blocks of which the last has 1e-4, then eight at half the rates: two, four and three ninths."""
+    first, third = round(epochs * 2 / 9), round(epochs * 3 / 9)
+
+    def stage(name: str, unfrozen: int, epochs: int, lr: float, **encoder: float) -> Stage:
+        warmup = min(20, epochs * batches_per_epoch // 5)
+        schedule = WarmupPoly(warmup_batches=warmup)
+        return Stage(name=name, unfrozen_blocks=unfrozen, epochs=epochs, lr=lr, schedule=schedule, **encoder)
+
+    encoder = {"encoder_lr_factor": 0.1, "layer_decay": 0.8}
+    return (
+        stage("Frozen encoder", 0, first, 2e-3),
+        stage("Last blocks", 6, epochs - first - third, 1e-3, **encoder),
+        stage("Deeper", 8, third, 5e-4, **encoder),
+    )
 
 
 def whole_encoder(folder: str | Path | None = None) -> Recipe:
