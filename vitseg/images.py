@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
+from PIL.TiffImagePlugin import EXTRASAMPLES, SAMPLEFORMAT, TiffImageFile
 
 IGNORE = 255
 """Class id of pixels that count nowhere: padding, void, what a rotation brings in."""
@@ -26,18 +27,27 @@ PALETTE = (
 
 Size = tuple[int, int]
 
+WITH_ALPHA = {"RGBA", "LA", "PA"}
+"""Modes whose last channel is alpha."""
+
 FLOATS = "an image of floats, whose range is not known; save it with 8 or 16 bits"
+
+PREMULTIPLIED = "its colours are premultiplied by an alpha channel that varies like an image; export it again as RGB"
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 """What is raised for a file that is no image, is cut off, holds several pictures, or claims to be enormous."""
 
 
 class Header(NamedTuple):
-    """What a file says of its picture before a pixel is decoded: its size once upright, and how the pixels are stored."""
+    """What a file says of its picture before a pixel is decoded: its size once upright, and how the pixels are stored.
+
+    `orientation` is 1 for a PNG whose EXIF chunk comes after the pixels.
+    """
 
     size: Size
     mode: str
     format: str | None
+    orientation: int = 1
 
 
 @contextmanager
@@ -59,17 +69,22 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
 def header_of(path: str | Path) -> Header:
     """The header of an image. Raises one of UNREADABLE where it can be told by the header that the file is none."""
     with opened(path) as image:
-        # Pillow would decode a whole PNG to look for the tag behind the pixels; the size of a TIFF it gives upright
-        stored = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
-        turned = stored and image.getexif().get(ExifTags.Base.Orientation) in {5, 6, 7, 8}
-        size = (image.width, image.height) if turned else (image.height, image.width)
-        return Header(size, image.mode, image.format)
+        orientation = 1 if image.format == "PNG" and "exif" not in image.info else orientation_of(image)
+        on_its_side = orientation >= 5 and image.format != "TIFF"  # whose size Pillow gives upright
+        size = (image.width, image.height) if on_its_side else (image.height, image.width)
+        return Header(size, image.mode, image.format, orientation)
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 if there is none. Pillow decodes a PNG to find it, and drops it as it decodes a TIFF."""
+    tag = image.getexif().get(ExifTags.Base.Orientation)
+    return tag if tag in range(2, 9) else 1
 
 
 def open_rgb(path: str | Path) -> Image.Image:
     """The image as 8-bit RGB, turned upright as its EXIF tag says. 16-bit greys are scaled, not clipped.
 
-    Raises one of UNREADABLE for a file that cannot be decoded to its end, or holds floats.
+    Raises one of UNREADABLE for a file that cannot be decoded to its end, or holds floats or values outside 0..65535.
     """
     with opened(path) as image:
         image.load()
@@ -77,17 +92,39 @@ def open_rgb(path: str | Path) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB, upright. Transparency is laid over the fill colour."""
+    """8-bit RGB, upright. Transparency is laid over the fill colour. Raises ValueError for values that cannot be read."""
+    _refuse_values(image)
+    is_blended = image.mode in WITH_ALPHA or "transparency" in image.info
+    if isinstance(image, TiffImageFile) and image.mode in WITH_ALPHA and not is_transparency(image):
+        if 1 in image.tag_v2.get(EXTRASAMPLES, ()):
+            raise ValueError(PREMULTIPLIED)
+        is_blended = False
     image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError(FLOATS)
     if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((values * (255 / 65535)).clip(0, 255).round().astype(np.uint8))
-    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+        image = Image.fromarray((values * (255 / 65535)).round().astype(np.uint8))
+    if is_blended:
         ground = Image.new("RGBA", image.size, (*FILL, 255))
         image = Image.alpha_composite(ground, image.convert("RGBA"))
     return image.convert("RGB")
+
+
+def is_transparency(image: Image.Image) -> bool:
+    """Whether an alpha channel looks like one: most of what it shows is opaque. Infrared takes all values."""
+    counts = image.getchannel("A").histogram()
+    return counts[255] > 4 * sum(counts[1:255])
+
+
+def _refuse_values(image: Image.Image) -> None:
+    """Raises ValueError for floats, and for values outside 0..65535."""
+    if image.mode == "F":
+        raise ValueError(FLOATS)
+    values = np.asarray(image) if image.mode.startswith("I") else None
+    if isinstance(image, TiffImageFile) and image.mode == "L" and image.tag_v2.get(SAMPLEFORMAT) == (2,):
+        values = np.asarray(image).view(np.int8)  # which Pillow takes for unsigned
+    if values is not None and not 0 <= values.min() <= values.max() <= 65535:
+        found = f"values from {values.min()} to {values.max()}, of which only 0 to 65535 can be read"
+        raise ValueError(f"{found}; map all images alike to that range, or save them with 8 bits")
 
 
 def size_of(path: str | Path) -> Size | None:

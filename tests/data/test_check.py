@@ -22,7 +22,7 @@ from vitseg.data.check import check_data
 from vitseg.data.dataset import SegmentationData
 from vitseg.data.folder import read_folder
 from vitseg.errors import ConfigError, DataError
-from vitseg.images import open_rgb
+from vitseg.images import opened
 from vitseg.settings import Data, Folder, Generated
 from vitseg.ui import data_report
 
@@ -160,7 +160,7 @@ def test_what_headers_tell_is_known_before_a_pixel_is_decoded(folder: Path, monk
     (folder / "train" / "images" / "005.png").write_bytes((folder / "train" / "images" / "005.png").read_bytes()[:-30])
     seen: list[tuple[str, int, int]] = []
     decoded: list[Path] = []
-    monkeypatch.setattr(look, "open_rgb", lambda path: decoded.append(path) or open_rgb(path))
+    monkeypatch.setattr(look, "opened", lambda path: decoded.append(path) or opened(path))
 
     def watch(looks: Iterator[look.Look], doing: str, count: int) -> Iterator[look.Look]:
         assert bool(decoded) == (doing == "pixels") or not decoded
@@ -170,7 +170,7 @@ def test_what_headers_tell_is_known_before_a_pixel_is_decoded(folder: Path, monk
 
     check_data(Data(source=Folder(path=str(folder))), watch)
     assert seen == [("headers", 100, 2), ("pixels", 100, 3)]
-    assert len(decoded) == 99  # all but what is no image at all
+    assert len([path for path in decoded if path.parent.name == "images"]) == 99  # all but what is no image at all
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -120,7 +120,11 @@ for kind in ("image", "mask"):
 
 TURNED = Image.Exif()
 TURNED[0x0112] = 6
+UPSIDE_DOWN = Image.Exif()
+UPSIDE_DOWN[0x0112] = 3
+NO_ALPHA = "alpha that is no transparency"
 RGB, TWO = Image.fromarray(labels(0, 1, 2)).convert("RGB"), labels(0, 1)
+CUT_OUT = Image.merge("LA", [Image.new("L", (48, 32)), Image.fromarray(TWO)])
 ONE_PIXEL = labels(0, 1, 2)
 ONE_PIXEL[3, 4] = 3
 FAULTS |= {
@@ -133,6 +137,10 @@ FAULTS |= {
     "image of several pages": image_of(noise(2), "unreadable image", ".tif", save_all=True, append_images=[noise(3)]),
     "image on its side by its tag": image_of(noise(4), "sizes differ", exif=TURNED),
     "photograph on its side by its tag": image_of(noise(5), "sizes differ", ".jpg", exif=TURNED),
+    "image below zero": image_of(Image.fromarray(labels(0, 1).astype(np.int32) - 1), "unreadable image", ".tif"),
+    "image of 12 bits in 16": image_of(Image.fromarray(labels(0, 15).astype(np.uint16) * 273), "range hardly used"),
+    "image upside down by its tag": image_of(noise(7), "orientation differs", exif=UPSIDE_DOWN),
+    "image with infrared for alpha": image_of(Image.merge("RGBA", noise(8).split() + noise(9).split()[:1]), NO_ALPHA, ".tif"),
     "tiny": lambda i, m: mask_of(labels(0, 1, 2)[:20, :20], "")(i, m) and image_of(noise(6, (20, 20)), "tiny")(i, m),
     "mask, smaller": mask_of(labels(0, 1, 2)[:16], "sizes differ"),
     "mask, smaller by a pixel": mask_of(labels(0, 1, 2)[:, 1:], "sizes differ"),
@@ -148,6 +156,7 @@ FAULTS |= {
     "mask of several pages": mask_of(TWO, "unreadable mask", ".tif", save_all=True, append_images=[noise(3)]),
     "mask in colour": mask_of(RGB, "masks of two kinds"),
     "mask in colour with alpha": mask_of(RGB.convert("RGBA"), "masks of two kinds"),
+    "mask in the alpha channel": mask_of(CUT_OUT, "unreadable mask"),
     "mask of background": mask_of(labels(0), "no foreground"),
     "mask, all ignored": mask_of(labels(9), "all ignored"),
 }  # fmt: skip

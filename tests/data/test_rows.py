@@ -119,8 +119,9 @@ def test_row_40_sizes_that_differ_once_upright_are_both_named(orientation: int, 
         assert len(read_folder(Folder(path=str(folder)))[0]) == 2
         return
     (line,) = refused(folder).problem.splitlines()[1:]
-    says = "masks/a.png: size differs from its image (image 20x40, mask 40x20 pixels)."
-    assert line.strip() == f"{folder}/{says}"
+    says = "size differs from its image (image 20x40, mask 40x20 pixels once upright: the image has EXIF orientation 6, its"
+    hint = "If the mask was drawn on the stored pixels, save it with the image's: mask.save(path, exif=image.getexif())."
+    assert line.strip() == f"{folder}/masks/a.png: {says} mask no EXIF orientation). {hint}"
 
 
 def test_row_41_an_unknown_label_is_named_with_file_value_count_and_what_is_allowed(tmp_path: Path):

@@ -23,7 +23,7 @@ from vitseg.data.effects import libraries
 from vitseg.data.folder import read_folder
 from vitseg.data.generate import class_names, generate
 from vitseg.data.masks import read_raw
-from vitseg.data.pairs import Pair
+from vitseg.data.pairs import Pair, in_brief
 from vitseg.data.splits import splits_of
 from vitseg.data.views import CLEAN, crop, make_view
 from vitseg.draws import NUMERICS, seed_for
@@ -66,6 +66,7 @@ class SegmentationData(Dataset[Sample]):
         self.cfg = cfg
         self._digests: dict[Path, tuple[tuple[int, int], str]] = {}
         self._drawn: dict[str, tuple[Image.Image, np.ndarray]] = {}
+        self.warnings: list[str] = []
         if isinstance(cfg.source, Generated):
             self.pairs: dict[str, Pair] = {}
             stored, self.masks = class_names(cfg.source), "generated"
@@ -74,6 +75,7 @@ class SegmentationData(Dataset[Sample]):
             pairs, self.code, looks = read_folder(cfg.source)
             self.pairs, self._looks = {p.name: p for p in pairs}, {p.name: look for p, look in zip(pairs, looks, strict=True)}
             stored, self.masks = self.code.classes, self.code.description
+            self.warnings = in_brief(warning for look in looks for warning in look.warnings)
             placed = {p.name: p.split for p in pairs}
         self.map = class_map(stored, cfg.classes)
         self.all_classes, self.masks = self.map.classes, "; ".join(filter(None, (self.masks, self.map.description)))
@@ -221,6 +223,7 @@ class SegmentationData(Dataset[Sample]):
             pair = self.pairs[name]
             try:
                 image, mask = [self._digest(pair.image)], [self._digest(pair.mask), str(self.code.values)]
+                image += ["alpha 2"] * (pair.image.suffix.lower() in {".tif", ".tiff"})  # how its alpha channel is read
             except OSError as error:
                 raise _changed(pair, error) from None
         mask = [self.map.table.tobytes().hex(), self.map.foreground, *mask]

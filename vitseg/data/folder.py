@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from vitseg.words import shown
 @dataclass(frozen=True, slots=True)
 class Found:
     """A folder that has been looked through: `looks` are those of the `pairs`; `code` is None where no code fits the masks,
-    for the reason `unclear`. `warnings` are of the names; they stop nothing."""
+    for the reason `unclear`. `warnings` are of the names and of the looks; they stop nothing."""
 
     root: Path
     pairs: list[Pair]
@@ -37,7 +38,7 @@ class Found:
 
 OF_A_PAIR = (
     "no mask", "no image", "unreadable image", "unreadable mask", "sizes differ", "unknown label", "masks of two kinds",
-    "name that is no text",
+    "name that is no text", "palette differs",
 )  # fmt: skip
 """Kinds of problems that concern a pair alone, which may be left out."""
 
@@ -75,6 +76,7 @@ def look_through(cfg: Folder, watch: Watch = unwatched) -> Found:
     odd = _of_another_kind(cfg, good)
     good = [(pair, look) for pair, look in good if pair.mask not in odd]
     problems += [problem("masks of two kinds", mask, says) for mask, says in odd.items()]
+    problems += [problem("palette differs", mask, says) for mask, says in _of_another_palette(good).items()]
     stored = {v for _, look in good for v in look.counts}
     code = unclear = None
     try:
@@ -84,7 +86,8 @@ def look_through(cfg: Folder, watch: Watch = unwatched) -> Found:
         problems.append(Problem("unclear masks", root, str(error)))
     else:
         problems += [strange for pair, look in good if (strange := _unknown(pair, look, code))]
-    return Found(root, names.pairs, looks, problems, code, unclear, names.warnings)
+    warnings = names.warnings + [w for look in looks for w in look.warnings]
+    return Found(root, names.pairs, looks, problems, code, unclear, warnings)
 
 
 def _of_another_kind(cfg: Folder, good: list[tuple[Pair, Look]]) -> dict[Path, str]:
@@ -99,6 +102,23 @@ def _of_another_kind(cfg: Folder, good: list[tuple[Pair, Look]]) -> dict[Path, s
         why = f"other masks are {'in colour' if color else 'grey'}"
     says = f"is {'grey' if color else 'in colour'}, where {why}."
     return {pair.mask: says for pair, look in good if look.color is not color}
+
+
+def _of_another_palette(good: list[tuple[Pair, Look]]) -> dict[Path, str]:
+    """Masks whose palette gives an index another colour than most palettes do: the index may mean another class there."""
+    colors: dict[int, Counter[tuple[int, ...]]] = {}
+    for _, look in good:
+        for index, color in look.palette.items():
+            colors.setdefault(index, Counter())[color] += 1
+    usual = {index: counts.most_common(1)[0] for index, counts in colors.items()}
+    odd = {}
+    for pair, look in good:
+        if strange := sorted(index for index, color in look.palette.items() if color != usual[index][0]):
+            (color, count), here = usual[strange[0]], look.palette[strange[0]]
+            others = f"{color} in {count} other mask{'s' * (count != 1)}"
+            hint = "If its indices are right, save it without one: Image.fromarray(np.asarray(Image.open(path))).save(path)."
+            odd[pair.mask] = f"palette differs: index {strange[0]} is {here} here and {others}. {hint}"
+    return odd
 
 
 def _unknown(pair: Pair, look: Look, code: MaskCode) -> Problem | None:

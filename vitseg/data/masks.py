@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from pydantic import ValidationError
 
 from vitseg.errors import DataError
@@ -62,14 +62,22 @@ def read_raw(path: Path) -> np.ndarray:
     """
     with opened(path) as image:
         refuse_lossy(path, image.format, image.mode)
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        if image.mode in COLOR:
-            channels = np.asarray(image.convert("RGB")).astype(np.int64)
-            return channels @ np.array([65536, 256, 1])
-        if image.mode == "LA":
-            image = image.getchannel("L")
-        return np.asarray(image).astype(np.int64)
+        return stored_values(path, image)
+
+
+def stored_values(path: Path, image: Image.Image) -> np.ndarray:
+    """What `read_raw` gives of a file that is open. Raises DataError if the mask is in the alpha channel."""
+    *visible, alpha = image.getextrema() if image.mode in {"LA", "RGBA"} else ((0, 0),)
+    if alpha[0] < alpha[1] and all(least == most for least, most in visible):
+        hint = 'Save the alpha channel as a grey mask: Image.open(path).getchannel("A").save(path).'
+        raise DataError(f"{shown(path)}: a mask of one colour; only its alpha channel varies, which is not read.", hint)
+    image = ImageOps.exif_transpose(image)
+    if image.mode in COLOR:
+        channels = np.asarray(image.convert("RGB")).astype(np.int64)
+        return channels @ np.array([65536, 256, 1])
+    if image.mode == "LA":
+        image = image.getchannel("L")
+    return np.asarray(image).astype(np.int64)
 
 
 def refuse_lossy(path: Path, file_format: str | None, mode: str) -> None:
@@ -103,7 +111,7 @@ def with_classes_file(cfg: Folder) -> Folder:
 
 def find_code(cfg: Folder, stored: set[int], in_color: bool, stems: list[str]) -> MaskCode:
     """The code of a folder's masks, given every value that occurs in them. Raises DataError when it is ambiguous."""
-    if cfg.encoding == "rgb" or (cfg.encoding == "auto" and in_color):
+    if cfg.encoding == "rgb" or (cfg.encoding == "auto" and (in_color or cfg.colors is not None)):
         if cfg.grey_factor is not None:
             raise DataError(
                 f"{cfg.path}: grey_factor={cfg.grey_factor} has no effect: the masks are in colour.", "Leave it out."

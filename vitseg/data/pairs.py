@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -37,6 +37,14 @@ class Problem(NamedTuple):
 
 def problem(kind: str, path: Path, says: str) -> Problem:
     return Problem(kind, path, f"{shown(path)}: {says}")
+
+
+def in_brief(problems: Iterable[Problem]) -> list[str]:
+    """A sentence for each kind, that of its first file, and how many more files there are."""
+    of_kind: dict[str, list[str]] = {}
+    for p in problems:
+        of_kind.setdefault(p.kind, []).append(p.says)
+    return [f"{says[0]}{f' And {len(says) - 1} more: {kind}.' if says[1:] else ''}" for kind, says in of_kind.items()]
 
 
 @dataclass(slots=True)
