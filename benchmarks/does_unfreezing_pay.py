@@ -32,7 +32,7 @@ def main(folder: str, *options: str) -> int:
     ablation.finish()
     sys.stdout.write(f"\n{ablation.table}\n\n")
     for effect in main_effects(ablation.grid, ablation.sweep.results()):
-        sys.stdout.write(f"{effect.axis} {effect.value}: {effect.gain}\n")
+        sys.stdout.write(f"{effect}\n")
     sys.stdout.write(f"\n{ablation.sentence}\n{(time.monotonic() - began) / 60:.0f} minutes; {ablation.sweep.path}\n")
     return 0
 

@@ -111,7 +111,9 @@ def _run(parsed: argparse.Namespace) -> None:
     events = train(recipe, run.path, work, reuse=not parsed.retrain)
     first = next(events)  # the folder is made, and nothing is in the way
     inherited = first.parent["stage"] if first.parent else 0
-    sys.stdout.write(f"{table.ahead(recipe, forecast(recipe, measure(recipe, work), work, inherited))}\n\n")
+    ahead = forecast(recipe, measure(recipe, work), work, inherited)
+    notes = table.memory_notes(ahead, work.machine.free_memory(), work.machine)
+    sys.stdout.write("\n".join([str(table.ahead(recipe, ahead)), *notes, "", ""]))
     _finish(events, run, first)
 
 

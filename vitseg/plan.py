@@ -114,6 +114,13 @@ def notes(stage: Stage, batches_per_epoch: int) -> list[str]:
     return warnings(stage, batches_per_epoch) or _course(stage, batches_per_epoch)
 
 
+def batch_notes(recipe: Recipe, images: int) -> list[str]:
+    """Whether a step is larger than the training set."""
+    if (step := recipe.batch_size * recipe.accumulate) <= images:
+        return []
+    return [f"A batch of {step:,} is larger than the {images:,} training images: each epoch is one step over all of them."]
+
+
 def warnings(stage: Stage, batches_per_epoch: int) -> list[str]:
     """What about a schedule is hardly meant: it does not come to its own within the stage."""
     schedule, batches = stage.schedule, stage.epochs * batches_per_epoch

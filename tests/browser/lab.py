@@ -33,6 +33,26 @@ _CHART = """
     const chart = document.querySelector('.jp-NotebookPanel .js-plotly-plot');
     const trace = chart && chart._fullData && chart._fullData.find(t => t.name === name);
 """
+_LAST_COLUMNS = """scrolled => {
+    const above = e => e.parentElement ? [e.parentElement, ...above(e.parentElement)] : [];
+    const across = e => getComputedStyle(e).overflowX;
+    const tables = [...document.querySelectorAll('table')].filter(t => t.rows.length && t.offsetParent);
+    return tables.map(table => {
+        const last = table.rows[0].lastElementChild, box = above(table).find(e => ['auto', 'scroll'].includes(across(e)));
+        if (box) box.scrollLeft = scrolled;
+        const clips = above(table).filter(e => across(e) !== 'visible');
+        const edge = Math.min(innerWidth, ...clips.map(e => e.getBoundingClientRect().left + e.clientLeft + e.clientWidth));
+        const right = last.getBoundingClientRect().right;
+        if (box) box.scrollLeft = 0;
+        return right > edge + 1 ? `${last.textContent}: ${Math.round(right)} of ${Math.round(edge)}` : '';
+    }).filter(Boolean);
+}"""
+_WAYS_OUT = """root => {
+    const found = [...document.querySelectorAll(`${root} :is([href], [src], [action])`)];
+    const place = e => new URL(e.getAttribute('href') || e.getAttribute('src') || e.getAttribute('action'), location.href);
+    const leadsOut = u => /^(http|ws)/.test(u.protocol) && !['127.0.0.1', 'localhost'].includes(u.hostname);
+    return found.map(place).filter(leadsOut).map(String);
+}"""
 
 
 @contextlib.contextmanager
@@ -112,6 +132,10 @@ class Lab:
         """Run one cell, counted from 0, and wait until it is done."""
         self._panel("panel.content.activeCellIndex = number; await app.commands.execute('notebook:run-cell')", number)
 
+    def clear(self, number: int) -> None:
+        """Clear a cell's output."""
+        self._panel("panel.content.activeCellIndex = number; await app.commands.execute('notebook:clear-cell-output')", number)
+
     def output(self, number: int) -> str:
         return self.page.locator(".jp-NotebookPanel:visible .jp-Cell").nth(number).locator(".jp-OutputArea").inner_text()
 
@@ -173,6 +197,13 @@ class Lab:
     def wait_text(self, pattern: str) -> None:
         self.page.wait_for_function(f"p => {{ {_PANEL} return new RegExp(p).test(panel.node.innerText) }}", arg=pattern)
 
+    def furniture(self) -> list[str]:
+        """The texts of the first chart's annotations as they stand on the page, and one "band" for each band behind them."""
+        script = """() => { const chart = document.querySelector('.jp-NotebookPanel .js-plotly-plot');
+            const drawn = query => [...chart.querySelectorAll(query)];
+            return [...drawn('.annotation-text').map(e => e.textContent), ...drawn('.shapelayer path').map(() => 'band')] }"""
+        return self.page.evaluate(script)
+
     def wait_points(self, name: str, count: int) -> None:
         script = f"([name, n]) => {{ {_CHART} return trace && trace.y && trace.y.length >= n }}"
         self.page.wait_for_function(script, arg=[name, count])
@@ -181,6 +212,32 @@ class Lab:
         """x and y of a curve, as the browser has them."""
         script = f"name => {{ {_CHART} return trace ? [Array.from(trace.x ?? []), Array.from(trace.y ?? [])] : [[], []] }}"
         return tuple(self.page.evaluate(script, name))
+
+    def ways_out(self, root: str = ".jp-NotebookPanel") -> tuple[list[str], set[str]]:
+        """Links, sources and actions below `root` that lead out, and the buttons of all mode bars. Each but the download is
+        pressed; a page or a dialog that it opens is a way out, too."""
+        links, opened, titles = self.page.evaluate(_WAYS_OUT, root), [], set()
+        self.context.on("page", lambda page: opened.append(page.url))
+        for chart in self.page.locator(f"{root} .js-plotly-plot").all():
+            chart.hover(position={"x": 5, "y": 5}, force=True)
+            for button in chart.locator(".modebar-btn").all():
+                titles.add(title := button.get_attribute("data-title"))
+                if title != "Download plot as a PNG":
+                    button.evaluate("e => e.click()")
+        dialogs = self.page.locator("[class*=cloud-dialog]").all_inner_texts()
+        return [*links, *opened, *dialogs], titles
+
+    def resize(self, width: int, height: int = 1000) -> None:
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.page.wait_for_timeout(200)  # the layout follows
+
+    def beyond_the_edge(self) -> list[str]:
+        """Last columns of tables that cannot be seen as they stand."""
+        return self.page.evaluate(_LAST_COLUMNS, 0)
+
+    def cut_off(self) -> list[str]:
+        """Last columns that cannot be seen even when the box around the table is scrolled to its end."""
+        return self.page.evaluate(_LAST_COLUMNS, 1e6)
 
     def shot(self, path: Path) -> None:
         self.page.screenshot(path=str(path))

@@ -17,17 +17,30 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 CELL = """
 import vitseg
+from vitseg.ui import table
 recipe = vitseg.load_recipe({recipe!r})
 ablation = vitseg.ablate(recipe, {{"stages.1.unfrozen_blocks": [0, 1, 2]}}, seeds=2)
 ablation
 """
 ASK = "print(ablation.state, len(ablation.sweep.results()), len(ablation.frame()))"
+FINISH = "ablation.finish()"
+AGAIN = "ablation"
+TABLES = """
+run = ablation.sweep.run_of("03-seed0")
+print(ablation.report(), vitseg.report(run.path, shown=1))
+display(table.results(run.summary), ablation.table, table.stages(recipe))
+"""
+HEAT = "IoU, mean over seeds"
+WIDTHS = (924, 1366, 1920)
 
 
 def test_a_table_that_fills_and_goes_on_after_the_kernel_was_restarted(tiny_recipe, tmp_path):
     recipe = tiny_recipe.replace({"data.source.images": 24, "stages.0.schedule": Constant(), "stages.1.epochs": 4})
+    names = ("Decoder, encoder frozen", "Last block or two, low LR", "Last two blocks, lower LR")
+    recipe = recipe.replace({f"stages.{i}.name": name for i, name in enumerate(names)})
     recipe.save(tmp_path / "recipe.json")
-    cells = [nbformat.v4.new_code_cell(source) for source in (CELL.format(recipe=str(tmp_path / "recipe.json")), ASK)]
+    sources = (CELL.format(recipe=str(tmp_path / "recipe.json")), ASK, FINISH, AGAIN, TABLES)
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "ablation.ipynb")
     runs = tmp_path / "runs"
@@ -47,8 +60,32 @@ def test_a_table_that_fills_and_goes_on_after_the_kernel_was_restarted(tiny_reci
         assert len(list(runs.iterdir())) == 1
         kept = len(list(runs.glob("*/trials/*/summary.json")))
         lab.click("Start")
+        lab.run_cell(2)  # waits, while the button's run goes on
         lab.wait_text("All 8 trials have ended")
         lab.wait_points("control, seed 0", 1)  # the chart on the page, not only the table
         lab.wait_text("against the same .* epochs spent wholly in stage 1")
         assert 2 <= kept < len(list(runs.glob("*/trials/*/summary.json"))) == 8
+        assert lab.trace(HEAT) == (["all seeds"], ["0", "1", "2"])
+        lab.clear(0)
+        lab.run_cell(3)  # the same figure on another place of the page
+        lab.wait_points("control, seed 0", 1)
+        assert lab.trace(HEAT) == (["all seeds"], ["0", "1", "2"])
+        lab.save()
+        lab.reload()
+        lab.wait_points("control, seed 0", 1)
+        assert lab.trace(HEAT) == (["all seeds"], ["0", "1", "2"])
+
+        # tables at three widths
+        lab.run_cell(4)
+        for width in WIDTHS:
+            lab.resize(width)
+            assert lab.cut_off() == []
+            assert width == min(WIDTHS) or lab.beyond_the_edge() == []
+        reports = lab.output(4).split()[:2]
         lab.assert_clean()
+        for path in reports:
+            lab.page.goto(f"file://{path}")
+            for width in WIDTHS:
+                lab.resize(width)
+                assert lab.cut_off() == [] and lab.page.evaluate("document.body.scrollWidth <= innerWidth")
+        assert (lab.errors, lab.outside) == ([], [])

@@ -11,7 +11,8 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from browser.lab import CHROMIUM, chromium, jupyter
+from browser.lab import CHROMIUM, Lab, chromium, jupyter
+from browser.test_offline import BUTTONS
 
 from vitseg.events import BatchEnded, EpochEnded
 from vitseg.plan import preview
@@ -34,6 +35,7 @@ def watch():
         time.sleep(0.005)
 threading.Thread(target=watch, daemon=True).start()
 """
+STATIC = "wb.show()"
 ASK = "print(wb.state, sum(type(e).__name__ == 'BatchEnded' for e in wb.events), not wb.model.training)"
 LATENCY = "import json; print(json.dumps(seen))"
 
@@ -61,7 +63,7 @@ def place(recipe, tmp_path_factory):
     root = tmp_path_factory.mktemp("lab")
     recipe.save(root / "recipe.json")
     start = f"import vitseg\nwb = vitseg.Workbench(vitseg.load_recipe({str(root / 'recipe.json')!r}))\nwb"
-    cells = [nbformat.v4.new_code_cell(source) for source in (start, WATCH, ASK, LATENCY)]
+    cells = [nbformat.v4.new_code_cell(source) for source in (start, WATCH, ASK, LATENCY, STATIC)]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     for name in ("live", "saved", "unsaved"):
         nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / f"{name}.ipynb")
@@ -156,6 +158,31 @@ def test_from_the_controls_to_the_end_of_a_run(lab, place, recipe):
     assert {(e.epoch, np.float32(e.validation["iou"])) for e in ended} <= shown
     lab.tab("Checks")
     lab.wait_text("every step so far was taken at the promised learning rate")
+
+    # what is shown and what Start would train are told apart, and the chart's furniture follows the number of stages
+    lab.wait_text(f"Run {run.path.name}. The controls hold its settings")
+    lab.select("Stage", "1 Frozen")
+    assert len(lab.trace("LR")[1]) == len(batches), "to look at a stage does not throw the run away"
+    wait_until(lambda: numbers(lab) == ["1"] * 3 + ["2"] * 3 + ["3"] * 3)
+    lab.select("Run", "this stage")
+    lab.wait_text(f"What Start would train: not run {run.path.name}, whose curves are grey and dotted")
+    wait_until(lambda: numbers(lab) == ["1"] * 3)
+    lab.select("Run", "all stages")
+    wait_until(lambda: len(numbers(lab)) == 9)
+    lab.select("Stage", "2 Last")
+    lab.select("Run", "this stage")
+    wait_until(lambda: numbers(lab) == ["1"] * 3 + ["2"] * 3)
+
+    # an exported file is a link to it, and nothing leads out of the page
+    lab.tab("Runs")
+    lab.click("Export CSV")
+    lab.wait_text("Curves written")
+    link = lab.page.locator(".jp-NotebookPanel a:has-text('curves.csv')")
+    text = lab.page.evaluate("async url => (await fetch(url)).text()", link.get_attribute("href"))
+    assert text.encode() == (run.path / "curves.csv").read_bytes()
+    lab.run_cell(4)
+    lab.page.wait_for_function("() => document.querySelectorAll('.jp-NotebookPanel .modebar').length === 2")
+    assert lab.ways_out() == ([], BUTTONS)
     lab.assert_clean()
 
 
@@ -191,6 +218,15 @@ def test_a_reload_of_the_page_does_not_end_the_training(name, lab, place):
         lab.wait_points("train loss", len(batches))
         assert same(lab.trace("train loss"), [e.epoch - 1 + e.batch / e.batches for e in batches], [e.loss for e in batches])
     lab.assert_clean()
+
+
+def numbers(lab: Lab) -> list[str]:
+    """The numbers of the stages over the three charts, and a title for each; as many bands lie behind the curves."""
+    found = lab.furniture()
+    words, bands = [text for text in found if text != "band"], found.count("band")
+    titles = [text for text in words if len(text) > 1]
+    assert len(titles) == 3 and bands == len(words) - 3
+    return sorted(text for text in words if len(text) == 1)
 
 
 def longest_step(root: Path) -> float:

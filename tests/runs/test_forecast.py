@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from vitseg.runs.forecast import Cost, forecast, measure
-from vitseg.runs.memory import Kept
+from vitseg.runs.memory import Kept, StepMemory
 from vitseg.runs.run import train
 from vitseg.runs.work import prepare
 
@@ -18,8 +18,8 @@ def recipe(tiny_recipe, tmp_path, monkeypatch):
     return tiny_recipe
 
 
-COST = Cost(read=1, loading=0.25, encoder=40, decoder=4, decoder_training=10, block_training=20, memory=Kept(0),
-            level_bytes=1000, known={})  # fmt: skip
+COST = Cost(read=1, loading=0.25, encoder=40, decoder=4, decoder_training=10, block_training=20,
+            memory=StepMemory(Kept(0), Kept(0)), level_bytes=1000, known={})  # fmt: skip
 """A block costs 10; 10 images to train on, 2 to validate; views "0" and "1"; skips at levels 1, 2, 3, 4."""
 
 

@@ -15,7 +15,7 @@ from vitseg.model.decoder import build_decoder
 from vitseg.model.encoder import Encoder
 from vitseg.model.freeze import set_freeze_depth
 from vitseg.model.segmenter import Segmenter, build_segmenter
-from vitseg.runs.memory import kept_by_a_step, shapes_only
+from vitseg.runs.memory import StepMemory, kept_by_a_step, shapes_only
 from vitseg.training.losses import SegmentationLoss
 
 IMAGES = 3
@@ -88,6 +88,15 @@ def test_it_grows_with_the_images_and_less_with_recomputation(model, loss):
     assert four.at(2) - two.at(2) == pytest.approx(2 * (two.at(2) - one.at(2)), rel=0.01)
     again = kept(model, loss, shapes_only(), recompute=True, images=4)
     assert again.decoder == four.decoder and again.block < 0.2 * four.block and again.again == four.block
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_two_and_four_images_tell_what_any_number_needs(model, loss, recompute):
+    line = StepMemory(*(kept(model, loss, shapes_only(), recompute=recompute, images=n) for n in (2, 4)))
+    for images in (1, 3, 16):
+        there = kept(model, loss, shapes_only(), recompute=recompute, images=images)
+        for unfrozen in (0, 1, 4):
+            assert line.at(unfrozen, images) == pytest.approx(there.at(unfrozen), rel=0.001)
 
 
 def test_a_model_of_shapes_alone_takes_no_memory(model, loss, tiny_recipe):

@@ -65,6 +65,15 @@ def test_best_scored_by_scikit_learn_in_a_new_process_gives_the_summary_s_iou(ti
     assert run.summary["stages"][-1]["best"]["iou"] == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_batch_larger_than_the_training_set_is_among_the_notes(tiny_recipe, tmp_path):
+    recipe = tiny_recipe.replace({"batch_size": 6, "accumulate": 2, "stages.1.epochs": 1})
+    notes = [e.notes for e in vitseg.train(recipe, tmp_path / "run") if isinstance(e, StageStarted)]
+    said = "A batch of 12 is larger than the 10 training images: each epoch is one step over all of them."
+    assert all(said in of_stage for of_stage in notes)
+    whole = tiny_recipe.replace({"batch_size": 5, "accumulate": 2})
+    assert not any("larger than" in n for n in next(e for e in vitseg.train(whole) if isinstance(e, StageStarted)).notes)
+
+
 def test_a_later_stage_never_ends_below_where_it_began(tiny_recipe, tmp_path):
     recipe = tiny_recipe.replace({"stages.2.lr": 0.5})  # ruins whatever it touches
     events = list(vitseg.train(recipe, tmp_path / "run"))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from scipy import stats
 
-from vitseg.sweep.findings import Result, estimate, gain, main_effects, sentence, unfreezing
+from vitseg.settings import Constant, Exponential
+from vitseg.sweep.findings import Result, comparisons, estimate, gain, main_effects, sentence, unfreezing
 from vitseg.sweep.grid import Facts, make_grid
+from vitseg.ui import sweep_charts
 
 FACTS = Facts(train_images=10, blocks=4)
 
@@ -75,10 +79,102 @@ def test_depth_0_everywhere_is_no_unfreezing(tiny_recipe):
     assert found.mean == pytest.approx(0.1)
 
 
-def test_what_is_left_out_still_stands_in_the_main_effect(tiny_recipe):
-    axes = {"stages.1.unfrozen_blocks": [0, 2], "stages.1.encoder_lr_factor": [0.5, 1.0]}
+# ---------------------------------------------------------------------- where an axis has no effect
+
+FACTOR = "stages.1.encoder_lr_factor"
+
+
+def ious_of_levels(grid, iou):
+    """Results by `iou(levels of the axes, seed)`, of a control 0.5."""
+    levels = {setting: levels for levels, setting in reversed(grid.places.items())}
+    return filled(grid, lambda s, seed: 0.5 if s is None else iou(levels[s], seed))
+
+
+def test_a_setting_against_itself_is_no_difference(tiny_recipe):
+    """Seed by seed and by hand: the factor's difference at depth 2 and at depth 4, and none at depth 0."""
+    grid = make_grid(tiny_recipe, {"stages.1.unfrozen_blocks": [0, 2, 4], FACTOR: [0.1, 0.5]}, 3, FACTS)
+    assert len(grid.settings) == 5
+    by_hand = {0: (-0.010, -0.050), 1: (0.020, -0.004), 2: (-0.030, -0.010)}  # seed: at depth 2, at depth 4
+    results = ious_of_levels(grid, lambda at, seed: 0.6 + 0.1 * seed + (by_hand[seed][at[0] - 1] if at[1] else 0))
+    (factor,) = [e for e in main_effects(grid, results) if e.axis == "stage 2 encoder_lr_factor"]
+    means = [-0.030, 0.008, -0.020]
+    low, high = stats.t.interval(0.95, 2, loc=-0.014, scale=stats.sem(means))
+    assert factor.gain.mean == pytest.approx(-0.014) and factor.gain.half == pytest.approx((high - low) / 2)
+    with_zeros = -0.014 * 2 / 3
+    assert abs(factor.gain.mean - with_zeros) > 0.004
+    assert str(factor) == (
+        "stage 2 encoder_lr_factor 0.5, against 0.1, at stage 2 unfrozen_blocks 2, 4: -0.014 (-0.063 to +0.035)"
+    )
+
+
+def test_the_depth_itself_is_taken_over_all_levels_and_says_nothing_of_them(tiny_recipe):
+    grid = make_grid(tiny_recipe, {"stages.1.unfrozen_blocks": [0, 2], FACTOR: [0.1, 0.5]}, 2, FACTS)
+    results = ious_of_levels(grid, lambda at, seed: 0.6 + 0.02 * at[0] + 0.01 * at[0] * at[1])
+    depth, factor = main_effects(grid, results)
+    assert depth.gain.mean == pytest.approx((0.02 + 0.03) / 2) and factor.gain.mean == pytest.approx(0.01)
+    assert str(depth).startswith("stage 2 unfrozen_blocks 2, against 0: +0.025")
+    assert str(factor).startswith("stage 2 encoder_lr_factor 0.5, against 0.1, at stage 2 unfrozen_blocks 2: +0.010")
+
+
+def test_an_axis_without_effect_anywhere_has_no_row(tiny_recipe):
+    axes = {"stages.1.lr": [3e-4, 1e-4], "stages.1.schedule": [Constant(), Exponential(gamma=1.0)]}
     grid = make_grid(tiny_recipe, axes, 2, FACTS)
-    assert len(grid.settings) == 3
-    results = filled(grid, lambda s, seed: {None: 0.6, 0: 0.6, 1: 0.7, 2: 0.74}[s])
-    factor = next(e for e in main_effects(grid, results) if e.axis.endswith("factor"))
-    assert factor.gain.mean == pytest.approx((0 + 0.04) / 2)
+    effects = main_effects(grid, ious_of_levels(grid, lambda at, seed: 0.6 + 0.01 * at[0]))
+    assert [(e.axis, e.gain.mean) for e in effects] == [("stage 2 lr", pytest.approx(0.01))]
+
+
+def test_a_seed_counts_once_the_pairs_that_count_have_ended(tiny_recipe):
+    grid = make_grid(tiny_recipe, {"stages.1.unfrozen_blocks": [0, 2], FACTOR: [0.1, 0.5]}, 2, FACTS)
+    results = ious_of_levels(grid, lambda at, seed: 0.6)
+    del results["01-seed0"]  # depth 0, of which the factor's effect says nothing
+    assert {e.axis: e.gain.n for e in main_effects(grid, results)} == {
+        "stage 2 unfrozen_blocks": 1, "stage 2 encoder_lr_factor": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("axes", "where"),
+    [
+        ({"stages.1.unfrozen_blocks": [0, 2, 4], "stages.1.lr": [3e-4, 1e-4]}, "at stage 2 unfrozen_blocks 2, 4"),
+        (
+            {"stages.1.unfrozen_blocks": [0, 2], "stages.1.schedule": [Constant(), Exponential()]},
+            "at stage 2 unfrozen_blocks 2",
+        ),
+        ({"stages.1.unfrozen_blocks": [2, 4]}, ""),
+        ({"stages.1.unfrozen_blocks": [2, 4], "loss.dice": [0, 1]}, ""),
+    ],
+)
+def test_a_row_names_the_axes_that_limit_it_and_no_others(axes, where, tiny_recipe):
+    grid = make_grid(tiny_recipe, axes | {FACTOR: [0.1, 0.5]}, 1, FACTS)
+    assert {c.where for c in comparisons(grid) if c.axis == "stage 2 encoder_lr_factor"} == {where}
+    assert {c.where for c in comparisons(grid) if c.axis != "stage 2 encoder_lr_factor"} == {""}
+
+
+def test_pairs_that_no_list_of_levels_describes_are_named_one_by_one(tiny_recipe):
+    places = {(0, 0, 0): 0, (0, 0, 1): 0, (0, 1, 0): 1, (0, 1, 1): 2, (1, 0, 0): 3, (1, 0, 1): 4, (1, 1, 0): 5, (1, 1, 1): 5}
+    axes = {"stages.1.lr": [1e-3, 1e-4], "loss.dice": [0.0, 1.0], "batch_size": [2, 4]}
+    grid = replace(make_grid(tiny_recipe, axes, 1, FACTS), places=places)
+    (found,) = [c for c in comparisons(grid) if c.axis == "batch_size"]
+    assert found.pairs == ((2, 1), (4, 3)) and str(found) == "batch_size 4, against 2, at 0.001 · 1, 0.0001 · 0"
+
+
+def test_the_chart_says_what_the_effects_say_and_leaves_empty_what_was_not_trained(tiny_recipe):
+    grid = make_grid(tiny_recipe, {"stages.1.unfrozen_blocks": [0, 2, 4], FACTOR: [0.1, 0.5]}, 2, FACTS)
+    results = ious_of_levels(grid, lambda at, seed: 0.6 + 0.1 * at[0] + 0.01 * at[1])
+    figure = sweep_charts.figure(grid, results, {})
+    heat = next(t for t in figure.data if t.type == "heatmap")
+    assert [[v and round(v, 3) for v in row] for row in heat.z] == [[0.6, None], [0.7, 0.71], [0.8, 0.81]]
+    assert heat.text[0] == ["0.600", ""]
+    texts = [a.text for a in figure.layout.annotations]
+    assert "stage 2 encoder_lr_factor:<br>0.5, against 0.1<br>at stage 2 unfrozen_blocks 2, 4" in texts
+    assert "stage 2 unfrozen_blocks:<br>4, against 0" in texts
+    gains = figure.data[-1]
+    assert len(gains.x) == 4 and min(gains.x) == pytest.approx(0.01)  # two depths, the factor, unfreezing
+
+
+def test_a_row_of_the_chart_is_not_drawn_for_an_axis_without_effect(tiny_recipe):
+    axes = {"stages.1.unfrozen_blocks": [2, 4], "stages.1.schedule": [Constant(), Exponential(gamma=1.0)]}
+    grid = make_grid(tiny_recipe, axes, 1, FACTS)
+    figure = sweep_charts.figure(grid, ious_of_levels(grid, lambda at, seed: 0.6), {})
+    assert not any("schedule" in a.text for a in figure.layout.annotations)
+    assert list(figure.data[-1].y) == [0, 1]

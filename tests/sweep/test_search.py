@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -302,6 +303,55 @@ def test_what_cannot_be_searched_is_named_before_anything_is_written(space, more
     with pytest.raises(kind) as caught:
         Search(recipe, space, folder=tmp_path / "s", **more)
     assert said in str(caught.value) and not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "pair", "for_the_range"),
+    [
+        ("stages.1.lr", (1e-5, 1e-3), "FloatDistribution(1e-05, 0.001, log=True)"),
+        ("stages.1.lr", (1e-3, 1e-5), "FloatDistribution(1e-05, 0.001, log=True)"),
+        ("stages.1.encoder_lr_factor", (0.1, 0.5), "FloatDistribution(0.1, 0.5)"),
+        ("loss.dice", (0, 1), "FloatDistribution(0.0, 1.0)"),  # whole numbers, but any between them can be had
+        ("optimizer.weight_decay", (0.0, 0.1), "FloatDistribution(0.0, 0.1)"),
+    ],
+)
+def test_a_tuple_that_may_be_a_range_is_refused(path, pair, for_the_range, recipe, tmp_path):
+    with pytest.raises(ConfigError) as refused:
+        Search(recipe, {path: pair}, 2, tmp_path / "s")
+    said = str(refused.value)
+    assert said.startswith(f"space[{path!r}]: got {pair!r}; allowed: ") and f"range write {for_the_range}," in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_both_ways_to_write_what_a_tuple_may_mean_work(recipe, tmp_path):
+    with pytest.raises(ConfigError) as refused:
+        Search(recipe, {"stages.1.lr": (1e-3, 1e-5)}, 2, tmp_path / "s")
+    as_range, as_values = re.findall(r"write (\S.*?\)), for the two values (\S.*?\));", str(refused.value))[0]
+    space = {
+        "stages.0.lr": eval(as_range, vars(optuna.distributions)),
+        "stages.1.lr": eval(as_values, vars(optuna.distributions)),
+    }
+    found = Search(recipe, space, 2, tmp_path / "s").space
+    assert (found["stages.0.lr"].low, found["stages.0.lr"].high, found["stages.0.lr"].log) == (1e-5, 1e-3, True)
+    assert found["stages.1.lr"].choices == (1e-5, 1e-3)
+
+
+def test_what_can_only_be_values_is_values(recipe, tmp_path):
+    space = {
+        "stages.0.lr": [1e-5, 1e-3],
+        "stages.1.lr": (1e-5, 1e-4, 1e-3),
+        "stages.1.unfrozen_blocks": (0, 2),
+        "stages.1.schedule": (Constant(), CosineRestarts()),
+        "clip_norm": (None, 1.0),
+        "cache": (True, False),
+    }
+    choices = Search(recipe, space, 2, tmp_path / "s").choices
+    assert {path: list(found.values()) for path, found in choices.items()} == {path: list(v) for path, v in space.items()}
+
+
+def test_a_misspelt_setting_is_named_before_its_values_are(recipe, tmp_path):
+    with pytest.raises(RecipeError, match="did you mean lr"):
+        Search(recipe, {"stages.1.lrr": (1e-5, 1e-3)}, 2, tmp_path / "s")
 
 
 def test_a_folder_of_another_search_and_a_study_that_is_no_database_are_refused(recipe, tmp_path):

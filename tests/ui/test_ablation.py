@@ -6,12 +6,18 @@ import re
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 from background import trial_that_fails, until
 
 import vitseg
 from vitseg.errors import RunError, TrainingError
 from vitseg.events import EpochEnded
+from vitseg.sweep.findings import Result
+from vitseg.sweep.grid import Facts, make_grid
+from vitseg.ui import sweep_charts
+from vitseg.ui.steering import live_figure, redraw
+from vitseg.ui.table import Table
 from vitseg.ui.workbench import Workbench
 
 AXES = {"stages.1.unfrozen_blocks": [0, 2]}
@@ -108,3 +114,68 @@ def test_a_trial_that_fails_is_shown_and_the_others_go_on(recipe, monkeypatch):
     assert "02-seed0 failed: TrainingError: The loss of step 9 is nan." in ablation._steering.status.value
     assert [row[1] for row in ablation.table.rows][1] == "failed"
     assert not ablation._steering.buttons["Start"].disabled
+
+
+# ---------------------------------------------------------------------- what a page is sent
+
+
+class Page:
+    """The model of a figure in a page, which stores whatever a message holds, "_undefined_" too; a null removes."""
+
+    def __init__(self, figure: go.FigureWidget):
+        self.traces = figure.get_state()["_widget_data"]
+        figure.observe(lambda change: self.take(change["new"]), "_py2js_update")
+
+    def take(self, message: dict | None) -> None:
+        for path, values in (message or {}).get("style_data", {}).items():
+            for number, value in zip(message["style_traces"], values, strict=True):
+                *parents, last = path.split(".")
+                place = self.traces[number]
+                for name in parents if value is not None else ():
+                    place = place.setdefault(name, {})
+                if value is None:
+                    place.pop(last, None)
+                else:
+                    place[last] = value
+
+
+def sweep_figures(recipe):
+    grid = make_grid(recipe, {"stages.1.unfrozen_blocks": [0, 2], "stages.1.lr": [3e-4, 1e-4]}, 2, Facts(10, 4))
+    for ended in range(len(grid.trials) + 1):  # each message is of a curve, the heat map, the gains, or some of them
+        results = {t.name: Result(0.5 + 0.01 * n, 0.5, (), 1.0) for n, t in enumerate(grid.trials[:ended])}
+        yield sweep_charts.figure(grid, results, {name: [(1, 0.4), (2, r.iou)] for name, r in results.items()})
+
+
+def curve_figures(recipe):
+    """As the workbench and a search have them: one curve grows, while of another the heights change alone, or it is removed."""
+    for x, other in (([1], [1]), ([1, 2], [2]), ([1, 2, 3], [3]), ([1, 2, 3, 4], None)):
+        yield go.Figure([go.Scatter(x=x, y=x), go.Scatter(x=other and [1], y=other, error_x={"array": other})])
+
+
+@pytest.mark.parametrize("figures", [sweep_figures, curve_figures])
+def test_a_page_that_is_open_has_what_the_kernel_has(figures, recipe):
+    first, *later = figures(recipe)
+    shown = live_figure(first)
+    page = Page(shown)
+    for figure in later:
+        redraw(shown, figure)
+        assert page.traces == [trace.to_plotly_json() for trace in shown.data]
+
+
+def test_plotly_s_own_figure_would_leave_the_page_without(recipe):
+    first, *later = sweep_figures(recipe)
+    shown = go.FigureWidget(first)
+    page = Page(shown)
+    for figure in later:
+        redraw(shown, figure)
+    assert page.traces != [trace.to_plotly_json() for trace in shown.data]
+
+
+def test_words_wrap_numbers_do_not_and_the_caption_stands_outside_of_what_scrolls():
+    numbers = ("+0.012 (+0.004 to +0.019)", "85.67 M of 86.6 M", "1.00e-03", "2.0 x")
+    words = ("cosine restarts / batch", "2 (stopped early)", "<b>bold</b>")
+    page = Table(("a head", "b"), tuple((cell, "") for cell in numbers + words), "What it <says>")._repr_html_()
+    found = {text: wrap for wrap, text in re.findall(r"white-space:(\w+)\">([^<]+)</", page)}
+    assert {found[n] for n in numbers} == {"nowrap"} and found["a head"] == "normal"
+    assert {found[w] for w in ("cosine restarts / batch", "2 (stopped early)", "&lt;b&gt;bold&lt;/b&gt;")} == {"normal"}
+    assert page.index("What it &lt;says&gt;") < page.index("overflow-x:auto") < page.index("<table>")

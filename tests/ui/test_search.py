@@ -58,6 +58,21 @@ def test_the_figures_are_the_trials(recipe, tmp_path):
     assert list(by_depth.x) == ["0", "1"] * 12 and list(by_lr.y) == list(iou.values)
 
 
+def test_a_value_without_effect_is_no_result_of_that_value(recipe, tmp_path):
+    space = {"stages.1.unfrozen_blocks": [0, 1], "stages.1.encoder_lr_factor": FloatDistribution(0.1, 1.0)}
+    search = Search(recipe, space, 4, tmp_path / "s")
+    for depth, factor, iou in ((0, 0.2, 0.9), (1, 0.3, 0.5), (0, 0.4, 0.8), (1, 0.6, 0.6)):
+        params = {"stages.1.unfrozen_blocks": depth, "stages.1.encoder_lr_factor": factor}
+        search.study.add_trial(optuna.trial.create_trial(params=params, distributions=search.space, value=iou))
+    by_depth, by_factor = search_charts.slices(search).data
+    assert list(by_depth.x) == ["0", "1", "0", "1"] and list(by_depth.marker.color) == [0, 1, 2, 3]
+    assert list(zip(by_factor.x, by_factor.y, by_factor.marker.color, strict=True)) == [(0.3, 0.5, 1), (0.6, 0.6, 3)]
+    rows = {row[0]: row[1:3] for row in search_charts.result_table(search).rows}
+    assert rows == {
+        "0000": ("0", "no effect"), "0002": ("0", "no effect"), "0003": ("1", "6.00e-01"), "0001": ("1", "3.00e-01"),
+    }  # fmt: skip
+
+
 def test_the_cell_run_again_gives_the_live_one_and_stop_lets_another_kernel_go_on(recipe, tmp_path):
     page = vitseg.search(recipe, SPACE, 50, tmp_path / "s")
     page.start()

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from background import until
 
 import vitseg
 from vitseg.errors import RunError, TrainingError
 from vitseg.events import BatchEnded, EpochEnded, StageStarted, ValidationBatch
 from vitseg.runs import checkpoint
+from vitseg.training.device import Machine
 from vitseg.training.loop import StageTraining
+from vitseg.ui import session
 from vitseg.ui.controls import ALL, ONE
 from vitseg.ui.curves import NAMES
 from vitseg.ui.workbench import Workbench
@@ -407,7 +412,7 @@ def test_a_freeze_breach_is_red_with_its_sentence(wb):
     assert "block 4" in wb._tabs.checks.value and "block 4" in wb._steering.status.value
     until(lambda: broken_cells(wb) == ["block 4"])
     assert "promise broken" in wb._map.value
-    wb._changed()  # the map shows what Start would do
+    control(wb, "Learning rate").value = 5e-4  # the map shows what Start would do
     assert broken_cells(wb) == [] and "promise broken" not in wb._map.value
 
 
@@ -627,6 +632,166 @@ def test_a_job_may_ask_for_a_job(wb):
     wb.start()
     until(lambda: len(wb.events) > 2)
     assert wb.session.live.between(lambda: wb.model) is not None
+
+
+# ---------------------------------------------------------------------- what is shown, and what Start would train
+
+
+def heading(wb):
+    return re.sub("<[^>]+>", "", wb._heading.value)
+
+
+def test_the_heading_tells_a_run_from_what_start_would_train(wb):
+    assert heading(wb) == "What Start would train."
+    wb.start()
+    until(lambda: len(wb.events) > 2)
+    assert heading(wb).startswith(f"Run {wb.folder.name}, in training.") and str(wb.folder) in heading(wb)
+    wb.wait()
+    name = wb.folder.name
+    assert heading(wb).startswith(f"Run {name}. The controls hold its settings; Start would train them as a new run.")
+    control(wb, "Learning rate").value = 5e-4
+    assert heading(wb).startswith(f"What Start would train: not run {name}, whose curves are grey and dotted.")
+    control(wb, "Learning rate").value = 1e-3
+    assert heading(wb).startswith(f"Run {name}."), "as it was"
+
+
+def test_choosing_a_stage_to_look_at_does_not_throw_the_shown_run_away(wb):
+    wb.start()
+    wb.wait()
+    losses = np.array(shown(wb)["train loss"].y)
+    control(wb, "Stage").value = 2
+    np.testing.assert_array_equal(shown(wb)["train loss"].y, losses)
+    assert heading(wb).startswith(f"Run {wb.folder.name}.") and "●" in wb._map.value
+    assert "<tr class='edited'><td>2 Last" in wb._table.value
+    control(wb, "Freeze depth").value = 3
+    assert len(shown(wb)["train loss"].y) == 0 and "●</td>" not in wb._map.value
+
+
+def test_show_fills_the_controls_and_start_would_train_that(wb, tiny_recipe):
+    edits = {"stages.1.unfrozen_blocks": 3, "stages.1.epochs": 1, "batch_size": 5, "seed": 4}
+    other = vitseg.new_run("other")
+    list(vitseg.train(tiny_recipe.replace(edits), other.path))
+    control(wb, "Learning rate").value = 5e-4
+    show(wb, other.path)
+    assert (control(wb, "Batch size").value, control(wb, "Seed").value, control(wb, "Learning rate").value) == (5, 4, 1e-3)
+    control(wb, "Stage").value = 2
+    assert (control(wb, "Freeze depth").value, control(wb, "Epochs").value) == (3, 1)
+    assert wb.recipe == other.recipe and wb._table.value.count("last 3 blocks") == 1 and heading(wb).startswith("Run other-")
+    press(wb, "Start")
+    assert wb.wait() == "ended" and wb.folder != other.path
+    assert vitseg.RunFolder(wb.folder).recipe == other.recipe
+
+
+def test_a_run_that_was_cut_off_is_named_where_resume_would_not_train_what_is_shown(wb):
+    wb.start()
+    until(lambda: any(isinstance(e, BatchEnded) for e in wb.events))
+    wb.stop()
+    wb.wait()
+    control(wb, "Seed").value = 9
+    assert f"Resume would go on with {wb.folder.name}, unchanged." in heading(wb)
+
+
+def test_furniture_of_the_chart_follows_the_number_of_stages_down_and_up(wb):
+    def furniture():
+        titles, numbers = 3, [a.text for a in wb._figure.layout.annotations][3:]
+        assert len(wb._figure.layout.annotations) == titles + len(numbers) and len(wb._figure.layout.shapes) == len(numbers)
+        return numbers
+
+    assert furniture() == ["<b>1</b>"] * 3 + ["<b>2</b>"] * 3 + ["<b>3</b>"] * 3
+    control(wb, "Run").value = ONE
+    assert furniture() == ["<b>1</b>"] * 3
+    wb.start()
+    wb.wait()
+    until(lambda: not any(t.name == "vitseg painter" for t in threading.enumerate()))
+    assert furniture() == ["<b>1</b>"] * 3
+    control(wb, "Run").value = ALL
+    assert len(furniture()) == 9
+    control(wb, "Stage").value = 2
+    control(wb, "Run").value = ONE  # from the end of stage 1
+    assert furniture() == ["<b>1</b>"] * 3 + ["<b>2</b>"] * 3
+
+
+def test_the_forecast_follows_the_batch_size_as_a_new_workbench_says_it(wb, tiny_recipe):
+    def memory(desk):
+        return [f.memory for f in desk.session.forecast()]
+
+    small = memory(wb)
+    control(wb, "Batch size").value = 10
+    large = memory(wb)
+    assert all(b > a for a, b in zip(small, large, strict=True))
+    assert large == memory(Workbench(tiny_recipe.replace({"batch_size": 10})))
+    control(wb, "Batch size").value = 1000
+    assert memory(wb) == large, "there are ten images"
+    assert "<p class=bad>A batch of 1,000 is larger than the 10 training images" in wb._notes.value
+    control(wb, "Batch size").value = 10
+    assert "larger than" not in wb._notes.value
+
+
+def test_more_memory_than_is_free_is_said_before_start(wb, capsys, monkeypatch):
+    wb.session.forecast()
+    wb._changed()
+    assert "are free on" not in wb._notes.value
+    monkeypatch.setattr(Machine, "free_memory", lambda machine: 1_000_000)
+    wb._changed()
+    assert re.search(r"<p class=bad>Stage 3 will need about \d+ MB of memory, and 1 MB are free on cpu\.", wb._notes.value)
+    wb.finish()
+    text = capsys.readouterr().out
+    assert text.index("are free on cpu. Lower the batch size") < text.index("Stage 1:")
+
+
+def test_a_device_that_no_batch_was_timed_on_has_no_forecast(wb, monkeypatch):
+    wb.session.forecast()
+    resolved = session.resolve
+    monkeypatch.setattr(session, "resolve", lambda r: replace(resolved(r), device=torch.device("meta")))
+    assert wb.session.forecast() == []
+    wb._changed()
+    assert "<td>...</td>" in wb._table.value
+
+
+def test_the_run_in_training_is_among_the_runs_from_its_first_event_on(wb, monkeypatch):
+    ready, real = threading.Event(), session.prepare
+
+    def slowly(recipe):
+        ready.wait(20)
+        return real(recipe)
+
+    monkeypatch.setattr(session, "prepare", slowly)
+    wb.start()
+    until(lambda: wb._drawn != -1)  # the screen has been drawn once, before there is a folder
+    assert "No run has been recorded yet" in wb._tabs.runs.value
+    ready.set()
+    until(lambda: any(isinstance(e, BatchEnded) for e in wb.events))
+    wb.pause()
+    until(lambda: (wb.state == "paused" and "paused here" in wb._tabs.runs.value) or "running here" in wb._tabs.runs.value)
+    assert wb.folder.name in wb._tabs.runs.value and str(wb.folder.parent) in wb._tabs.runs.value
+    assert wb._tabs.which.value == wb.folder
+
+
+def test_export_writes_the_chosen_run_and_not_the_one_on_the_screen(wb, short):
+    first = vitseg.new_run("first")
+    list(vitseg.train(short.replace({"seed": 8}), first.path))
+    wb.start()
+    wb.wait()
+    wb._tabs.draw_runs()
+    assert wb._tabs.which.value == wb.folder, "it follows the screen"
+    wb._tabs.which.value = first.path
+    wb._tabs.draw_runs()
+    assert wb._tabs.which.value == first.path, "until somebody chooses"
+    wb._steering.attempt(wb._tabs.export_csv)
+    wb._steering.attempt(wb._tabs.export_report)
+    assert (wb._tabs.said.words, wb._tabs.said.path) == ("Report written:", str(first.path / "report.html"))
+    assert not (wb.folder / "curves.csv").exists() and not (wb.folder / "report.html").exists()
+    rows = list(csv.DictReader((first.path / "curves.csv").read_text().splitlines()))
+    losses = [float(row["value"]) for row in rows if row["curve"] == "train loss"]
+    assert losses == [e.loss for e in first.events() if isinstance(e, BatchEnded)]
+
+
+def test_a_run_that_trains_is_not_exported(wb):
+    wb.start()
+    until(lambda: any(isinstance(e, BatchEnded) for e in wb.events))
+    wb._tabs.draw_runs()
+    wb._steering.attempt(wb._tabs.export_csv)
+    assert "is being trained. Wait for its end, or choose another run." in wb._steering.status.value
 
 
 # ---------------------------------------------------------------------- what a review found

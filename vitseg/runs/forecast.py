@@ -18,7 +18,7 @@ from vitseg.model.freeze import model_parts, set_freeze_depth, trained_parts
 from vitseg.model.noise import key_noise
 from vitseg.model.segmenter import Segmenter
 from vitseg.recipe import Recipe
-from vitseg.runs.memory import Kept, kept_by_a_step, shapes_only
+from vitseg.runs.memory import StepMemory, kept_by_a_step, shapes_only
 from vitseg.runs.work import Work
 from vitseg.training.audit import part_hashes
 from vitseg.training.cache import FeatureCache
@@ -43,7 +43,7 @@ class Cost:
     decoder: float
     decoder_training: float
     block_training: float
-    memory: Kept
+    memory: StepMemory
     level_bytes: int
     known: dict[str, float]
 
@@ -98,11 +98,9 @@ def measure(recipe: Recipe, work: Work, images: int = 4) -> Cost:
     if can_unfreeze := model.shape.skip_depths[-1] == depth:
         some = max(1, depth // 3)  # several: the difference that one makes drowns in noise
         block = max(0.0, (training(some) - decoder_training) / some - encoder / depth)
-    step = min(recipe.batch_size * recipe.accumulate, len(work.data.splits["train"]))
-    portion = min(recipe.batch_size, math.ceil(step / recipe.processes))
-    how = {"recompute": recipe.recompute, "autocast": work.machine.autocast()}
+    how = {"recompute": recipe.recompute, "autocast": work.machine.autocast(), "blocks": can_unfreeze}
     with shapes_only():
-        memory = kept_by_a_step(model, loss, portion, **how, blocks=can_unfreeze)
+        memory = StepMemory(*(kept_by_a_step(model, loss, images, **how) for images in (2, 4)))
     times = (t / n for t in (read, _loading(levels), encoder, decoder, decoder_training, block))
     level = next(iter(levels.values()))
     level_bytes = level[0].numel() * (2 if recipe.features == "half" else 4)
@@ -141,6 +139,8 @@ def forecast(recipe: Recipe, cost: Cost, work: Work, inherited: int = 0) -> list
     train, validation = len(work.data.splits["train"]), len(work.data.splits["validation"])
     depth = work.model.encoder.depth
     counts = {name: sum(p.numel() for p in part.parameters) for name, part in model_parts(work.model).items()}
+    step = min(recipe.batch_size * recipe.accumulate, train)
+    portion = min(recipe.batch_size, math.ceil(step / recipe.processes))
     found, deepest, views = [], 0, _Views(recipe, cost, work)
     for number, stage in enumerate(recipe.stages, start=1):
         unfrozen = depth if stage.unfrozen_blocks == "all" else stage.unfrozen_blocks
@@ -157,7 +157,7 @@ def forecast(recipe: Recipe, cost: Cost, work: Work, inherited: int = 0) -> list
         whole = cost.read + (depth - unfrozen) * block + cost.decoder_training + tail
         copies = 2 * changed if work.machine.device.type == "cpu" else 0  # of the weights, now and at their best: for the disk
         sent = trainable if recipe.processes > 1 else 0  # gradients, in one piece
-        memory = 4 * (sum(counts.values()) + 3 * trainable + copies + sent) + cost.memory.at(unfrozen)
+        memory = 4 * (sum(counts.values()) + 3 * trainable + copies + sent) + cost.memory.at(unfrozen, portion)
         steps = stage.epochs * batches_per_epoch(recipe, work.data)
         checkpoint, gain = 4 * (2 * changed + 2 * trainable), whole / sum(parts.values()) if recipe.cache else 1.0
         bound = max(parts, key=parts.get)

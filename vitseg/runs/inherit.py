@@ -14,8 +14,7 @@ from vitseg.recipe import Recipe
 from vitseg.runs.durable import MANIFEST, flaw, whole_folder
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.work import Work, run_started
-from vitseg.training.loop import batches_per_epoch
-from vitseg.training.losses import loss_notes
+from vitseg.training.loop import stage_notes
 
 _FREE = {"name", "workers", "cache", "recompute", "device", "precision", "threads", "processes"}
 """What a fork may change; device, precision, threads and processes are compared as what they became."""
@@ -72,11 +71,10 @@ def first_events(source: RunFolder, stage: int, recipe: Recipe, work: Work) -> l
 
 def retold(events: Iterable[Event], recipe: Recipe, work: Work) -> Iterator[Event]:
     """Events of stages in the words of a recipe, which may call them otherwise."""
-    batches = batches_per_epoch(recipe, work.data)
     for event in events:
         if isinstance(event, StageStarted):
             own = recipe.stages[event.stage - 1]
-            notes = plan.notes(own, batches) + loss_notes(recipe, work.data)
+            notes = stage_notes(recipe, event.stage, work.data)
             event = replace(event, name=own.name, schedule=plan.describe(own), notes=notes)
         yield event
 

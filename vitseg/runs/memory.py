@@ -30,6 +30,18 @@ class Kept:
         return self.decoder + ((self.first + self.again + (unfrozen - 1) * self.block) if unfrozen else 0)
 
 
+@dataclass(frozen=True, slots=True)
+class StepMemory:
+    """The same for any number of images: a line through what steps of two and of four need."""
+
+    two: Kept
+    four: Kept
+
+    def at(self, unfrozen: int, images: int) -> int:
+        two, four = self.two.at(unfrozen), self.four.at(unfrozen)
+        return two + (four - two) * (images - 2) // 2
+
+
 def shapes_only() -> FakeTensorMode:
     """In this context tensors have shapes and no content: a model that is made in it takes no memory."""
     return FakeTensorMode(allow_non_fake_inputs=True)

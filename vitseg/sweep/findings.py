@@ -7,7 +7,7 @@ order and dropout on these images, and not of other images.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -50,12 +50,41 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Effect:
-    """What a value of an axis gains over the axis's first, everything else alike."""
+class Comparison:
+    """A value of an axis against the axis's first, `pairs` of settings alike in everything else.
+
+    Where the axis has no effect both values are one training, which is no pair. `where` says at which values of the other
+    axes the pairs lie, "" if at all of them. Every combination of those weighs the same, so a pair may stand here twice.
+    """
 
     axis: str
     value: str
+    first: str
+    where: str
+    pairs: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        """ "stage 2 encoder_lr_factor 0.5, against 0.1, at stage 2 unfrozen_blocks 2, 4" """
+        return ", ".join(filter(None, [f"{self.axis} {self.value}", f"against {self.first}", self.where]))
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a value of an axis gains over the axis's first, averaged over the pairs of the comparison `of`."""
+
+    of: Comparison
     gain: Estimate
+
+    @property
+    def axis(self) -> str:
+        return self.of.axis
+
+    @property
+    def value(self) -> str:
+        return self.of.value
+
+    def __str__(self) -> str:
+        return f"{self.of}: {self.gain}"
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
@@ -76,20 +105,30 @@ def gain(grid: Grid, results: Mapping[str, Result], setting: int) -> Estimate | 
     return estimate([d for t in grid.trials if t.setting == setting if (d := _over_control(t, results)) is not None])
 
 
-def main_effects(grid: Grid, results: Mapping[str, Result]) -> list[Effect]:
-    """Of every value but the first of each axis. Only seeds in which both values have all their combinations count."""
-    by_seed = [scores(grid, results, number) for number in range(len(grid.settings))]
+def comparisons(grid: Grid) -> list[Comparison]:
+    """Every value but the first of each axis, unless the axis has no effect anywhere."""
     found = []
     for place, (path, values) in enumerate(grid.axes.items()):
-        for value in values[1:]:
-            pairs = _pairs(grid, place, values.index(value))
-            differences = [
-                fmean(by_seed[a][seed] - by_seed[b][seed] for a, b in pairs)
-                for seed in grid.seeds
-                if all(seed in by_seed[a] and seed in by_seed[b] for a, b in pairs)
-            ]
-            if (mean := estimate(differences)) is not None:
-                found.append(Effect(short_path(path), value_words(value, values), mean))
+        for level, value in list(enumerate(values))[1:]:
+            paired = _paired(grid, place, level)
+            if paired:
+                words = [value_words(v, values) for v in (value, values[0])]
+                found.append(Comparison(short_path(path), *words, _where(grid, place, paired), tuple(paired.values())))
+    return found
+
+
+def main_effects(grid: Grid, results: Mapping[str, Result]) -> list[Effect]:
+    """Of every comparison. Only seeds in which all its pairs have ended count."""
+    by_seed = [scores(grid, results, number) for number in range(len(grid.settings))]
+    found = []
+    for comparison in comparisons(grid):
+        differences = [
+            fmean(by_seed[a][seed] - by_seed[b][seed] for a, b in comparison.pairs)
+            for seed in grid.seeds
+            if all(seed in by_seed[a] and seed in by_seed[b] for a, b in comparison.pairs)
+        ]
+        if (mean := estimate(differences)) is not None:
+            found.append(Effect(comparison, mean))
     return found
 
 
@@ -131,10 +170,27 @@ def _by_seed(trials: Iterable[Trial], results: Mapping[str, Result]) -> dict[int
     return {t.seed: results[t.name].iou for t in trials if t.name in results and results[t.name].iou is not None}
 
 
-def _pairs(grid: Grid, axis: int, level: int) -> list[tuple[int, int]]:
-    """Combinations that differ in one axis alone: at `level`, and at the axis's first value."""
-    return [
-        (setting, grid.places[(*levels[:axis], 0, *levels[axis + 1 :])])
-        for levels, setting in grid.places.items()
-        if levels[axis] == level
+def _paired(grid: Grid, axis: int, level: int) -> dict[tuple[int, ...], tuple[int, int]]:
+    """The settings at `level` and at the first value of an axis, by the levels of both; not where they are one training."""
+    found = {}
+    for levels, setting in grid.places.items():
+        first = grid.places[(*levels[:axis], 0, *levels[axis + 1 :])]
+        if levels[axis] == level and setting != first:
+            found[levels] = setting, first
+    return found
+
+
+def _where(grid: Grid, axis: int, paired: Collection[tuple[int, ...]]) -> str:
+    """At which values of the other axes the pairs lie: by axis, or one by one where that would name others, too."""
+    values = list(grid.axes.values())
+    words = [[value_words(v, known) for v in known] for known in values]
+    taken = [sorted(set(column)) for column in zip(*paired, strict=True)]
+    if len(paired) < math.prod(map(len, taken)):
+        others = [[words[i][level] for i, level in enumerate(levels) if i != axis] for levels in paired]
+        return f"at {', '.join(map(' · '.join, others))}"
+    limited = [
+        f"{short_path(path)} {', '.join(words[i][level] for level in taken[i])}"
+        for i, path in enumerate(grid.axes)
+        if i != axis and len(taken[i]) < len(values[i])
     ]
+    return f"at {' and '.join(limited)}" if limited else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence, Set
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,11 @@ except ModuleNotFoundError as error:
     raise VitsegError(f"search: {error.name} is not installed.", "pip install 'vitseg[search]'") from None
 
 Space = Mapping[str, Sequence[Any] | BaseDistribution]
-"""A setting's path, and the values it may have: a list, or one of Optuna's distributions."""
+"""A setting's path, and the values it may have: a list of them, or one of Optuna's distributions, in which a range is written.
+
+A list is always values, [1e-5, 1e-3] just two of them. A tuple of two numbers, which elsewhere often is a range, is refused
+for a setting that is continuous.
+"""
 
 ATTEMPTS = 3
 """How often a trial is begun whose process is killed: what kills it may be the trial."""
@@ -67,6 +71,8 @@ class Search:
         self.choices = {path: _choices(path, v) for path, v in space.items() if not _is_range(v)}
         self.space = {p: CategoricalDistribution(list(self.choices[p])) if p in self.choices else space[p] for p in space}
         self.extremes()
+        for path in self.choices:
+            self._refuse_what_may_be_a_range(path, space[path])
         described = self._description() | {"sampler": sampler, "pruner": pruner}
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:8]
         self.path = Path(folder).expanduser().absolute() if folder else runs_root() / f"search-{recipe.name}-{key}"
@@ -111,8 +117,15 @@ class Search:
 
     def recipe_of(self, trial: Trial | FrozenTrial) -> Recipe:
         """The recipe of a trial; settings without effect beside the proposed ones are put back to their defaults."""
+        return self._settle(trial)[0].replace({"name": self.name_of(trial)})
+
+    def idle_in(self, trial: Trial | FrozenTrial) -> Set[str]:
+        """The proposed settings that have no effect in a trial, such as the encoder's LR at depth 0."""
+        return self._settle(trial)[1].keys()
+
+    def _settle(self, trial: Trial | FrozenTrial) -> tuple[Recipe, dict[str, Any]]:
         values = {path: self.choices[path][v] if path in self.choices else v for path, v in trial.params.items()}
-        return self.recipe.settle(values)[0].replace({"name": self.name_of(trial)})
+        return self.recipe.settle(values)
 
     @property
     def best(self) -> Recipe:
@@ -231,6 +244,27 @@ class Search:
             ends = self.choices[path].values() if path in self.choices else (allowed.low, allowed.high)
             recipes += [self.recipe.settle({path: value})[0] for value in ends]
         return recipes
+
+    def _refuse_what_may_be_a_range(self, path: str, values: Any) -> None:
+        """Raises ConfigError for a tuple of two numbers where a number between them could be meant, too."""
+        if not isinstance(values, tuple) or [isinstance(self._settled(path, v), float) for v in values] != [True, True]:
+            return
+        low, high = sorted(map(float, values))
+        scale = ", log=True" if low > 0 and high >= 10 * low else ""
+        hint = (
+            f"For the range write FloatDistribution({low!r}, {high!r}{scale}), for the two values "
+            f"CategoricalDistribution({[low, high]!r}); both are in optuna.distributions."
+        )
+        raise ConfigError(
+            f"space[{path!r}]", values, "a distribution or a list; a tuple of two numbers could be a range or two values", hint
+        )
+
+    def _settled(self, path: str, value: Any) -> Any:
+        """What the recipe makes of a value: a float, for instance, of every number at a continuous setting."""
+        found: Any = self.recipe.settle({path: value})[0].model_dump()
+        for name in path.split("."):
+            found = found[int(name) if isinstance(found, tuple | list) else name]
+        return found
 
     def _description(self) -> dict[str, Any]:
         space = {p: [plain(v) for v in self.choices[p].values()] if p in self.choices else distribution_to_json(d)

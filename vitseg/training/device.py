@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import psutil
 import torch
 
 from vitseg.errors import ConfigError
@@ -53,6 +54,14 @@ class Machine:
 
     def autocast(self, wanted: bool = True) -> torch.autocast:
         return torch.autocast(self.device.type, self.amp, enabled=wanted and self.amp is not None)
+
+    def free_memory(self) -> int:
+        """Bytes that are free for this process where it computes, at this moment."""
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0]
+        if self.device.type == "mps":
+            return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+        return psutil.virtual_memory().available
 
     def settle(self) -> None:
         """Use the recorded number of threads: it decides the order of sums, and so the bits."""

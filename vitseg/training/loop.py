@@ -111,7 +111,7 @@ class StageTraining:
                 for p in report.parts
             ],
             audit=str(report),
-            notes=plan.notes(self.stage, self.batches) + loss_notes(self.recipe, self.data),
+            notes=stage_notes(self.recipe, self.number, self.data),
             validation=score,
         )
 
@@ -197,8 +197,9 @@ class StageTraining:
             return ""
         return (
             f"No foreground was found in any epoch of stage {self.number}: the validation IoU of every class but "
-            f"{self.data.classes[0]!r} is 0. If the validation loss was still falling, train more epochs. If objects are small, "
-            "enlarge them: a larger data.size, or data.crop, which cuts out the foreground. vitseg check shows the masks."
+            f"{self.data.classes[0]!r} is 0. If the validation loss was still falling, train more epochs. If objects are "
+            "small, enlarge them: a larger data.size, or data.crop, which cuts out the foreground. "
+            "vitseg check shows the masks."
         )
 
     def _portions(self) -> Iterator[list[FeatureBatch]]:
@@ -350,6 +351,13 @@ def depth_of_stage(recipe: Recipe, number: int, model: Segmenter) -> int:
         mend = f"Blocks above the last skip, {last_skip}, are not used; end model.skip_depths with {depth}."
         raise ConfigError(field, wanted, "0", mend)
     return count
+
+
+def stage_notes(recipe: Recipe, number: int, data: SegmentationData) -> list[str]:
+    """What a reader should know about a stage before it begins. What is wrong with the images is said once, of stage 1."""
+    schedule = plan.notes(recipe.stages[number - 1], batches_per_epoch(recipe, data))
+    batch = plan.batch_notes(recipe, len(data.splits["train"]))
+    return (data.warnings if number == 1 else []) + schedule + loss_notes(recipe, data) + batch
 
 
 def batches_per_epoch(recipe: Recipe, data: SegmentationData) -> int:

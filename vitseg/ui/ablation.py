@@ -19,7 +19,7 @@ from vitseg.events import TrialEnded
 from vitseg.recipe import Recipe
 from vitseg.sweep.findings import sentence
 from vitseg.sweep.local import Sweep
-from vitseg.ui import panels, sweep_charts
+from vitseg.ui import panels, sweep_charts, theme
 from vitseg.ui.console import say
 from vitseg.ui.fit import Fit
 from vitseg.ui.live import current
@@ -114,8 +114,8 @@ class Ablation(TrialsScreen):
         notes = "".join(f"<p>{escape(note)}</p>" for note in self.grid.notes)
         body = [
             f"<h1>{escape(self.sweep.path.name)}</h1><p>{escape(self.sentence)}</p>",
-            f"<div class=wide>{self.table._repr_html_()}</div>{notes}",
-            self.show().to_html(full_html=False, include_plotlyjs=True),
+            f"{self.table._repr_html_()}{notes}",
+            self.show().to_html(full_html=False, include_plotlyjs=True, config=theme.CONFIG),
             f"<h2>Plan</h2>{sweep_charts.plan_table(self.grid)._repr_html_()}",
             f"<h2>Recipe</h2><pre>{escape(self.grid.recipe.model_dump_json(indent=2))}</pre>",
         ]
@@ -154,7 +154,7 @@ class Ablation(TrialsScreen):
         with self._steering.lock:
             quiet = "".join(f"<p class=quiet>{escape(note)}</p>" for note in (*self.grid.notes, self._cost_and_place()))
             self._plan.value = panels.html(sweep_charts.plan_table(self.grid)._repr_html_() + quiet)
-            self._table.value = panels.html(f"<div class=scroll>{self.table._repr_html_()}</div>")
+            self._table.value = panels.html(self.table._repr_html_())
             self._said.value = panels.html(f"<p><b>{escape(self.sentence)}</b></p>")
             redraw(self._figure, self.show())
             self._draw()

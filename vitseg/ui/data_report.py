@@ -98,7 +98,7 @@ class DataReport:
     def _page(self) -> str:
         c = self.check
         said = "".join(f"<pre>{escape(text)}</pre>" for text in self._said(most=None))
-        tables = "".join(f"<div class=wide>{table._repr_html_()}</div>" for table in self._tables())
+        tables = "".join(table._repr_html_() for table in self._tables())
         flagged, good = self._flagged(), list(c.whole)[:: max(1, len(c.whole) // PICTURES)][:PICTURES]
         sheets = [("Flagged", flagged)] if flagged else []
         sheets += [("Some of the others", [(name, self._picture(name)) for name in good])] if good else []

@@ -8,7 +8,6 @@ from typing import Any
 
 from vitseg.errors import ConfigError, VitsegError
 from vitseg.model.segmenter import Segmenter
-from vitseg.plan import notes
 from vitseg.recipe import Recipe
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.inherit import differences
@@ -60,6 +59,11 @@ class Desk:
         self.recipe, self.depth = self.base, self.model.encoder.depth
         self._whole: dict[str, Any] = {}
 
+    def take(self, recipe: Recipe) -> None:
+        """Another recipe in place of what the controls said."""
+        self.base, self.stage, self.this_stage_only, self.start, self.edits = recipe, 1, False, None, {}
+        self.check()
+
     def edit(self, setting: str, value: Any) -> None:
         """Change a setting of the stage being edited (`lr`), or of the whole recipe (`batch_size`)."""
         of_stage = setting in {"unfrozen_blocks", "schedule", "lr", "epochs"}
@@ -100,10 +104,6 @@ class Desk:
 
     def first_stage(self) -> int:
         return self.start.stage + 1 if self.start else 1
-
-    def notes(self, batches_per_epoch: int) -> list[str]:
-        """What is worth knowing about the schedule of the edited stage."""
-        return notes(self.recipe.stages[self.stage - 1], batches_per_epoch)
 
     def scheduler(self) -> str:
         kind = type(self.recipe.stages[self.stage - 1].schedule)

@@ -16,7 +16,7 @@ from vitseg.errors import RunError
 from vitseg.events import EpochEnded, Event, FeaturesUsed, RunStarted, StageEnded, StageStarted
 from vitseg.model.freeze import trained_parts
 from vitseg.recipe import Recipe
-from vitseg.runs.folder import Failure, RunFolder
+from vitseg.runs.folder import Failure, RunFolder, runs_root
 from vitseg.runs.forecast import StageForecast
 from vitseg.ui import theme
 from vitseg.ui.curves import Curves
@@ -37,7 +37,7 @@ STYLE = f"""<style>
 .vitseg .quiet {{ color: {theme.TEXT}; }} .vitseg .bad {{ color: {theme.VALID}; font-weight: 600; }}
 .vitseg .good {{ color: {theme.SECOND}; font-weight: 600; }} .vitseg p {{ margin: 4px 0; line-height: 1.5; }}
 .vitseg .line {{ white-space: nowrap; }}
-.vitseg .scroll {{ overflow-x: auto; }}
+.vitseg .scroll {{ overflow-x: auto; width: 0; min-width: 100%; }}
 </style>"""
 
 
@@ -173,7 +173,8 @@ def runs_table(runs: Sequence[tuple[RunFolder, str]]) -> str:
         ended = run.ended_stages()
         iou = number_or_na(summary["best"]["iou"]) if summary else ""
         rows.append(_cells((run.path.name, state, ", ".join(map(str, ended)) or "none ended", iou), "td"))
-    return html(f"<table>{''.join(rows)}</table>") if runs else html("<p class=quiet>No run has been recorded yet.</p>")
+    table = f"<div class=scroll><table>{''.join(rows)}</table></div><p class=quiet>In {escape(str(runs_root()))}</p>"
+    return html(table if runs else "<p class=quiet>No run has been recorded yet.</p>")
 
 
 def write_csv(folder: Path, events: Sequence[Event]) -> Path:

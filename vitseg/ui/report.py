@@ -13,14 +13,15 @@ from vitseg.data.dataset import SegmentationData
 from vitseg.events import Event, StageEnded, StageStarted
 from vitseg.model.segmenter import load_segmenter
 from vitseg.runs.folder import RunFolder
-from vitseg.ui import charts, pictures, table
+from vitseg.ui import charts, pictures, table, theme
 
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
-h2 { margin-top: 2.2rem; } .bad { color: #D55E00; font-weight: 600; } .quiet, caption { color: #7a7a7a; } caption { padding-bottom: .4rem; }
-table { border-collapse: collapse; } .wide { overflow-x: auto; } pre { white-space: pre-wrap; } img { max-width: 100%; }
-th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid rgba(128,128,128,.3); white-space: nowrap; }
+h2 { margin-top: 2.2rem; } .bad { color: #D55E00; font-weight: 600; }
+.quiet, figcaption { color: #7a7a7a; } figcaption { padding-bottom: .4rem; }
+table { border-collapse: collapse; } pre { white-space: pre-wrap; } img { max-width: 100%; }
+th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid rgba(128,128,128,.3); vertical-align: top; }
 """
 
 
@@ -46,14 +47,15 @@ def _page(summary: dict[str, Any], events: list[Event], sheet: Image.Image, reci
         else ""
     )
     figures = [charts.curves(events), charts.freeze_map_of(events), charts.class_map(events)]
-    first, *rest = (f.to_html(full_html=False, include_plotlyjs=i == 0) for i, f in enumerate(figures))
+    draw = {"full_html": False, "config": theme.CONFIG}
+    first, *rest = (f.to_html(include_plotlyjs=i == 0, **draw) for i, f in enumerate(figures))
     body = [
         f"<h1>{escape(summary['name'])}</h1>",
         f"<p>{images['train']} training, {images['validation']} validation, {images['test']} test images; "
         f"{len(summary['classes'])} classes; masks: {escape(summary['masks'])}.{generated}</p>",
         f"<p class=quiet>Encoder {escape(encoder['name'])}, from {escape(encoder['source'])}, sha256 {encoder['sha256']}; "
         f"licence: {escape(encoder['licence'])}.</p>",
-        f"<div class=wide>{table.results(summary)._repr_html_()}</div>",
+        table.results(summary)._repr_html_(),
         *(f"<p class=bad>{escape(event.warning)}</p>" for event in events if isinstance(event, StageEnded) and event.warning),
         f"<h2>Curves</h2>{first}",
         f"<h2>What trained</h2>{rest[0]}<pre>{escape(_audits(events))}</pre>",

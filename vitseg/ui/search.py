@@ -32,9 +32,11 @@ def search(
     """Look for good settings where a grid would be too large: Optuna proposes, the median of the others prunes.
 
     `search(recipe, {"stages.1.unfrozen_blocks": [0, 2, 4], "stages.1.lr": FloatDistribution(1e-5, 1e-3, log=True)})` shows the
-    plan; Start, or `start()`, trains in the background. The same call in a later kernel goes on, or in other kernels at the
-    same time, each with trials of its own. `sampler` is "tpe" or "random", `pruner` "median" or "none", `storage` a
-    database's URL. Raises VitsegError for a path, a value or a folder that cannot be. See `vitseg.sweep.search.Search`.
+    plan; Start, or `start()`, trains in the background. A list is values, a range is one of Optuna's distributions; a tuple of
+    two numbers, which could mean either, is refused for a continuous setting. The same call in a later kernel goes on, or in
+    other kernels at the same time, each with trials of its own. `sampler` is "tpe" or "random", `pruner` "median" or "none",
+    `storage` a database's URL. Raises VitsegError for a path, a value or a folder that cannot be. See
+    `vitseg.sweep.search.Search`.
     """
     session = SearchSession(Search(recipe, space, trials, folder, sampler=sampler, pruner=pruner, storage=storage))
     if (live := current()) and isinstance(live.owner, SearchSession) and live.owner.search.path == session.search.path:
@@ -146,7 +148,7 @@ class SearchPage(TrialsScreen):
         with self._steering.lock:
             place = f"<p class=quiet>{escape(str(self.search.path))}</p>"
             self._plan.value = panels.html(search_charts.plan_table(self.search)._repr_html_() + place)
-            self._table.value = panels.html(f"<div class=scroll>{self.table._repr_html_()}</div>")
+            self._table.value = panels.html(self.table._repr_html_())
             redraw(self._figure, self.show())
             self._draw()
 

@@ -50,7 +50,8 @@ def result_table(search: Search, most: int = 12) -> Table:
 
 
 def _row(search: Search, trial: FrozenTrial) -> tuple[str, ...]:
-    values = [_value(trial.params.get(path)) for path in search.space]
+    idle = search.idle_in(trial)
+    values = ["no effect" if path in idle else _value(trial.params.get(path)) for path in search.space]
     return (search.name_of(trial), *values, str(max(trial.intermediate_values, default=0)), score_words(trial))
 
 
@@ -151,20 +152,16 @@ def _axis(search: Search, path: str, trials: Sequence[FrozenTrial]) -> dict[str,
 
 
 def slices(search: Search) -> go.Figure:
-    """IoU against each setting by itself, later trials yellow."""
+    """IoU against each setting by itself, of the trials in which it has an effect; later trials yellow."""
     trials, paths = list(filter(_ended, search.results())), list(search.space)
     figure = make_subplots(rows=1, cols=len(paths), shared_yaxes=True, horizontal_spacing=0.03)
-    look = {
-        "size": 8,
-        "colorscale": "Cividis",
-        "color": [t.number for t in trials],
-        "colorbar": {"title": "trial", "thickness": 12},
-    }
+    idle = {t.number: search.idle_in(t) for t in trials}
+    figure.update_layout(coloraxis={"colorscale": "Cividis", "colorbar": {"title": "trial", "thickness": 12}})
     for column, path in enumerate(paths, start=1):
-        x = [t.params[path] for t in trials]
-        x = [str(v) for v in x] if path in search.choices else x
-        dots = go.Scatter(x=x, y=[t.value for t in trials], mode="markers", marker=look | {"showscale": column == 1})
-        figure.add_trace(dots, row=1, col=column)
+        shown = [t for t in trials if path not in idle[t.number]]
+        x = [str(t.params[path]) if path in search.choices else t.params[path] for t in shown]
+        look = {"size": 8, "color": [t.number for t in shown], "coloraxis": "coloraxis"}
+        figure.add_trace(go.Scatter(x=x, y=[t.value for t in shown], mode="markers", marker=look), row=1, col=column)
         names = list(map(str, search.choices.get(path, ())))
         scale = {"type": "category", "categoryorder": "array", "categoryarray": names} if names else {}
         if path not in search.choices and search.space[path].log:

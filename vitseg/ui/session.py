@@ -6,7 +6,6 @@ import contextlib
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from vitseg.runs.inherit import differences
 from vitseg.runs.run import fork, kept_events, resume, train
 from vitseg.runs.store import StageEnd
 from vitseg.runs.work import prepare
+from vitseg.training.device import resolve
 from vitseg.training.loop import batches_per_epoch
 from vitseg.ui.ahead import Ahead
 from vitseg.ui.curves import Curves
@@ -48,7 +48,7 @@ class Session:
     """
 
     def __init__(self, recipe: Recipe):
-        self.work = prepare(recipe)
+        self.work, self.asked = prepare(recipe), recipe
         self.desk = Desk(recipe, self.work.model)
         self.samples = self.work.data.splits["validation"][:SAMPLES]
         self.run: RunFolder | None = None
@@ -57,7 +57,7 @@ class Session:
         self.parent: Curves | None = None
         self.view_closed: threading.Event | None = None
         self.ahead = Ahead()
-        self._fresh, self.unsaved = False, ""
+        self._fresh, self.unsaved, self._chosen = False, "", self._choice()
         self._clear()
 
     def _clear(self) -> None:
@@ -104,12 +104,12 @@ class Session:
         return not self.run.is_held()
 
     @property
-    def moved(self) -> bool:
-        """Whether a control stands otherwise than when the run began."""
-        return self.alive and self._chosen != self._choice()
+    def edited(self) -> bool:
+        """Whether the controls say something else than the run that is shown."""
+        return self.run is None or self._chosen != self._choice()
 
-    def _choice(self) -> tuple[dict[str, Any], bool, StageEnd | None]:
-        return dict(self.desk.edits), self.desk.this_stage_only, self.desk.start
+    def _choice(self) -> tuple[Recipe, StageEnd | None]:
+        return self.desk.chosen(), self.desk.start
 
     def failure(self) -> Failure | None:
         """What ended the run that is shown: as it happened here, or as its folder remembers."""
@@ -154,9 +154,11 @@ class Session:
         return self.ahead.cost
 
     def forecast(self, recipe: Recipe | None = None) -> list[StageForecast]:
-        """What the stages of a recipe will take, by default those of the desk if Start were pressed. The first call times
-        a few batches."""
+        """What the stages of a recipe will take, by default those of the desk if Start were pressed; nothing for a device
+        that no batch was timed on. The first call times a few batches."""
         self.ahead.measure(self.desk.base, self.work, untouched=self.live is None)
+        if resolve(recipe or self.desk.recipe).device != self.work.machine.device:
+            return []
         inherited = 0 if recipe or self.desk.retrain else self.ahead.trained(self.desk.recipe, self.work)
         if recipe is None and self.desk.start:
             inherited = self.desk.start.stage
@@ -242,7 +244,7 @@ class Session:
         self.desk.check()
 
     def show(self, folder: str | Path) -> None:
-        """Show a run of the past in place of the one that is shown."""
+        """Show a run of the past in place of the one that is shown, and its settings in the controls."""
         if self.alive:
             raise TrainingError(f"{self.live.name} is training.", "Stop it first, or wait for its end.")
         run = RunFolder(folder)
@@ -251,7 +253,9 @@ class Session:
             raise RunError(
                 f"{run.path} has other data, or another model.", f"Open it in a cell: vitseg.Workbench({str(run.path)!r})."
             )
+        self.desk.take(recipe)
         self.run, self.live, self.parent, self.trained, self._fresh = run, None, None, recipe, False
+        self._chosen = self._choice()
         self._clear()
         for event in events:
             self._take(event)

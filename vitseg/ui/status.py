@@ -14,6 +14,19 @@ _BY = {"FreezeBreach": "Stopped by the freeze audit", "LRBreach": "Stopped by th
 _OURS = {kind.__name__ for kind in VitsegError.__subclasses__()}
 
 
+def heading(session: Session, preview: bool) -> tuple[str, str]:
+    """What the screen shows, a run or what Start would train, and the folder of the run."""
+    if session.run is None:
+        return "What Start would train.", ""
+    name, folder = session.run.path.name, str(session.run.path)
+    if session.alive:
+        return f"Run {name}, in training.", folder
+    if not preview:
+        return f"Run {name}. The controls hold its settings; Start would train them as a new run.", folder
+    resume = f" Resume would go on with {name}, unchanged." if session.resumable else ""
+    return f"What Start would train: not run {name}, whose curves are grey and dotted.{resume}", folder
+
+
 def sentence(session: Session, preview: bool, note: str, unpainted: str) -> Said:
     """`preview` is whether the screen shows what Start would do, `note` what the last press came to."""
     if session.alive:
@@ -36,7 +49,7 @@ def _while_alive(session: Session, note: str, unpainted: str) -> Said:
     doing = f"{_doing(session.state, session.position)}{session.unsaved if session.state == 'paused' else ''}"
     if note:
         return f"{doing} {note}", ""
-    if session.moved:
+    if session.edited:
         return f"{doing} A control was moved: that takes effect at the next start.", ""
     if unpainted:
         return f"{unpainted} Training goes on.", "bad"

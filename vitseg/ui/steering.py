@@ -13,6 +13,7 @@ import ipywidgets as w
 import plotly.graph_objects as go
 
 from vitseg.errors import VitsegError
+from vitseg.ui import theme
 from vitseg.ui.panels import duration, html
 
 Actions = dict[str, tuple[Callable[[], None], str]]
@@ -77,6 +78,20 @@ class LiveFigure(go.FigureWidget):
             self._trait_values.update(deepcopy(now))  # past the traits, which would send it to the pages that are open
         return super().get_state(key, drop_defaults)
 
+    def _send_update_msg(self, restyle_data: dict, relayout_data: dict, trace_indexes: Any = None, **source: Any) -> None:
+        """Send what every trace now holds. Where a message changes x of a curve alone, plotly sends "_undefined_" as x of the
+        heat map, which the page stores as its x; the next page would get a heat map without one."""
+        traces = [self._data[i] for i in self._normalize_trace_indexes(trace_indexes)]
+        values = {path: [_value_at(trace, path) for trace in traces] for path in restyle_data}
+        super()._send_update_msg(values, relayout_data, trace_indexes, **source)
+
+
+def _value_at(tree: Any, path: str) -> Any:
+    """Of "error_x.array", or None where there is no such setting."""
+    for name in path.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
 
 def redraw(shown: go.FigureWidget, figure: go.Figure) -> None:
     """Put another figure's curves in the place of those that are shown; both have as many."""
@@ -88,5 +103,5 @@ def redraw(shown: go.FigureWidget, figure: go.Figure) -> None:
 def live_figure(figure: go.Figure) -> go.FigureWidget:
     """A figure to be redrawn in place; put a `Fit` beside it."""
     widget = LiveFigure(figure)
-    widget._config = {"responsive": True, "displaylogo": False}  # no public way to set it on a widget
+    widget._config = theme.CONFIG | {"responsive": True}  # no public way to set it on a widget
     return widget

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vitseg.sweep.findings import Result, estimate, gain, main_effects, scores, unfreezing
+from vitseg.sweep.findings import Result, comparisons, estimate, gain, main_effects, scores, unfreezing
 from vitseg.sweep.grid import Grid, Trial, short_path, value_words
 from vitseg.ui import theme
 from vitseg.ui.table import Table, number_or_na
@@ -113,8 +113,8 @@ def figure(grid: Grid, results: Mapping[str, Result], curves: Mapping[str, Curve
     found.update_yaxes(type="category", autorange="reversed", showgrid=False, ticks="", automargin=True, row=1, col=2)
     found.update_xaxes(zeroline=True, zerolinecolor=theme.TEXT, tickformat="+.2f", row=1, col=3)
     found.update_yaxes(showticklabels=False, showgrid=False, ticks="", range=[-0.4, len(_gained(grid)) - 0.1], row=1, col=3)
-    margin = {"l": 52, "r": 16, "t": 64, "b": 52}
-    return found.update_layout(template=theme.TEMPLATE, height=340, margin=margin, showlegend=False, uirevision="stay")
+    look = {"margin": {"l": 52, "r": 16, "t": 64, "b": 52}, "height": max(340, 116 + 50 * len(_gained(grid)))}
+    return found.update_layout(template=theme.TEMPLATE, showlegend=False, uirevision="stay", **look)
 
 
 def _titles(grid: Grid) -> list[dict[str, Any]]:
@@ -130,15 +130,16 @@ def _titles(grid: Grid) -> list[dict[str, Any]]:
 
 def _gained(grid: Grid) -> dict[tuple[str, str], str]:
     """The rows of the chart of gains, from below: axis and value, and on top unfreezing; each with what it is called."""
-    axes = zip(map(short_path, grid.axes), _axis_words(grid), strict=True)
-    rows = [((axis, word), f"{axis}:<br>{word}, against {words[0]}") for axis, words in axes for word in words[1:]]
-    return dict(reversed(rows)) | {_BOUGHT: "unfreezing, against<br>the same epochs in stage 1"}
+    rows = [
+        ((c.axis, c.value), "\n".join(filter(None, [f"{c.axis}:", f"{c.value}, against {c.first}", c.where])))
+        for c in comparisons(grid)
+    ]
+    return dict(reversed(rows)) | {_BOUGHT: "unfreezing, against\nthe same epochs in stage 1"}
 
 
 def _names_of_gains(grid: Grid) -> list[dict[str, Any]]:
     look = {"xref": "x3 domain", "x": 0, "xanchor": "left", "align": "left", "yanchor": "bottom", "showarrow": False}
-    names = [w.replace("<br>", "\n") for w in _gained(grid).values()]
-    text = [escape(name).replace("\n", "<br>") for name in names]
+    text = [escape(name).replace("\n", "<br>") for name in _gained(grid).values()]
     return [{"text": t, "yref": "y3", "y": row, "yshift": 6, "font": {"size": 11}} | look for row, t in enumerate(text)]
 
 
@@ -152,15 +153,17 @@ def _curve(grid: Grid, trial: Trial, curve: Curve) -> go.Scatter:
 
 
 def _heat(grid: Grid, results: Mapping[str, Result]) -> go.Heatmap:
-    """The first axis downwards, all others across."""
+    """The first axis downwards, all others across. What was left out of the grid is empty: it is no result of its own."""
     words = _axis_words(grid)
     across = list(dict.fromkeys(levels[1:] for levels in grid.places))
     means = [estimate(list(scores(grid, results, n).values())) for n in range(len(grid.settings))]
-    z = [[_mean(means[grid.places[(row, *rest)]]) for rest in across] for row in range(len(words[0]))]
+    trained = {setting: levels for levels, setting in reversed(grid.places.items())}  # the first that comes to it
+    by_levels = {levels: _mean(means[setting]) for setting, levels in trained.items()}
+    z = [[by_levels.get((row, *rest)) for rest in across] for row in range(len(words[0]))]
     text = [[number_or_na(v) if v is not None else "" for v in row] for row in z]
     x = [" · ".join(words[i + 1][level] for i, level in enumerate(rest)) or "all seeds" for rest in across]
     y = [f"{short_path(next(iter(grid.axes)))} {w}" if len(words[0]) < 2 else w for w in words[0]]
-    look = {"showscale": False, "colorscale": "Cividis", "xgap": 3, "ygap": 3, "texttemplate": "%{text}"}
+    look = {"name": _TITLES[1], "showscale": False, "colorscale": "Cividis", "xgap": 3, "ygap": 3, "texttemplate": "%{text}"}
     known = [value for row in z for value in row if value is not None] or [0.5]
     middle, half = (min(known) + max(known)) / 2, max(0.05, (max(known) - min(known)) / 2)
     look |= {"zmin": middle - half, "zmax": middle + half}  # a tenth at least: else a hundredth would be a whole rainbow

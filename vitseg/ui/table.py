@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,6 +12,8 @@ from typing import Any
 from vitseg import plan
 from vitseg.recipe import Recipe
 from vitseg.runs.summary import number_or_na
+
+_WORD = re.compile(r"[^\W\d_]{4}")  # "+0.012 (+0.004 to +0.019)" and "85.7 M of 86.6 M" have none
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -31,14 +34,19 @@ class Table:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        def row(cells: Sequence[str], tag: str) -> str:
-            style = "text-align:left;white-space:nowrap"
-            inner = "".join(f'<{tag} style="{style}">{escape(c)}</{tag}>' for c in cells)
-            return f"<tr>{inner}</tr>"
+        """Words wrap, numbers do not; a table that is still too wide scrolls, below its caption."""
 
-        caption = f"<caption style='text-align:left'>{escape(self.caption)}</caption>" if self.caption else ""
-        body = "".join(row(r, "td") for r in self.rows)
-        return f"<table>{caption}<thead>{row(self.columns, 'th')}</thead><tbody>{body}</tbody></table>"
+        def cell(text: str, tag: str) -> str:
+            wraps = "normal" if tag == "th" or _WORD.search(text) else "nowrap"
+            return f'<{tag} style="text-align:left;white-space:{wraps}">{escape(text).replace(" %", "&nbsp;%")}</{tag}>'
+
+        def row(cells: Sequence[str], tag: str) -> str:
+            return f"<tr>{''.join(cell(text, tag) for text in cells)}</tr>"
+
+        caption = f"<figcaption style='line-height:1.5'>{escape(self.caption)}</figcaption>" if self.caption else ""
+        rows = f"<thead>{row(self.columns, 'th')}</thead><tbody>{''.join(row(r, 'td') for r in self.rows)}</tbody>"
+        scrolls = "overflow-x:auto;width:0;min-width:100%"  # as wide as there is room, whatever the table would like
+        return f"<figure style='margin:0'>{caption}<div style='{scrolls}'><table>{rows}</table></div></figure>"
 
 
 def stages(recipe: Recipe) -> Table:
@@ -68,6 +76,17 @@ def ahead(recipe: Recipe, forecasts: Sequence[Any]) -> Table:
         time = "trained already" if f.inherited else duration(f.seconds)
         rows.append((f"{number} {stage.name}", f"{f.steps:,}", time, size(f.memory), room, gain, f.bound))
     return Table(columns, tuple(rows), "Forecast, from a few timed batches")
+
+
+def memory_notes(forecasts: Sequence[Any], free: int, device: object) -> list[str]:
+    """Whether a stage will need more memory than is free."""
+    most, number = max(((f.memory, n) for n, f in enumerate(forecasts, start=1) if not f.inherited), default=(0, 0))
+    if most <= free:
+        return []
+    return [
+        f"Stage {number} will need about {size(most)} of memory, and {size(free)} are free on {device}. Lower the batch size, "
+        "unfreeze fewer blocks, or use a smaller data.size."
+    ]
 
 
 def results(summary: dict[str, Any]) -> Table:

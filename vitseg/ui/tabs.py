@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from html import escape
-from pathlib import Path
 
 import ipywidgets as w
 
@@ -13,6 +12,7 @@ from vitseg.events import BatchEnded
 from vitseg.runs.folder import RunFolder
 from vitseg.ui import panels, pictures
 from vitseg.ui.controls import HANDLE
+from vitseg.ui.file_link import FileLink
 from vitseg.ui.live import current
 from vitseg.ui.report import report
 from vitseg.ui.session import Session, recent_runs
@@ -31,7 +31,8 @@ class Tabs:
         )
         self.epoch.observe(lambda _: self._filling or steering.attempt(self._draw_pictures), "value")
         self.picture = w.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
-        self.picture_note, self.classes, self.checks, self.runs, self.said = (w.HTML() for _ in range(5))
+        self.picture_note, self.classes, self.checks, self.runs = (w.HTML() for _ in range(4))
+        self.said, self._on_screen = FileLink(), None
         self.which = w.Dropdown(description="Run folder", layout={"width": "320px"}, style={"description_width": "initial"})
         acts = {"Show": self.show, "Export report": self.export_report, "Export CSV": self.export_csv}
         buttons = [steering.button(label, act) for label, act in acts.items()]
@@ -81,32 +82,38 @@ class Tabs:
     def draw_runs(self) -> None:
         runs = recent_runs()
         self.runs.value = panels.runs_table([(run, _state_of(run)) for run in runs])
-        chosen = self.which.value
-        self.which.options = [(run.path.name, run.path) for run in runs]
+        shown = self.session.run.path if self.session.run else None
+        chosen = self.which.value if shown == self._on_screen else shown  # it follows the screen, until somebody chooses
+        paths = [run.path for run in runs]
+        self.which.options = [(path.name, path) for path in paths]
         if runs:
-            self.which.value = chosen if chosen in [run.path for run in runs] else runs[0].path
+            self.which.value = chosen if chosen in paths else paths[0]
+        if shown in paths:  # a new run has no log at first
+            self._on_screen = shown
 
     def show(self) -> None:
         """Put the chosen run on the screen."""
-        if self.which.value is None:
-            raise RunError("No run has been recorded yet.", "Press Start.")
-        self.session.show(self.which.value)
+        self.session.show(self._chosen().path)
         self.epoch.options, self.epoch.disabled = [NONE_YET], True
         self._shown()
 
     def export_report(self) -> None:
-        self._tell(f"Report written: {report(self._run_that_is_over())}")
+        run = self._chosen()
+        self.said.say(f"Writing the report of {run.path.name}...")
+        self.said.say("Report written:", report(run.path))
 
     def export_csv(self) -> None:
-        self._tell(f"Curves written: {panels.write_csv(self._run_that_is_over(), self.session.events)}")
+        run = self._chosen()
+        self.said.say("Curves written:", panels.write_csv(run.path, list(run.events())))
 
-    def _run_that_is_over(self) -> Path:
-        if self.session.run is None or self.session.alive:
-            raise RunError("There is no run that is over.", "Wait for its end, or choose one and press Show.")
-        return self.session.run.path
-
-    def _tell(self, words: str) -> None:
-        self.said.value = panels.html(f"<p>{escape(words)}</p>")
+    def _chosen(self) -> RunFolder:
+        """The run in the list beside the buttons."""
+        if self.which.value is None:
+            raise RunError("No run has been recorded yet.", "Press Start.")
+        run = RunFolder(self.which.value)
+        if run.is_held():
+            raise RunError(f"{run.path.name} is being trained.", "Wait for its end, or choose another run.")
+        return run
 
 
 def _state_of(run: RunFolder) -> str:

@@ -1,9 +1,11 @@
-"""One look for every figure: readable on a light and on a dark page, and by colour-blind readers."""
+"""One look for every figure: readable on a light and on a dark page, and by colour-blind readers; no way out to the network."""
 
 from __future__ import annotations
 
 import plotly.graph_objects as go
+import plotly.io as pio
 from plotly.colors import sample_colorscale
+from plotly.io.base_renderers import HtmlRenderer, PlotlyRenderer
 
 STAGES = ("#2584C6", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """One colour a stage (Okabe & Ito, the blue lighter for dark pages)."""
@@ -26,8 +28,16 @@ TEMPLATE = go.layout.Template(
         "margin": {"l": 64, "r": 16, "t": 48, "b": 48},
         "hoverlabel": {"namelength": -1},
         "colorway": list(STAGES),
+        "modebar": {"remove": ["sendChartToCloud", "select2d", "lasso2d"]},
     }
 )
+
+CONFIG = {"displaylogo": False, "showSendToCloud": False, "plotlyServerURL": ""}
+"""How plotly.js draws: its mode bar offers neither to upload a chart nor to visit its maker."""
+
+for _renderer in map(pio.renderers.__getitem__, pio.renderers):
+    if isinstance(_renderer, PlotlyRenderer | HtmlRenderer):  # what shows a static figure in a notebook or on a page
+        _renderer.config = (_renderer.config or {}) | CONFIG
 
 
 def stage_color(stage: int) -> str:

@@ -17,10 +17,11 @@ from vitseg.errors import Interrupted
 from vitseg.events import EpochEnded, Event, StageStarted
 from vitseg.model.freeze import model_parts
 from vitseg.model.segmenter import Segmenter
+from vitseg.plan import batch_notes
 from vitseg.presets import quick
 from vitseg.recipe import Recipe
 from vitseg.runs.folder import RunFolder
-from vitseg.training.losses import loss_notes
+from vitseg.training.loop import stage_notes
 from vitseg.ui import charts, panels, status, table
 from vitseg.ui.console import progress, say
 from vitseg.ui.controls import Controls, recipe_line
@@ -54,7 +55,7 @@ class Workbench:
             if shown is not None:
                 self.session.show(shown)
         self._preview = self.session.state == "ready"
-        self._unpainted, self._drawn, self._ended = "", -1, 0
+        self._unpainted, self._drawn, self._ended = "", -1, (0, False)
         self._closed = self.session.view_closed = _close(self.session)
         self._build()
         self._draw_everything()
@@ -115,7 +116,9 @@ class Workbench:
     def finish(self) -> Path:
         """Start, if nobody has, print how it goes, and give the run folder at the end. Raises what training raised."""
         if self.session.live is None:
-            say(str(table.ahead(self.recipe, self.session.forecast())))
+            ahead = self.session.forecast()
+            machine = self.session.work.machine
+            say("\n".join([str(table.ahead(self.recipe, ahead)), *table.memory_notes(ahead, machine.free_memory(), machine)]))
             self.start()
         try:
             for _ in progress(self.follow()):
@@ -167,7 +170,7 @@ class Workbench:
             "Stop": (self.stop, "End after this batch; Resume goes on from there"),
             "Fork": (self.fork, FORK),
         }, self._draw)  # fmt: skip
-        self._table, self._map, self._notes = w.HTML(), w.HTML(), w.HTML()
+        self._heading, self._table, self._map, self._notes = w.HTML(), w.HTML(), w.HTML(), w.HTML()
         self._nothing = Curves()
         self._pair, self._bands, self._planned = (s.curves, self._nothing), None, None
         self._figure = live_figure(charts.curves_figure(s.curves, self._nothing, charts.POINTS))
@@ -175,8 +178,8 @@ class Workbench:
         line = recipe_line(s.desk.base, {k: len(v) for k, v in s.work.data.splits.items()}, s.work.model.shape.source,
                            str(s.work.machine))  # fmt: skip
         self.box = w.VBox([
-            w.HTML(panels.STYLE + line), self._table, self._controls.box, self._notes, self._steering.box, self._map,
-            self._figure, Fit(), self._tabs.box,
+            w.HTML(panels.STYLE + line), self._heading, self._table, self._controls.box, self._notes, self._steering.box,
+            self._map, self._figure, Fit(), self._tabs.box,
         ])  # fmt: skip
 
     def __str__(self) -> str:
@@ -192,9 +195,9 @@ class Workbench:
     def _changed(self) -> None:
         """A control was moved. A run that is under way goes on as it began."""
         with self._steering.lock:
-            self._preview = not self.session.alive
+            self._preview = not self.session.alive and self.session.edited
             self._draw_desk()
-            if self._preview:
+            if not self.session.alive:
                 self._draw_curves()
                 self._controls.offer_starts(self.session.starts())
             self._draw()
@@ -234,8 +237,8 @@ class Workbench:
         if version != self._drawn:
             self._draw_curves()
             ended = len(self.session.stage_ends())
-            if self._drawn == -1 or ended != self._ended:
-                self._ended = ended
+            if self._drawn == -1 or (ended, bool(self.session.events)) != self._ended:
+                self._ended = ended, bool(self.session.events)
                 self._tabs.draw_runs()
             if isinstance(self.session.position, StageStarted | EpochEnded) or self._drawn == -1 or self._tabs.behind:
                 self._tabs.draw()
@@ -253,10 +256,14 @@ class Workbench:
         self._table.value = panels.stage_table(recipe, s.desk.stage, trainable, sum(self._counts.values()), ahead)
         held, broken = ({}, {}) if self._preview else (panels.held_by_optimizer(s.events), s.broken())
         self._map.value = panels.freeze_map(recipe, s.desk.stage, self._counts, s.desk.depth, held, broken)
-        notes = s.desk.notes(s.batches) + loss_notes(s.desk.recipe, s.work.data)
+        notes = stage_notes(recipe, s.desk.stage, s.work.data)
         if ahead and (recipe.cache or ahead[s.desk.stage - 1].inherited):
             notes.append(panels.kept_words(ahead[s.desk.stage - 1]))
-        self._notes.value = panels.html("".join(f"<p class=quiet>{escape(n)}</p>" for n in notes))
+        bad = s.work.data.warnings + batch_notes(recipe, len(s.work.data.splits["train"]))
+        if new:
+            bad += table.memory_notes(ahead, s.work.machine.free_memory(), s.work.machine)
+        lines = [("bad", n) for n in bad] + [("quiet", n) for n in notes if n not in bad]
+        self._notes.value = panels.html("".join(f"<p class={kind}>{escape(n)}</p>" for kind, n in lines))
 
     def _draw_curves(self) -> None:
         s = self.session
@@ -275,7 +282,8 @@ class Workbench:
                 if anew or len(points.x) != len(trace.x):
                     trace.update(charts.trace_data(points, charts.POINTS) | {"visible": bool(points.x)})
             if anew or curves.bands != self._bands:
-                figure.layout.update(charts.around(curves, beneath))
+                around = charts.around(curves, beneath)  # assigned: `update` would never shorten a list
+                figure.layout.shapes, figure.layout.annotations = around["shapes"], around["annotations"]
                 self._bands = curves.bands
 
     def _draw(self) -> None:
@@ -292,6 +300,9 @@ class Workbench:
             buttons["Stop"].disabled = live is None or live.state == "stopping"
             buttons["Fork"].disabled = off = not any(e.stage < len(s.desk.base.stages) for e in s.stage_ends())
             buttons["Fork"].tooltip = f"{FORK}{': no stage has ended yet that another could follow' if off else ''}"
+            words, folder = status.heading(s, self._preview)
+            place = f" <span class=quiet>{escape(folder)}</span>" if folder else ""
+            self._heading.value = panels.html(f"<p><b>{escape(words)}</b>{place}</p>")
             self._steering.progress(*((0.0, None) if self._preview else s.progress()))
             self._steering.say(*status.sentence(s, self._preview, self._steering.note, self._unpainted or s.no_curves))
 
@@ -299,6 +310,7 @@ class Workbench:
 
     def _turned_to_another(self) -> None:
         self._preview = False
+        self._controls.fill()
         self._draw_everything()
 
     def _time_batches(self) -> None:
@@ -325,7 +337,7 @@ def _attachable(asked: Recipe, shown: Path | None) -> LiveRun | None:
     if live is None or not isinstance(live.owner, Session):
         return None
     session = live.owner
-    return live if shown == session.run.path or (shown is None and asked == session.desk.base) else None
+    return live if shown == session.run.path or (shown is None and asked == session.asked) else None
 
 
 def _close(session: Session) -> threading.Event:
