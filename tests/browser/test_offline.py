@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -88,6 +89,22 @@ def test_plotly_as_it_comes_has_both(page, tmp_path):
     links, buttons = page.ways_out("body")
     assert any("plotly.com" in link for link in links) and any("uploaded to" in words for words in links)
     assert "Share chart..." in buttons
+
+
+BUILDS = re.compile(r"go\.Figure\(|make_subplots\(")
+
+
+def test_every_figure_of_ours_and_of_the_lessons_has_the_template_and_every_live_one_is_made_in_one_place():
+    root = Path(__file__).parents[2]
+    modules = {path.name: path.read_text(encoding="utf-8") for path in (root / "vitseg").rglob("*.py")}
+    cells = {}
+    for path in (root / "notebooks").glob("*.ipynb"):
+        sources = [cell.source for cell in nbformat.read(path, as_version=4).cells]
+        cells |= {f"{path.stem}, cell {n}": source for n, source in enumerate(sources)}
+    building = {place: code for place, code in (modules | cells).items() if BUILDS.search(code)}
+    assert len(building) > 10 and [place for place, code in building.items() if "theme.TEMPLATE" not in code] == []
+    assert [name for name, code in modules.items() if "FigureWidget(" in code] == ["steering.py"]
+    assert [place for place, source in cells.items() if re.search("https?://", source)] == []
 
 
 def test_a_figure_that_is_saved_and_opened_elsewhere_has_no_upload_either():

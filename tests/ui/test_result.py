@@ -47,7 +47,7 @@ def test_tables_say_the_three_means_and_a_row_for_each_class(trained):
 def test_a_click_on_a_cell_shows_the_images_where_it_happened(trained):
     _, model, data, reading = trained
     panel = gallery.show_confusions(reading, model, data)
-    _, figure, boxes, shown = panel.children
+    _, figure, _, boxes, shown = panel.children
     truth, prediction = boxes.children
     for t in range(len(reading.classes)):
         for p in range(len(reading.classes)):

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from html import escape
 
 import ipywidgets as w
-import plotly.graph_objects as go
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -15,6 +14,8 @@ from vitseg.insight.predicting import probabilities
 from vitseg.insight.reading import Predict, Reading, read_images
 from vitseg.model.segmenter import Segmenter
 from vitseg.ui import panels, pictures, result
+from vitseg.ui.fit import Fit
+from vitseg.ui.steering import live_figure
 from vitseg.ui.table import number_or_na
 
 
@@ -44,7 +45,7 @@ def gallery(reading: Reading, model: Segmenter, data: SegmentationData, each: in
 def show_confusions(reading: Reading, model: Segmenter, data: SegmentationData, most: int = 3, side: int = 150) -> w.VBox:
     """The confusion matrix as a panel: click a cell, or choose two classes, to see the images where it happened most."""
     names = [(name, i) for i, name in enumerate(reading.classes)]
-    figure = go.FigureWidget(result.confusion_figure(reading))
+    figure = live_figure(result.confusion_figure(reading))
     truth, prediction = _worst_cell(reading)
     truth = w.Dropdown(options=names, value=truth, description="Truth", layout={"width": "300px"})
     prediction = w.Dropdown(options=names, value=prediction, description="Prediction", layout={"width": "300px"})
@@ -70,7 +71,7 @@ def show_confusions(reading: Reading, model: Segmenter, data: SegmentationData, 
     truth.observe(draw, "value")
     prediction.observe(draw, "value")
     draw()
-    return w.VBox([w.HTML(panels.STYLE), figure, w.HBox([truth, prediction]), shown])
+    return w.VBox([w.HTML(panels.STYLE), figure, Fit(), w.HBox([truth, prediction]), shown])
 
 
 def _worst_cell(reading: Reading) -> tuple[int, int]:
