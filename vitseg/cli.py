@@ -112,7 +112,7 @@ def _run(parsed: argparse.Namespace) -> None:
     first = next(events)  # the folder is made, and nothing is in the way
     inherited = first.parent["stage"] if first.parent else 0
     ahead = forecast(recipe, measure(recipe, work), work, inherited)
-    notes = table.memory_notes(ahead, work.machine.free_memory(), work.machine)
+    notes = table.memory_notes(ahead, work.machine)
     sys.stdout.write("\n".join([str(table.ahead(recipe, ahead)), *notes, "", ""]))
     _finish(events, run, first)
 

@@ -103,7 +103,7 @@ def test_every_figure_of_ours_and_of_the_lessons_has_the_template_and_every_live
         cells |= {f"{path.stem}, cell {n}": source for n, source in enumerate(sources)}
     building = {place: code for place, code in (modules | cells).items() if BUILDS.search(code)}
     assert len(building) > 10 and [place for place, code in building.items() if "theme.TEMPLATE" not in code] == []
-    assert [name for name, code in modules.items() if "FigureWidget(" in code] == ["steering.py"]
+    assert [name for name, code in modules.items() if re.search(r"(FigureWidget|LiveFigure)\((?!go)", code)] == ["steering.py"]
     assert [place for place, source in cells.items() if re.search("https?://", source)] == []
 
 

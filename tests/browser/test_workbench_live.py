@@ -165,7 +165,7 @@ def test_from_the_controls_to_the_end_of_a_run(lab, place, recipe):
     assert len(lab.trace("LR")[1]) == len(batches), "to look at a stage does not throw the run away"
     wait_until(lambda: numbers(lab) == ["1"] * 3 + ["2"] * 3 + ["3"] * 3)
     lab.select("Run", "this stage")
-    lab.wait_text(f"What Start would train: not run {run.path.name}, whose curves are grey and dotted")
+    lab.wait_text(f"What Start would train. For comparison, grey and dotted: run {run.path.name}")
     wait_until(lambda: numbers(lab) == ["1"] * 3)
     lab.select("Run", "all stages")
     wait_until(lambda: len(numbers(lab)) == 9)

@@ -138,7 +138,7 @@ FAULTS |= {
     "image on its side by its tag": image_of(noise(4), "sizes differ", exif=TURNED),
     "photograph on its side by its tag": image_of(noise(5), "sizes differ", ".jpg", exif=TURNED),
     "image below zero": image_of(Image.fromarray(labels(0, 1).astype(np.int32) - 1), "unreadable image", ".tif"),
-    "image of 12 bits in 16": image_of(Image.fromarray(labels(0, 15).astype(np.uint16) * 273), "range hardly used"),
+    "image of 12 bits in 16": image_of(Image.fromarray(labels(0, 15).astype(np.uint16) * 273), "range barely used"),
     "image upside down by its tag": image_of(noise(7), "orientation differs", exif=UPSIDE_DOWN),
     "image with infrared for alpha": image_of(Image.merge("RGBA", noise(8).split() + noise(9).split()[:1]), NO_ALPHA, ".tif"),
     "tiny": lambda i, m: mask_of(labels(0, 1, 2)[:20, :20], "")(i, m) and image_of(noise(6, (20, 20)), "tiny")(i, m),

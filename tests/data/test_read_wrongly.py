@@ -119,7 +119,7 @@ DIM = {
 @pytest.mark.parametrize(("save", "says", "read", "factor"), DIM.values(), ids=DIM)
 def test_images_that_hardly_use_their_16_bits_are_named_with_what_becomes_of_them(save, says, read, factor, tmp_path: Path):
     folder = folder_of(tmp_path, [save, save, as_png(noise(3))])
-    (warning,) = [p for p in found(folder) if p.kind == "range hardly used"]
+    (warning,) = [p for p in found(folder) if p.kind == "range barely used"]
     assert warning.says.startswith(f"{warning.path}: the brightest of 2 images stored as {says}")
     assert f"are read as 0..{read} of 255. Multiply the values of all by {factor}, or save 8-bit images." in warning.says
     assert np.asarray(open_rgb(warning.path)).max() == read
@@ -128,7 +128,7 @@ def test_images_that_hardly_use_their_16_bits_are_named_with_what_becomes_of_the
 @pytest.mark.parametrize(("bits", "most"), [(12, 4095), (8, 255), (14, 16383)])
 def test_the_factor_that_is_named_does_help(bits: int, most: int, tmp_path: Path):
     images = [noise(1, 0, most, "u2")[..., 0] for _ in range(3)]
-    assert "range hardly used" in kinds(folder_of(tmp_path / "dim", [as_png(i) for i in images]))
+    assert "range barely used" in kinds(folder_of(tmp_path / "dim", [as_png(i) for i in images]))
     assert kinds(folder_of(tmp_path / "stretched", [as_png(i * 2 ** (16 - bits)) for i in images])) == []
 
 

@@ -110,11 +110,11 @@ def test_with_rare_foreground_what_was_trained_goes_on_and_every_stage_says_that
     assert ended[0].best_epoch > 0
     for number, end in enumerate(ended, start=1):
         assert end.best["per_class_iou"][1:] == [0.0] * (CLASSES[mode] - 1)
-        assert f"No foreground was found in any epoch of stage {number}" in end.warning and "data.crop" in end.warning
-    assert capsys.readouterr().out.count("Warning: No foreground") == 2
-    assert vitseg.explain(tmp_path / "run").count("No foreground was found") == 2
-    assert panels.checks(events, 1, None, None).count("<p class=bad>✗ No foreground") == 2
-    assert vitseg.report(tmp_path / "run").read_text().count("<p class=bad>No foreground was found") == 2
+        assert f"The best weights of stage {number} find no foreground" in end.warning and "data.crop" in end.warning
+    assert capsys.readouterr().out.count("Warning: The best weights of stage") == 2
+    assert vitseg.explain(tmp_path / "run").count("find no foreground") == 2
+    assert panels.checks(events, 1, None, None).count("<p class=bad>✗ The best weights of stage") == 2
+    assert vitseg.report(tmp_path / "run").read_text().count("<p class=bad>The best weights of stage") == 2
 
 
 def test_a_stage_that_finds_foreground_has_no_warning(tiny_recipe, tmp_path):

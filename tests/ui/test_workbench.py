@@ -650,9 +650,11 @@ def test_the_heading_tells_a_run_from_what_start_would_train(wb):
     name = wb.folder.name
     assert heading(wb).startswith(f"Run {name}. The controls hold its settings; Start would train them as a new run.")
     control(wb, "Learning rate").value = 5e-4
-    assert heading(wb).startswith(f"What Start would train: not run {name}, whose curves are grey and dotted.")
+    assert heading(wb).startswith(f"What Start would train. For comparison, grey and dotted: run {name}.")
     control(wb, "Learning rate").value = 1e-3
     assert heading(wb).startswith(f"Run {name}."), "as it was"
+    control(wb, "Learning rate").value = -1.0
+    assert heading(wb).startswith("What Start would train.") and "Start is off" in wb._steering.status.value
 
 
 def test_choosing_a_stage_to_look_at_does_not_throw_the_shown_run_away(wb):
@@ -689,6 +691,74 @@ def test_a_run_that_was_cut_off_is_named_where_resume_would_not_train_what_is_sh
     wb.wait()
     control(wb, "Seed").value = 9
     assert f"Resume would go on with {wb.folder.name}, unchanged." in heading(wb)
+    press(wb, "Resume")
+    assert wb.wait() == "ended"
+    control(wb, "Stage").value = 2
+    assert heading(wb).startswith("What Start would train.") and wb.recipe.seed == 9, "which is not what was resumed"
+
+
+@pytest.mark.parametrize(("changes", "label"), [({"device": "cuda"}, "Device"), ({"processes": 2, "device": "mps"}, "Device")])
+def test_a_run_of_another_machine_is_shown_and_start_would_train_what_the_controls_say(wb, tiny_recipe, changes, label):
+    run = vitseg.new_run("elsewhere")
+    list(vitseg.train(tiny_recipe.replace({"seed": 5, "stages.0.lr": 2e-3}), run.path))
+    changed = run.recipe.replace(changes)
+    changed.save(run.path / "recipe.json")
+    show(wb, run.path)
+    assert (control(wb, "Seed").value, control(wb, "Learning rate").value) == (5, 2e-3)
+    assert heading(wb).startswith("Run elsewhere-") and len(shown(wb)["train loss"].y) == 25
+    assert wb._controls._says[label].value and wb._steering.buttons["Start"].disabled
+    control(wb, "Device").value = "cpu"
+    assert (wb.recipe.seed, wb.recipe.stages[0].lr, wb.recipe.device) == (5, 2e-3, "cpu")
+    assert not wb._steering.buttons["Start"].disabled
+
+
+def test_a_stage_that_the_run_does_not_have_can_be_looked_at_while_it_trains_and_after(wb):
+    control(wb, "Run").value = ONE
+    wb.start()
+    until(lambda: any(isinstance(e, BatchEnded) for e in wb.events))
+    control(wb, "Stage").value = 3
+    assert "Stage 3 is not part of this run." in wb._notes.value
+    assert wb.wait() == "ended"
+    until(lambda: "could not be drawn" not in wb._steering.status.value)
+
+
+def test_a_shown_run_of_one_stage_leaves_the_later_stages_at_hand(wb, short):
+    run = vitseg.new_run("one")
+    list(vitseg.train(short.replace({"seed": 6}), run.path))
+    show(wb, run.path)
+    assert heading(wb).startswith("Run one-") and control(wb, "Run").value == ONE and wb.session.desk.chosen() == run.recipe
+    assert [label for label, _ in control(wb, "Stage").options] == ["1 Frozen", "2 Last", "3 Deeper"]
+    control(wb, "Stage").value = 2
+    press(wb, "Fork")
+    assert control(wb, "Start from").label == f"stage 1 of {run.path.name}"
+
+
+def test_a_run_outside_the_runs_root_is_in_the_list_and_is_exported(tiny_recipe, tmp_path):
+    list(vitseg.train(tiny_recipe, vitseg.new_run("inside").path))
+    list(vitseg.train(tiny_recipe, tmp_path / "elsewhere" / "mine"))
+    wb = Workbench(tmp_path / "elsewhere" / "mine")
+    assert wb._tabs.which.label == "mine" and "<td>mine</td>" in wb._tabs.runs.value
+    wb._steering.attempt(wb._tabs.export_csv)
+    assert (tmp_path / "elsewhere" / "mine" / "curves.csv").exists()
+
+
+def test_a_report_that_is_refused_leaves_no_sentence_that_it_is_being_written(wb):
+    wb.start()
+    until(lambda: any(isinstance(e, BatchEnded) for e in wb.events))
+    wb.stop()
+    wb.wait()
+    wb._tabs.draw_runs()
+    wb._steering.attempt(wb._tabs.export_report)
+    assert "this run has not ended" in wb._steering.status.value and wb._tabs.said.words == ""
+
+
+def test_settings_that_timed_batches_depend_on_are_timed_again_after_show(wb, tiny_recipe):
+    run = vitseg.new_run("recomputed")
+    recipe = tiny_recipe.replace({"recompute": True, "batch_size": 10})
+    list(vitseg.train(recipe, run.path))
+    wb.session.forecast()
+    show(wb, run.path)
+    assert [f.memory for f in wb.session.forecast()] == [f.memory for f in Workbench(recipe).session.forecast()]
 
 
 def test_furniture_of_the_chart_follows_the_number_of_stages_down_and_up(wb):
@@ -730,13 +800,13 @@ def test_the_forecast_follows_the_batch_size_as_a_new_workbench_says_it(wb, tiny
 def test_more_memory_than_is_free_is_said_before_start(wb, capsys, monkeypatch):
     wb.session.forecast()
     wb._changed()
-    assert "are free on" not in wb._notes.value
+    assert "is free on" not in wb._notes.value
     monkeypatch.setattr(Machine, "free_memory", lambda machine: 1_000_000)
     wb._changed()
-    assert re.search(r"<p class=bad>Stage 3 will need about \d+ MB of memory, and 1 MB are free on cpu\.", wb._notes.value)
+    assert re.search(r"<p class=bad>Stage 3 will need about \d+ MB of memory, but only 1 MB is free on cpu\.", wb._notes.value)
     wb.finish()
     text = capsys.readouterr().out
-    assert text.index("are free on cpu. Lower the batch size") < text.index("Stage 1:")
+    assert text.index("is free on cpu. Lower the batch size") < text.index("Stage 1:")
 
 
 def test_a_device_that_no_batch_was_timed_on_has_no_forecast(wb, monkeypatch):

@@ -22,6 +22,7 @@ from vitseg.data.classes import class_map
 from vitseg.data.effects import libraries
 from vitseg.data.folder import read_folder
 from vitseg.data.generate import class_names, generate
+from vitseg.data.look import NO_ALPHA
 from vitseg.data.masks import read_raw
 from vitseg.data.pairs import Pair, in_brief
 from vitseg.data.splits import splits_of
@@ -223,7 +224,9 @@ class SegmentationData(Dataset[Sample]):
             pair = self.pairs[name]
             try:
                 image, mask = [self._digest(pair.image)], [self._digest(pair.mask), str(self.code.values)]
-                image += ["alpha 2"] * (pair.image.suffix.lower() in {".tif", ".tiff"})  # how its alpha channel is read
+                doubts = {warning.kind for warning in self._looks[name].warnings}
+                if NO_ALPHA in doubts and pair.image.suffix.lower() in {".tif", ".tiff"}:
+                    image += ["alpha not blended"]  # as it once was
             except OSError as error:
                 raise _changed(pair, error) from None
         mask = [self.map.table.tobytes().hex(), self.map.foreground, *mask]

@@ -29,6 +29,7 @@ from vitseg.images import (
 )
 from vitseg.words import shown
 
+NO_ALPHA = "alpha that is no transparency"
 DIM = 14
 """Bits that a 16-bit image uses if it is read as the lowest quarter of 0..255."""
 
@@ -147,7 +148,7 @@ def _alpha(path: Path, image: Image.Image) -> Iterator[Problem]:
     if image.mode in WITH_ALPHA and not is_transparency(image):
         done = "it is not read" if image.format == "TIFF" else "it is blended as transparency"
         why = "varies like an image (infrared?) or is empty"
-        yield problem("alpha that is no transparency", path, f"its alpha channel {why}; {done}. Save the image as grey or RGB.")
+        yield problem(NO_ALPHA, path, f"its alpha channel {why}; {done}. Save the image as grey or RGB.")
 
 
 def _unread(path: Path, image: Image.Image) -> Iterator[Problem]:
@@ -193,7 +194,7 @@ def _range(path: Path, kind: str, most: int, count: int) -> Problem:
     bits, read = most.bit_length(), round(most / 257) if kind == "grey" else most >> 8
     among = f"{count} image{'s' * (count != 1)} stored as 16-bit {kind}"
     says = f"the brightest of {among} uses {bits} bits: its values 0..{most} of 65535 are read as 0..{read} of 255."
-    return problem("range hardly used", path, f"{says} Multiply the values of all by {1 << 16 - bits}, or save 8-bit images.")
+    return problem("range barely used", path, f"{says} Multiply the values of all by {1 << 16 - bits}, or save 8-bit images.")
 
 
 def _may_be_turned(image: Header, mask: Header) -> bool:

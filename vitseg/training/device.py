@@ -56,9 +56,10 @@ class Machine:
         return torch.autocast(self.device.type, self.amp, enabled=wanted and self.amp is not None)
 
     def free_memory(self) -> int:
-        """Bytes that are free for this process where it computes, at this moment."""
+        """Bytes that are free for this process where it computes, at this moment; of a container's limit it does not know."""
         if self.device.type == "cuda":
-            return torch.cuda.mem_get_info(self.device)[0]
+            unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)  # by PyTorch's cache
+            return torch.cuda.mem_get_info(self.device)[0] + unused
         if self.device.type == "mps":
             return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
         return psutil.virtual_memory().available

@@ -196,7 +196,7 @@ class StageTraining:
         if any(known) or not known:
             return ""
         return (
-            f"No foreground was found in any epoch of stage {self.number}: the validation IoU of every class but "
+            f"The best weights of stage {self.number} find no foreground: the validation IoU of every class but "
             f"{self.data.classes[0]!r} is 0. If the validation loss was still falling, train more epochs. If objects are "
             "small, enlarge them: a larger data.size, or data.crop, which cuts out the foreground. "
             "vitseg check shows the masks."

@@ -60,8 +60,12 @@ class Desk:
         self._whole: dict[str, Any] = {}
 
     def take(self, recipe: Recipe) -> None:
-        """Another recipe in place of what the controls said."""
-        self.base, self.stage, self.this_stage_only, self.start, self.edits = recipe, 1, False, None, {}
+        """Another recipe in place of what the controls said. After one that has only stage 1 the later stages stay at hand."""
+        later = self.base.stages[1:] if len(recipe.stages) == 1 else ()
+        self.this_stage_only = bool(later)
+        recipe = recipe.replace({"stages": recipe.stages + later})
+        self.base = self.recipe = recipe
+        self.stage, self.start, self.edits, self._whole = 1, None, {}, {}
         self.check()
 
     def edit(self, setting: str, value: Any) -> None:

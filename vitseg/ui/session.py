@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitseg.errors import RunError, TrainingError, VitsegError
+from vitseg.errors import ConfigError, RunError, TrainingError, VitsegError
 from vitseg.events import BatchEnded, EpochEnded, Event, FeaturesUsed, RunEnded, RunStarted, StageEnded, StageStarted
 from vitseg.model.segmenter import Segmenter, load_segmenter
 from vitseg.recipe import Recipe
@@ -29,6 +29,9 @@ from vitseg.ui.live import OVER, LiveRun, current
 
 launching = threading.RLock()
 """Held while a run is begun: buttons and cells may press Start from several threads at once."""
+
+COSTLY = ("loss", "optimizer", "precision", "threads", "processes", "recompute", "features", "cache", "device")
+"""Settings that no control changes, or that choose the machine, and that timed batches depend on."""
 
 SAMPLES = 4
 """Validation images that are predicted after every epoch."""
@@ -108,8 +111,8 @@ class Session:
         """Whether the controls say something else than the run that is shown."""
         return self.run is None or self._chosen != self._choice()
 
-    def _choice(self) -> tuple[Recipe, StageEnd | None]:
-        return self.desk.chosen(), self.desk.start
+    def _choice(self) -> tuple[Recipe, StageEnd | None, dict[str, str]]:
+        return self.desk.chosen(), self.desk.start, dict(self.desk.problems)
 
     def failure(self) -> Failure | None:
         """What ended the run that is shown: as it happened here, or as its folder remembers."""
@@ -157,12 +160,19 @@ class Session:
         """What the stages of a recipe will take, by default those of the desk if Start were pressed; nothing for a device
         that no batch was timed on. The first call times a few batches."""
         self.ahead.measure(self.desk.base, self.work, untouched=self.live is None)
-        if resolve(recipe or self.desk.recipe).device != self.work.machine.device:
+        if not self._is_timed_for(recipe or self.desk.recipe):
             return []
         inherited = 0 if recipe or self.desk.retrain else self.ahead.trained(self.desk.recipe, self.work)
         if recipe is None and self.desk.start:
             inherited = self.desk.start.stage
         return self.ahead.forecast(recipe or self.desk.recipe, self.work, inherited)
+
+    def _is_timed_for(self, recipe: Recipe) -> bool:
+        """Whether a recipe trains on the device on which batches are timed; never on one that is not here."""
+        try:
+            return resolve(recipe).device == self.work.machine.device
+        except ConfigError:
+            return False
 
     # ---- what can be done
 
@@ -176,6 +186,7 @@ class Session:
         if reason := self.why_not_start():
             raise TrainingError(reason)
         recipe, source, reuse = self.desk.chosen(), self.desk.start, not self.desk.retrain
+        self._chosen = self._choice()
         run = new_run(recipe.name)
 
         def stream() -> Generator[Event]:
@@ -253,6 +264,8 @@ class Session:
             raise RunError(
                 f"{run.path} has other data, or another model.", f"Open it in a cell: vitseg.Workbench({str(run.path)!r})."
             )
+        if any(getattr(recipe, name) != getattr(self.desk.base, name) for name in COSTLY):
+            self.ahead.cost = None
         self.desk.take(recipe)
         self.run, self.live, self.parent, self.trained, self._fresh = run, None, None, recipe, False
         self._chosen = self._choice()
@@ -288,7 +301,6 @@ class Session:
         if reason := "" if (other := current()) is None else f"{other.name} is training in this kernel.":
             raise TrainingError(reason, "Stop it first, or wait for its end.")
         self.run, self.parent, self.trained, self._fresh = run, parent, recipe, False
-        self._chosen = self._choice()
         self._clear()
         self.predictions = seen or {}
         self.live = LiveRun(stream, run.path.name, self._take, owner=self)

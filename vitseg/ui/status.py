@@ -24,7 +24,8 @@ def heading(session: Session, preview: bool) -> tuple[str, str]:
     if not preview:
         return f"Run {name}. The controls hold its settings; Start would train them as a new run.", folder
     resume = f" Resume would go on with {name}, unchanged." if session.resumable else ""
-    return f"What Start would train: not run {name}, whose curves are grey and dotted.{resume}", folder
+    beneath = f" For comparison, grey and dotted: run {name}." if session.events else ""
+    return f"What Start would train.{beneath}{resume}", folder
 
 
 def sentence(session: Session, preview: bool, note: str, unpainted: str) -> Said:
@@ -47,15 +48,9 @@ def sentence(session: Session, preview: bool, note: str, unpainted: str) -> Said
 
 def _while_alive(session: Session, note: str, unpainted: str) -> Said:
     doing = f"{_doing(session.state, session.position)}{session.unsaved if session.state == 'paused' else ''}"
-    if note:
-        return f"{doing} {note}", ""
-    if session.edited:
-        return f"{doing} A control was moved: that takes effect at the next start.", ""
-    if unpainted:
-        return f"{unpainted} Training goes on.", "bad"
-    if warning := _warning(session.events):
-        return f"{doing} {warning}", "bad"
-    return doing, ""
+    moved = "A control was moved: that takes effect at the next start." if session.edited else ""
+    wrong = f"{unpainted} Training goes on." if unpainted else _warning(session.events)
+    return " ".join(filter(None, (doing, note or moved, wrong))), "bad" if wrong else ""
 
 
 def _warning(events: list[Event]) -> str:

@@ -78,14 +78,15 @@ def ahead(recipe: Recipe, forecasts: Sequence[Any]) -> Table:
     return Table(columns, tuple(rows), "Forecast, from a few timed batches")
 
 
-def memory_notes(forecasts: Sequence[Any], free: int, device: object) -> list[str]:
-    """Whether a stage will need more memory than is free."""
+def memory_notes(forecasts: Sequence[Any], machine: Any) -> list[str]:
+    """Whether a stage will need more memory than is free; processes on one CPU share it."""
     most, number = max(((f.memory, n) for n, f in enumerate(forecasts, start=1) if not f.inherited), default=(0, 0))
-    if most <= free:
+    need, free = most * (machine.processes if machine.device.type == "cpu" else 1), machine.free_memory()
+    if need <= free:
         return []
     return [
-        f"Stage {number} will need about {size(most)} of memory, and {size(free)} are free on {device}. Lower the batch size, "
-        "unfreeze fewer blocks, or use a smaller data.size."
+        f"Stage {number} will need about {size(need)} of memory, but only {size(free)} is free on {machine}. Lower the batch "
+        "size, unfreeze fewer blocks, or use a smaller data.size."
     ]
 
 

@@ -80,9 +80,11 @@ class Tabs:
         self.picture_note.value = panels.html(f"<p>After epoch {epoch}. White: prediction and truth disagree.</p>")
 
     def draw_runs(self) -> None:
-        runs = recent_runs()
+        runs, own = recent_runs(), self.session.run
+        if own and own.events_file.exists() and own.path not in [run.path for run in runs]:
+            runs.insert(0, own)
         self.runs.value = panels.runs_table([(run, _state_of(run)) for run in runs])
-        shown = self.session.run.path if self.session.run else None
+        shown = own.path if own else None
         chosen = self.which.value if shown == self._on_screen else shown  # it follows the screen, until somebody chooses
         paths = [run.path for run in runs]
         self.which.options = [(path.name, path) for path in paths]
@@ -100,7 +102,11 @@ class Tabs:
     def export_report(self) -> None:
         run = self._chosen()
         self.said.say(f"Writing the report of {run.path.name}...")
-        self.said.say("Report written:", report(run.path))
+        try:
+            self.said.say("Report written:", report(run.path))
+        except Exception:
+            self.said.say("")
+            raise
 
     def export_csv(self) -> None:
         run = self._chosen()

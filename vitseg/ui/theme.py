@@ -5,7 +5,6 @@ from __future__ import annotations
 import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.colors import sample_colorscale
-from plotly.io.base_renderers import HtmlRenderer, PlotlyRenderer
 
 STAGES = ("#2584C6", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """One colour a stage (Okabe & Ito, the blue lighter for dark pages)."""
@@ -36,7 +35,7 @@ CONFIG = {"displaylogo": False, "showSendToCloud": False, "plotlyServerURL": ""}
 """How plotly.js draws: its mode bar offers neither to upload a chart nor to visit its maker."""
 
 for _renderer in map(pio.renderers.__getitem__, pio.renderers):
-    if isinstance(_renderer, PlotlyRenderer | HtmlRenderer):  # what shows a static figure in a notebook or on a page
+    if "config" in vars(_renderer):  # all but those that make pictures
         _renderer.config = (_renderer.config or {}) | CONFIG
 
 

@@ -55,7 +55,7 @@ class Workbench:
             if shown is not None:
                 self.session.show(shown)
         self._preview = self.session.state == "ready"
-        self._unpainted, self._drawn, self._ended = "", -1, (0, False)
+        self._unpainted, self._drawn, self._known = "", -1, ()
         self._closed = self.session.view_closed = _close(self.session)
         self._build()
         self._draw_everything()
@@ -117,8 +117,7 @@ class Workbench:
         """Start, if nobody has, print how it goes, and give the run folder at the end. Raises what training raised."""
         if self.session.live is None:
             ahead = self.session.forecast()
-            machine = self.session.work.machine
-            say("\n".join([str(table.ahead(self.recipe, ahead)), *table.memory_notes(ahead, machine.free_memory(), machine)]))
+            say("\n".join([str(table.ahead(self.recipe, ahead)), *table.memory_notes(ahead, self.session.work.machine)]))
             self.start()
         try:
             for _ in progress(self.follow()):
@@ -233,13 +232,12 @@ class Workbench:
             self._draw()
 
     def _draw_news(self) -> None:
-        version = self.session.version
+        version, known = self.session.version, (len(self.session.stage_ends()), bool(self.session.events), self.session.state)
+        if self._drawn == -1 or known != self._known:
+            self._known = known
+            self._tabs.draw_runs()
         if version != self._drawn:
             self._draw_curves()
-            ended = len(self.session.stage_ends())
-            if self._drawn == -1 or (ended, bool(self.session.events)) != self._ended:
-                self._ended = ended, bool(self.session.events)
-                self._tabs.draw_runs()
             if isinstance(self.session.position, StageStarted | EpochEnded) or self._drawn == -1 or self._tabs.behind:
                 self._tabs.draw()
                 self._draw_desk()
@@ -256,12 +254,15 @@ class Workbench:
         self._table.value = panels.stage_table(recipe, s.desk.stage, trainable, sum(self._counts.values()), ahead)
         held, broken = ({}, {}) if self._preview else (panels.held_by_optimizer(s.events), s.broken())
         self._map.value = panels.freeze_map(recipe, s.desk.stage, self._counts, s.desk.depth, held, broken)
-        notes = stage_notes(recipe, s.desk.stage, s.work.data)
-        if ahead and (recipe.cache or ahead[s.desk.stage - 1].inherited):
-            notes.append(panels.kept_words(ahead[s.desk.stage - 1]))
+        if s.desk.stage > len(recipe.stages):
+            notes = [f"Stage {s.desk.stage} is not part of this run."]
+        else:
+            notes = stage_notes(recipe, s.desk.stage, s.work.data)
+            if ahead and (recipe.cache or ahead[s.desk.stage - 1].inherited):
+                notes.append(panels.kept_words(ahead[s.desk.stage - 1]))
         bad = s.work.data.warnings + batch_notes(recipe, len(s.work.data.splits["train"]))
         if new:
-            bad += table.memory_notes(ahead, s.work.machine.free_memory(), s.work.machine)
+            bad += table.memory_notes(ahead, s.work.machine)
         lines = [("bad", n) for n in bad] + [("quiet", n) for n in notes if n not in bad]
         self._notes.value = panels.html("".join(f"<p class={kind}>{escape(n)}</p>" for kind, n in lines))
 
@@ -299,7 +300,7 @@ class Workbench:
             buttons["Pause"].disabled = not (running or state in {"paused", "pausing"} or resumable)
             buttons["Stop"].disabled = live is None or live.state == "stopping"
             buttons["Fork"].disabled = off = not any(e.stage < len(s.desk.base.stages) for e in s.stage_ends())
-            buttons["Fork"].tooltip = f"{FORK}{': no stage has ended yet that another could follow' if off else ''}"
+            buttons["Fork"].tooltip = f"{FORK}{': there is no finished stage that another could follow' if off else ''}"
             words, folder = status.heading(s, self._preview)
             place = f" <span class=quiet>{escape(folder)}</span>" if folder else ""
             self._heading.value = panels.html(f"<p><b>{escape(words)}</b>{place}</p>")
@@ -312,6 +313,8 @@ class Workbench:
         self._preview = False
         self._controls.fill()
         self._draw_everything()
+        if self.session.cost is None:
+            threading.Thread(target=self._time_batches).start()
 
     def _time_batches(self) -> None:
         """The forecast needs a few timed batches; they are timed once the screen stands."""
