@@ -29,7 +29,7 @@ def quick(folder: str | Path | None = None) -> Recipe:
     """Three stages on DINOv2-small. Without a folder: the built-in generated images, minutes on two CPU cores.
 
     With a folder of images and masks: more pixels, in the images' own proportions, and as many epochs as 20 minutes of CPU
-    time allow: those of about 1.05 million image patches in all, at least 6 and at most 28. Rates and depth as in decision 25.
+    time allow: those of about a million image patches in all, at least 6 and at most 28. Rates and depth as in decision 25.
     """
     if folder is None:
         return Recipe(name="quick", data=Data(source=Generated()), batch_size=6, stages=_careful_stages())
@@ -39,7 +39,7 @@ def quick(folder: str | Path | None = None) -> Recipe:
     data = Data(source=source, size=(height, width), views=6, augment=Augment(zoom=0.4))
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(source.path).name).strip("-._")[:40] or "run"
     patches = max(1, len(files)) * (height // 14) * (width // 14)
-    epochs = min(28, max(6, 1_050_000 // patches))
+    epochs = min(28, max(6, 1_000_000 // patches))
     batches = -(-round(0.8 * len(files)) // 4) or 25
     return Recipe(name=name, data=data, batch_size=4, stages=_deep_stages(epochs, batches))
 
