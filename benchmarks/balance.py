@@ -1,9 +1,12 @@
-"""Which balance of rare classes helps, and by how much: stage 1 of the recipe in careful.py, three seeds, paired differences.
+"""Which balance of rare classes helps, and by how much: stage 1 of the recipe in careful.py, three
+seeds, paired differences.
 
-    python benchmarks/balance.py FOLDER          (at two thirds of its canvas; half an hour on two cores)
+    python benchmarks/balance.py FOLDER
+        (at two thirds of its canvas; half an hour on two cores)
 
-The frozen features are computed once for all. A setting that the images make void, such as rarity where all are alike, is left
-out and said. Prints a table; the runs stay in the runs root, and the same command finds what has been trained.
+The frozen features are computed once for all. A setting that the images make void, such as rarity
+where all are alike, is left out and said. Prints a table; the runs stay in the runs root, and the
+same command finds what has been trained.
 """
 
 from __future__ import annotations
@@ -26,7 +29,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "weights, median frequency": {"loss.class_weights": vitseg.ByFrequency(kind="median")},
     "weights, inverse, largest 5": {"loss.class_weights": vitseg.ByFrequency(largest=5.0)},
     "weights, inverse, largest 60": {"loss.class_weights": vitseg.ByFrequency(largest=60.0)},
-    "the same, label smoothing 0.1": {"loss.class_weights": vitseg.ByFrequency(largest=60.0), "loss.label_smoothing": 0.1},
+    "the same, label smoothing 0.1": {
+        "loss.class_weights": vitseg.ByFrequency(largest=60.0),
+        "loss.label_smoothing": 0.1,
+    },
     "images by rarity": {"data.sampler": "rarity"},
 }
 
@@ -38,7 +44,9 @@ def iou(recipe: Recipe) -> float:
     return folder.summary["best"]["iou"]
 
 
-def row(name: str, changes: dict[str, Any], recipe: Recipe, plain: list[float]) -> tuple[tuple[str, ...], list[float]]:
+def row(
+    name: str, changes: dict[str, Any], recipe: Recipe, plain: list[float]
+) -> tuple[tuple[str, ...], list[float]]:
     """A row of the table, and the scores by seed."""
     scores = []
     try:
@@ -52,7 +60,9 @@ def row(name: str, changes: dict[str, Any], recipe: Recipe, plain: list[float]) 
 def main(folder: str) -> int:
     quick = careful(folder)
     size = tuple(round(side * 2 / 3 / 14) * 14 for side in quick.data.size)
-    recipe = quick.replace({"stages": [quick.stages[0].model_dump(mode="json")], "data.size": size, "name": "balance"})
+    recipe = quick.replace(
+        {"stages": [quick.stages[0].model_dump(mode="json")], "data.size": size, "name": "balance"}
+    )
     rows, plain = [], []
     for name, changes in SETTINGS.items():
         cells, scores = row(name, changes, recipe, plain)

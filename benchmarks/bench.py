@@ -1,14 +1,16 @@
-"""What is gained by not computing twice: CPU seconds beside those of other trainers, step by step in turn, in one process.
+"""What is gained by not computing twice: CPU seconds beside those of other trainers, step by step
+in turn, in one process.
 
     python benchmarks/bench.py [small] [base] [unet] [twelve]        (`make bench`: all four)
 
-`small`, `base`, `unet`: contenders (benchmarks/contenders.py) train the same model on the same generated images, 224 x 224, in
-batches of 8, with one view: a plain loop, which runs the frozen encoder in every step; ours without a cache; ours with one,
-whose first epoch fills it; for `small` Lightning and the Hugging Face Trainer as well. `base` has random weights, which cost
-the same; `unet` is small with the heavy decoder. `twelve`: twelve variants of stage 2 after the same stage 1, against twelve
-whole runs of the plain loop, of which one for each depth is really run. Memory is the peak of a process that trains with one
-contender alone. Prints tables with the bound that floating-point operations set, writes runs/bench.json, and exits 1 on a
-missed target.
+`small`, `base`, `unet`: contenders (benchmarks/contenders.py) train the same model on the same
+generated images, 224 x 224, in batches of 8, with one view: a plain loop, which runs the frozen
+encoder in every step; ours without a cache; ours with one, whose first epoch fills it; for `small`
+Lightning and the Hugging Face Trainer as well. `base` has random weights, which cost the same;
+`unet` is small with the heavy decoder. `twelve`: twelve variants of stage 2 after the same stage 1,
+against twelve whole runs of the plain loop, of which one for each depth is really run. Memory is
+the peak of a process that trains with one contender alone. Prints tables with the bound that
+floating-point operations set, writes runs/bench.json, and exits 1 on a missed target.
 """
 
 from __future__ import annotations
@@ -47,14 +49,17 @@ from vitseg.settings import Constant, Data, Exponential, Generated, Model, Stage
 from vitseg.ui.table import Table
 
 LENGTHS = {0: (400, 2)}
-"""Images and epochs by unfrozen blocks, else 60 and 3. As many as the foot-ulcer set has: ours computes one view an epoch to
-check what it reads, which is much of a short epoch of stage 1."""
+"""Images and epochs by unfrozen blocks, else 60 and 3. As many as the foot-ulcer set has: ours
+computes one view an epoch to check what it reads, which is much of a short epoch of stage 1.
+"""
 
 CASES = {"small": ("small", "lean"), "base": ("base", "lean"), "unet": ("small", "unet")}
 TARGETS = {
-    ("small", 0): {"epoch": 5.0}, ("base", 0): {"epoch": 15.0},
-    ("small", 2): {"train": 2.1, "valid": 4.0}, ("small", 4): {"train": 1.5, "valid": 2.2},
-}  # fmt: skip
+    ("small", 0): {"epoch": 5.0},
+    ("base", 0): {"epoch": 15.0},
+    ("small", 2): {"train": 2.1, "valid": 4.0},
+    ("small", 4): {"train": 1.5, "valid": 2.2},
+}
 FIRST = 1.15
 SMALL = "dinov2-small-packaged"
 WEIGHTS = cache_folder() / "weights"
@@ -72,8 +77,18 @@ class Case(NamedTuple):
     side: int = 224
 
     def recipe(self, cache: bool = False) -> Recipe:
-        stage = Stage(name="stage", unfrozen_blocks=self.unfrozen, epochs=self.epochs, lr=1e-3, schedule=Constant())
-        data = Data(source=Generated(images=self.images, side=self.side), size=(self.side, self.side), views=1)
+        stage = Stage(
+            name="stage",
+            unfrozen_blocks=self.unfrozen,
+            epochs=self.epochs,
+            lr=1e-3,
+            schedule=Constant(),
+        )
+        data = Data(
+            source=Generated(images=self.images, side=self.side),
+            size=(self.side, self.side),
+            views=1,
+        )
         model = Model(encoder=self.encoder, decoder=self.decoder)
         return Recipe(data=data, model=model, stages=(stage,), batch_size=8, cache=cache)
 
@@ -96,17 +111,31 @@ def drawn(recipe: Recipe) -> SegmentationData:
 
 
 def race(case: Case, others: bool) -> dict[str, Any]:
-    """Mean CPU seconds of a training and a validation step, by contender; of ours with a cache also of the first epoch."""
+    """Mean CPU seconds of a training and a validation step, by contender; of ours with a cache also
+    of the first epoch.
+    """
     uncached, cached = case.recipe(), case.recipe(cache=True)
     with own_cache() as folder:
         data = drawn(cached)
-        runners = {"plain": plain(uncached, data), "uncached": ours(uncached, data), "cached": ours(cached, data)}
+        runners = {
+            "plain": plain(uncached, data),
+            "uncached": ours(uncached, data),
+            "cached": ours(cached, data),
+        }
         if others:
-            runners |= {"lightning": with_lightning(uncached, data), "hf": with_hf_trainer(uncached, data)}
+            runners |= {
+                "lightning": with_lightning(uncached, data),
+                "hf": with_hf_trainer(uncached, data),
+            }
         spent = in_turn(runners)
         kept = sum(f.stat().st_size for f in (folder / "features").rglob("*") if f.is_file())
-    steps = {kind: len(times) // (case.epochs + (kind == "valid")) for kind, times in spent["plain"].items()}
-    costs = {name: {k: fmean(t[steps[k] :]) for k, t in kinds.items()} for name, kinds in spent.items()}
+    steps = {
+        kind: len(times) // (case.epochs + (kind == "valid"))
+        for kind, times in spent["plain"].items()
+    }
+    costs = {
+        name: {k: fmean(t[steps[k] :]) for k, t in kinds.items()} for name, kinds in spent.items()
+    }
     costs["first"] = {k: fmean(t[: steps[k]]) for k, t in spent["cached"].items()}
     costs = {name: c | {"epoch": sum(steps[k] * c[k] for k in steps)} for name, c in costs.items()}
     ratio = {k: costs["plain"][k] / costs["cached"][k] for k in ("train", "valid", "epoch")}
@@ -131,10 +160,14 @@ def in_turn(runners: dict[str, Iterator[str]]) -> dict[str, dict[str, list[float
 
 
 def peak_memory(case: Case, contender: str) -> int:
-    """Bytes that a process which trains the case with one contender had at most; the plain loop needs no second epoch."""
+    """Bytes that a process which trains the case with one contender had at most; the plain loop
+    needs no second epoch.
+    """
     case = case._replace(images=60, epochs=2 if contender == "cached" else 1)
     command = [sys.executable, __file__, "--alone", contender, json.dumps(case)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return int(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    )
 
 
 def alone(contender: str, case: Case) -> int:
@@ -143,7 +176,9 @@ def alone(contender: str, case: Case) -> int:
         recipe = case.recipe(cache=contender == "cached")
         for _ in (plain if contender == "plain" else ours)(recipe, SegmentationData(recipe.data)):
             pass
-    status = Path("/proc/self/status").read_text(encoding="utf-8")  # a child's ru_maxrss begins with its parent's
+    status = Path("/proc/self/status").read_text(
+        encoding="utf-8"
+    )  # a child's ru_maxrss begins with its parent's
     kilobytes = int(re.search(r"VmHWM:\s+(\d+)", status)[1])
     sys.stdout.write(f"{1024 * kilobytes}\n")
     return 0
@@ -163,7 +198,9 @@ def _second(unfrozen: int, lr: float, schedule: object) -> Stage:
 
 
 def twelve() -> dict[str, float]:
-    """CPU and wall seconds of all variants by ours and by the plain loop, and what operations allow."""
+    """CPU and wall seconds of all variants by ours and by the plain loop, and what operations
+    allow.
+    """
     recipes, per_depth = variants(), len(RATES) * len(SCHEDULES)
     with own_cache() as folder:
         os.environ["VITSEG_RUNS"] = str(folder / "runs")
@@ -197,7 +234,9 @@ def _trained(recipe: Recipe) -> list[StageStarted]:
 
 
 def operations(case: Case) -> tuple[float, float, int]:
-    """Operations of a forward pass, an image: of one block and of the decoder; and the number of blocks."""
+    """Operations of a forward pass, an image: of one block and of the decoder; and the number of
+    blocks.
+    """
     recipe = case.recipe()
     model = build(recipe, SegmentationData(recipe.data))
     set_freeze_depth(model, 0)
@@ -208,18 +247,29 @@ def operations(case: Case) -> tuple[float, float, int]:
 
 
 def bounds(case: Case) -> dict[str, float]:
-    """What operations allow: all of a step over what cannot be kept of it. Backward takes twice a forward pass."""
+    """What operations allow: all of a step over what cannot be kept of it. Backward takes twice a
+    forward pass.
+    """
     block, decoder, depth = operations(case)
     prefix, tail = (depth - case.unfrozen) * block, decoder + case.unfrozen * block
     train, valid = (prefix + 3 * tail) / (3 * tail), (prefix + tail) / tail
-    return {"train": train, "valid": valid, "epoch": (5 * prefix + 13 * tail) / (13 * tail)}  # four steps of training to one
+    return {
+        "train": train,
+        "valid": valid,
+        "epoch": (5 * prefix + 13 * tail) / (13 * tail),
+    }  # four steps of training to one
 
 
 def _bound_of_twelve(per_depth: int) -> float:
-    """Of the training steps: twelve stages 1 and 2 whole, over one stage 1 and twelve stages 2 of what cannot be kept."""
+    """Of the training steps: twelve stages 1 and 2 whole, over one stage 1 and twelve stages 2 of
+    what cannot be kept.
+    """
     block, decoder, depth = operations(Case(SMALL))
     tails = [3 * (decoder + k * block) for k in DEPTHS]
-    whole = sum(per_depth * (depth * block + 3 * decoder + (depth - k) * block + t) for k, t in zip(DEPTHS, tails, strict=True))
+    whole = sum(
+        per_depth * (depth * block + 3 * decoder + (depth - k) * block + t)
+        for k, t in zip(DEPTHS, tails, strict=True)
+    )
     return whole / (depth * block + 3 * decoder + per_depth * sum(tails))
 
 
@@ -233,7 +283,9 @@ def base_encoder(folder: Path) -> str:
     """DINOv2-base with random weights: the time is that of the real one."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = Dinov2Config(hidden_size=768, num_attention_heads=12, image_size=518, patch_size=14)
+        config = Dinov2Config(
+            hidden_size=768, num_attention_heads=12, image_size=518, patch_size=14
+        )
         Dinov2Model(config).save_pretrained(folder)
     return str(folder)
 
@@ -242,27 +294,64 @@ def measured(part: str, unfrozen: int, encoders: dict[str, str]) -> dict[str, An
     """All of one row of the table."""
     size, decoder = CASES[part]
     case = Case(encoders[size], decoder, unfrozen, *LENGTHS.get(unfrozen, ()))
-    found = {"encoder": size, "decoder": decoder, "unfrozen": unfrozen, "bound": bounds(case), **race(case, part == "small")}
+    found = {
+        "encoder": size,
+        "decoder": decoder,
+        "unfrozen": unfrozen,
+        "bound": bounds(case),
+        **race(case, part == "small"),
+    }
     found["memory"] = {contender: peak_memory(case, contender) for contender in ("plain", "cached")}
     found["first"] = found["cpu"]["first"]["epoch"] / found["cpu"]["plain"]["epoch"]
-    missed = [k for k, target in TARGETS.get((part, unfrozen), {}).items() if found["ratio"][k] < target]
+    missed = [
+        k for k, target in TARGETS.get((part, unfrozen), {}).items() if found["ratio"][k] < target
+    ]
     sys.stdout.write(f"{size}, {decoder}, {unfrozen} unfrozen: done\n")
     sys.stdout.flush()
     return found | {"missed": missed + ["first"] * (found["first"] > FIRST)}
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    columns = ("encoder", "decoder", "unfrozen", "train x (bound)", "valid x (bound)", "epoch x (bound)", "first epoch",
-               "Lightning", "HF Trainer", "ours uncached", "kept", "memory, plain and ours", "targets")  # fmt: skip
+    columns = (
+        "encoder",
+        "decoder",
+        "unfrozen",
+        "train x (bound)",
+        "valid x (bound)",
+        "epoch x (bound)",
+        "first epoch",
+        "Lightning",
+        "HF Trainer",
+        "ours uncached",
+        "kept",
+        "memory, plain and ours",
+        "targets",
+    )
     cells = []
     for row in rows:
         cpu, ratio = row["cpu"], row["ratio"]
-        shares = [f"{cpu[n]['epoch'] / cpu['plain']['epoch']:.2f}" if n in cpu else "" for n in ("lightning", "hf", "uncached")]
+        shares = [
+            f"{cpu[n]['epoch'] / cpu['plain']['epoch']:.2f}" if n in cpu else ""
+            for n in ("lightning", "hf", "uncached")
+        ]
         memory = " and ".join(f"{row['memory'][who] / 1e9:.2f}" for who in ("plain", "cached"))
-        cells.append((row["encoder"], row["decoder"], str(row["unfrozen"]),
-                      *(f"{ratio[k]:.2f} ({row['bound'][k]:.1f})" for k in ratio), f"{row['first']:.2f}", *shares,
-                      f"{row['kept'] / 1e6:.0f} MB", f"{memory} GB", ", ".join(row["missed"]) or "met"))  # fmt: skip
-    words = "CPU of the plain loop over ours; from 'first epoch' to 'ours uncached': an epoch's CPU over that of the plain loop"
+        cells.append(
+            (
+                row["encoder"],
+                row["decoder"],
+                str(row["unfrozen"]),
+                *(f"{ratio[k]:.2f} ({row['bound'][k]:.1f})" for k in ratio),
+                f"{row['first']:.2f}",
+                *shares,
+                f"{row['kept'] / 1e6:.0f} MB",
+                f"{memory} GB",
+                ", ".join(row["missed"]) or "met",
+            )
+        )
+    words = (
+        "CPU of the plain loop over ours; from 'first epoch' to 'ours uncached': an epoch's "
+        "CPU over that of the plain loop"
+    )
     return Table(columns, tuple(cells), words)
 
 
@@ -271,8 +360,15 @@ def main(parts: list[str]) -> int:
         return alone(parts[1], Case(*json.loads(parts[2])))
     found, ok = [], True
     with tempfile.TemporaryDirectory() as folder:
-        encoders = {"small": SMALL} | ({"base": base_encoder(Path(folder) / "base")} if "base" in parts else {})
-        found += [measured(part, unfrozen, encoders) for part in parts if part in CASES for unfrozen in (0, 2, 4)]
+        encoders = {"small": SMALL} | (
+            {"base": base_encoder(Path(folder) / "base")} if "base" in parts else {}
+        )
+        found += [
+            measured(part, unfrozen, encoders)
+            for part in parts
+            if part in CASES
+            for unfrozen in (0, 2, 4)
+        ]
     if found:
         ok = not any(row["missed"] for row in found)
         sys.stdout.write(f"\n{table(found)}\n")
@@ -281,8 +377,10 @@ def main(parts: list[str]) -> int:
         found.append(result)
         ok = ok and (result["stage 1 trained"], result["stage 2 trained"]) == (1, len(variants()))
         sys.stdout.write(
-            f"\ntwelve variants of stage 2: stage 1 was trained {result['stage 1 trained']} time(s), stage 2 "
-            f"{result['stage 2 trained']} times; {result['cpu']:.2f} x less CPU, {result['wall']:.2f} x less time than twelve "
+            f"\ntwelve variants of stage 2: stage 1 was trained {result['stage 1 trained']} "
+            f"time(s), stage 2 "
+            f"{result['stage 2 trained']} times; {result['cpu']:.2f} x less CPU, "
+            f"{result['wall']:.2f} x less time than twelve "
             f"whole runs of the plain loop (bound of their training steps: {result['bound']:.2f})\n"
         )
     file = vitseg.runs_root() / "bench.json"

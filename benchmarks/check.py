@@ -1,13 +1,16 @@
 """How fast a data set is looked through, and what training then waits for its images.
 
-    python benchmarks/check.py [FOLDER ...]        (with $VITSEG_REAL_DATA, or ../shared/data beside the checkout: its sets too)
+    python benchmarks/check.py [FOLDER ...]
+        (with $VITSEG_REAL_DATA, or ../shared/data beside the checkout: its sets too)
 
-Images and masks a second, of 300 generated pairs of 512 x 512, half of them photographs, and of each folder: by headers alone,
-and whole, with every pixel decoded and counted. Then a stage 1 of DINOv2-small with the lean decoder, 224 x 224, whose features
-are kept: the share of an epoch in which training and validation wait for their batches, in epochs after the first, which fills
-the cache. Of the waiting a part is the check of one view an epoch, which is computed and compared with what was kept. Writes
-runs/check.json, and exits 1 below 200 files a second by headers, or if waiting takes a tenth of each of these epochs.
-Other load makes it longer: measure on a machine of your own.
+Images and masks a second, of 300 generated pairs of 512 x 512, half of them photographs, and of
+each folder: by headers alone, and whole, with every pixel decoded and counted. Then a stage 1 of
+DINOv2-small with the lean decoder, 224 x 224, whose features are kept: the share of an epoch in
+which training and validation wait for their batches, in epochs after the first, which fills the
+cache. Of the waiting a part is the check of one view an epoch, which is computed and compared with
+what was kept. Writes runs/check.json, and exits 1 below 200 files a second by headers, or if
+waiting takes a tenth of each of these epochs. Other load makes it longer: measure on a machine of
+your own.
 """
 
 from __future__ import annotations
@@ -50,7 +53,8 @@ def draw(place: Path) -> Path:
     for n in range(PAIRS):
         image, ids = generate(cfg, n)
         image.save(
-            place / "images" / f"{n}{'.jpg' if n % 2 else '.png'}", **({"quality": 90} if n % 2 else {"compress_level": 1})
+            place / "images" / f"{n}{'.jpg' if n % 2 else '.png'}",
+            **({"quality": 90} if n % 2 else {"compress_level": 1}),
         )
         Image.fromarray(ids).save(place / "masks" / f"{n}.png", compress_level=1)
     return place
@@ -65,7 +69,11 @@ def rates(folder: Path) -> dict[str, float]:
     headers = time.perf_counter() - began
     check_data(Data(source=Folder(path=str(folder))))
     whole = time.perf_counter() - began - headers
-    return {"files": 2 * len(pairs), "headers": 2 * len(pairs) / headers, "whole": 2 * len(pairs) / whole}
+    return {
+        "files": 2 * len(pairs),
+        "headers": 2 * len(pairs) / headers,
+        "whole": 2 * len(pairs) / whole,
+    }
 
 
 def waiting() -> list[dict[str, float]]:
@@ -94,11 +102,18 @@ def waiting() -> list[dict[str, float]]:
     stage = Stage(name="stage", unfrozen_blocks=0, epochs=3, lr=1e-3, schedule=Constant())
     data = Data(source=Generated(images=160, side=224), size=(224, 224), views=1)
     recipe = Recipe(data=data, stages=(stage,), batch_size=8)
-    with tempfile.TemporaryDirectory() as folder, patch.multiple(Features, batches=timed, _compare=timed_compare):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.multiple(Features, batches=timed, _compare=timed_compare),
+    ):
         work = prepare(recipe)
-        for event in StageTraining(recipe, 1, work.model, work.data, cache=FeatureCache(Path(folder))):
+        for event in StageTraining(
+            recipe, 1, work.model, work.data, cache=FeatureCache(Path(folder))
+        ):
             if isinstance(event, EpochEnded):
-                epochs.append({"seconds": time.perf_counter() - start, "waited": waited, "compared": compared})
+                epochs.append(
+                    {"seconds": time.perf_counter() - start, "waited": waited, "compared": compared}
+                )
             if isinstance(event, StageStarted | EpochEnded):
                 start, waited, compared = time.perf_counter(), 0.0, 0.0
     return epochs
@@ -114,18 +129,27 @@ def main(folders: list[str]) -> int:
         named = {f"{PAIRS} pairs, {SIDE} x {SIDE}": draw(Path(place) / "data")}
         named |= {path.name: path for path in map(Path, folders or real_sets())}
         found = {name: rates(path) for name, path in named.items()}
-    rows = [(name, f"{r['files']}", f"{r['headers']:.0f}", f"{r['whole']:.0f}") for name, r in found.items()]
-    sys.stdout.write(f"{Table(('', 'files', 'a second, by headers', 'a second, whole'), tuple(rows), 'Check')}\n\n")
+    rows = [
+        (name, f"{r['files']}", f"{r['headers']:.0f}", f"{r['whole']:.0f}")
+        for name, r in found.items()
+    ]
+    columns = ("", "files", "a second, by headers", "a second, whole")
+    sys.stdout.write(f"{Table(columns, tuple(rows), 'Check')}\n\n")
     sys.stdout.flush()
     epochs = waiting()
     shares = [e["waited"] / e["seconds"] for e in epochs]
     rows = [
-        (str(n), f"{e['seconds']:.1f} s", f"{e['waited']:.2f} s", f"{e['compared']:.2f} s", f"{100 * share:.1f} %")
+        (
+            str(n),
+            f"{e['seconds']:.1f} s",
+            f"{e['waited']:.2f} s",
+            f"{e['compared']:.2f} s",
+            f"{100 * share:.1f} %",
+        )
         for n, (e, share) in enumerate(zip(epochs, shares, strict=True), start=1)
     ]
-    sys.stdout.write(
-        f"{Table(('epoch', 'took', 'waited for batches', 'of it checked', 'share'), tuple(rows), 'Stage 1, features kept')}\n"
-    )
+    columns = ("epoch", "took", "waited for batches", "of it checked", "share")
+    sys.stdout.write(f"{Table(columns, tuple(rows), 'Stage 1, features kept')}\n")
     file = vitseg.runs_root() / "check.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {"files_a_second": found, "epochs": epochs})

@@ -1,7 +1,9 @@
-"""Who races in bench.py: the same model, images, batches and loss, trained as people would train them today, and by ours.
+"""Who races in bench.py: the same model, images, batches and loss, trained as people would train
+them today, and by ours.
 
-A contender is an iterator over its steps that says of each whether it was of "train" or "valid", so that all can be advanced in
-turn. Trainers that do not give up control are run on a thread of their own, which waits after every step.
+A contender is an iterator over its steps that says of each whether it was of "train" or "valid", so
+that all can be advanced in turn. Trainers that do not give up control are run on a thread of their
+own, which waits after every step.
 """
 
 from __future__ import annotations
@@ -15,7 +17,11 @@ import lightning
 import torch
 import transformers
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassJaccardIndex
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassF1Score,
+    MulticlassJaccardIndex,
+)
 
 from vitseg.data.dataset import Batch, SegmentationData
 from vitseg.events import BatchEnded, ValidationBatch
@@ -42,7 +48,9 @@ def ours(recipe: Recipe, data: SegmentationData) -> Iterator[str]:
 
 
 def plain(recipe: Recipe, data: SegmentationData) -> Iterator[str]:
-    """The loop that everybody writes: three metric objects, all pixels kept for the end of the epoch."""
+    """The loop that everybody writes: three metric objects, all pixels kept for the end of the
+    epoch.
+    """
     model, loss_of = build(recipe, data), SegmentationLoss(recipe.loss, len(data.classes))
     optimizer = optimizer_of(model, recipe)
     for epoch in range(recipe.stages[0].epochs + 1):
@@ -57,12 +65,16 @@ def plain(recipe: Recipe, data: SegmentationData) -> Iterator[str]:
                 if train:
                     optimizer.zero_grad()
                     loss.backward()
-                    torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+                    torch.nn.utils.clip_grad_norm_(
+                        [p for p in model.parameters() if p.requires_grad], 1.0
+                    )
                     optimizer.step()
                 predicted = logits.detach().argmax(1)
                 for metric in metrics:
                     metric.update(predicted, batch.masks)
-                kept.append((predicted.flatten().numpy(), batch.masks.flatten().numpy(), loss.item()))
+                kept.append(
+                    (predicted.flatten().numpy(), batch.masks.flatten().numpy(), loss.item())
+                )
                 yield "train" if train else "valid"
             [metric.compute() for metric in metrics]
 
@@ -73,8 +85,13 @@ def with_lightning(recipe: Recipe, data: SegmentationData) -> Iterator[str]:
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.model, self.loss_of = build(recipe, data), SegmentationLoss(recipe.loss, len(data.classes))
-            self.metrics = torch.nn.ModuleDict({split: torch.nn.ModuleList(metrics_of(data)) for split in ("fit", "valid")})
+            self.model, self.loss_of = (
+                build(recipe, data),
+                SegmentationLoss(recipe.loss, len(data.classes)),
+            )
+            self.metrics = torch.nn.ModuleDict(
+                {split: torch.nn.ModuleList(metrics_of(data)) for split in ("fit", "valid")}
+            )
 
         def step(self, batch: dict[str, Tensor], split: str) -> Tensor:
             key_noise(self.model, self.global_step)
@@ -111,12 +128,21 @@ def with_lightning(recipe: Recipe, data: SegmentationData) -> Iterator[str]:
             def on_validation_batch_end(self, *_: object) -> None:
                 done("valid")
 
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+        quiet = {
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
         trainer = lightning.Trainer(
-            accelerator="cpu", max_epochs=recipe.stages[0].epochs, gradient_clip_val=1.0, num_sanity_val_steps=0,
+            accelerator="cpu",
+            max_epochs=recipe.stages[0].epochs,
+            gradient_clip_val=1.0,
+            num_sanity_val_steps=0,
             inference_mode=False,
-            callbacks=[Tell()], **quiet,
-        )  # fmt: skip
+            callbacks=[Tell()],
+            **quiet,
+        )
         module = Module()
         trainer.validate(module, Batches(recipe, data, "validation"), verbose=False)
         trainer.fit(module, Batches(recipe, data, "train"), Batches(recipe, data, "validation"))
@@ -125,7 +151,9 @@ def with_lightning(recipe: Recipe, data: SegmentationData) -> Iterator[str]:
 
 
 def with_hf_trainer(recipe: Recipe, data: SegmentationData) -> Iterator[str]:
-    """The Hugging Face Trainer; it keeps the predicted classes of every pixel for `compute_metrics`."""
+    """The Hugging Face Trainer; it keeps the predicted classes of every pixel for
+    `compute_metrics`.
+    """
 
     class Trainer(transformers.Trainer):
         def get_train_dataloader(self) -> Batches:
@@ -134,14 +162,18 @@ def with_hf_trainer(recipe: Recipe, data: SegmentationData) -> Iterator[str]:
         def get_eval_dataloader(self, *_: object) -> Batches:
             return Batches(recipe, data, "validation")
 
-        def compute_loss(self, model: Segmenter, inputs: dict, return_outputs: bool = False, **_: object) -> object:
+        def compute_loss(
+            self, model: Segmenter, inputs: dict, return_outputs: bool = False, **_: object
+        ) -> object:
             key_noise(model, self.state.global_step)
             logits = model(inputs["images"])
             loss = self.loss_of(logits, inputs["labels"])
             return (loss, {"logits": logits}) if return_outputs else loss
 
     def metrics(predictions: transformers.EvalPrediction) -> dict[str, float]:
-        predicted, truth = (torch.as_tensor(a) for a in (predictions.predictions, predictions.label_ids))
+        predicted, truth = (
+            torch.as_tensor(a) for a in (predictions.predictions, predictions.label_ids)
+        )
         return {type(m).__name__: float(m(predicted, truth)) for m in metrics_of(data)}
 
     def race(done: Callable[[str], None]) -> None:
@@ -154,15 +186,28 @@ def with_hf_trainer(recipe: Recipe, data: SegmentationData) -> Iterator[str]:
 
         model = build(recipe, data)
         arguments = transformers.TrainingArguments(
-            num_train_epochs=recipe.stages[0].epochs, per_device_train_batch_size=recipe.batch_size, use_cpu=True,
-            max_grad_norm=1.0, eval_strategy="epoch", save_strategy="no", logging_strategy="no", report_to=[],
-            disable_tqdm=True, remove_unused_columns=False, label_names=["labels"], output_dir="unused",
-        )  # fmt: skip
+            num_train_epochs=recipe.stages[0].epochs,
+            per_device_train_batch_size=recipe.batch_size,
+            use_cpu=True,
+            max_grad_norm=1.0,
+            eval_strategy="epoch",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            output_dir="unused",
+        )
         trainer = Trainer(
-            model, arguments, callbacks=[Tell()], eval_dataset=[None], compute_metrics=metrics,
+            model,
+            arguments,
+            callbacks=[Tell()],
+            eval_dataset=[None],
+            compute_metrics=metrics,
             optimizers=(optimizer_of(model, recipe), None),
             preprocess_logits_for_metrics=lambda logits, _: logits.argmax(1),
-        )  # fmt: skip
+        )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.loss_of = SegmentationLoss(recipe.loss, len(data.classes))
         trainer.evaluate()
@@ -193,7 +238,9 @@ def batches(recipe: Recipe, data: SegmentationData, split: str, epoch: int) -> I
 
 
 def optimizer_of(model: Segmenter, recipe: Recipe) -> torch.optim.Optimizer:
-    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=recipe.stages[0].lr)
+    return torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=recipe.stages[0].lr
+    )
 
 
 def metrics_of(data: SegmentationData) -> list:
@@ -202,8 +249,14 @@ def metrics_of(data: SegmentationData) -> list:
 
 
 def in_turns(race: Callable[[Callable[[str], None]], None]) -> Iterator[str]:
-    """Run `race` on a thread that waits, each time it calls what it is given, until it is asked for the next step."""
-    told, go, threads = Queue[str | BaseException | None](), threading.Semaphore(0), torch.get_num_threads()
+    """Run `race` on a thread that waits, each time it calls what it is given, until it is asked for
+    the next step.
+    """
+    told, go, threads = (
+        Queue[str | BaseException | None](),
+        threading.Semaphore(0),
+        torch.get_num_threads(),
+    )
 
     def done(kind: str) -> None:
         told.put(kind)

@@ -1,10 +1,12 @@
-"""Does unfreezing pay on these images? Depth 0, 2 and 4 in stage 2, three seeds, against the same epochs in stage 1.
+"""Does unfreezing pay on these images? Depth 0, 2 and 4 in stage 2, three seeds, against the same
+epochs in stage 1.
 
     python benchmarks/does_unfreezing_pay.py FOLDER [--schedulers]
 
-The recipe of careful.py at two thirds of its canvas, with one later stage that has the epochs of both. With --schedulers the
-later stage's depth is crossed with cosine restarts and exponential decay. About an hour on two cores, and the same command
-goes on where it was cut off. Prints the table, the effects and the sentence; the sweep's folder keeps all of it.
+The recipe of careful.py at two thirds of its canvas, with one later stage that has the epochs of
+both. With --schedulers the later stage's depth is crossed with cosine restarts and exponential
+decay. About an hour on two cores, and the same command goes on where it was cut off. Prints the
+table, the effects and the sentence; the sweep's folder keeps all of it.
 """
 
 from __future__ import annotations
@@ -21,9 +23,13 @@ from vitseg.sweep.findings import main_effects
 
 def main(folder: str, *options: str) -> int:
     quick = careful(folder)
-    later = quick.stages[1].model_dump(mode="json") | {"epochs": quick.stages[1].epochs + quick.stages[2].epochs}
+    later = quick.stages[1].model_dump(mode="json") | {
+        "epochs": quick.stages[1].epochs + quick.stages[2].epochs
+    }
     size = tuple(round(side * 2 / 3 / 14) * 14 for side in quick.data.size)
-    recipe = quick.replace({"stages": [quick.stages[0].model_dump(mode="json"), later], "data.size": size})
+    recipe = quick.replace(
+        {"stages": [quick.stages[0].model_dump(mode="json"), later], "data.size": size}
+    )
     axes = {"stages.1.unfrozen_blocks": [0, 2, 4]}
     if "--schedulers" in options:
         axes["stages.1.schedule"] = [Exponential(gamma=0.8), CosineRestarts()]
@@ -33,7 +39,10 @@ def main(folder: str, *options: str) -> int:
     sys.stdout.write(f"\n{ablation.table}\n\n")
     for effect in main_effects(ablation.grid, ablation.sweep.results()):
         sys.stdout.write(f"{effect}\n")
-    sys.stdout.write(f"\n{ablation.sentence}\n{(time.monotonic() - began) / 60:.0f} minutes; {ablation.sweep.path}\n")
+    sys.stdout.write(
+        f"\n{ablation.sentence}\n{(time.monotonic() - began) / 60:.0f} minutes; "
+        f"{ablation.sweep.path}\n"
+    )
     return 0
 
 

@@ -1,10 +1,14 @@
-"""The giant, planned: what a step of each of its stages takes, with and without activation checkpointing.
+"""The giant, planned: what a step of each of its stages takes, with and without activation
+checkpointing.
 
-    python benchmarks/giant.py                    (DINOv2-giant's architecture, random weights, 392 px, batches of 8)
-    python benchmarks/giant.py WIDTH BLOCKS HEADS    (another architecture, whose steps are taken also without a GPU)
+    python benchmarks/giant.py
+        (DINOv2-giant's architecture, random weights, 392 px, batches of 8)
+    python benchmarks/giant.py WIDTH BLOCKS HEADS
+        (another architecture, whose steps are taken also without a GPU)
 
-The plan is worked out from shapes alone: neither weights nor a GPU is needed. Where there is a GPU the steps are then taken,
-and the table says what they took at most. Frozen features count as kept: a step begins at the first block that trains.
+The plan is worked out from shapes alone: neither weights nor a GPU is needed. Where there is a GPU
+the steps are then taken, and the table says what they took at most. Frozen features count as kept:
+a step begins at the first block that trains.
 """
 
 from __future__ import annotations
@@ -38,9 +42,14 @@ def outline(width: int, blocks: int, heads: int) -> torch.nn.Module:
     """An encoder of that shape, without weights."""
     swiglu = (width, blocks, heads) == GIANT
     config = AutoConfig.for_model(
-        "dinov2", hidden_size=width, num_hidden_layers=blocks, num_attention_heads=heads, patch_size=14, image_size=518,
+        "dinov2",
+        hidden_size=width,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        patch_size=14,
+        image_size=518,
         use_swiglu_ffn=swiglu,
-    )  # fmt: skip
+    )
     with torch.device("meta"):
         return AutoModel.from_config(config)
 
@@ -51,15 +60,22 @@ def build(vit: torch.nn.Module) -> Segmenter:
     blocks, width = encoder.depth, encoder.width
     cfg = vitseg.giant().model
     shape = Shape(
-        classes=tuple(f"class {i}" for i in range(CLASSES)), size=(SIDE, SIDE), decoder=cfg.decoder, dropout=cfg.dropout,
-        skip_depths=tuple(blocks * i // 4 for i in (1, 2, 3, 4)), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+        classes=tuple(f"class {i}" for i in range(CLASSES)),
+        size=(SIDE, SIDE),
+        decoder=cfg.decoder,
+        dropout=cfg.dropout,
+        skip_depths=tuple(blocks * i // 4 for i in (1, 2, 3, 4)),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
         source={"name": "random"},
-    )  # fmt: skip
+    )
     decoder = build_decoder(cfg.decoder, width, CLASSES, cfg.dropout, 0)
     return Segmenter(encoder, decoder.to(next(vit.parameters()).device), shape)
 
 
-def planned(model: Segmenter, loss: SegmentationLoss, recompute: bool, autocast: torch.autocast) -> Kept:
+def planned(
+    model: Segmenter, loss: SegmentationLoss, recompute: bool, autocast: torch.autocast
+) -> Kept:
     return kept_by_a_step(model, loss, IMAGES, recompute=recompute, autocast=autocast)
 
 
@@ -79,14 +95,18 @@ def begin(model: Segmenter, unfrozen: int, recompute: bool) -> None:
     key_noise(model, "giant")
 
 
-def taken(model: Segmenter, stage: vitseg.Stage, recompute: bool, autocast: torch.autocast) -> tuple[float, str]:
+def taken(
+    model: Segmenter, stage: vitseg.Stage, recompute: bool, autocast: torch.autocast
+) -> tuple[float, str]:
     """Seconds of a step, and the most memory that was taken, as far as the device tells."""
     begin(model, stage.unfrozen_blocks, recompute)
     optimizer = build_optimizer(model, vitseg.giant().optimizer, stage)
     loss, device = SegmentationLoss(vitseg.giant().loss, CLASSES, model.device), model.device
     masks = torch.randint(CLASSES, (IMAGES, SIDE, SIDE), device=device)
     with autocast:
-        levels = model.prefix(torch.randint(256, (IMAGES, 3, SIDE, SIDE), dtype=torch.uint8, device=device))
+        levels = model.prefix(
+            torch.randint(256, (IMAGES, 3, SIDE, SIDE), dtype=torch.uint8, device=device)
+        )
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds = []
@@ -106,7 +126,10 @@ def taken(model: Segmenter, stage: vitseg.Stage, recompute: bool, autocast: torc
 
 def rows(dimensions: tuple[int, int, int], take: bool) -> Iterator[tuple[str, ...]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    stages = [s.model_copy(update={"unfrozen_blocks": s.unfrozen_blocks * dimensions[1] // 40}) for s in vitseg.giant().stages]
+    stages = [
+        s.model_copy(update={"unfrozen_blocks": s.unfrozen_blocks * dimensions[1] // 40})
+        for s in vitseg.giant().stages
+    ]
     vit = outline(*dimensions)
     with (mode := shapes_only()):
         vit.to_empty(device="cpu")
@@ -115,13 +138,24 @@ def rows(dimensions: tuple[int, int, int], take: bool) -> Iterator[tuple[str, ..
     for name, dtype in (("fp32", None), ("bf16", torch.bfloat16)):
         for recompute in (False, True):
             with mode:
-                kept = planned(shapes, loss, recompute, torch.autocast("cpu", dtype, enabled=dtype is not None))
+                kept = planned(
+                    shapes, loss, recompute, torch.autocast("cpu", dtype, enabled=dtype is not None)
+                )
             for stage in stages:
                 with mode:
                     work = teraflops(shapes, stage.unfrozen_blocks, recompute)
                 trained = sum(p.numel() for p in shapes.parameters() if p.requires_grad)
-                weights, held = 4 * sum(p.numel() for p in shapes.parameters()), kept.at(stage.unfrozen_blocks)
-                cells = (size(weights), size(12 * trained), size(held), size(weights + 12 * trained + held), f"{work:.1f}")
+                weights, held = (
+                    4 * sum(p.numel() for p in shapes.parameters()),
+                    kept.at(stage.unfrozen_blocks),
+                )
+                cells = (
+                    size(weights),
+                    size(12 * trained),
+                    size(held),
+                    size(weights + 12 * trained + held),
+                    f"{work:.1f}",
+                )
                 real = ("", "")
                 if take:
                     gc.collect()
@@ -131,17 +165,33 @@ def rows(dimensions: tuple[int, int, int], take: bool) -> Iterator[tuple[str, ..
                     autocast = torch.autocast(device, dtype, enabled=dtype is not None)
                     seconds, most = taken(model, stage, recompute, autocast)
                     real = (f"{seconds:.2f}", most)
-                yield (f"{stage.name} ({stage.unfrozen_blocks})", name, "on" if recompute else "off", *cells, *real)
+                yield (
+                    f"{stage.name} ({stage.unfrozen_blocks})",
+                    name,
+                    "on" if recompute else "off",
+                    *cells,
+                    *real,
+                )
 
 
 def main(*dimensions: str) -> int:
     take = bool(dimensions) or torch.cuda.is_available()
     columns = (
-        "stage (blocks)", "precision", "checkpointing", "weights", "gradients, moments", "activations", "together",
-        "TFLOP a step", "s a step", "most memory",
-    )  # fmt: skip
+        "stage (blocks)",
+        "precision",
+        "checkpointing",
+        "weights",
+        "gradients, moments",
+        "activations",
+        "together",
+        "TFLOP a step",
+        "s a step",
+        "most memory",
+    )
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU here"
-    caption = f"{IMAGES} images of {SIDE} x {SIDE}, AdamW; {where}{'' if take else ': planned, not run'}"
+    caption = (
+        f"{IMAGES} images of {SIDE} x {SIDE}, AdamW; {where}{'' if take else ': planned, not run'}"
+    )
     found = tuple(rows(tuple(map(int, dimensions)) or GIANT, take))
     cut = len(columns) - 2 * (not take)
     sys.stdout.write(f"{Table(columns[:cut], tuple(row[:cut] for row in found), caption)}\n")

@@ -1,4 +1,5 @@
-"""What it saves that maps lie channels last: CPU seconds of a decoder's step on such maps, and on contiguous ones.
+"""What it saves that maps lie channels last: CPU seconds of a decoder's step on such maps, and on
+contiguous ones.
 
 python benchmarks/layout.py
 """
@@ -30,7 +31,10 @@ def seconds(decoder: nn.Module, maps: list[Tensor], train: bool) -> float:
 
 def row(name: str, width: int) -> tuple[str, ...]:
     decoder = build_decoder(name, width, 5, 0.0, seed=0)
-    tokens = [torch.randn(BATCH, *GRID, width, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    tokens = [
+        torch.randn(BATCH, *GRID, width, generator=torch.Generator().manual_seed(i))
+        for i in range(4)
+    ]
     last = [t.permute(0, 3, 1, 2) for t in tokens]
     layouts = {"contiguous": [m.contiguous() for m in last], "channels last": last}
     cells = []
@@ -44,7 +48,14 @@ def row(name: str, width: int) -> tuple[str, ...]:
 
 
 def main() -> int:
-    columns = ("decoder", "width", "training, contiguous", "channels last", "validation, contiguous", "channels last")
+    columns = (
+        "decoder",
+        "width",
+        "training, contiguous",
+        "channels last",
+        "validation, contiguous",
+        "channels last",
+    )
     rows = tuple(row(name, width) for name in ("lean", "unet") for width in (384, 768))
     sys.stdout.write(f"{Table(columns, rows)}\n")
     return 0

@@ -1,10 +1,11 @@
-"""What the live screen costs: CPU seconds of drawing beside those of training, and bytes sent, of a run of 10,000 steps.
+"""What the live screen costs: CPU seconds of drawing beside those of training, and bytes sent, of a
+run of 10,000 steps.
 
     python benchmarks/live_charts.py
 
-A stand-in for training burns 20 ms of CPU a step. It is watched by a real workbench twice: from its first step, and after
-9,000 steps are on the charts. Exits 1 if drawing costs more than 5 % of training, or if a redraw late in the run sends more
-than 200 kB.
+A stand-in for training burns 20 ms of CPU a step. It is watched by a real workbench twice: from its
+first step, and after 9,000 steps are on the charts. Exits 1 if drawing costs more than 5 % of
+training, or if a redraw late in the run sends more than 200 kB.
 """
 
 from __future__ import annotations
@@ -30,14 +31,31 @@ BATCHES = 250
 def opening(recipe: vitseg.Recipe) -> list[Event]:
     score = {"loss": 1.0, "iou": 0.1, "f1": 0.2, "per_class_iou": [0.1] * 5}
     started = RunStarted(
-        recipe.model_dump(mode="json"), ["a"] * 5, "multiclass", 1, 1, 0, BATCHES, 12, "cpu", "fp32", 1, {}, ""
+        recipe.model_dump(mode="json"),
+        ["a"] * 5,
+        "multiclass",
+        1,
+        1,
+        0,
+        BATCHES,
+        12,
+        "cpu",
+        "fp32",
+        1,
+        {},
+        "",
     )
-    return [started, StageStarted(1, "stand-in", 0, 0, STEPS // BATCHES, 0, "", 1, 1, [], "", [], score)]
+    return [
+        started,
+        StageStarted(1, "stand-in", 0, 0, STEPS // BATCHES, 0, "", 1, 1, [], "", [], score),
+    ]
 
 
 def batch(step: int) -> BatchEnded:
     epoch, place = divmod(step - 1, BATCHES)
-    return BatchEnded(1, epoch + 1, step, place + 1, BATCHES, 1 / step, {"decoder": 1e-3 / step}, None)
+    return BatchEnded(
+        1, epoch + 1, step, place + 1, BATCHES, 1 / step, {"decoder": 1e-3 / step}, None
+    )
 
 
 def training(recipe: vitseg.Recipe, already: int, spent: list[float]) -> Iterator[Event]:
@@ -83,7 +101,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as runs:
         os.environ["VITSEG_RUNS"] = runs
         rows = [(already, *measure(already)) for already in (0, STEPS - 1000)]
-    cells = tuple((f"{n:,} to {n + WATCHED:,}", f"{100 * share:.1f} %", f"{sent / 1000:.0f} kB") for n, share, sent in rows)
+    cells = tuple(
+        (f"{n:,} to {n + WATCHED:,}", f"{100 * share:.1f} %", f"{sent / 1000:.0f} kB")
+        for n, share, sent in rows
+    )
     sys.stdout.write(f"{Table(('steps', 'drawing / training, CPU', 'a redraw sends'), cells)}\n")
     return 0 if all(share <= MOST_SHARE and sent <= MOST_BYTES for _, share, sent in rows) else 1
 

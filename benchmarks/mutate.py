@@ -1,11 +1,13 @@
-"""Spoil what vitseg reads, in every way that comes to mind, and see that nothing but a sentence comes of it.
+"""Spoil what vitseg reads, in every way that comes to mind, and see that nothing but a sentence
+comes of it.
 
     python benchmarks/mutate.py [EXAMPLES]        (10,000 by default; part of `make soak`)
 
-Checkpoints, logs and the other files of a run, saved models, recipes, images and masks are cut, flipped, doubled, replaced by
-pickles that would write a file, or, where they are JSON, changed in one value; manifests are mended or not. Whatever opens them
-must go on, or raise a VitsegError, within five seconds; no pickle may have been run. Prints a table, writes runs/mutate.json,
-and fails with the smallest example that breaks this.
+Checkpoints, logs and the other files of a run, saved models, recipes, images and masks are cut,
+flipped, doubled, replaced by pickles that would write a file, or, where they are JSON, changed in
+one value; manifests are mended or not. Whatever opens them must go on, or raise a VitsegError,
+within five seconds; no pickle may have been run. Prints a table, writes runs/mutate.json, and fails
+with the smallest example that breaks this.
 """
 
 from __future__ import annotations
@@ -100,15 +102,28 @@ class Bench:
             (folder / kind).mkdir(parents=True)
         for n in range(4):
             suffix = ("png", "jpg", "bmp", "tif")[n]
-            Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / "images" / f"{n}.{suffix}")
-            Image.fromarray(rng.integers(0, 3, (40, 50), np.uint8)).save(folder / "masks" / f"{n}.png")
-        (folder / "classes.json").write_text(json.dumps({"classes": ["a", "b", "c"], "encoding": "index"}))
+            Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(
+                folder / "images" / f"{n}.{suffix}"
+            )
+            Image.fromarray(rng.integers(0, 3, (40, 50), np.uint8)).save(
+                folder / "masks" / f"{n}.png"
+            )
+        (folder / "classes.json").write_text(
+            json.dumps({"classes": ["a", "b", "c"], "encoding": "index"})
+        )
 
     def files(self, target: str) -> list[str]:
-        wanted = {"run": lambda p: "best" not in p.parts and p.name != "timings.jsonl", "model": lambda p: "best" in p.parts}
+        wanted = {
+            "run": lambda p: "best" not in p.parts and p.name != "timings.jsonl",
+            "model": lambda p: "best" in p.parts,
+        }
         keep = wanted.get(target, lambda p: True)
         root = self.place / target
-        return sorted(p.relative_to(root).as_posix() for p in root.rglob("[!.]*") if p.is_file() and keep(p.relative_to(root)))
+        return sorted(
+            p.relative_to(root).as_posix()
+            for p in root.rglob("[!.]*")
+            if p.is_file() and keep(p.relative_to(root))
+        )
 
     def try_out(self, target: str, name: str, content: bytes, mended: bool) -> None:
         """Open a copy in which one file has other content."""
@@ -136,7 +151,9 @@ def mend_manifest(file: Path) -> None:
     for folder in file.parents:
         if (folder / MANIFEST).exists():
             files = [p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST]
-            write_json(folder / MANIFEST, {p.relative_to(folder).as_posix(): sha256_of(p) for p in files})
+            write_json(
+                folder / MANIFEST, {p.relative_to(folder).as_posix(): sha256_of(p) for p in files}
+            )
 
 
 def open_run(bench: Bench, copy: Path) -> None:
@@ -150,7 +167,9 @@ def open_run(bench: Bench, copy: Path) -> None:
 
 
 def open_images(bench: Bench, copy: Path) -> None:
-    data = vitseg.SegmentationData(Data(source=Folder(path=str(copy)), size=(28, 28), validation_fraction=0.25))
+    data = vitseg.SegmentationData(
+        Data(source=Folder(path=str(copy)), size=(28, 28), validation_fraction=0.25)
+    )
     for name in (n for split in data.splits.values() for n in split):
         data.load(name)
 
@@ -164,7 +183,9 @@ OPEN: dict[str, Callable[[Bench, Path], Any]] = {
 
 
 class Change(NamedTuple):
-    """How a file is spoilt: small enough for hypothesis to keep thousands. `a` and `b` are places, in 1/1000 of the file."""
+    """How a file is spoilt: small enough for hypothesis to keep thousands. `a` and `b` are places,
+    in 1/1000 of the file.
+    """
 
     way: str
     a: int = 0
@@ -177,7 +198,11 @@ class Change(NamedTuple):
             case "cut":
                 return content[:a]
             case "flip":
-                return content[:a] + bytes(byte ^ 1 << self.value for byte in content[a : a + 1]) + content[a + 1 :]
+                return (
+                    content[:a]
+                    + bytes(byte ^ 1 << self.value for byte in content[a : a + 1])
+                    + content[a + 1 :]
+                )
             case "remove":
                 return content[:a] + content[b:]
             case "double":
@@ -214,11 +239,19 @@ def changes(content: bytes) -> st.SearchStrategy[Change]:
     odd = st.sampled_from(ODD) | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
     nothing = st.none()
     found = [
-        st.builds(Change, st.sampled_from(("cut", "remove", "double", "pickle", "deep")), place, place, nothing),
+        st.builds(
+            Change,
+            st.sampled_from(("cut", "remove", "double", "pickle", "deep")),
+            place,
+            place,
+            nothing,
+        ),
         st.builds(Change, st.just("flip"), place, place, st.integers(0, 7)),
         st.builds(Change, st.just("replace"), place, place, st.binary(max_size=64)),
     ]
-    value = st.builds(Change, st.sampled_from(("set", "set", "set", "drop", "add")), place, place, odd)
+    value = st.builds(
+        Change, st.sampled_from(("set", "set", "set", "drop", "add")), place, place, odd
+    )
     return st.one_of(*found, *([value] * 4 if content.lstrip().startswith(b"{") else []))
 
 
@@ -231,14 +264,28 @@ def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def mutate(examples: int, place: Path, targets: tuple[str, ...] = tuple(OPEN)) -> Counter[str]:
-    """Try as many mutations. What came of them, by kind; an AssertionError, or whatever was raised, for what must not be."""
+    """Try as many mutations. What came of them, by kind; an AssertionError, or whatever was raised,
+    for what must not be.
+    """
     bench = Bench(place)
-    content = {(t, name): (place / t / name).read_bytes() for t in targets for name in bench.files(t)}
-    files = st.sampled_from(targets).flatmap(lambda t: st.sampled_from([file for file in content if file[0] == t]))
-    examples_of = files.flatmap(lambda file: st.tuples(st.just(file), changes(content[file]), st.booleans()))
+    content = {
+        (t, name): (place / t / name).read_bytes() for t in targets for name in bench.files(t)
+    }
+    files = st.sampled_from(targets).flatmap(
+        lambda t: st.sampled_from([file for file in content if file[0] == t])
+    )
+    examples_of = files.flatmap(
+        lambda file: st.tuples(st.just(file), changes(content[file]), st.booleans())
+    )
 
-    @settings(max_examples=examples, deadline=None, database=None, derandomize=True, phases=(Phase.generate, Phase.shrink),
-              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+    )
     @given(examples_of)
     def check(example: tuple[tuple[str, str], Change, bool]) -> None:
         (target, name), change, mended = example
@@ -251,7 +298,8 @@ def mutate(examples: int, place: Path, targets: tuple[str, ...] = tuple(OPEN)) -
 def main(examples: str = "10000") -> int:
     with tempfile.TemporaryDirectory() as folder:
         found = mutate(int(examples), Path(folder))
-    sys.stdout.write(f"{Table(('outcome', 'times'), tuple((k, str(n)) for k, n in found.most_common()), 'Files spoilt')}\n")
+    rows = tuple((outcome, str(times)) for outcome, times in found.most_common())
+    sys.stdout.write(f"{Table(('outcome', 'times'), rows, 'Files spoilt')}\n")
     file = vitseg.runs_root() / "mutate.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, dict(found))

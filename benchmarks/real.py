@@ -1,10 +1,13 @@
-"""Train the quick recipe on real data sets, time it against its forecast, and score its best/ with scikit-learn.
+"""Train the quick recipe on real data sets, time it against its forecast, and score its best/ with
+scikit-learn.
 
-    python benchmarks/real.py [FOLDER ...]           (default: ../shared/data/fuseg and camvid; `make real`)
+    python benchmarks/real.py [FOLDER ...]
+        (default: ../shared/data/fuseg and camvid; `make real`)
 
-Every run trains all of its stages, on an empty feature cache. Prints a table, writes runs/real.json, and exits 1 when
-scikit-learn, in a process that has not trained, disagrees with summary.json by more than 0.005 IoU; when the forecast of a run
-is more than 25 % off; when a run takes more CPU minutes than its set allows; or when its IoU misses the floor.
+Every run trains all of its stages, on an empty feature cache. Prints a table, writes
+runs/real.json, and exits 1 when scikit-learn, in a process that has not trained, disagrees with
+summary.json by more than 0.005 IoU; when the forecast of a run is more than 25 % off; when a run
+takes more CPU minutes than its set allows; or when its IoU misses the floor.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ DEFAULT = [Path(__file__).parents[2] / "shared" / "data" / name for name in FLOO
 
 
 def rescore(folder: Path) -> float:
-    """IoU of best/ on the validation images by scikit-learn, in this process, which has not trained."""
+    """IoU of best/ on the validation images by scikit-learn, in this process, which has not
+    trained.
+    """
     import numpy as np
     from sklearn.metrics import jaccard_score
 
@@ -60,17 +65,31 @@ def train_and_score(recipe: Recipe, name: str) -> dict:
         expected = sum(stage.seconds for stage in forecast(recipe, measure(recipe, work), work))
         recipe.save(Path(folder) / "recipe.json")
         run, started, spent = vitseg.new_run(recipe.name), time.monotonic(), cpu_seconds()
-        command = [sys.executable, "-m", "vitseg", "run", Path(folder) / "recipe.json", str(run.path), "--retrain"]
+        command = [
+            sys.executable,
+            "-m",
+            "vitseg",
+            "run",
+            Path(folder) / "recipe.json",
+            str(run.path),
+            "--retrain",
+        ]
         subprocess.run(command, check=True)
         minutes, cpu = (time.monotonic() - started) / 60, (cpu_seconds() - spent) / 60
         again = [sys.executable, __file__, "--score", str(run.path)]
         scored = subprocess.run(again, check=True, capture_output=True, text=True)
     rows = run.summary["stages"]
     return {
-        "data": name, "epochs": [row["epochs"] for row in rows], "minutes": minutes, "cpu": cpu,
-        "stages": [row["best"]["iou"] for row in rows], "sklearn": float(scored.stdout), "run": str(run.path),
-        "forecast": expected / 60, "taken": sum(row["seconds"] for row in rows) / 60,
-    }  # fmt: skip
+        "data": name,
+        "epochs": [row["epochs"] for row in rows],
+        "minutes": minutes,
+        "cpu": cpu,
+        "stages": [row["best"]["iou"] for row in rows],
+        "sklearn": float(scored.stdout),
+        "run": str(run.path),
+        "forecast": expected / 60,
+        "taken": sum(row["seconds"] for row in rows) / 60,
+    }
 
 
 def cpu_seconds() -> float:
@@ -97,18 +116,44 @@ def main(arguments: list[str]) -> int:
         return 0
     folders = list(map(Path, arguments)) or DEFAULT
     if absent := [str(folder) for folder in folders if not folder.is_dir()]:
-        sys.stderr.write(f"{', '.join(absent)}: no such folder. data/README.md says where these sets come from.\n")
+        sys.stderr.write(
+            f"{', '.join(absent)}: no such folder. data/README.md says where these sets come "
+            f"from.\n"
+        )
         return 2
     rows = [train_and_score(vitseg.quick(folder), folder.name) for folder in folders]
-    (vitseg.runs_root() / "real.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    columns = ("data", "epochs", "IoU after stage 1", "2", "3", "scikit-learn", "CPU minutes", "minutes", "forecast", "taken",
-               "missed")  # fmt: skip
+    (vitseg.runs_root() / "real.json").write_text(
+        json.dumps(rows, indent=2) + "\n", encoding="utf-8"
+    )
+    columns = (
+        "data",
+        "epochs",
+        "IoU after stage 1",
+        "2",
+        "3",
+        "scikit-learn",
+        "CPU minutes",
+        "minutes",
+        "forecast",
+        "taken",
+        "missed",
+    )
     cells = [
-        (r["data"], " + ".join(map(str, r["epochs"])), *(f"{iou:.3f}" for iou in r["stages"]), f"{r['sklearn']:.3f}",
-         f"{r['cpu']:.1f}", f"{r['minutes']:.1f}", f"{r['forecast']:.1f}", f"{r['taken']:.1f}", ", ".join(missed(r)))
+        (
+            r["data"],
+            " + ".join(map(str, r["epochs"])),
+            *(f"{iou:.3f}" for iou in r["stages"]),
+            f"{r['sklearn']:.3f}",
+            f"{r['cpu']:.1f}",
+            f"{r['minutes']:.1f}",
+            f"{r['forecast']:.1f}",
+            f"{r['taken']:.1f}",
+            ", ".join(missed(r)),
+        )
         for r in rows
-    ]  # fmt: skip
-    sys.stdout.write(f"\n{Table(columns, tuple(cells), 'minutes: the whole run; forecast and taken: its stages')}\n")
+    ]
+    title = "minutes: the whole run; forecast and taken: its stages"
+    sys.stdout.write(f"\n{Table(columns, tuple(cells), title)}\n")
     return 1 if any(map(missed, rows)) else 0
 
 

@@ -1,10 +1,12 @@
 """What saving costs: the share of a run's time that goes into checkpoints, and how large they are.
 
-    python benchmarks/saving.py [FOLDER]        (the quick recipe, on generated images by default; minutes)
+    python benchmarks/saving.py [FOLDER]
+        (the quick recipe, on generated images by default; minutes)
 
-A checkpoint at the end of each epoch, and one a minute within it, as always. Beside the size of a stage's checkpoint stands
-that of one with all weights and the optimizer's state of all of them, as a training script usually writes it. Writes
-runs/saving.json, and exits 1 if saving takes more than 5 % of the time.
+A checkpoint at the end of each epoch, and one a minute within it, as always. Beside the size of a
+stage's checkpoint stands that of one with all weights and the optimizer's state of all of them, as
+a training script usually writes it. Writes runs/saving.json, and exits 1 if saving takes more than
+5 % of the time.
 """
 
 from __future__ import annotations
@@ -62,17 +64,35 @@ def main(folder: str | None = None) -> int:
                     sys.stdout.flush()
         whole = whole_checkpoint(work.model, Path(place) / "whole.pt")
     rows = [
-        (str(n), str(len(s)), f"{1000 * sum(s) / len(s):.0f} ms", f"{seconds[n]:.0f} s", f"{100 * sum(s) / seconds[n]:.2f} %",
-         f"{sizes[n] / 1e6:.1f} MB", f"{whole / 1e6:.0f} MB")
+        (
+            str(n),
+            str(len(s)),
+            f"{1000 * sum(s) / len(s):.0f} ms",
+            f"{seconds[n]:.0f} s",
+            f"{100 * sum(s) / seconds[n]:.2f} %",
+            f"{sizes[n] / 1e6:.1f} MB",
+            f"{whole / 1e6:.0f} MB",
+        )
         for n, s in spent.items()
-    ]  # fmt: skip
-    columns = ("stage", "checkpoints", "each took", "the stage took", "share", "size", "with all weights")
+    ]
+    columns = (
+        "stage",
+        "checkpoints",
+        "each took",
+        "the stage took",
+        "share",
+        "size",
+        "with all weights",
+    )
     sys.stdout.write(f"\n{Table(columns, tuple(rows))}\n")
     share = sum(map(sum, spent.values())) / sum(seconds.values())
     sys.stdout.write(f"{100 * share:.2f} % of the time\n")
     file = vitseg.runs_root() / "saving.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, {"share": share, "seconds": seconds, "saving": dict(spent), "bytes": sizes, "whole": whole})
+    write_json(
+        file,
+        {"share": share, "seconds": seconds, "saving": dict(spent), "bytes": sizes, "whole": whole},
+    )
     return 0 if share < MOST else 1
 
 

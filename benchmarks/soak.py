@@ -2,11 +2,13 @@
 
     python benchmarks/soak.py [KILLS] [SEED] [SABOTAGE]        (200 kills by default)
 
-A run of three stages on a tiny encoder is killed at a random moment, or inside a save (before or after a sync or a rename, or
-with a file half written), and resumed, until it ends. Then its log, its weights, its optimizer's state and its best weights are
-compared byte for byte with those of a run that nobody killed. At least a quarter of the kills fall into saves. Prints a table,
-writes runs/soak.json, and exits 1 on any difference or leftover. SABOTAGE switches one mechanism off, which must make it exit
-with 1: "in place" (files are written where they belong, and believed), "global draws", or "log not cut back".
+A run of three stages on a tiny encoder is killed at a random moment, or inside a save (before or
+after a sync or a rename, or with a file half written), and resumed, until it ends. Then its log,
+its weights, its optimizer's state and its best weights are compared byte for byte with those of a
+run that nobody killed. At least a quarter of the kills fall into saves. Prints a table, writes
+runs/soak.json, and exits 1 on any difference or leftover. SABOTAGE switches one mechanism off,
+which must make it exit with 1: "in place" (files are written where they belong, and believed),
+"global draws", or "log not cut back".
 """
 
 from __future__ import annotations
@@ -35,7 +37,11 @@ from vitseg.settings import Constant, CosineRestarts, Data, Exponential, Generat
 from vitseg.ui.table import Table
 
 PLACES = ("time", "sync", "rename", "torn")
-PRELOADED = ["vitseg.runs.run", "transformers.models.auto.modeling_auto", "transformers.models.dinov2.modeling_dinov2"]
+PRELOADED = [
+    "vitseg.runs.run",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.dinov2.modeling_dinov2",
+]
 """What takes seconds to import, once for all processes."""
 
 MOST_KILLS = 3
@@ -45,7 +51,13 @@ MOST_KILLS = 3
 def tiny(folder: Path) -> Recipe:
     """The recipe below on an encoder of four random blocks."""
     config = AutoConfig.for_model(
-        "dinov2", hidden_size=32, num_hidden_layers=4, num_attention_heads=2, patch_size=14, image_size=70, mlp_ratio=2
+        "dinov2",
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        patch_size=14,
+        image_size=70,
+        mlp_ratio=2,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -54,15 +66,42 @@ def tiny(folder: Path) -> Recipe:
 
 
 def three_short_stages(encoder: str) -> Recipe:
-    """12 generated images: 10 train (batches of 2, so 5 an epoch), 2 validation. With views, drop-path and layer decay."""
+    """12 generated images: 10 train (batches of 2, so 5 an epoch), 2 validation. With views,
+    drop-path and layer decay.
+    """
     return Recipe(
         name="tiny",
-        data=Data(source=Generated(images=12, classes=3, side=70), size=(70, 70), validation_fraction=0.17, views=2),
+        data=Data(
+            source=Generated(images=12, classes=3, side=70),
+            size=(70, 70),
+            validation_fraction=0.17,
+            views=2,
+        ),
         model=Model(encoder=encoder),
         stages=(
-            Stage(name="Frozen", unfrozen_blocks=0, epochs=2, lr=1e-3, schedule=CosineRestarts(T_0=3, burn_in_batches=4)),
-            Stage(name="Last", unfrozen_blocks=1, epochs=2, lr=3e-4, schedule=Exponential(gamma=0.5), drop_path=0.2),
-            Stage(name="Deeper", unfrozen_blocks=2, epochs=1, lr=1e-4, schedule=Constant(), layer_decay=0.8),
+            Stage(
+                name="Frozen",
+                unfrozen_blocks=0,
+                epochs=2,
+                lr=1e-3,
+                schedule=CosineRestarts(T_0=3, burn_in_batches=4),
+            ),
+            Stage(
+                name="Last",
+                unfrozen_blocks=1,
+                epochs=2,
+                lr=3e-4,
+                schedule=Exponential(gamma=0.5),
+                drop_path=0.2,
+            ),
+            Stage(
+                name="Deeper",
+                unfrozen_blocks=2,
+                epochs=1,
+                lr=1e-4,
+                schedule=Constant(),
+                layer_decay=0.8,
+            ),
         ),
         batch_size=2,
         threads=1,
@@ -89,7 +128,9 @@ def write_in_place() -> None:
 def draw_from_torch() -> None:
     """Dropout and drop-path from torch's global generator, seeded once, as everybody does it."""
     torch.manual_seed(0)
-    noise._KeyedNoise.keep = lambda self, n, units, like: ((torch.rand(n, units) >= self.rate) / (1 - self.rate)).to(like)
+    noise._KeyedNoise.keep = lambda self, n, units, like: (
+        (torch.rand(n, units) >= self.rate) / (1 - self.rate)
+    ).to(like)
 
 
 def leave_the_log() -> None:
@@ -101,11 +142,18 @@ def leave_the_log() -> None:
     RunFolder.cut_back = keep_all
 
 
-SABOTAGE = {"": lambda: None, "in place": write_in_place, "global draws": draw_from_torch, "log not cut back": leave_the_log}
+SABOTAGE = {
+    "": lambda: None,
+    "in place": write_in_place,
+    "global draws": draw_from_torch,
+    "log not cut back": leave_the_log,
+}
 
 
 def train_or_resume(folder: Path, recipe: Path, place: str, count: int, sabotage: str = "") -> None:
-    """In a process of its own: go on with the run, with a checkpoint after every step, and die at the `count`-th such place."""
+    """In a process of its own: go on with the run, with a checkpoint after every step, and die at
+    the `count`-th such place.
+    """
     checkpoint.EVERY_SECONDS = 0.0
     SABOTAGE[sabotage]()
     if place == "sync":
@@ -115,12 +163,16 @@ def train_or_resume(folder: Path, recipe: Path, place: str, count: int, sabotage
     if place == "torn":
         checkpoint.save_file = _torn(checkpoint.save_file, count)
     begun = (folder / "events.jsonl").exists()
-    for _ in vitseg.resume(folder) if begun else vitseg.train(load_recipe(recipe), folder, reuse=False):
+    for _ in (
+        vitseg.resume(folder) if begun else vitseg.train(load_recipe(recipe), folder, reuse=False)
+    ):
         pass
 
 
 def _dies(act: Callable, count: int) -> Callable:
-    """`act`, but its `count`-th call is this process's last: half of the times before it is done, half after."""
+    """`act`, but its `count`-th call is this process's last: half of the times before it is done,
+    half after.
+    """
     calls = iter(range(1, sys.maxsize))
 
     def last(*more: object) -> object:
@@ -148,12 +200,16 @@ def _torn(save: Callable, count: int) -> Callable:
     return half
 
 
-def kill_until_it_ends(folder: Path, recipe: Path, rng: random.Random, seconds: float, sabotage: str) -> Counter[str]:
+def kill_until_it_ends(
+    folder: Path, recipe: Path, rng: random.Random, seconds: float, sabotage: str
+) -> Counter[str]:
     """Where the kills of one run fell. It ends by itself, or with an error."""
     processes, kills = multiprocessing.get_context("forkserver"), Counter[str]()
     while True:
         place = rng.choice(PLACES) if kills.total() < MOST_KILLS else "none"
-        process = processes.Process(target=train_or_resume, args=(folder, recipe, place, rng.randint(1, 12), sabotage))
+        process = processes.Process(
+            target=train_or_resume, args=(folder, recipe, place, rng.randint(1, 12), sabotage)
+        )
         process.start()
         process.join(rng.uniform(0, seconds) if place == "time" else 600)
         if process.is_alive():
@@ -165,7 +221,9 @@ def kill_until_it_ends(folder: Path, recipe: Path, rng: random.Random, seconds: 
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """All that a run ends with, but for the clock's: log, best weights, stage ends and the newest checkpoint."""
+    """All that a run ends with, but for the clock's: log, best weights, stage ends and the newest
+    checkpoint.
+    """
     newest = max((folder / "checkpoints").glob("*"), default=folder / "checkpoints")
     kept = [
         folder / "events.jsonl",
@@ -175,14 +233,26 @@ def content(folder: Path) -> dict[str, bytes]:
         *(folder / "stages").rglob("*"),
     ]
     left = folder.rglob(".*.new")
-    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in [*kept, *left] if p.is_file()}
-    return found | {"summary.json": b"there"} if "summary.json" in found else found  # it holds seconds
+    found = {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in [*kept, *left] if p.is_file()
+    }
+    return (
+        found | {"summary.json": b"there"} if "summary.json" in found else found
+    )  # it holds seconds
 
 
 def soak(kills: int, seed: int, place: Path, sabotage: str = "") -> dict[str, object]:
-    """Run after run until that many kills have fallen. The result says how many, where, and which runs ended otherwise."""
+    """Run after run until that many kills have fallen. The result says how many, where, and which
+    runs ended otherwise.
+    """
     multiprocessing.set_forkserver_preload(PRELOADED)
-    recipe, rng, fell, different, runs = tiny(place / "encoder"), random.Random(seed), Counter[str](), [], 0
+    recipe, rng, fell, different, runs = (
+        tiny(place / "encoder"),
+        random.Random(seed),
+        Counter[str](),
+        [],
+        0,
+    )
     recipe.save(place / "recipe.json")
     os.environ["VITSEG_CACHE"] = str(place / "cache")
     for name in ("warm", "whole"):  # the second says how long one takes
@@ -198,7 +268,11 @@ def soak(kills: int, seed: int, place: Path, sabotage: str = "") -> dict[str, ob
         fell += kill_until_it_ends(folder, place / "recipe.json", rng, seconds, sabotage)
         runs += 1
         found = content(folder)
-        different += [f"{folder.name}/{n}" for n in sorted(wanted.keys() | found.keys()) if wanted.get(n) != found.get(n)]
+        different += [
+            f"{folder.name}/{n}"
+            for n in sorted(wanted.keys() | found.keys())
+            if wanted.get(n) != found.get(n)
+        ]
     return {"runs": runs, "kills": fell.total(), "fell": dict(fell), "different": different}
 
 
@@ -206,7 +280,10 @@ def main(kills: str = "200", seed: str = "0", sabotage: str = "") -> int:
     with tempfile.TemporaryDirectory() as folder:
         result = soak(int(kills), int(seed), Path(folder), sabotage)
     rows = [(place, str(number)) for place, number in result["fell"].items()]
-    words = f"{result['kills']} kills in {result['runs']} runs; {len(result['different'])} files differ from the run left alone"
+    words = (
+        f"{result['kills']} kills in {result['runs']} runs; {len(result['different'])} files "
+        f"differ from the run left alone"
+    )
     sys.stdout.write(f"{Table(('killed at', 'times'), tuple(rows), words)}\n")
     file = vitseg.runs_root() / "soak.json"
     file.parent.mkdir(parents=True, exist_ok=True)

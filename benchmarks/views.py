@@ -1,4 +1,5 @@
-"""Views by PIL against the same warp and colour changes by kornia: images a second, and whether threads change bits.
+"""Views by PIL against the same warp and colour changes by kornia: images a second, and whether
+threads change bits.
 
 python benchmarks/views.py
 """
@@ -24,7 +25,9 @@ SIDE, COUNT = 224, 60
 def by_kornia(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """One affine warp of image and mask, then brightness, contrast, saturation."""
     warp = kornia.geometry.get_rotation_matrix2d(
-        torch.tensor([[SIDE / 2, SIDE / 2]]), torch.tensor([math.degrees(0.2)]), torch.tensor([[1.1, 1.1]])
+        torch.tensor([[SIDE / 2, SIDE / 2]]),
+        torch.tensor([math.degrees(0.2)]),
+        torch.tensor([[1.1, 1.1]]),
     )
     image = kornia.geometry.warp_affine(image, warp, (SIDE, SIDE))
     kornia.geometry.warp_affine(mask, warp, (SIDE, SIDE), mode="nearest")
@@ -50,10 +53,19 @@ def main() -> int:
         torch.set_num_threads(threads)
         results.append(by_kornia(tensor, ids))
     torch.set_num_threads(1)
-    pil, other = rate(lambda: make_view(picture, mask, Data(), "a", "1")), rate(lambda: by_kornia(tensor, ids))
-    same = "yes" if torch.equal(*results) else f"no, by up to {(results[0] - results[1]).abs().max().item():.1e}"
+    pil, other = (
+        rate(lambda: make_view(picture, mask, Data(), "a", "1")),
+        rate(lambda: by_kornia(tensor, ids)),
+    )
+    same = (
+        "yes"
+        if torch.equal(*results)
+        else f"no, by up to {(results[0] - results[1]).abs().max().item():.1e}"
+    )
     rows = (("PIL", f"{pil:.0f}", "yes"), (f"kornia {kornia.__version__}", f"{other:.0f}", same))
-    sys.stdout.write(f"{Table(('views by', 'images / CPU second', 'same bits on 1 and 2 threads'), rows)}\n")
+    sys.stdout.write(
+        f"{Table(('views by', 'images / CPU second', 'same bits on 1 and 2 threads'), rows)}\n"
+    )
     return 0
 
 

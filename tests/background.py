@@ -21,7 +21,9 @@ def until(condition: Callable[[], object], seconds: float = 30) -> None:
 
 
 def trial_that_fails(patch: pytest.MonkeyPatch, name: str, says: str) -> None:
-    """A sweep's trial of that name ends with a TrainingError at its first step; all others train."""
+    """A sweep's trial of that name ends with a TrainingError at its first step; all others
+    train.
+    """
     real = StageTraining._train_step
 
     def train_step(self: StageTraining, portions: Any) -> Any:

@@ -17,8 +17,12 @@ def to_image(pixels: np.ndarray | Image.Image) -> Image.Image:
     return pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
 
 
-def write_pairs(place: Path, masks: Mapping[str, np.ndarray | Image.Image], **declared: Any) -> Path:
-    """`images/` and `masks/` under `place`, a grey image for each mask; `declared` becomes `classes.json`."""
+def write_pairs(
+    place: Path, masks: Mapping[str, np.ndarray | Image.Image], **declared: Any
+) -> Path:
+    """`images/` and `masks/` under `place`, a grey image for each mask; `declared` becomes
+    `classes.json`.
+    """
     for kind in ("images", "masks"):
         (place / kind).mkdir(parents=True, exist_ok=True)
     for name, pixels in masks.items():

@@ -32,7 +32,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Folders of tiny random ViTs by family: 4 blocks, width 32, patch 14, dropout rates above 0 in their configs."""
+    """Folders of tiny random ViTs by family: 4 blocks, width 32, patch 14, dropout rates above 0 in
+    their configs.
+    """
     root = tmp_path_factory.mktemp("encoders")
     return {family: str(_save_tiny(family, root / family)) for family in FAMILIES}
 
@@ -40,9 +42,17 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def _save_tiny(family: str, folder: Path) -> Path:
     more = {"mlp_ratio": 2} if family.startswith("dinov2") else {"intermediate_size": 64}
     config = AutoConfig.for_model(
-        family, hidden_size=32, num_hidden_layers=LAYERS, num_attention_heads=2, patch_size=14, image_size=70, **more
+        family,
+        hidden_size=32,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        patch_size=14,
+        image_size=70,
+        **more,
     )
-    rates = {k for k in config.to_dict() if k.endswith(("dropout_prob", "dropout", "drop_path_rate"))}
+    rates = {
+        k for k in config.to_dict() if k.endswith(("dropout_prob", "dropout", "drop_path_rate"))
+    }
     for rate in rates:
         setattr(config, rate, 0.1)  # the adapter must set them to 0
     with torch.random.fork_rng():
@@ -78,4 +88,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         reasons = sorted({str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped})
         if left_out := len(terminal.stats.get("deselected", [])):
             terminal.write_line(f"{left_out} left out by -m or -k; make test-all runs them.")
-        terminal.write_line(f"{len(skipped)} skipped: {'; '.join(reasons)}" if skipped else "Nothing was skipped.")
+        terminal.write_line(
+            f"{len(skipped)} skipped: {'; '.join(reasons)}" if skipped else "Nothing was skipped."
+        )

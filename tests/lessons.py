@@ -1,4 +1,6 @@
-"""The notebooks' code, to be run in this process: a cell at a time, with other cells left out, or on a broken library."""
+"""The notebooks' code, to be run in this process: a cell at a time, with other cells left out, or
+on a broken library.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +40,8 @@ def sliced_from_minus_n(patch: pytest.MonkeyPatch) -> None:
     """The origin's bug in the library: at depth 0 every block trains."""
 
     def trained(n: int, depth: int) -> set[str]:
-        return {"decoder", *[f"block {i}" for i in range(1, depth + 1)][-n:]} | ({"final norm"} if n else set())
+        return {"decoder", *[f"block {i}" for i in range(1, depth + 1)][-n:]} | (
+            {"final norm"} if n else set()
+        )
 
     patch.setattr(freeze, "trained_parts", trained)

@@ -1,6 +1,8 @@
-"""Whatever is wrong is said in a sentence, before any training step and before a run folder appears.
+"""Whatever is wrong is said in a sentence, before any training step and before a run folder
+appears.
 
-Each case spoils one thing of a bench that would train, and is refused twice: from Python and from the command line.
+Each case spoils one thing of a bench that would train, and is refused twice: from Python and from
+the command line.
 """
 
 from __future__ import annotations
@@ -60,23 +62,37 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, encoders: dict[str, str], tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Bench:
+def bench(
+    tmp_path: Path, encoders: dict[str, str], tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> Bench:
     """Five pairs and a tiny encoder; no stage can be made, no hub can be reached."""
 
     def no_stage(*_: object, **__: object) -> None:
         raise AssertionError("a stage was about to be trained")
 
     monkeypatch.setattr(stages, "StageTraining", no_stage)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port: refused at once
+    monkeypatch.setattr(
+        huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9"
+    )  # the discard port: refused at once
     shutil.copytree(encoders["dinov2"], tmp_path / "encoder")
-    write_pairs(tmp_path / "data", {name: stripes(0, 1) for name in "abcde"}, classes=["ground", "wound"])
-    settings = {"data.source": Folder(path=str(tmp_path / "data")), "data.size": [28, 28], "device": "cpu"}
-    return Bench(tmp_path, tiny_recipe.replace(settings | {"model.encoder": str(tmp_path / "encoder")}))
+    write_pairs(
+        tmp_path / "data", {name: stripes(0, 1) for name in "abcde"}, classes=["ground", "wound"]
+    )
+    settings = {
+        "data.source": Folder(path=str(tmp_path / "data")),
+        "data.size": [28, 28],
+        "device": "cpu",
+    }
+    return Bench(
+        tmp_path, tiny_recipe.replace(settings | {"model.encoder": str(tmp_path / "encoder")})
+    )
 
 
 @dataclass
 class Case:
-    """How a bench is spoilt, the settings that go with it, and what the error must say ({data} and so on are paths)."""
+    """How a bench is spoilt, the settings that go with it, and what the error must say ({data} and
+    so on are paths).
+    """
 
     error: type[VitsegError]
     said: tuple[str, ...]
@@ -97,7 +113,9 @@ def remove(path: str) -> Callable[[Bench], object]:
 
 
 def halve(path: str) -> Callable[[Bench], object]:
-    return on_file(path, lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]))
+    return on_file(
+        path, lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    )
 
 
 def save_mask(pixels: np.ndarray) -> Callable[[Bench], object]:
@@ -128,145 +146,244 @@ def setting(error: type[VitsegError], path: str, value: Any, *said: str) -> Case
 
 DATA = {
     "wrong folder": Case(
-        DataError, ("{data}-not: there is no such folder.", "images/ and masks/ (same names)"),
-        lambda b: b.data.rename(f"{b.data}-moved"), {"data.source.path": "{data}-not"},
+        DataError,
+        ("{data}-not: there is no such folder.", "images/ and masks/ (same names)"),
+        lambda b: b.data.rename(f"{b.data}-moved"),
+        {"data.source.path": "{data}-not"},
     ),
-    "no pairs": Case(DataError, ("{data}: no image found.", "images/ and masks/ (same names)"), empty),
-    "no masks/": Case(DataError, ("{data}: there is no masks/ in it.",), on_file("data/masks", shutil.rmtree)),
+    "no pairs": Case(
+        DataError, ("{data}: no image found.", "images/ and masks/ (same names)"), empty
+    ),
+    "no masks/": Case(
+        DataError, ("{data}: there is no masks/ in it.",), on_file("data/masks", shutil.rmtree)
+    ),
     "missing mask": Case(
-        DataError, ("{data}: 1 problem.", "{data}/images/c.png: no mask of that name in masks/.", "Mend or remove"),
+        DataError,
+        (
+            "{data}: 1 problem.",
+            "{data}/images/c.png: no mask of that name in masks/.",
+            "Mend or remove",
+        ),
         remove("data/masks/c.png"),
     ),
-    "orphan mask": Case(DataError, ("{data}/masks/c.png: no image of that name in images/.",), remove("data/images/c.png")),
-    "zero bytes": Case(DataError, ("{data}/images/c.png: cannot be read as an image",), write("data/images/c.png", b"")),
-    "truncated image": Case(DataError, ("{data}/images/c.png: cannot be read as an image",), halve("data/images/c.png")),
-    "truncated mask": Case(DataError, ("{data}/masks/c.png: cannot be read as a mask",), halve("data/masks/c.png")),
+    "orphan mask": Case(
+        DataError,
+        ("{data}/masks/c.png: no image of that name in images/.",),
+        remove("data/images/c.png"),
+    ),
+    "zero bytes": Case(
+        DataError,
+        ("{data}/images/c.png: cannot be read as an image",),
+        write("data/images/c.png", b""),
+    ),
+    "truncated image": Case(
+        DataError, ("{data}/images/c.png: cannot be read as an image",), halve("data/images/c.png")
+    ),
+    "truncated mask": Case(
+        DataError, ("{data}/masks/c.png: cannot be read as a mask",), halve("data/masks/c.png")
+    ),
     "text for an image": Case(
-        DataError, ("{data}/images/c.png: cannot be read as an image",), write("data/images/c.png", b"hello")
+        DataError,
+        ("{data}/images/c.png: cannot be read as an image",),
+        write("data/images/c.png", b"hello"),
     ),
     "sizes that differ": Case(
-        DataError, (f"{{data}}/masks/c.png: size differs from its image (image {SIDE}x{SIDE}, mask {SIDE}x20 pixels).",),
+        DataError,
+        (
+            (
+                f"{{data}}/masks/c.png: size differs from its image (image {SIDE}x{SIDE}, mask "
+                f"{SIDE}x20 pixels)."
+            ),
+        ),
         save_mask(stripes(0, 1)[:20]),
     ),
     "strange label": Case(
-        DataError, ("{data}/masks/c.png: labels outside the classes: 7 in 192 pixels; allowed: 0, 1",),
-        save_mask(stripes(0, 1, 7)), {"data.source.encoding": "index"},
+        DataError,
+        ("{data}/masks/c.png: labels outside the classes: 7 in 192 pixels; allowed: 0, 1",),
+        save_mask(stripes(0, 1, 7)),
+        {"data.source.encoding": "index"},
     ),
     "ambiguous masks": Case(
-        DataError, ("{data}: mask values 0, 1, 255: is 255 a class, or to be ignored?", "classes.json"),
+        DataError,
+        ("{data}: mask values 0, 1, 255: is 255 a class, or to be ignored?", "classes.json"),
         lambda b: (save_mask(stripes(0, 1, 255))(b), remove("data/classes.json")(b)),
     ),
     "misspelt classes.json": Case(
-        DataError, ("{data}/classes.json: ", "clases", "classes, encoding, ignore_value"),
+        DataError,
+        ("{data}/classes.json: ", "clases", "classes, encoding, ignore_value"),
         write("data/classes.json", b'{"clases": ["a", "b"]}'),
     ),
     "classes.json is a list": Case(
-        DataError, ("{data}/classes.json: ", "It is a JSON object"), write("data/classes.json", b"[]")
+        DataError,
+        ("{data}/classes.json: ", "It is a JSON object"),
+        write("data/classes.json", b"[]"),
     ),
     "group that matches nothing": Case(
-        DataError, ("data.group: 'patient' does not match the name 'a'.",), settings={"data.group": "patient"}
+        DataError,
+        ("data.group: 'patient' does not match the name 'a'.",),
+        settings={"data.group": "patient"},
     ),
     "group that is no expression": setting(ConfigError, "data.group", "(", "a regular expression"),
-}  # fmt: skip
+}
 WEIGHTS = {
     "unknown encoder": Case(
-        WeightsError, ("'dinov2-smal-packaged' is neither", "Did you mean 'dinov2-small-packaged'?", "save_pretrained"),
+        WeightsError,
+        (
+            "'dinov2-smal-packaged' is neither",
+            "Did you mean 'dinov2-small-packaged'?",
+            "save_pretrained",
+        ),
         settings={"model.encoder": "dinov2-smal-packaged"},
     ),
     "no network": Case(
         WeightsError,
-        ("model.encoder: 'vitseg-tests/none' cannot be fetched from the hub", '"dinov2-small-packaged"', "hf download"),
+        (
+            "model.encoder: 'vitseg-tests/none' cannot be fetched from the hub",
+            '"dinov2-small-packaged"',
+            "hf download",
+        ),
         settings={"model.encoder": "vitseg-tests/none"},
     ),
     "config of 6 layers over 4": Case(
-        WeightsError, ("{encoder}: config and weights disagree; missing keys: encoder.layer.4.",),
+        WeightsError,
+        ("{encoder}: config and weights disagree; missing keys: encoder.layer.4.",),
         in_config(num_hidden_layers=6),
     ),
     "config of another width": Case(WeightsError, ("{encoder}: ",), in_config(hidden_size=64)),
     "no model.safetensors": Case(
-        WeightsError, ("{encoder}: holds no model.safetensors.", "save_pretrained"), remove("encoder/model.safetensors")
+        WeightsError,
+        ("{encoder}: holds no model.safetensors.", "save_pretrained"),
+        remove("encoder/model.safetensors"),
     ),
-    "no config.json": Case(WeightsError, ("{encoder}: no usable config.json",), remove("encoder/config.json")),
-    "broken config.json": Case(WeightsError, ("{encoder}: no usable config.json",), write("encoder/config.json", b"{")),
+    "no config.json": Case(
+        WeightsError, ("{encoder}: no usable config.json",), remove("encoder/config.json")
+    ),
+    "broken config.json": Case(
+        WeightsError, ("{encoder}: no usable config.json",), write("encoder/config.json", b"{")
+    ),
     "another family": Case(
-        WeightsError, ("{encoder}: the family 'bert' is not supported.", "dinov2"), in_config(model_type="bert")
+        WeightsError,
+        ("{encoder}: the family 'bert' is not supported.", "dinov2"),
+        in_config(model_type="bert"),
     ),
-    "truncated weights": Case(WeightsError, ("{encoder}: the weights do not load",), halve("encoder/model.safetensors")),
-    "empty weights": Case(WeightsError, ("{encoder}: the weights do not load",), write("encoder/model.safetensors", b"")),
-    "layers as text": Case(WeightsError, ("{encoder}: no usable config.json",), in_config(num_hidden_layers="four")),
+    "truncated weights": Case(
+        WeightsError, ("{encoder}: the weights do not load",), halve("encoder/model.safetensors")
+    ),
+    "empty weights": Case(
+        WeightsError,
+        ("{encoder}: the weights do not load",),
+        write("encoder/model.safetensors", b""),
+    ),
+    "layers as text": Case(
+        WeightsError, ("{encoder}: no usable config.json",), in_config(num_hidden_layers="four")
+    ),
     "broken preprocessor": Case(
-        WeightsError, ("{encoder}/preprocessor_config.json: is not JSON",), write("encoder/preprocessor_config.json", b"?")
+        WeightsError,
+        ("{encoder}/preprocessor_config.json: is not JSON",),
+        write("encoder/preprocessor_config.json", b"?"),
     ),
     "preprocessor is a list": Case(
-        WeightsError, ("{encoder}/preprocessor_config.json: holds list, not an object.",),
+        WeightsError,
+        ("{encoder}/preprocessor_config.json: holds list, not an object.",),
         write("encoder/preprocessor_config.json", b"[]"),
     ),
     "deviation of 0": Case(
         WeightsError,
-        ("{encoder}/preprocessor_config.json: ", "image_std=[0.2, 0, 0.2]; allowed: three finite numbers", "above 0"),
+        (
+            "{encoder}/preprocessor_config.json: ",
+            "image_std=[0.2, 0, 0.2]; allowed: three finite numbers",
+            "above 0",
+        ),
         write("encoder/preprocessor_config.json", b'{"image_std": [0.2, 0, 0.2]}'),
     ),
     "mean of two channels": Case(
-        WeightsError, ("{encoder}/preprocessor_config.json: image_mean=[0.5, 0.5], ",),
+        WeightsError,
+        ("{encoder}/preprocessor_config.json: image_mean=[0.5, 0.5], ",),
         write("encoder/preprocessor_config.json", b'{"image_mean": [0.5, 0.5]}'),
     ),
     "mean that is no number": Case(
-        WeightsError, ("{encoder}/preprocessor_config.json: image_mean=[nan, 0, 0], ",),
+        WeightsError,
+        ("{encoder}/preprocessor_config.json: image_mean=[nan, 0, 0], ",),
         write("encoder/preprocessor_config.json", b'{"image_mean": [NaN, 0, 0]}'),
     ),
     "weights with nan": Case(
-        WeightsError, ("{encoder}: layernorm.weight holds values that are not finite.",),
+        WeightsError,
+        ("{encoder}: layernorm.weight holds values that are not finite.",),
         on_file("encoder/model.safetensors", poison),
     ),
-}  # fmt: skip
+}
 SETTINGS = {
     "too many unfrozen blocks": setting(
         ConfigError, "stages.2.unfrozen_blocks", 5, '0..4 or "all"', "This encoder has 4 blocks"
     ),
     "skips too deep": Case(
-        ConfigError, ("model.skip_depths: got (1, 2, 3, 9)", "1..4"), settings={"model.skip_depths": [1, 2, 3, 9]}
+        ConfigError,
+        ("model.skip_depths: got (1, 2, 3, 9)", "1..4"),
+        settings={"model.skip_depths": [1, 2, 3, 9]},
     ),
-    "gamma above 1": setting(RecipeError, "stages.1.schedule.gamma", 1.5, "less than or equal to 1"),
+    "gamma above 1": setting(
+        RecipeError, "stages.1.schedule.gamma", 1.5, "less than or equal to 1"
+    ),
     "gamma 0": setting(RecipeError, "stages.1.schedule.gamma", 0.0, "greater than 0"),
     "LR 0": setting(RecipeError, "stages.0.lr", 0.0, "greater than 0"),
     "LR 1000": setting(RecipeError, "stages.0.lr", 1e3, "less than or equal to 1"),
     "LR nan": setting(RecipeError, "stages.0.lr", float("nan"), "a finite number"),
     "LR as text": setting(RecipeError, "stages.0.lr", "1e-4", "a valid number"),
     "unknown setting": Case(
-        RecipeError, ("stages.0.epoch: unknown setting; did you mean epochs",), settings={"stages.0.epoch": 1}
+        RecipeError,
+        ("stages.0.epoch: unknown setting; did you mean epochs",),
+        settings={"stages.0.epoch": 1},
     ),
-    "class weights": setting(ConfigError, "loss.class_weights", (1.0, 2.0, 3.0), "2 positive numbers, one a class"),
+    "class weights": setting(
+        ConfigError, "loss.class_weights", (1.0, 2.0, 3.0), "2 positive numbers, one a class"
+    ),
     "no such device": setting(RecipeError, "device", "gpu", "'auto', 'cpu', 'cuda' or 'mps'"),
-    "device that is not there": setting(ConfigError, "device", "cuda", "allowed: cpu", 'Use "auto".'),
-    "fp16 on cpu": setting(ConfigError, "precision", "fp16", "fp32, bf16", "fp16 needs cuda, the device is cpu."),
+    "device that is not there": setting(
+        ConfigError, "device", "cuda", "allowed: cpu", 'Use "auto".'
+    ),
+    "fp16 on cpu": setting(
+        ConfigError, "precision", "fp16", "fp32, bf16", "fp16 needs cuda, the device is cpu."
+    ),
 }
 FOLDERS = {
     "folder of another run": Case(
-        RunError, ("{run}: holds a run already.", "vitseg resume {run}", "another folder"),
+        RunError,
+        ("{run}: holds a run already.", "vitseg resume {run}", "another folder"),
         lambda b: (b.run.mkdir(), (b.run / "events.jsonl").write_text("")),
     ),
     "unwritable folder": Case(
-        RunError, ("{run}: cannot be written (", "Choose another folder."), lambda b: b.run.write_text("a file is in the way")
+        RunError,
+        ("{run}: cannot be written (", "Choose another folder."),
+        lambda b: b.run.write_text("a file is in the way"),
     ),
-}  # fmt: skip
+}
 BROKEN_FILES = {
     "truncated weights": Case(WeightsError, ("{encoder}",), halve("encoder/model.safetensors")),
     "empty weights": Case(WeightsError, ("{encoder}",), write("encoder/model.safetensors", b"")),
     "layers as text": Case(WeightsError, ("{encoder}",), in_config(num_hidden_layers="four")),
-    "broken preprocessor": Case(WeightsError, ("{encoder}",), write("encoder/preprocessor_config.json", b"?")),
-    "classes.json is a list": Case(DataError, ("{data}/classes.json",), write("data/classes.json", b"[]")),
+    "broken preprocessor": Case(
+        WeightsError, ("{encoder}",), write("encoder/preprocessor_config.json", b"?")
+    ),
+    "classes.json is a list": Case(
+        DataError, ("{data}/classes.json",), write("data/classes.json", b"[]")
+    ),
 }
 CASES = DATA | WEIGHTS | SETTINGS | FOLDERS | BROKEN_FILES
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-def spoilt(bench: Bench, case: Case, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], list[str]]:
+def spoilt(
+    bench: Bench, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, Any], list[str]]:
     """The settings to change, and the sentences to expect, of a bench that has been spoilt."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     case.spoil(bench)
     places = {"data": bench.data, "encoder": bench.encoder, "run": bench.run}
-    settings = {k: v.format(**places) if k == "data.source.path" else v for k, v in (case.settings or {}).items()}
+    settings = {
+        k: v.format(**places) if k == "data.source.path" else v
+        for k, v in (case.settings or {}).items()
+    }
     return settings, [said.format(**places) for said in case.said]
 
 
@@ -275,7 +392,9 @@ def files_of(folder: Path) -> list[str]:
 
 
 @every_case
-def test_bad_input_is_refused_before_anything_is_trained_or_made(bench: Bench, case: Case, monkeypatch: pytest.MonkeyPatch):
+def test_bad_input_is_refused_before_anything_is_trained_or_made(
+    bench: Bench, case: Case, monkeypatch: pytest.MonkeyPatch
+):
     settings, expected = spoilt(bench, case, monkeypatch)
     before, began = files_of(bench.root), time.perf_counter()
     with pytest.raises(case.error) as refused:
@@ -286,7 +405,9 @@ def test_bad_input_is_refused_before_anything_is_trained_or_made(bench: Bench, c
 
 
 @every_case
-def test_the_command_line_says_it_in_one_sentence_and_exits_with_two(bench: Bench, case: Case, monkeypatch, capsys):
+def test_the_command_line_says_it_in_one_sentence_and_exits_with_two(
+    bench: Bench, case: Case, monkeypatch, capsys
+):
     settings, expected = spoilt(bench, case, monkeypatch)
     bench.recipe.save(bench.root / "recipe.json")
     changes = [f"--set={path}={json.dumps(value)}" for path, value in settings.items()]
@@ -337,15 +458,26 @@ def test_a_folder_with_several_faults_gets_one_error_with_all_of_them(bench: Ben
 
 def test_a_refusal_leaves_a_process_with_code_two_and_no_traceback(bench: Bench):
     """The one test in a process of its own: what a user's shell sees."""
-    bench.recipe.replace({"data.source.path": str(bench.root / "nowhere")}).save(bench.root / "recipe.json")
-    command = [sys.executable, "-m", "vitseg", "run", str(bench.root / "recipe.json"), str(bench.run)]
+    bench.recipe.replace({"data.source.path": str(bench.root / "nowhere")}).save(
+        bench.root / "recipe.json"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "vitseg",
+        "run",
+        str(bench.root / "recipe.json"),
+        str(bench.run),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert_one_sentence(done.stderr, [f"{bench.root / 'nowhere'}: there is no such folder."])
     assert not bench.run.exists()
 
 
-def test_a_hub_that_takes_the_question_and_never_answers_is_given_up_within_seconds(monkeypatch: pytest.MonkeyPatch):
+def test_a_hub_that_takes_the_question_and_never_answers_is_given_up_within_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+):
     """What a firewall does that drops packets."""
     given_up = threading.Event()
 
@@ -355,7 +487,9 @@ def test_a_hub_that_takes_the_question_and_never_answers_is_given_up_within_seco
         given_up.set()
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(
+            huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}"
+        )
         threading.Thread(target=ask, daemon=True).start()
         assert given_up.wait(8)
 
@@ -365,7 +499,9 @@ def test_a_hub_that_takes_the_question_and_never_answers_is_given_up_within_seco
 
 @pytest.fixture
 def saved_model(bench: Bench) -> Path:
-    build_segmenter(Model(encoder=str(bench.encoder)), ("a", "b"), (28, 28), 0).save_pretrained(bench.root / "model")
+    build_segmenter(Model(encoder=str(bench.encoder)), ("a", "b"), (28, 28), 0).save_pretrained(
+        bench.root / "model"
+    )
     return bench.root / "model"
 
 
@@ -374,8 +510,14 @@ COMMANDS = {
         "run {root}/none.json",
         "{root}/none.json: there is no such file, and no such preset. Presets: quick, giant.",
     ),
-    "recipe that is no JSON": ("run {encoder}/model.safetensors", "{encoder}/model.safetensors: Recipe refused."),
-    "setting without a value": ("run quick {run} --set seed", "--set seed: has no value. Write PATH=VALUE"),
+    "recipe that is no JSON": (
+        "run {encoder}/model.safetensors",
+        "{encoder}/model.safetensors: Recipe refused.",
+    ),
+    "setting without a value": (
+        "run quick {run} --set seed",
+        "--set seed: has no value. Write PATH=VALUE",
+    ),
     "unknown path": (
         "run quick {run} --set stage.0.lr=1",
         "stage.0.lr: there is no such setting; did you mean stages? possible at that place: name",
@@ -384,10 +526,19 @@ COMMANDS = {
         "run {root}/r.json {run} --data {data}",
         "--data: goes with a preset. In a recipe.json the folder is",
     ),
-    "resume nothing": ("resume {root}/none", "{root}/none: is not a run folder (no recipe.json in it)."),
+    "resume nothing": (
+        "resume {root}/none",
+        "{root}/none: is not a run folder (no recipe.json in it).",
+    ),
     "resume data": ("resume {data}", "{data}: is not a run folder (no recipe.json in it)."),
-    "predict without a model": ("predict {data} {data}/images", "{data}/config.json: not the config of a vitseg model"),
-    "predict without images": ("predict {root}/model {encoder}", "{encoder}: no image found. Known kinds: .bmp"),
+    "predict without a model": (
+        "predict {data} {data}/images",
+        "{data}/config.json: not the config of a vitseg model",
+    ),
+    "predict without images": (
+        "predict {root}/model {encoder}",
+        "{encoder}: no image found. Known kinds: .bmp",
+    ),
     "predict a missing image": (
         "predict {root}/model {root}/no.png --out {root}/out",
         "{root}/no.png: cannot be read as an image",
@@ -396,7 +547,9 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize(("command", "said"), COMMANDS.values(), ids=COMMANDS)
-def test_other_commands_refuse_in_one_sentence_too(bench: Bench, saved_model: Path, command: str, said: str, capsys):
+def test_other_commands_refuse_in_one_sentence_too(
+    bench: Bench, saved_model: Path, command: str, said: str, capsys
+):
     places = {"root": bench.root, "data": bench.data, "encoder": bench.encoder, "run": bench.run}
     assert cli.main(command.format(**places).split()) == 2
     error = capsys.readouterr().err
@@ -405,31 +558,52 @@ def test_other_commands_refuse_in_one_sentence_too(bench: Bench, saved_model: Pa
 
 
 @pytest.mark.parametrize("broken", ["environment.json", "split.json"])
-@pytest.mark.parametrize("how", [remove, halve, lambda path: write(path, b"[]")], ids=["missing", "torn", "a list"])
-def test_a_run_folder_that_is_not_whole_is_not_resumed_but_refused_by_file(bench: Bench, broken: str, how, capsys):
+@pytest.mark.parametrize(
+    "how", [remove, halve, lambda path: write(path, b"[]")], ids=["missing", "torn", "a list"]
+)
+def test_a_run_folder_that_is_not_whole_is_not_resumed_but_refused_by_file(
+    bench: Bench, broken: str, how, capsys
+):
     events = train(bench.recipe, bench.run)
     next(events)
     events.close()
     how(f"run/{broken}")(bench)
     assert cli.main(["resume", str(bench.run)]) == 2
     error = capsys.readouterr().err
-    assert_one_sentence(error[error.index("vitseg: ") :], [f"{bench.run / broken}: not a file that vitseg wrote ("])
+    assert_one_sentence(
+        error[error.index("vitseg: ") :], [f"{bench.run / broken}: not a file that vitseg wrote ("]
+    )
 
 
 @pytest.mark.parametrize("broken", ["decoder.safetensors", "config.json", "encoder/config.json"])
 @pytest.mark.parametrize("how", [halve, remove], ids=["truncated", "missing"])
-def test_a_saved_model_that_is_not_whole_is_refused_by_file(bench: Bench, saved_model: Path, broken: str, how, capsys):
+def test_a_saved_model_that_is_not_whole_is_refused_by_file(
+    bench: Bench, saved_model: Path, broken: str, how, capsys
+):
     how(f"model/{broken}")(bench)
     assert cli.main(["predict", str(saved_model), str(bench.data / "images")]) == 2
     assert_one_sentence(
-        capsys.readouterr().err, [str((saved_model / broken).parent if "encoder" in broken else saved_model / broken)]
+        capsys.readouterr().err,
+        [str((saved_model / broken).parent if "encoder" in broken else saved_model / broken)],
     )
 
 
 @pytest.mark.parametrize(
     "arguments",
-    ["{data}/images/a.png {data}/masks/a.png --out {root}/out", "{data}/images/a.png --out {data}/images/b.png"],
+    [
+        "{data}/images/a.png {data}/masks/a.png --out {root}/out",
+        "{data}/images/a.png --out {data}/images/b.png",
+    ],
     ids=["two images of one name", "a file for --out"],
 )
 def test_predict_refuses_to_lose_a_mask(bench: Bench, saved_model: Path, arguments: str):
-    assert cli.main(["predict", str(saved_model), *arguments.format(data=bench.data, root=bench.root).split()]) == 2
+    assert (
+        cli.main(
+            [
+                "predict",
+                str(saved_model),
+                *arguments.format(data=bench.data, root=bench.root).split(),
+            ]
+        )
+        == 2
+    )

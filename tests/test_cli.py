@@ -22,7 +22,10 @@ def recipe_file(tiny_recipe, tmp_path):
 
 
 def test_run_trains_and_ends_in_table_folder_and_report(recipe_file, tmp_path, capsys):
-    assert cli.main(["run", str(recipe_file), str(tmp_path / "run"), "--set", "stages.1.epochs=1"]) == 0
+    assert (
+        cli.main(["run", str(recipe_file), str(tmp_path / "run"), "--set", "stages.1.epochs=1"])
+        == 0
+    )
     said = capsys.readouterr().out
     run = vitseg.RunFolder(tmp_path / "run")
     assert [stage["epochs"] for stage in run.summary["stages"]] == [2, 1, 1]
@@ -39,16 +42,28 @@ def test_resume_goes_on_where_the_run_was_cut_off(tiny_recipe, tmp_path):
     next(e for e in events if isinstance(e, EpochEnded))
     events.close()
     assert cli.main(["resume", str(tmp_path / "run")]) == 0
-    assert [stage["epochs"] for stage in vitseg.RunFolder(tmp_path / "run").summary["stages"]] == [2, 2, 1]
+    assert [stage["epochs"] for stage in vitseg.RunFolder(tmp_path / "run").summary["stages"]] == [
+        2,
+        2,
+        1,
+    ]
 
 
-def test_predict_writes_a_palette_mask_and_an_overlay_of_the_image_s_size(tiny_recipe, tmp_path, capsys):
+def test_predict_writes_a_palette_mask_and_an_overlay_of_the_image_s_size(
+    tiny_recipe, tmp_path, capsys
+):
     list(vitseg.train(tiny_recipe, tmp_path / "run"))
     pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     out = tmp_path / "out"
-    assert cli.main(["predict", str(tmp_path / "run"), str(tmp_path / "photo.png"), "--out", str(out)]) == 0
-    with Image.open(out / "photo.png") as mask, Image.open(out / "overlays" / "photo.png") as overlay:
+    assert (
+        cli.main(["predict", str(tmp_path / "run"), str(tmp_path / "photo.png"), "--out", str(out)])
+        == 0
+    )
+    with (
+        Image.open(out / "photo.png") as mask,
+        Image.open(out / "overlays" / "photo.png") as overlay,
+    ):
         assert (mask.mode, mask.size, overlay.size) == ("P", (53, 37), (53, 37))
         assert np.array_equal(np.asarray(mask), vitseg.load(tmp_path / "run").predict(pixels))
         assert tuple(mask.getpalette()[3:6]) == color_of(1)
@@ -56,7 +71,9 @@ def test_predict_writes_a_palette_mask_and_an_overlay_of_the_image_s_size(tiny_r
     files = [str(tmp_path / "run"), str(tmp_path / "photo.png"), "--out", str(out)]
     assert cli.main(["predict", *files, "--windows"]) == 0
     with Image.open(out / "photo.png") as mask:
-        assert np.array_equal(np.asarray(mask), vitseg.load(tmp_path / "run").predict_windows(pixels))
+        assert np.array_equal(
+            np.asarray(mask), vitseg.load(tmp_path / "run").predict_windows(pixels)
+        )
 
 
 def test_predict_does_not_write_over_the_images(tiny_recipe, tmp_path, capsys):
@@ -77,7 +94,10 @@ def test_a_notebook_run_headless_shows_its_text_as_it_comes(tmp_path):
     import nbformat
 
     (tmp_path / "notebooks").mkdir()
-    cells = [nbformat.v4.new_code_cell("import os; print('in', os.getcwd())"), nbformat.v4.new_code_cell("6 * 7")]
+    cells = [
+        nbformat.v4.new_code_cell("import os; print('in', os.getcwd())"),
+        nbformat.v4.new_code_cell("6 * 7"),
+    ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks" / "a.ipynb")
     command = [sys.executable, "-m", "vitseg.ui.headless", "notebooks/a.ipynb"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -90,7 +110,11 @@ def test_a_mistake_in_a_headless_notebook_is_a_sentence_and_code_two(tmp_path):
     cell = nbformat.v4.new_code_cell("import vitseg; vitseg.quick().replace({'stages.0.epoch': 3})")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
     done = subprocess.run(
-        [sys.executable, "-m", "vitseg.ui.headless", "a.ipynb"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "vitseg.ui.headless", "a.ipynb"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert "stages.0.epoch: unknown setting; did you mean epochs (of Stage)?" in done.stderr
@@ -102,17 +126,28 @@ def test_cache_is_listed_verified_and_cleared(tiny_recipe, tmp_path, monkeypatch
     list(vitseg.train(tiny_recipe, tmp_path / "run"))
     assert cli.main(["cache"]) == 0
     text = capsys.readouterr().out
-    assert "GB kept, of at most 20 GB" in text and "70 x 70" in text and text.count("\n") == 9  # levels 1 to 4, masks
+    assert (
+        "GB kept, of at most 20 GB" in text and "70 x 70" in text and text.count("\n") == 9
+    )  # levels 1 to 4, masks
 
     rows = [p for p in (tmp_path / "cache" / "features").glob("*/*") if p.name != "about.json"]
     rows[0].write_bytes(rows[0].read_bytes()[:-1])
     assert cli.main(["cache", "verify"]) == 0
-    assert f"{len(rows) - 1:,} rows are whole; 1 were not, and are dropped\n  {rows[0]}" in capsys.readouterr().out
+    assert (
+        f"{len(rows) - 1:,} rows are whole; 1 were not, and are dropped\n  {rows[0]}"
+        in capsys.readouterr().out
+    )
     assert cli.main(["cache", "verify"]) == 0 and "; 0 were not" in capsys.readouterr().out
 
     assert cli.main(["cache", "clear", "dinov3"]) == 2
-    assert f"cache: got 'dinov3'; allowed: {tiny_recipe.model.encoder}, masks." in capsys.readouterr().err
-    assert cli.main(["cache", "clear", tiny_recipe.model.encoder]) == 0 and "GB cleared" in capsys.readouterr().out
+    assert (
+        f"cache: got 'dinov3'; allowed: {tiny_recipe.model.encoder}, masks."
+        in capsys.readouterr().err
+    )
+    assert (
+        cli.main(["cache", "clear", tiny_recipe.model.encoder]) == 0
+        and "GB cleared" in capsys.readouterr().out
+    )
     assert len(list((tmp_path / "cache" / "features").iterdir())) == 1  # the masks stay
 
     assert cli.main(["cache", "clear"]) == 0 and "GB cleared" in capsys.readouterr().out

@@ -36,7 +36,9 @@ BIN = Path(sys.executable).parent
     ],
 )
 def test_what_needs_no_torch_loads_none(module):
-    script = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    script = (
+        f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
@@ -59,7 +61,9 @@ for name in vitseg.__all__:
         missing.append((name, error.mend))
 print(missing)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert ast.literal_eval(done.stdout) == [("search", "pip install 'vitseg[search]'")]
 
 
@@ -72,7 +76,9 @@ def test_every_public_name_can_be_had():
 
 
 def test_imports_go_down_only():
-    done = subprocess.run([BIN / "lint-imports"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [BIN / "lint-imports"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -86,16 +92,26 @@ def test_environment_yml_equals_pyproject_and_constraints_with_torch_first():
     pip = next(item["pip"] for item in listed if isinstance(item, dict))
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
     assert pip == ["-c constraints.txt", f"torch=={pins['torch']}", "-e .[lab]"]
-    wanted = project["dependencies"] + [line for extra in project["optional-dependencies"].values() for line in extra]
+    wanted = project["dependencies"] + [
+        line for extra in project["optional-dependencies"].values() for line in extra
+    ]
     names = {re.match(r"[\w-]+", w).group().lower().replace("_", "-") for w in wanted} - {"vitseg"}
-    assert names <= {name.lower().replace("_", "-") for name in pins}, "every direct dependency is pinned where it was tested"
+    assert names <= {name.lower().replace("_", "-") for name in pins}, (
+        "every direct dependency is pinned where it was tested"
+    )
     python = next(item for item in listed if str(item).startswith("python="))
     assert python == "python=3.11"
 
 
 def test_no_placeholder_is_left_behind():
-    for path in [*(ROOT / "vitseg").rglob("*.py"), *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
-        assert not re.search(r"\b(TODO|FIXME|XXX|NUMBERS|QUICK)\b", path.read_text(encoding="utf-8")), path
+    for path in [
+        *(ROOT / "vitseg").rglob("*.py"),
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+    ]:
+        assert not re.search(
+            r"\b(TODO|FIXME|XXX|NUMBERS|QUICK)\b", path.read_text(encoding="utf-8")
+        ), path
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -104,7 +120,11 @@ def test_notebooks_are_written_as_lessons(path):
     kinds = [c["cell_type"] for c in cells]
     sources = ["".join(c["source"]) for c in cells]
     code = [s for s, k in zip(sources, kinds, strict=True) if k == "code"]
-    assert all(not c.get("outputs") and c.get("execution_count") is None for c in cells if c["cell_type"] == "code")
+    assert all(
+        not c.get("outputs") and c.get("execution_count") is None
+        for c in cells
+        if c["cell_type"] == "code"
+    )
     assert all(before == "markdown" for before, now in pairwise(kinds) if now == "code")
     assert kinds[0] == "markdown"
     assert max(len(s.splitlines()) for s in code) <= 25
@@ -117,7 +137,9 @@ def test_notebooks_are_written_as_lessons(path):
 
 
 def test_nbstripout_finds_nothing_to_strip():
-    done = subprocess.run([BIN / "nbstripout", "--verify", *NOTEBOOKS], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [BIN / "nbstripout", "--verify", *NOTEBOOKS], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -125,7 +147,9 @@ def test_the_index_names_every_notebook_with_the_minutes_that_it_states_and_a_pi
     index = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
     for path in NOTEBOOKS:
         row = next(line for line in index.splitlines() if f"]({path.name})" in line)
-        first = " ".join("".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).split())
+        first = " ".join(
+            "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).split()
+        )
         minutes = re.search(r"About (\d+) minutes to read, [^.]+ to run", first)
         assert minutes and f"| {minutes[1]} to read, " in row
         picture = re.search(r'src="([^"]+)"', row)

@@ -1,4 +1,6 @@
-"""RGB is RGB, upright and whole: from the file, over the network's canvas, back to the image's own size."""
+"""RGB is RGB, upright and whole: from the file, over the network's canvas, back to the image's own
+size.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,18 @@ from PIL import Image
 from vitseg.data.dataset import SegmentationData
 from vitseg.data.masks import read_raw
 from vitseg.errors import VitsegError
-from vitseg.images import FILL, IGNORE, color_of, fit_image, fit_mask, fitted_size, open_rgb, overlay, palette_image, to_rgb
+from vitseg.images import (
+    FILL,
+    IGNORE,
+    color_of,
+    fit_image,
+    fit_mask,
+    fitted_size,
+    open_rgb,
+    overlay,
+    palette_image,
+    to_rgb,
+)
 from vitseg.model.families import FAMILIES
 from vitseg.model.segmenter import Segmenter, build_segmenter, restore
 from vitseg.settings import Data, Folder, Model
@@ -31,7 +44,9 @@ AS_STORED = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: a[::-1].swapaxes(0, 1),
 }
-"""EXIF 2.3, table 6: 6 says that the stored row 0 is the right-hand side as seen, the stored column 0 the top."""
+"""EXIF 2.3, table 6: 6 says that the stored row 0 is the right-hand side as seen, the stored column
+0 the top.
+"""
 
 
 def save_turned(pixels: np.ndarray, orientation: int, path: Path) -> Path:
@@ -44,9 +59,13 @@ def save_turned(pixels: np.ndarray, orientation: int, path: Path) -> Path:
 # ---------------------------------------------------------------------- colour
 
 
-@pytest.mark.parametrize(("suffix", "tolerance"), [(".png", 0), (".bmp", 0), (".tif", 0), (".jpg", 3), (".webp", 12)])
+@pytest.mark.parametrize(
+    ("suffix", "tolerance"), [(".png", 0), (".bmp", 0), (".tif", 0), (".jpg", 3), (".webp", 12)]
+)
 @pytest.mark.parametrize("channel", [0, 1, 2], ids=["red", "green", "blue"])
-def test_a_patch_of_one_colour_arrives_in_its_own_channel(suffix: str, tolerance: int, channel: int, tmp_path: Path):
+def test_a_patch_of_one_colour_arrives_in_its_own_channel(
+    suffix: str, tolerance: int, channel: int, tmp_path: Path
+):
     color = tuple(255 * (i == channel) for i in range(3))
     Image.new("RGB", (32, 32), color).save(tmp_path / f"patch{suffix}")
     means = np.asarray(open_rgb(tmp_path / f"patch{suffix}")).mean((0, 1))
@@ -56,7 +75,10 @@ def test_a_patch_of_one_colour_arrives_in_its_own_channel(suffix: str, tolerance
 def test_the_encoder_gets_red_normalised_with_the_first_of_its_own_statistics(model: Segmenter):
     red = torch.zeros(1, 3, 14, 14, dtype=torch.uint8)
     red[:, 0] = 255
-    expected = [(value - mean) / std for value, mean, std in zip((1, 0, 0), model.shape.mean, model.shape.std, strict=True)]
+    expected = [
+        (value - mean) / std
+        for value, mean, std in zip((1, 0, 0), model.shape.mean, model.shape.std, strict=True)
+    ]
     assert model.normalise(red).mean((0, 2, 3)).tolist() == pytest.approx(expected, rel=1e-5)
     assert len(set(model.shape.mean)) == 3  # else a swap of channels would pass
 
@@ -64,12 +86,18 @@ def test_the_encoder_gets_red_normalised_with_the_first_of_its_own_statistics(mo
 GREY_16 = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)
 MODES = {
     "1": (Image.fromarray(np.array([[False, True]])), [(0, 0, 0), (255, 255, 255)]),
-    "L": (Image.fromarray(np.array([[0, 7, 255]], dtype=np.uint8)), [(0,) * 3, (7,) * 3, (255,) * 3]),
+    "L": (
+        Image.fromarray(np.array([[0, 7, 255]], dtype=np.uint8)),
+        [(0,) * 3, (7,) * 3, (255,) * 3],
+    ),
     "I;16": (Image.fromarray(GREY_16), [(0,) * 3, (1,) * 3, (128,) * 3, (255,) * 3]),
     "I": (Image.fromarray(GREY_16.astype(np.int32)), [(0,) * 3, (1,) * 3, (128,) * 3, (255,) * 3]),
     "RGBA, solid": (Image.new("RGBA", (1, 1), (*RED, 255)), [RED]),
     "RGBA, clear": (Image.new("RGBA", (1, 1), (*RED, 0)), [FILL]),
-    "RGBA, half": (Image.new("RGBA", (1, 1), (255, 255, 255, 51)), [tuple(round(0.8 * c + 0.2 * 255) for c in FILL)]),
+    "RGBA, half": (
+        Image.new("RGBA", (1, 1), (255, 255, 255, 51)),
+        [tuple(round(0.8 * c + 0.2 * 255) for c in FILL)],
+    ),
     "LA, solid": (Image.new("LA", (1, 1), (9, 255)), [(9, 9, 9)]),
     "LA, clear": (Image.new("LA", (1, 1), (9, 0)), [FILL]),
     "CMYK": (Image.new("CMYK", (1, 1), (0, 255, 255, 0)), [RED]),
@@ -103,7 +131,9 @@ def test_sixteen_bit_greys_keep_their_range_in_the_file_too(tmp_path: Path):
 
 
 def test_float_images_are_scaled_or_refused(tmp_path: Path):
-    Image.fromarray(np.linspace(0, 1, 100, dtype=np.float32).reshape(10, 10)).save(tmp_path / "float.tif")
+    Image.fromarray(np.linspace(0, 1, 100, dtype=np.float32).reshape(10, 10)).save(
+        tmp_path / "float.tif"
+    )
     try:
         rgb = np.asarray(open_rgb(tmp_path / "float.tif"))
     except (OSError, ValueError):
@@ -129,7 +159,11 @@ def test_a_turned_photograph_and_its_mask_agree_pixel_for_pixel(orientation: int
     folder = write_pairs(tmp_path, masks)
     save_turned(SHAPE.astype(np.uint8), orientation, folder / "masks" / "tagged.png")
     for name in masks:
-        save_turned(np.stack([SHAPE * 100] * 3, axis=-1).astype(np.uint8), orientation, folder / "images" / f"{name}.png")
+        save_turned(
+            np.stack([SHAPE * 100] * 3, axis=-1).astype(np.uint8),
+            orientation,
+            folder / "images" / f"{name}.png",
+        )
     data = SegmentationData(Data(source=Folder(path=str(folder)), size=(30, 20)))
     for name in masks:
         sample = data[name, "0"]
@@ -142,7 +176,10 @@ def test_jpeg_photographs_are_turned_too(tmp_path: Path):
     path = save_turned(halves, 6, tmp_path / "photo.jpg")
     seen = np.asarray(open_rgb(path))
     assert seen.shape == (32, 64, 3)
-    assert (seen[:14].min(), seen[18:].max()) == (pytest.approx(255, abs=20), pytest.approx(0, abs=20))
+    assert (seen[:14].min(), seen[18:].max()) == (
+        pytest.approx(255, abs=20),
+        pytest.approx(0, abs=20),
+    )
 
 
 # ---------------------------------------------------------------------- the canvas, there and back
@@ -174,7 +211,9 @@ def test_images_keep_their_aspect_on_the_canvas(original, size, fitted):
 @pytest.mark.parametrize("original", [(37, 53), (53, 37), (200, 31), (70, 70), (101, 101)])
 def test_what_goes_onto_the_canvas_comes_back_to_its_place(original: tuple[int, int]):
     y, x = np.mgrid[: original[0], : original[1]]
-    mask = ((y > original[0] * 0.3) & (x > original[1] * 0.6)).astype(np.uint8) + (y > original[0] * 0.8)
+    mask = ((y > original[0] * 0.3) & (x > original[1] * 0.6)).astype(np.uint8) + (
+        y > original[0] * 0.8
+    )
     on_canvas = torch.from_numpy(np.array(fit_mask(mask.astype(np.uint8), (70, 70)))).long()
     logits = torch.nn.functional.one_hot(on_canvas.clamp(max=3), 4).permute(2, 0, 1).float()
     assert (restore(logits, original).numpy() == mask).mean() > 0.93
@@ -182,7 +221,10 @@ def test_what_goes_onto_the_canvas_comes_back_to_its_place(original: tuple[int, 
 
 @pytest.fixture(scope="module")
 def models(encoders: dict[str, str]) -> dict[str, Segmenter]:
-    return {f: build_segmenter(Model(encoder=encoders[f]), ("a", "b", "c"), (70, 70), seed=0) for f in FAMILIES}
+    return {
+        f: build_segmenter(Model(encoder=encoders[f]), ("a", "b", "c"), (70, 70), seed=0)
+        for f in FAMILIES
+    }
 
 
 @pytest.fixture(scope="module")
@@ -190,12 +232,22 @@ def model(models: dict[str, Segmenter]) -> Segmenter:
     return models["dinov2"]
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 3), (37, 53), (71, 140), (200, 31), (70, 70)])
-def test_predict_returns_the_images_own_size_however_it_is_given(model: Segmenter, height: int, width: int, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 1), (5, 3), (37, 53), (71, 140), (200, 31), (70, 70)]
+)
+def test_predict_returns_the_images_own_size_however_it_is_given(
+    model: Segmenter, height: int, width: int, tmp_path: Path
+):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
     masks = [
-        model.predict(given) for given in (pixels, Image.fromarray(pixels), tmp_path / "image.png", str(tmp_path / "image.png"))
+        model.predict(given)
+        for given in (
+            pixels,
+            Image.fromarray(pixels),
+            tmp_path / "image.png",
+            str(tmp_path / "image.png"),
+        )
     ]
     assert (masks[0].shape, masks[0].dtype) == ((height, width), np.uint8)
     assert masks[0].max() < 3
@@ -210,7 +262,9 @@ def test_predict_sees_a_turned_photograph_upright(model: Segmenter, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "given", [np.zeros((8, 8, 3)), np.zeros((3, 8, 9), np.uint8), "no/such.png"], ids=["float", "CHW", "path"]
+    "given",
+    [np.zeros((8, 8, 3)), np.zeros((3, 8, 9), np.uint8), "no/such.png"],
+    ids=["float", "CHW", "path"],
 )
 def test_predict_says_in_plain_words_what_it_cannot_take(model: Segmenter, given: object):
     with pytest.raises(VitsegError):
@@ -219,7 +273,9 @@ def test_predict_says_in_plain_words_what_it_cannot_take(model: Segmenter, given
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", [(37, 45), (13, 70), (71, 14), (29, 29)])
-def test_every_pixel_matters_where_the_size_is_no_multiple_of_the_patch(models, family: str, size: tuple[int, int]):
+def test_every_pixel_matters_where_the_size_is_no_multiple_of_the_patch(
+    models, family: str, size: tuple[int, int]
+):
     model, (height, width) = models[family], size
     image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
     logits = model(image)

@@ -1,4 +1,6 @@
-"""environment.yml is true: its pip part installs into a clean environment that imports what the notebooks import."""
+"""environment.yml is true: its pip part installs into a clean environment that imports what the
+notebooks import.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,11 @@ def test_the_pip_part_installs_and_imports_what_the_notebooks_import(tmp_path):
     arguments = [word for line in lines for word in shlex.split(line)]
     command = [python, "-m", "pip", "install", "--quiet", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode and "No matching distribution" not in done.stderr and "onnection" in done.stderr:
+    if (
+        done.returncode
+        and "No matching distribution" not in done.stderr
+        and "onnection" in done.stderr
+    ):
         pytest.skip("no package index is reachable")
     assert done.returncode == 0, done.stderr
     script = "import " + ", ".join(sorted(_imports() | {"jupyterlab", "ipywidgets", "anywidget"}))

@@ -1,4 +1,6 @@
-"""A recipe is checked when it is made: nothing misspelt, converted, out of range or without effect gets through."""
+"""A recipe is checked when it is made: nothing misspelt, converted, out of range or without effect
+gets through.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vitseg.effects import Blur, Clahe, CoarseDropout, Crop, Elastic, GridDistortion, Hue, OpticalDistortion, RightAngle
+from vitseg.effects import (
+    Blur,
+    Clahe,
+    CoarseDropout,
+    Crop,
+    Elastic,
+    GridDistortion,
+    Hue,
+    OpticalDistortion,
+    RightAngle,
+)
 from vitseg.errors import RecipeError
 from vitseg.origin import Reading, from_training_config
 from vitseg.plan import preview
@@ -34,7 +46,17 @@ from vitseg.settings import (
 
 STAGE = {"name": "one", "unfrozen_blocks": 1, "epochs": 2, "lr": 1e-3}
 FROZEN = STAGE | {"unfrozen_blocks": 0}
-EFFECTS = (RightAngle, Hue, Blur, Elastic, GridDistortion, OpticalDistortion, CoarseDropout, Clahe, Crop)
+EFFECTS = (
+    RightAngle,
+    Hue,
+    Blur,
+    Elastic,
+    GridDistortion,
+    OpticalDistortion,
+    CoarseDropout,
+    Clahe,
+    Crop,
+)
 NAN, INF = math.nan, math.inf
 
 
@@ -43,7 +65,9 @@ def stage(**settings: Any) -> Stage:
 
 
 def make(cls: type, settings: dict[str, Any]) -> Any:
-    return cls(**(STAGE if cls is Stage else {"stages": (stage(),)} if cls is Recipe else {}) | settings)
+    return cls(
+        **(STAGE if cls is Stage else {"stages": (stage(),)} if cls is Recipe else {}) | settings
+    )
 
 
 def refusal(cls: type, settings: dict[str, Any]) -> str:
@@ -70,18 +94,28 @@ def refusal(cls: type, settings: dict[str, Any]) -> str:
         (Recipe, "SEED", "seed (of Recipe)"),
     ],
 )
-def test_an_unknown_key_is_refused_with_the_nearest_spelling_and_where_it_belongs(cls: type, misspelt: str, meant: str | None):
+def test_an_unknown_key_is_refused_with_the_nearest_spelling_and_where_it_belongs(
+    cls: type, misspelt: str, meant: str | None
+):
     hint = f"; did you mean {meant}?" if meant else "."
-    assert refusal(cls, {misspelt: 1}) == f"{cls.__name__} refused. {misspelt}: unknown setting{hint}"
+    assert (
+        refusal(cls, {misspelt: 1}) == f"{cls.__name__} refused. {misspelt}: unknown setting{hint}"
+    )
 
 
 def test_a_value_that_might_be_of_two_kinds_is_refused_once():
     said = refusal(Stage, {"name": "x", "unfrozen_blocks": -1, "epochs": 1, "lr": 0.1})
-    assert said == "Stage refused. unfrozen_blocks: got -1; allowed: greater than or equal to 0 or 'all'."
+    assert (
+        said
+        == "Stage refused. unfrozen_blocks: got -1; allowed: greater than or equal to 0 or 'all'."
+    )
 
 
 def test_a_setting_in_the_wrong_place_is_told_where_it_belongs():
-    assert refusal(Recipe, {"gamma": 1}) == "Recipe refused. gamma: unknown setting; gamma is a setting of Exponential."
+    assert (
+        refusal(Recipe, {"gamma": 1})
+        == "Recipe refused. gamma: unknown setting; gamma is a setting of Exponential."
+    )
 
 
 CONVERSIONS = [
@@ -103,12 +137,20 @@ CONVERSIONS = [
 OUT_OF_RANGE = [
     *[
         (Stage, "lr", lr, said)
-        for lr, said in ((0.0, "greater than 0"), (-1e-3, "greater than 0"), (1e3, "less than or equal to 1"))
+        for lr, said in (
+            (0.0, "greater than 0"),
+            (-1e-3, "greater than 0"),
+            (1e3, "less than or equal to 1"),
+        )
     ],
     *[(Stage, "lr", lr, "a finite number") for lr in (NAN, INF, -INF)],
     *[
         (Exponential, "gamma", g, said)
-        for g, said in ((0.0, "greater than 0"), (-1.0, "greater than 0"), (2.0, "less than or equal to 1"))
+        for g, said in (
+            (0.0, "greater than 0"),
+            (-1.0, "greater than 0"),
+            (2.0, "less than or equal to 1"),
+        )
     ],
     (Exponential, "gamma", NAN, "a finite number"),
     *[(CosineRestarts, "T_0", t, "greater than or equal to 1") for t in (0, -3)],
@@ -160,7 +202,9 @@ OUT_OF_RANGE = [
 
 
 @pytest.mark.parametrize(("cls", "field", "value", "allowed"), CONVERSIONS + OUT_OF_RANGE)
-def test_a_wrong_value_is_refused_with_field_value_and_what_is_allowed(cls: type, field: str, value: Any, allowed: str):
+def test_a_wrong_value_is_refused_with_field_value_and_what_is_allowed(
+    cls: type, field: str, value: Any, allowed: str
+):
     assert f"{field}: got {value!r}; allowed: {allowed}" in refusal(cls, {field: value})
 
 
@@ -191,7 +235,9 @@ WITHOUT_EFFECT = [
 ]
 
 
-@pytest.mark.parametrize(("cls", "settings", "what"), WITHOUT_EFFECT, ids=[w for _, _, w in WITHOUT_EFFECT])
+@pytest.mark.parametrize(
+    ("cls", "settings", "what"), WITHOUT_EFFECT, ids=[w for _, _, w in WITHOUT_EFFECT]
+)
 def test_a_setting_without_effect_is_refused(cls: type, settings: dict[str, Any], what: str):
     assert f"{what} has no effect here; leave it out" in refusal(cls, settings)
 
@@ -199,7 +245,10 @@ def test_a_setting_without_effect_is_refused(cls: type, settings: dict[str, Any]
 @pytest.mark.parametrize(
     ("cls", "settings"),
     [
-        (Stage, {"unfrozen_blocks": 2, "encoder_lr_factor": 0.1, "layer_decay": 0.8, "drop_path": 0.1}),
+        (
+            Stage,
+            {"unfrozen_blocks": 2, "encoder_lr_factor": 0.1, "layer_decay": 0.8, "drop_path": 0.1},
+        ),
         (Loss, {"focal": 1.0, "focal_gamma": 4.0}),
         (Loss, {"cross_entropy": 0.0, "dice": 0.0, "focal": 1.0, "class_weights": (1.0, 2.0)}),
         (Loss, {"dice_over": "batch", "label_smoothing": 0.1, "class_weights": (1.0, 2.0)}),
@@ -219,15 +268,29 @@ def test_grey_masks_need_their_factor():
     ("cls", "settings", "said"),
     [
         (Loss, {"cross_entropy": 0.0, "dice": 0.0}, "there is nothing to minimise"),
-        (Stage, {"schedule": CosineRestarts(eta_min=1e-3)}, "schedule.eta_min=0.001 must be below lr=0.001"),
+        (
+            Stage,
+            {"schedule": CosineRestarts(eta_min=1e-3)},
+            "schedule.eta_min=0.001 must be below lr=0.001",
+        ),
         (Model, {"skip_depths": (3, 6, 6, 12)}, "skip_depths must rise"),
         (Model, {"skip_depths": (12, 9, 6, 3)}, "skip_depths must rise"),
-        (Recipe, {"accumulate": 2, "loss": Loss(dice_over="batch")}, 'loss.dice_over="batch" needs the whole batch at once'),
+        (
+            Recipe,
+            {"accumulate": 2, "loss": Loss(dice_over="batch")},
+            'loss.dice_over="batch" needs the whole batch at once',
+        ),
         (Recipe, {"stages": ()}, "at least 1 item"),
-        (Data, {"views": 1, "augment": Augment(zoom=0.5)}, "augment has no effect with views=1, the clean view alone"),
+        (
+            Data,
+            {"views": 1, "augment": Augment(zoom=0.5)},
+            "augment has no effect with views=1, the clean view alone",
+        ),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(cls: type, settings: dict[str, Any], said: str):
+def test_settings_that_contradict_each_other_are_refused(
+    cls: type, settings: dict[str, Any], said: str
+):
     assert said in refusal(cls, settings)
 
 
@@ -264,7 +327,9 @@ def test_replace_changes_the_setting_at_a_path_and_nothing_else(path: str, value
     *parents, last = path.split(".")
     kept: Any = before
     for name in parents:
-        found, kept = (x[int(name)] if isinstance(x, tuple) else getattr(x, name) for x in (found, kept))
+        found, kept = (
+            x[int(name)] if isinstance(x, tuple) else getattr(x, name) for x in (found, kept)
+        )
     assert getattr(found, last) == value
     assert found.model_copy(update={last: getattr(kept, last)}) == kept
 
@@ -287,11 +352,26 @@ def test_replace_with_nothing_is_the_same_recipe():
         ({"stages.1.epochs": 3.0}, "stages.1.epochs: got 3.0; allowed: a valid integer"),
         ({"stages.0.lr": NAN}, "stages.0.lr: got nan; allowed: a finite number"),
         ({"stages.0.lr": INF}, "stages.0.lr: got inf; allowed: a finite number"),
-        ({"stages.1.schedule.gamma": 1.5}, "stages.1.schedule.gamma: got 1.5; allowed: less than or equal to 1"),
-        ({"stages.0.schedule.burn_in_batches": -1}, "stages.0.schedule.burn_in_batches: got -1; allowed: greater than"),
-        ({"stages.0.encoder_lr_factor": 0.5}, "stages.0: encoder_lr_factor=0.5 has no effect here; leave it out"),
-        ({"stages.1.unfrozen_blocks": 0}, "stages.1: encoder_lr_factor=0.1 has no effect here; leave it out"),
-        ({"stages.1.schedule.kind": "cosine"}, "'cosine_restarts', 'exponential', 'constant', 'warmup_poly'"),
+        (
+            {"stages.1.schedule.gamma": 1.5},
+            "stages.1.schedule.gamma: got 1.5; allowed: less than or equal to 1",
+        ),
+        (
+            {"stages.0.schedule.burn_in_batches": -1},
+            "stages.0.schedule.burn_in_batches: got -1; allowed: greater than",
+        ),
+        (
+            {"stages.0.encoder_lr_factor": 0.5},
+            "stages.0: encoder_lr_factor=0.5 has no effect here; leave it out",
+        ),
+        (
+            {"stages.1.unfrozen_blocks": 0},
+            "stages.1: encoder_lr_factor=0.1 has no effect here; leave it out",
+        ),
+        (
+            {"stages.1.schedule.kind": "cosine"},
+            "'cosine_restarts', 'exponential', 'constant', 'warmup_poly'",
+        ),
         ({"stages": []}, "stages: got []; allowed: "),
     ],
 )
@@ -307,10 +387,17 @@ def test_replace_checks_like_a_new_recipe_and_names_the_path(changes: dict[str, 
         ("stages.1.lrr", "stages.1.lrr: unknown setting; did you mean lr (of Stage)?"),
         ("sed", "sed: unknown setting; did you mean seed"),
         ("stages.3.lr", "stages.3.lr: there is no such setting; possible at that place: 0..2"),
-        ("stages.first.lr", "stages.first.lr: there is no such setting; possible at that place: 0..2"),
+        (
+            "stages.first.lr",
+            "stages.first.lr: there is no such setting; possible at that place: 0..2",
+        ),
         (
             "stags.1.lr",
-            "stags.1.lr: there is no such setting; did you mean stages? possible at that place: name, data, model, stages",
+            (
+                "stags.1.lr: there is no such setting; did you mean stages? possible at that "
+                "place: "
+                "name, data, model, stages"
+            ),
         ),
         ("seed.x", "seed.x: there is no such setting; possible at that place: none"),
         ("stages.0.schedule.gamma", "stages.0.schedule.gamma: unknown setting"),
@@ -355,16 +442,24 @@ def test_a_recipe_comes_back_from_json_as_it_was(recipe: Recipe, tmp_path: Path)
 
 
 def test_every_kind_of_part_comes_back_from_json(tiny_recipe: Recipe):
-    recipe = tiny_recipe.replace({
-        "optimizer": SGD(momentum=0.5),
-        "stages.0.schedule": WarmupPoly(warmup_batches=3),
-        "stages.1.schedule": Constant(),
-        "data.source": Folder(path="x", encoding="rgb", colors=((0, 0, 0), (1, 2, 3)), classes=("a", "b"), ignore_value=9),
-        "data.views": "fresh",
-        "data.effects": tuple(kind() for kind in EFFECTS[:-1]),
-        "data.crop": Crop(margin=0.0),
-        "loss": Loss(focal=1.0, focal_gamma=4.0, class_weights=(1.0, 2.5)),
-    })  # fmt: skip
+    recipe = tiny_recipe.replace(
+        {
+            "optimizer": SGD(momentum=0.5),
+            "stages.0.schedule": WarmupPoly(warmup_batches=3),
+            "stages.1.schedule": Constant(),
+            "data.source": Folder(
+                path="x",
+                encoding="rgb",
+                colors=((0, 0, 0), (1, 2, 3)),
+                classes=("a", "b"),
+                ignore_value=9,
+            ),
+            "data.views": "fresh",
+            "data.effects": tuple(kind() for kind in EFFECTS[:-1]),
+            "data.crop": Crop(margin=0.0),
+            "loss": Loss(focal=1.0, focal_gamma=4.0, class_weights=(1.0, 2.5)),
+        }
+    )
     assert parse(recipe.model_dump_json()) == recipe
 
 
@@ -375,14 +470,25 @@ def test_every_kind_of_part_comes_back_from_json(tiny_recipe: Recipe):
         ("[]", "got []; allowed: an object"),
         ("", "Invalid JSON"),
         (b"\xff\xfe", "Invalid JSON"),
-        (json.dumps({"stages": [STAGE | {"lr": NAN}]}), "stages.0.lr: got nan; allowed: a finite number"),
-        (json.dumps({"stages": [STAGE | {"epochs": 3.0}]}), "stages.0.epochs: got 3.0; allowed: a valid integer"),
+        (
+            json.dumps({"stages": [STAGE | {"lr": NAN}]}),
+            "stages.0.lr: got nan; allowed: a finite number",
+        ),
+        (
+            json.dumps({"stages": [STAGE | {"epochs": 3.0}]}),
+            "stages.0.epochs: got 3.0; allowed: a valid integer",
+        ),
         (json.dumps({"stages": [{"name": "one"}]}), "stages.0.unfrozen_blocks: needs a value."),
-        (json.dumps({"stages": [FROZEN | {"drop_path": 0.1}]}), "stages.0: drop_path=0.1 has no effect here"),
+        (
+            json.dumps({"stages": [FROZEN | {"drop_path": 0.1}]}),
+            "stages.0: drop_path=0.1 has no effect here",
+        ),
         (json.dumps({"seed": 1}), "stages: needs a value."),
     ],
 )
-def test_a_file_that_holds_no_recipe_is_refused_with_its_path(text: str | bytes, said: str, tmp_path: Path):
+def test_a_file_that_holds_no_recipe_is_refused_with_its_path(
+    text: str | bytes, said: str, tmp_path: Path
+):
     path = tmp_path / "recipe.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(RecipeError) as refused:
@@ -393,7 +499,9 @@ def test_a_file_that_holds_no_recipe_is_refused_with_its_path(text: str | bytes,
 
 def test_a_recipe_that_is_not_there_is_refused_with_its_path(tmp_path: Path):
     for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(RecipeError, match=rf"{path}: cannot be read .*Give the path of a recipe\.json"):
+        with pytest.raises(
+            RecipeError, match=rf"{path}: cannot be read .*Give the path of a recipe\.json"
+        ):
             load_recipe(path)
 
 
@@ -411,9 +519,13 @@ def test_giant_is_the_origins_plan():
     assert [s.epochs for s in stages] == [30, 30, 40]
     assert [s.unfrozen_blocks for s in stages] == [0, 8, 16]
     assert [s.lr for s in stages] == pytest.approx([2e-4, 6e-5, 1e-5], rel=1e-12)
-    assert stages[0].schedule == CosineRestarts(T_0=15, T_mult=1, eta_min=1e-7, burn_in_batches=60, unit="batch")
+    assert stages[0].schedule == CosineRestarts(
+        T_0=15, T_mult=1, eta_min=1e-7, burn_in_batches=60, unit="batch"
+    )
     assert stages[1].schedule == stages[2].schedule == Exponential(gamma=0.999)
-    assert giant().model == Model(encoder="facebook/dinov2-giant", decoder="unet", skip_depths=(10, 20, 30, 40), dropout=0.5)
+    assert giant().model == Model(
+        encoder="facebook/dinov2-giant", decoder="unet", skip_depths=(10, 20, 30, 40), dropout=0.5
+    )
     assert (giant().clip_norm, giant().optimizer) == (0.1, AdamW(weight_decay=1e-5))
 
 
@@ -425,13 +537,17 @@ def test_quick_needs_no_files_and_unfreezes_step_by_step():
 
 def test_the_whole_encoder_trains_for_as_many_epochs_as_quick_after_its_decoder_has_warmed_up():
     recipe = whole_encoder()
-    assert [s.unfrozen_blocks for s in recipe.stages] == [0, "all"] and recipe.stages[1].layer_decay == 0.8
+    assert [s.unfrozen_blocks for s in recipe.stages] == [0, "all"] and recipe.stages[
+        1
+    ].layer_decay == 0.8
     assert sum(s.epochs for s in recipe.stages) == sum(s.epochs for s in quick().stages)
     assert recipe.stages[1].lr * recipe.stages[1].encoder_lr_factor == pytest.approx(1e-4)
     assert recipe.replace({"name": "quick", "stages": quick().stages}) == quick()
 
 
-def test_presets_take_a_folder_and_keep_its_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_presets_take_a_folder_and_keep_its_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     expected = Folder(path=str(tmp_path / "my" / "wounds"))
     assert quick("my/wounds").data.source == giant("my/wounds").data.source == expected
@@ -458,16 +574,24 @@ def test_quick_takes_the_proportions_of_the_images(sizes, canvas, place, tmp_pat
     assert quick(tmp_path).data.size == canvas
 
 
-@pytest.mark.parametrize(("images", "epochs"), [(0, [6, 13, 9]), (12, [6, 13, 9]), (320, [2, 4, 3]), (2000, [1, 3, 2])])
-def test_quick_trains_about_as_long_whatever_the_folder_holds(images: int, epochs: list[int], tmp_path: Path):
+@pytest.mark.parametrize(
+    ("images", "epochs"), [(0, [6, 13, 9]), (12, [6, 13, 9]), (320, [2, 4, 3]), (2000, [1, 3, 2])]
+)
+def test_quick_trains_about_as_long_whatever_the_folder_holds(
+    images: int, epochs: list[int], tmp_path: Path
+):
     (tmp_path / "images").mkdir()
     for i in range(images):
         (tmp_path / "images" / f"{i}.png").touch()
     assert [stage.epochs for stage in quick(tmp_path).stages] == epochs
 
 
-@pytest.mark.parametrize(("images", "warmup"), [(4, [1, 2, 1]), (12, [3, 7, 5]), (320, [20, 20, 20])])
-def test_quick_warms_each_stage_up_for_a_fifth_of_it_at_most_and_ends_near_0(images: int, warmup: list[int], tmp_path: Path):
+@pytest.mark.parametrize(
+    ("images", "warmup"), [(4, [1, 2, 1]), (12, [3, 7, 5]), (320, [20, 20, 20])]
+)
+def test_quick_warms_each_stage_up_for_a_fifth_of_it_at_most_and_ends_near_0(
+    images: int, warmup: list[int], tmp_path: Path
+):
     (tmp_path / "images").mkdir()
     for i in range(images):
         (tmp_path / "images" / f"{i}.png").touch()
@@ -479,11 +603,13 @@ def test_quick_warms_each_stage_up_for_a_fifth_of_it_at_most_and_ends_near_0(ima
         assert max(lrs) == stage.lr and lrs[-1] < 0.25 * stage.lr
 
 
-def test_quick_of_a_folder_unfreezes_six_then_eight_blocks_the_last_at_1e_4_then_half(tmp_path: Path):
+def test_quick_of_a_folder_unfreezes_six_then_eight_blocks_the_last_at_1e_4_then_half(
+    tmp_path: Path,
+):
     stages = quick(tmp_path).stages
-    assert [(s.unfrozen_blocks, s.lr, s.lr * s.encoder_lr_factor, s.layer_decay) for s in stages[1:]] == [
-        (6, 1e-3, 1e-4, 0.8), (8, 5e-4, 5e-5, 0.8),
-    ]  # fmt: skip
+    assert [
+        (s.unfrozen_blocks, s.lr, s.lr * s.encoder_lr_factor, s.layer_decay) for s in stages[1:]
+    ] == [(6, 1e-3, 1e-4, 0.8), (8, 5e-4, 5e-5, 0.8)]
     assert (stages[0].unfrozen_blocks, stages[0].lr) == (0, 2e-3)
 
 
@@ -503,7 +629,10 @@ def test_quick_takes_a_folder_of_any_name(name: str, tmp_path: Path):
 # ---------------------------------------------------------------------- the origin's configuration
 
 
-SNIPPET = {"scheduler_type": "cosine_restarts", "cosine_restart_config": {"T_0": 15, "T_mult": 1, "eta_min": 1e-7}}
+SNIPPET = {
+    "scheduler_type": "cosine_restarts",
+    "cosine_restart_config": {"T_0": 15, "T_mult": 1, "eta_min": 1e-7},
+}
 
 
 def fates(reading: Reading) -> dict[str, str]:
@@ -514,7 +643,12 @@ def fates(reading: Reading) -> dict[str, str]:
 def test_the_bare_snippet_of_the_fix_report_is_read(as_given: str, tmp_path: Path):
     path = tmp_path / "training_config.json"
     path.write_text(json.dumps(SNIPPET), encoding="utf-8")
-    given = {"dict": SNIPPET, "text": path.read_text(encoding="utf-8"), "path": path, "path as text": str(path)}[as_given]
+    given = {
+        "dict": SNIPPET,
+        "text": path.read_text(encoding="utf-8"),
+        "path": path,
+        "path as text": str(path),
+    }[as_given]
     reading = from_training_config(given)
     assert reading.recipe == giant()  # the origin's own settings, which the snippet repeats
     assert reading.recipe.stages[0].schedule == CosineRestarts(T_0=15, T_mult=1, eta_min=1e-7)
@@ -528,7 +662,9 @@ def test_the_bare_snippet_of_the_fix_report_is_read(as_given: str, tmp_path: Pat
 
 def test_the_snippets_numbers_are_read_not_assumed():
     """The negative control."""
-    other = from_training_config({"cosine_restart_config": {"T_0": 7, "T_mult": 2, "eta_min": 1e-6}})
+    other = from_training_config(
+        {"cosine_restart_config": {"T_0": 7, "T_mult": 2, "eta_min": 1e-6}}
+    )
     assert other.recipe.stages[0].schedule == CosineRestarts(T_0=7, T_mult=2, eta_min=1e-6)
 
 
@@ -570,13 +706,33 @@ LANDS = [
     ({"rot90": True}, "data.effects", (RightAngle(),)),
     ({"color_jitter": 0.3}, "data.effects", (Hue(p=0.3),)),
     ({"coarse_dropout": {"p": 0.2}}, "data.effects", (CoarseDropout(p=0.2),)),
-    ({"clahe": True, "blur": 0.1, "elastic_transform": True, "grid_distortion": 1, "optical_distortion": False},
-     "data.effects", (Clahe(), Blur(p=0.1), Elastic(), GridDistortion(p=1.0))),
-    ({"progressive_training": True, "use_ema": False, "random_split": False, "f1_average": "macro"}, "seed", 0),
-]  # fmt: skip
+    (
+        {
+            "clahe": True,
+            "blur": 0.1,
+            "elastic_transform": True,
+            "grid_distortion": 1,
+            "optical_distortion": False,
+        },
+        "data.effects",
+        (Clahe(), Blur(p=0.1), Elastic(), GridDistortion(p=1.0)),
+    ),
+    (
+        {
+            "progressive_training": True,
+            "use_ema": False,
+            "random_split": False,
+            "f1_average": "macro",
+        },
+        "seed",
+        0,
+    ),
+]
 
 
-@pytest.mark.parametrize(("config", "path", "value"), LANDS, ids=[f"{json.dumps(c)} at {p}" for c, p, _ in LANDS])
+@pytest.mark.parametrize(
+    ("config", "path", "value"), LANDS, ids=[f"{json.dumps(c)} at {p}" for c, p, _ in LANDS]
+)
 def test_a_key_that_is_taken_lands_in_the_recipe(config: dict[str, Any], path: str, value: Any):
     reading = from_training_config(config)
     assert set(fates(reading).values()) <= {"honoured", "mapped"}
@@ -588,7 +744,10 @@ def test_a_key_that_is_taken_lands_in_the_recipe(config: dict[str, Any], path: s
 
 def test_preprocessing_is_read_beside_it():
     reading = from_training_config(SNIPPET, {"image_size": 224, "horizontal_flip": False})
-    assert (reading.recipe.data.size, reading.recipe.data.augment.flip_horizontal) == ((224, 224), False)
+    assert (reading.recipe.data.size, reading.recipe.data.augment.flip_horizontal) == (
+        (224, 224),
+        False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -613,8 +772,12 @@ def test_an_unknown_or_ignored_key_is_refused_by_name_not_dropped(key: str):
 
 def test_all_refused_keys_are_named_at_once():
     with pytest.raises(RecipeError) as refused:
-        from_training_config({"frobnicate": 1, "nested": {"deep": 2}, "use_ema": True, "scheduler_type": "poly"}).recipe  # noqa: B018
-    assert all(f"{key}: " in refused.value.problem for key in ("frobnicate", "nested.deep", "use_ema", "scheduler_type"))
+        config = {"frobnicate": 1, "nested": {"deep": 2}, "use_ema": True, "scheduler_type": "poly"}
+        from_training_config(config).recipe  # noqa: B018
+    assert all(
+        f"{key}: " in refused.value.problem
+        for key in ("frobnicate", "nested.deep", "use_ema", "scheduler_type")
+    )
 
 
 @pytest.mark.parametrize(
@@ -643,8 +806,14 @@ def test_a_configuration_that_cannot_be_read_is_refused(config: str):
         from_training_config(config)
 
 
-UNREADABLE = [{"learning_rate": "1e-4"}, {"lambda": "five"}, {"rotation_degrees": "x"}, {"model_size": ["giant"]},
-              {"loss_function": ["ce"]}, {"image_size": None}]  # fmt: skip
+UNREADABLE = [
+    {"learning_rate": "1e-4"},
+    {"lambda": "five"},
+    {"rotation_degrees": "x"},
+    {"model_size": ["giant"]},
+    {"loss_function": ["ce"]},
+    {"image_size": None},
+]
 
 
 @pytest.mark.parametrize("config", UNREADABLE, ids=json.dumps)
@@ -658,7 +827,10 @@ LOST = [
     ({"lambda": 10, "loss_function": "ce_dice"}, lambda r: r.loss.dice == 10),
     ({"lambda": 10, "loss_function": "ce_focal"}, lambda r: r.loss.focal == 10),
     ({"loss_function": "ce_focal", "lambda": 10}, lambda r: (r.loss.focal, r.loss.dice) == (10, 0)),
-    ({"scheduler_type": "exponential", "cosine_restart_config": {"T_0": 7}}, lambda r: r.stages[0].schedule.T_0 == 7),
+    (
+        {"scheduler_type": "exponential", "cosine_restart_config": {"T_0": 7}},
+        lambda r: r.stages[0].schedule.T_0 == 7,
+    ),
     ({"learning_rate": None}, lambda r: False),
     ({"learning_rate": 1e-3, "lr": 1e-4}, lambda r: False),
 ]

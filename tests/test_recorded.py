@@ -1,4 +1,5 @@
-"""This version opens what vitseg of 2026-11-28 wrote: runs (ended, cut off, forked), an ablation, a search, recipes.
+"""This version opens what vitseg of 2026-11-28 wrote: runs (ended, cut off, forked), an ablation, a
+search, recipes.
 
 `recorded/make.py` made the recordings; they are never made again.
 """
@@ -41,7 +42,11 @@ def test_a_run_is_replayed_summed_up_explained_and_its_weights_score_as_they_did
     run = vitseg.RunFolder(opened / "run")
     events = list(vitseg.replay(run.path))
     assert [e.step for e in events if isinstance(e, StageEnded)] == [8, 16]
-    assert isinstance(events[0], RunStarted) and isinstance(events[-1], RunEnded) and events[-1].test is not None
+    assert (
+        isinstance(events[0], RunStarted)
+        and isinstance(events[-1], RunEnded)
+        and events[-1].test is not None
+    )
     assert events[-1].best == run.summary["best"]
     assert iou_of(run.path) == pytest.approx(run.summary["best"]["iou"], abs=1e-3)
     assert vitseg.explain(run.path).count("Stage ") == 2
@@ -50,7 +55,9 @@ def test_a_run_is_replayed_summed_up_explained_and_its_weights_score_as_they_did
 
 def test_a_run_that_was_cut_off_goes_on_from_its_folder_checkpoint(opened):
     before = list(vitseg.replay(opened / "cut"))
-    events = list(vitseg.resume(opened / "cut", allow_inexact=True))  # this may be another processor
+    events = list(
+        vitseg.resume(opened / "cut", allow_inexact=True)
+    )  # this may be another processor
     assert events[0] == RunResumed(15, skipped=[])
     assert list(vitseg.replay(opened / "cut"))[: len(before)] == before
     whole = vitseg.RunFolder(opened / "run").summary["best"]["iou"]
@@ -82,7 +89,9 @@ def test_an_ablation_is_found_ended_with_its_table_and_its_sentence(opened):
 
 def test_a_search_is_found_ended_with_its_trials(opened):
     recipe = load_recipe(opened / "run" / "recipe.json")
-    search = vitseg.search(recipe, {"stages.1.unfrozen_blocks": [1, 2]}, trials=2, folder=opened / "search")
+    search = vitseg.search(
+        recipe, {"stages.1.unfrozen_blocks": [1, 2]}, trials=2, folder=opened / "search"
+    )
     assert search.state == "ended"
     assert search.best.stages[1].unfrozen_blocks in (1, 2)
 
@@ -94,7 +103,9 @@ def test_a_recipe_says_what_it_said(path):
 
     def held(old: object, new: object) -> bool:
         if isinstance(old, dict):
-            return isinstance(new, dict) and all(name in new and held(value, new[name]) for name, value in old.items())
+            return isinstance(new, dict) and all(
+                name in new and held(value, new[name]) for name, value in old.items()
+            )
         if isinstance(old, list):
             return isinstance(new, list) and len(old) == len(new) and all(map(held, old, new))
         return old == new

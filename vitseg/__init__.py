@@ -1,4 +1,6 @@
-"""vitseg: a Jupyter-first workbench for progressive training of Vision-Transformer segmentation models."""
+"""vitseg: a Jupyter-first workbench for progressive training of Vision-Transformer segmentation
+models.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,33 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "vitseg.recipe": ("Recipe", "load_recipe"),
     "vitseg.effects": (
-        "Blur", "Clahe", "CoarseDropout", "Crop", "Elastic", "GridDistortion", "Hue", "OpticalDistortion", "RightAngle",
+        "Blur",
+        "Clahe",
+        "CoarseDropout",
+        "Crop",
+        "Elastic",
+        "GridDistortion",
+        "Hue",
+        "OpticalDistortion",
+        "RightAngle",
     ),
     "vitseg.settings": (
-        "AdamW", "Augment", "ByFrequency", "Classes", "Constant", "CosineRestarts", "Data", "Exponential", "Folder",
-        "Generated", "Loss", "Merge", "Model", "SGD", "Stage", "WarmupPoly",
+        "AdamW",
+        "Augment",
+        "ByFrequency",
+        "Classes",
+        "Constant",
+        "CosineRestarts",
+        "Data",
+        "Exponential",
+        "Folder",
+        "Generated",
+        "Loss",
+        "Merge",
+        "Model",
+        "SGD",
+        "Stage",
+        "WarmupPoly",
     ),
     "vitseg.origin": ("from_training_config",),
     "vitseg.presets": ("giant", "quick", "whole_encoder"),
@@ -45,7 +69,7 @@ _PUBLIC = {
     "vitseg.ui.views": ("show_views",),
     "vitseg.ui.watch": ("watch",),
     "vitseg.ui.workbench": ("Workbench",),
-}  # fmt: skip
+}
 _WHERE = {name: module for module, names in _PUBLIC.items() for name in names}
 _WHERE["load"] = "vitseg.model.segmenter"
 _NAMES = {"load": "load_segmenter"}

@@ -1,4 +1,6 @@
-"""The command line: run, resume, explain, card, export, predict, check, fetch, recipe, convert, cache."""
+"""The command line: run, resume, explain, card, export, predict, check, fetch, recipe, convert,
+cache.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,14 @@ PRESETS = {"quick": presets.quick, "giant": presets.giant}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0; 1 where a check found problems; 2 for anything the user can mend, said in a sentence; 130 after Ctrl-C."""
+    """Exit code 0; 1 where a check found problems; 2 for anything the user can mend, said in a
+    sentence; 130 after Ctrl-C.
+    """
     parsed = _parser().parse_args(arguments)
     try:
-        if parsed.call in (_run, _resume) and "RANK" in os.environ:  # of torchrun's processes, number 0 does what is asked
+        if (
+            parsed.call in (_run, _resume) and "RANK" in os.environ
+        ):  # of torchrun's processes, number 0 does what is asked
             from vitseg.runs.follow import follow_launched
 
             if (code := follow_launched()) is not None:
@@ -43,55 +49,98 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vitseg", description="Progressive training of ViT segmentation models.")
+    parser = argparse.ArgumentParser(
+        prog="vitseg", description="Progressive training of ViT segmentation models."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="train a recipe")
     run.add_argument("recipe", help=f"a recipe.json, or a preset: {', '.join(PRESETS)}")
     run.add_argument("folder", nargs="?", help="where to keep the run; a new folder by default")
     run.add_argument("--data", metavar="FOLDER", help="images and masks to train on, with a preset")
-    run.add_argument("--set", metavar="PATH=VALUE", action="append", default=[], help="change a setting: stages.0.epochs=3")
-    run.add_argument("--retrain", action="store_true", help="also the stages that an earlier run has finished alike")
+    run.add_argument(
+        "--set",
+        metavar="PATH=VALUE",
+        action="append",
+        default=[],
+        help="change a setting: stages.0.epochs=3",
+    )
+    run.add_argument(
+        "--retrain",
+        action="store_true",
+        help="also the stages that an earlier run has finished alike",
+    )
     run.set_defaults(call=_run)
     resume = commands.add_parser("resume", help="go on with a run that was cut off")
     resume.add_argument("folder")
-    resume.add_argument("--inexact", action="store_true", help="even if data, versions or machine have changed since")
+    resume.add_argument(
+        "--inexact",
+        action="store_true",
+        help="even if data, versions or machine have changed since",
+    )
     resume.set_defaults(call=_resume)
     explain = commands.add_parser("explain", help="tell a run in words, from its log")
     explain.add_argument("folder")
     explain.set_defaults(call=_explain)
-    card = commands.add_parser("card", help="write a model card into the best/ of a run that has ended")
+    card = commands.add_parser(
+        "card", help="write a model card into the best/ of a run that has ended"
+    )
     card.add_argument("folder")
     card.set_defaults(call=_card)
-    export = commands.add_parser("export", help="write a trained model as an ONNX file, held against torch")
+    export = commands.add_parser(
+        "export", help="write a trained model as an ONNX file, held against torch"
+    )
     export.add_argument("model", help="a run folder, or its best/")
     export.add_argument("file", help="the .onnx file to write")
     export.set_defaults(call=_export)
     predict = commands.add_parser("predict", help="segment images with a trained model")
     predict.add_argument("model", help="a run folder, or its best/")
     predict.add_argument("images", nargs="+", help="image files, or folders of them")
-    predict.add_argument("--out", default="predictions", metavar="FOLDER", help="where masks and overlays go")
-    predict.add_argument("--windows", action="store_true", help="at the images' own resolution, in overlapping windows")
+    predict.add_argument(
+        "--out", default="predictions", metavar="FOLDER", help="where masks and overlays go"
+    )
+    predict.add_argument(
+        "--windows",
+        action="store_true",
+        help="at the images' own resolution, in overlapping windows",
+    )
     predict.set_defaults(call=_predict)
     recipe = commands.add_parser("recipe", help="print a preset as JSON")
     recipe.add_argument("preset", choices=PRESETS)
     recipe.add_argument("--data", metavar="FOLDER")
     recipe.set_defaults(
-        call=lambda parsed: sys.stdout.write(PRESETS[parsed.preset](parsed.data).model_dump_json(indent=2) + "\n")
+        call=lambda parsed: sys.stdout.write(
+            PRESETS[parsed.preset](parsed.data).model_dump_json(indent=2) + "\n"
+        )
     )
-    check = commands.add_parser("check", help="look at a folder of images and masks: all that is wrong, and what is in it")
+    check = commands.add_parser(
+        "check", help="look at a folder of images and masks: all that is wrong, and what is in it"
+    )
     check.add_argument("data", help="a folder, or a recipe.json for its data")
-    check.add_argument("--json", metavar="FILE", help="write what was found as JSON; - for standard output")
+    check.add_argument(
+        "--json", metavar="FILE", help="write what was found as JSON; - for standard output"
+    )
     check.add_argument("--html", metavar="FILE", help="write a page with pictures")
     check.set_defaults(call=_check)
-    fetch = commands.add_parser("fetch", help="a public data set: downloaded, converted and kept; prints its folder")
+    fetch = commands.add_parser(
+        "fetch", help="a public data set: downloaded, converted and kept; prints its folder"
+    )
     fetch.add_argument("name", help="oxford-pets, voc2007 or mni-brain")
     fetch.set_defaults(call=_fetch)
-    convert = commands.add_parser("convert", help="take the encoder out of a .pth checkpoint, without running any code in it")
+    convert = commands.add_parser(
+        "convert", help="take the encoder out of a .pth checkpoint, without running any code in it"
+    )
     convert.add_argument("file")
     convert.add_argument("folder", help="where the encoder goes; name it as model.encoder")
-    convert.add_argument("--like", required=True, metavar="ENCODER", help="an encoder of the same make, by name or folder")
+    convert.add_argument(
+        "--like",
+        required=True,
+        metavar="ENCODER",
+        help="an encoder of the same make, by name or folder",
+    )
     convert.set_defaults(call=_convert)
-    cache = commands.add_parser("cache", help="what is kept of the frozen blocks: list, verify or clear it")
+    cache = commands.add_parser(
+        "cache", help="what is kept of the frozen blocks: list, verify or clear it"
+    )
     cache.add_argument("action", nargs="?", default="list", choices=("list", "verify", "clear"))
     cache.add_argument("of", nargs="?", metavar="ENCODER", help="clear that alone, or masks")
     cache.set_defaults(call=_cache)
@@ -125,7 +174,9 @@ def _resume(parsed: argparse.Namespace) -> None:
 
 
 def _finish(events: Generator[Event], run: RunFolder, first: Event | None = None) -> None:
-    """Train to the end, or until a signal asks for one; then the table, the folder and the report."""
+    """Train to the end, or until a signal asks for one; then the table, the folder and the
+    report.
+    """
     from vitseg.runs.signals import held_back
     from vitseg.ui import table
     from vitseg.ui.console import progress
@@ -139,7 +190,10 @@ def _finish(events: Generator[Event], run: RunFolder, first: Event | None = None
     except KeyboardInterrupt:
         sys.stderr.write(f"\nGo on with: vitseg resume {run.path}\n")
         raise
-    sys.stdout.write(f"\n{table.results(run.summary)}\n\nrun folder  {run.path}\nreport      {report(run.path)}\n")
+    sys.stdout.write(
+        f"\n{table.results(run.summary)}\n\nrun folder  {run.path}\nreport      "
+        f"{report(run.path)}\n"
+    )
 
 
 def _explain(parsed: argparse.Namespace) -> None:
@@ -159,7 +213,9 @@ def _export(parsed: argparse.Namespace) -> None:
     from vitseg.model.segmenter import load_segmenter
 
     apart = export_onnx(load_segmenter(parsed.model), parsed.file)
-    sys.stdout.write(f"{Path(parsed.file).absolute()}: logits differ from torch's by {apart:.1e} at most\n")
+    sys.stdout.write(
+        f"{Path(parsed.file).absolute()}: logits differ from torch's by {apart:.1e} at most\n"
+    )
 
 
 def _check(parsed: argparse.Namespace) -> bool:
@@ -218,28 +274,44 @@ def _predict(parsed: argparse.Namespace) -> None:
     try:
         (out / "overlays").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error.strerror}).", "Choose another --out.") from None
+        raise RunError(
+            f"{out}: cannot be written ({error.strerror}).", "Choose another --out."
+        ) from None
     predicted = model.predict_windows if parsed.windows else model.predict
     for path in tqdm(paths, unit="image"):
         mask = predicted(path)
         palette_image(mask).save(out / f"{path.stem}.png")
         overlay(open_rgb(path), mask).save(out / "overlays" / f"{path.stem}.png")
     names = ", ".join(f"{i} {name}" for i, name in enumerate(model.shape.classes))
-    sys.stdout.write(f"{len(paths)} mask{'s' * (len(paths) != 1)} and overlays in {out.absolute()}; values: {names}\n")
+    sys.stdout.write(
+        f"{len(paths)} mask{'s' * (len(paths) != 1)} and overlays in {out.absolute()}; values: "
+        f"{names}\n"
+    )
 
 
 def _images(given: list[str]) -> list[Path]:
-    """The image files named, or in the folders named. Raises RunError where two would share a mask's name."""
+    """The image files named, or in the folders named. Raises RunError where two would share a
+    mask's name.
+    """
     from vitseg.data.pairs import SUFFIXES
 
-    paths = [p for path in map(Path, given) for p in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    paths = [
+        p
+        for path in map(Path, given)
+        for p in (sorted(path.iterdir()) if path.is_dir() else [path])
+    ]
     paths = [p for p in paths if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
     if not paths:
-        raise RunError(f"{', '.join(given)}: no image found.", f"Known kinds: {', '.join(sorted(SUFFIXES))}.")
+        raise RunError(
+            f"{', '.join(given)}: no image found.", f"Known kinds: {', '.join(sorted(SUFFIXES))}."
+        )
     first: dict[str, Path] = {}
     for path in paths:
         if (other := first.setdefault(path.stem, path)) is not path:
-            raise RunError(f"{other} and {path}: their masks would share a name.", "Predict them into two folders.")
+            raise RunError(
+                f"{other} and {path}: their masks would share a name.",
+                "Predict them into two folders.",
+            )
     return paths
 
 
@@ -247,16 +319,22 @@ def _recipe(name: str, data: str | None) -> Recipe:
     if name in PRESETS:
         return PRESETS[name](data)
     if data is not None:
-        raise VitsegError("--data: goes with a preset.", "In a recipe.json the folder is data.source.path.")
+        raise VitsegError(
+            "--data: goes with a preset.", "In a recipe.json the folder is data.source.path."
+        )
     if not Path(name).exists():
-        raise VitsegError(f"{name}: there is no such file, and no such preset.", f"Presets: {', '.join(PRESETS)}.")
+        raise VitsegError(
+            f"{name}: there is no such file, and no such preset.", f"Presets: {', '.join(PRESETS)}."
+        )
     return load_recipe(name)
 
 
 def _setting(text: str) -> tuple[str, object]:
     path, equals, value = text.partition("=")
     if not equals:
-        raise VitsegError(f"--set {text}: has no value.", "Write PATH=VALUE, as in --set stages.0.epochs=3.")
+        raise VitsegError(
+            f"--set {text}: has no value.", "Write PATH=VALUE, as in --set stages.0.epochs=3."
+        )
     try:
         return path, json.loads(value)
     except ValueError:

@@ -1,17 +1,22 @@
-"""Random seeds as a function of what they are for, so that no generator state has to be kept or restored."""
+"""Random seeds as a function of what they are for, so that no generator state has to be kept or
+restored.
+"""
 
 from __future__ import annotations
 
 import hashlib
 
 NUMERICS = 4
-"""Raised with every change of this library that changes a number: what was kept before is not used any more."""
+"""Raised with every change of this library that changes a number: what was kept before is not used
+any more.
+"""
 
 
 def seed_for(*purpose: object) -> int:
     """A 63-bit seed that depends on the words and numbers given and on nothing else.
 
-    `seed_for(0, "order", 2, 7)` is the seed of the order of epoch 7 in stage 2 when the recipe's seed is 0.
+    `seed_for(0, "order", 2, 7)` is the seed of the order of epoch 7 in stage 2 when the recipe's
+    seed is 0.
     """
     digest = hashlib.sha256("\x1f".join(map(str, purpose)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

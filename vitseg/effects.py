@@ -1,4 +1,6 @@
-"""What may be done to a training view besides `Augment`: a crop before it is fitted, and a list of effects after."""
+"""What may be done to a training view besides `Augment`: a crop before it is fitted, and a list of
+effects after.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ Cells = Annotated[int, Field(ge=2, le=12)]
 class Crop(Words):
     """The box around the foreground, cut out at the image's own resolution with probability `p`.
 
-    `margin` is added on each side, as a share of the box's longer side. A mask without foreground is left whole.
+    `margin` is added on each side, as a share of the box's longer side. A mask without foreground
+    is left whole.
     """
 
     p: Chance = 0.5
@@ -24,7 +27,9 @@ class Crop(Words):
 
 
 class RightAngle(Words):
-    """A turn by 90, 180 or 270 degrees; on a canvas that is not square a picture that lies across it is fitted again."""
+    """A turn by 90, 180 or 270 degrees; on a canvas that is not square a picture that lies across
+    it is fitted again.
+    """
 
     kind: Literal["right_angle"] = "right_angle"
     p: Chance = 0.5
@@ -47,16 +52,22 @@ class Blur(Words):
 
 
 class Elastic(Words):
-    """Each node of a lattice of `cells` a side moves freely, by `strength` of a cell at most, and the image with it."""
+    """Each node of a lattice of `cells` a side moves freely, by `strength` of a cell at most, and
+    the image with it.
+    """
 
     kind: Literal["elastic"] = "elastic"
     p: Chance = 0.5
-    strength: Annotated[float, Field(gt=0, le=0.4)] = 0.25  # from 0.5 on two neighbours could change places
+    strength: Annotated[float, Field(gt=0, le=0.4)] = (
+        0.25  # from 0.5 on two neighbours could change places
+    )
     cells: Cells = 6
 
 
 class GridDistortion(Words):
-    """The columns and rows of a lattice of `cells` a side get other widths and heights, by `strength` of them at most."""
+    """The columns and rows of a lattice of `cells` a side get other widths and heights, by
+    `strength` of them at most.
+    """
 
     kind: Literal["grid_distortion"] = "grid_distortion"
     p: Chance = 0.5
@@ -65,15 +76,20 @@ class GridDistortion(Words):
 
 
 class OpticalDistortion(Words):
-    """A lens: a point at distance r from the centre (1 in the corners) is taken from r (1 + k r^2), |k| <= `strength`."""
+    """A lens: a point at distance r from the centre (1 in the corners) is taken from r (1 + k r^2),
+    |k| <= `strength`.
+    """
 
     kind: Literal["optical_distortion"] = "optical_distortion"
     p: Chance = 0.5
-    strength: Annotated[float, Field(gt=0, le=0.3)] = 0.15  # from 1/3 on r (1 + k r^2) would turn back
+    strength: Annotated[float, Field(gt=0, le=0.3)] = (
+        0.15  # from 1/3 on r (1 + k r^2) would turn back
+    )
 
 
 class CoarseDropout(Words):
-    """Up to `holes` rectangles, `side` of the canvas at most either way, filled with the padding's colour.
+    """Up to `holes` rectangles, `side` of the canvas at most either way, filled with the padding's
+    colour.
 
     The mask keeps its classes: the model has to say from the surroundings what is behind.
     """
@@ -85,7 +101,8 @@ class CoarseDropout(Words):
 
 
 class Clahe(Words):
-    """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of the brightness, over `cells` x `cells` tiles.
+    """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of the brightness, over
+    `cells` x `cells` tiles.
 
     A tile's histogram is cut at `clip_limit` times its mean at most.
     """
@@ -97,5 +114,6 @@ class Clahe(Words):
 
 
 Effect = Annotated[
-    RightAngle | Hue | Blur | Elastic | GridDistortion | OpticalDistortion | CoarseDropout | Clahe, Field(discriminator="kind")
+    RightAngle | Hue | Blur | Elastic | GridDistortion | OpticalDistortion | CoarseDropout | Clahe,
+    Field(discriminator="kind"),
 ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 
 class VitsegError(Exception):
-    """Base of all errors meant for the reader's eyes; the command line prints it without a traceback."""
+    """Base of all errors meant for the reader's eyes; the command line prints it without a
+    traceback.
+    """
 
     def __init__(self, problem: str, mend: str = ""):
         self.problem, self.mend = problem, mend
@@ -15,7 +17,9 @@ class VitsegError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
     def __reduce__(self) -> tuple:
-        """For the way from a loader's worker: rebuilt from its fields, whatever its constructor takes."""
+        """For the way from a loader's worker: rebuilt from its fields, whatever its constructor
+        takes.
+        """
         return _rebuilt, (type(self), str(self), self.__dict__)
 
 
@@ -43,7 +47,8 @@ class ConfigError(VitsegError):
 class RecipeError(VitsegError):
     """One or more settings of a recipe that were refused; one line each.
 
-    `idle` are those refused for having no effect beside the others: their paths, and the defaults that would do.
+    `idle` are those refused for having no effect beside the others: their paths, and the defaults
+    that would do.
     """
 
     def __init__(self, problem: str, mend: str = ""):
@@ -68,7 +73,9 @@ class TrainingError(VitsegError):
 
 
 class FreezeBreach(VitsegError):
-    """What trains is not what was promised; `parts` are the parts of the model that break the promise."""
+    """What trains is not what was promised; `parts` are the parts of the model that break the
+    promise.
+    """
 
     def __init__(self, problem: str, mend: str = "", parts: tuple[str, ...] = ()):
         self.parts = parts

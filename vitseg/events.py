@@ -1,4 +1,6 @@
-"""What happened: plain records of numbers and strings, the same for a live run, a log file and a chart."""
+"""What happened: plain records of numbers and strings, the same for a live run, a log file and a
+chart.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,23 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, ConfigDict, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    NonNegativeInt,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from vitseg.words import json_of
 
 
 class Scores(TypedDict):
-    """What an evaluation found (`vitseg.training.metrics.scores`); None where there is no truth to compare with."""
+    """What an evaluation found (`vitseg.training.metrics.scores`); None where there is no truth to
+    compare with.
+    """
 
     loss: float | None
     iou: float | None
@@ -28,7 +39,9 @@ class Scores(TypedDict):
 
 
 class Part(TypedDict):
-    """A part of a model when a stage began: how many parameters, whether they train, how many the optimizer holds."""
+    """A part of a model when a stage began: how many parameters, whether they train, how many the
+    optimizer holds.
+    """
 
     name: str
     parameters: int
@@ -87,7 +100,9 @@ class RunStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class StageStarted(Event):
-    """A stage before its first step: what trains, the audit's sentence, and the score of its start weights."""
+    """A stage before its first step: what trains, the audit's sentence, and the score of its start
+    weights.
+    """
 
     stage: PositiveInt
     name: str
@@ -108,8 +123,8 @@ class StageStarted(Event):
 class BatchEnded(Event):
     """One optimizer step: the loss, and the LR that was used, by parameter group.
 
-    `step` and `epoch` count over the whole run from 1; `batch` of `batches` is the place in the epoch.
-    `stepped` is False where mixed precision overflowed and the optimizer skipped the step.
+    `step` and `epoch` count over the whole run from 1; `batch` of `batches` is the place in the
+    epoch. `stepped` is False where mixed precision overflowed and the optimizer skipped the step.
     """
 
     stage: PositiveInt
@@ -136,7 +151,9 @@ class ValidationBatch(Event):
 
 @dataclass(frozen=True, slots=True)
 class FeaturesUsed(Event):
-    """Where the frozen features of an epoch's views came from; `note` says why they are not kept, if they are not."""
+    """Where the frozen features of an epoch's views came from; `note` says why they are not kept,
+    if they are not.
+    """
 
     transient: ClassVar[bool] = True
     stage: PositiveInt
@@ -157,7 +174,9 @@ class RunResumed(Event):
 
 @dataclass(frozen=True, slots=True)
 class EpochEnded(Event):
-    """An epoch after its validation. `train` is measured on the way, in training mode, at network size."""
+    """An epoch after its validation. `train` is measured on the way, in training mode, at network
+    size.
+    """
 
     stage: PositiveInt
     epoch: NonNegativeInt
@@ -170,7 +189,8 @@ class EpochEnded(Event):
 
 @dataclass(frozen=True, slots=True)
 class StageEnded(Event):
-    """A stage after its last step. `best_epoch` counts in the stage; 0 means its start weights were not beaten.
+    """A stage after its last step. `best_epoch` counts in the stage; 0 means its start weights were
+    not beaten.
 
     `warning` says what is wrong with the best weights, if something is, and what to do about it.
     """
@@ -189,7 +209,9 @@ class StageEnded(Event):
 
 @dataclass(frozen=True, slots=True)
 class RunEnded(Event):
-    """The end: the best weights' score on the validation images, and once on the test images if there are any."""
+    """The end: the best weights' score on the validation images, and once on the test images if
+    there are any.
+    """
 
     best: Scores
     test: Scores | None
@@ -204,7 +226,9 @@ class TrialStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class TrialTold(Event):
-    """An epoch of a trial that is trained by another process, counted over its whole run, and its valid IoU."""
+    """An epoch of a trial that is trained by another process, counted over its whole run, and its
+    valid IoU.
+    """
 
     trial: str
     epoch: int
@@ -237,15 +261,21 @@ def to_json(event: Event, seq: int) -> str:
 
 
 def from_json(line: str, seq: int) -> Event:
-    """The event of line `seq` of `events.jsonl`, from 1. Raises ValueError for a torn or foreign one."""
+    """The event of line `seq` of `events.jsonl`, from 1. Raises ValueError for a torn or foreign
+    one.
+    """
     record = json_of(line)
     try:
         if record.pop("seq") != seq:
-            raise ValueError(f"line {seq} has another number; lines are missing, or have been added")
+            raise ValueError(
+                f"line {seq} has another number; lines are missing, or have been added"
+            )
         return _KINDS[record.pop("event")].validate_json(json.dumps(record))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"line {seq}: {where}: got {first['input']!r:.80}; {first['msg']}") from None
+        raise ValueError(
+            f"line {seq}: {where}: got {first['input']!r:.80}; {first['msg']}"
+        ) from None
     except (KeyError, TypeError, AttributeError):
         raise ValueError(f"line {seq}: not an event of this version: {line[:80]}") from None

@@ -1,4 +1,6 @@
-"""Reading the origin's `training_config.json` and `preprocessing_config.json`: no key is ignored."""
+"""Reading the origin's `training_config.json` and `preprocessing_config.json`: no key is
+ignored.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from vitseg.settings import SGD, AdamW
 
 @dataclass(frozen=True, slots=True)
 class KeyFate:
-    """What became of one key: "honoured" as it stands, "mapped" to a setting of ours, or "refused"."""
+    """What became of one key: "honoured" as it stands, "mapped" to a setting of ours, or
+    "refused".
+    """
 
     key: str
     value: Any
@@ -36,7 +40,9 @@ class Reading:
         """The recipe. Raises RecipeError, naming every refused key."""
         if refused := [k for k in self.keys if k.fate == "refused"]:
             lines = "; ".join(f"{k.key}: {k.meaning}" for k in refused)
-            raise RecipeError(f"training_config: {lines}.", "Take these keys out, or do what stands after each.")
+            raise RecipeError(
+                f"training_config: {lines}.", "Take these keys out, or do what stands after each."
+            )
         return giant().replace(self.changes)
 
 
@@ -45,8 +51,8 @@ def from_training_config(
 ) -> Reading:
     """Read the origin's configuration: paths, JSON text, or dicts.
 
-    Starts from `giant()`, the origin's own settings, and says of every key whether it is honoured, mapped or
-    refused. A fragment, such as the one in the origin's fix report, is enough.
+    Starts from `giant()`, the origin's own settings, and says of every key whether it is honoured,
+    mapped or refused. A fragment, such as the one in the origin's fix report, is enough.
     """
     values = _flat(_read(config)) | _flat(_read(preprocessing) if preprocessing is not None else {})
     fates: dict[str, KeyFate] = {}
@@ -72,9 +78,15 @@ def _fate(key: str, value: Any, values: dict[str, Any]) -> tuple[str, str, dict[
     fate, meaning, settings = _KEYS[key](value)
     if key == "lambda":
         kind = values.get("loss_function", "ce_dice")
-        meaning, settings = f"loss.{_WEIGHTED[kind]}", {f"loss.{_WEIGHTED[kind]}": settings["lambda"]}
+        meaning, settings = (
+            f"loss.{_WEIGHTED[kind]}",
+            {f"loss.{_WEIGHTED[kind]}": settings["lambda"]},
+        )
     if key in _GAMMAS and values.get("scheduler_type") == "exponential":
-        meaning, settings = "schedule.gamma of stages 1, 2, 3", settings | {"stages.0.schedule.gamma": value}
+        meaning, settings = (
+            "schedule.gamma of stages 1, 2, 3",
+            settings | {"stages.0.schedule.gamma": value},
+        )
     return fate, meaning, settings
 
 
@@ -84,7 +96,10 @@ def _in_the_way(key: str, values: dict[str, Any]) -> str:
         others = [other for other in twins if other != key and other in values]
         if key in twins and others:
             return f"says the same as {others[0]}; keep one"
-    if key.startswith("cosine_restart_config.") and values.get("scheduler_type", "cosine_restarts") != "cosine_restarts":
+    if (
+        key.startswith("cosine_restart_config.")
+        and values.get("scheduler_type", "cosine_restarts") != "cosine_restarts"
+    ):
         return f"has no effect with scheduler_type {values['scheduler_type']!r}"
     if key == "lambda" and values.get("loss_function", "ce_dice") not in _WEIGHTED:
         return f"has no effect with loss_function {values['loss_function']!r}"
@@ -101,7 +116,8 @@ def _read(config: str | Path | dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"it holds {type(found).__name__}, not an object")
     except (OSError, ValueError) as error:
         raise RecipeError(
-            f"{str(config)[:80]}: cannot be read as JSON ({error}).", "Give a path, JSON text or a dict."
+            f"{str(config)[:80]}: cannot be read as JSON ({error}).",
+            "Give a path, JSON text or a dict.",
         ) from None
     return found
 
@@ -110,7 +126,11 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested objects as dotted keys; a list is a value."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        flat |= (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict) and value
+            else {f"{prefix}{key}": value}
+        )
     return flat
 
 
@@ -128,12 +148,17 @@ def _map(meaning: str, settings: Callable[[Any], dict[str, Any]]) -> Reader:
 def _stages(setting: str, *stages: int) -> Reader:
     """One value for several stages, counted from 0."""
     where = ", ".join(str(i + 1) for i in stages)
-    return _map(f"{setting} of stages {where}", lambda value: {f"stages.{i}.{setting}": value for i in stages})
+    return _map(
+        f"{setting} of stages {where}",
+        lambda value: {f"stages.{i}.{setting}": value for i in stages},
+    )
 
 
 def _only(allowed: Any, meaning: str, otherwise: str) -> Reader:
     """Honoured while it asks for what is so anyway."""
-    return lambda value: ("honoured", meaning, {}) if value == allowed else ("refused", otherwise, {})
+    return lambda value: (
+        ("honoured", meaning, {}) if value == allowed else ("refused", otherwise, {})
+    )
 
 
 def _one_of(known: dict[str, dict[str, Any]], fate: str, meaning: str) -> Reader:
@@ -171,26 +196,34 @@ def _encoder(size: str, *skips: int) -> dict[str, Any]:
 _WEIGHTED = {"ce_dice": "dice", "ce_focal": "focal"}
 _ADAMW, _SGD = AdamW(weight_decay=1e-5).model_dump(mode="json"), SGD().model_dump(mode="json")
 _LR = _map(
-    "lr of stages 1, 2, 3, times 1, 0.3, 0.05", lambda v: {f"stages.{i}.lr": v * f for i, f in enumerate((1.0, 0.3, 0.05))}
+    "lr of stages 1, 2, 3, times 1, 0.3, 0.05",
+    lambda v: {f"stages.{i}.lr": v * f for i, f in enumerate((1.0, 0.3, 0.05))},
 )
 _GAMMA = _stages("schedule.gamma", 1, 2)
-_SIZE = _map("data.size (height, width)", lambda v: {"data.size": [v, v] if isinstance(v, int) else list(v)})
+_SIZE = _map(
+    "data.size (height, width)", lambda v: {"data.size": [v, v] if isinstance(v, int) else list(v)}
+)
 _COSINE = "schedule of stage 1; the origin's stages 2 and 3 are exponential whatever this says"
 _KEYS: dict[str, Reader] = {
     "scheduler_type": _one_of(
-        {k: {"stages.0.schedule": {"kind": k}} for k in ("cosine_restarts", "exponential")}, "honoured", _COSINE
+        {k: {"stages.0.schedule": {"kind": k}} for k in ("cosine_restarts", "exponential")},
+        "honoured",
+        _COSINE,
     ),
-    "cosine_restart_config.T_0": _map("stages.0.schedule.T_0, in batches", lambda v: {"stages.0.schedule.T_0": v}),
+    "cosine_restart_config.T_0": _map(
+        "stages.0.schedule.T_0, in batches", lambda v: {"stages.0.schedule.T_0": v}
+    ),
     "cosine_restart_config.T_mult": _honour("stages.0.schedule.T_mult"),
     "cosine_restart_config.eta_min": _honour("stages.0.schedule.eta_min"),
-    "cosine_restart_config.last_epoch": _only(-1, "a fresh start", "ignored by the origin; resume a run instead"),
+    "cosine_restart_config.last_epoch": _only(
+        -1, "a fresh start", "ignored by the origin; resume a run instead"
+    ),
     "gamma": _GAMMA,
     "scheduler_gamma": _GAMMA,
     "learning_rate": _LR,
     "lr": _LR,
     "optimizer": _one_of(
-        {"AdamW": {"optimizer": _ADAMW}, "SGD": {"optimizer": _SGD}},
-        "honoured", "optimizer",
+        {"AdamW": {"optimizer": _ADAMW}, "SGD": {"optimizer": _SGD}}, "honoured", "optimizer"
     ),
     "weight_decay": _honour("optimizer.weight_decay"),
     "batch_size": _honour("batch_size"),
@@ -202,7 +235,8 @@ _KEYS: dict[str, Reader] = {
             "ce_dice": {"loss.dice": 5.0, "loss.focal": 0.0},
             "ce_focal": {"loss.dice": 0.0, "loss.focal": 5.0},
         },
-        "mapped", "loss.dice and loss.focal, at lambda 5",
+        "mapped",
+        "loss.dice and loss.focal, at lambda 5",
     ),
     "loss_functions": _refuse("ignored by the origin; set loss_function, or sweep over losses"),
     "lambda": lambda value: ("mapped", "", {"lambda": float(value)}),
@@ -219,22 +253,37 @@ _KEYS: dict[str, Reader] = {
     "stage3_epochs": _honour("stages.2.epochs"),
     "stage2_unfreeze_layers": _stages("unfrozen_blocks", 1),
     "stage3_unfreeze_layers": _stages("unfrozen_blocks", 2),
-    "progressive_training": _only(True, "three stages", "there are always stages; make a recipe with one"),
+    "progressive_training": _only(
+        True, "three stages", "there are always stages; make a recipe with one"
+    ),
     "model_size": _one_of(
         {
-            "small": _encoder("small", 3, 6, 9, 12), "base": _encoder("base", 3, 6, 9, 12),
-            "large": _encoder("large", 6, 12, 18, 24), "giant": _encoder("giant", 10, 20, 30, 40),
+            "small": _encoder("small", 3, 6, 9, 12),
+            "base": _encoder("base", 3, 6, 9, 12),
+            "large": _encoder("large", 6, 12, 18, 24),
+            "giant": _encoder("giant", 10, 20, 30, 40),
         },
-        "mapped", "model.encoder and model.skip_depths",
+        "mapped",
+        "model.encoder and model.skip_depths",
     ),
-    "mixed_precision": _one_of({"true": {"precision": "auto"}, "false": {"precision": "fp32"}}, "mapped", "precision"),
-    "use_ema": _only(False, "no moving average", "the origin copied the weights and never updated the copy"),
-    "f1_average": _only("macro", "f1 is the mean over classes", "ignored by the origin; all three F1 are always given"),
+    "mixed_precision": _one_of(
+        {"true": {"precision": "auto"}, "false": {"precision": "fp32"}}, "mapped", "precision"
+    ),
+    "use_ema": _only(
+        False, "no moving average", "the origin copied the weights and never updated the copy"
+    ),
+    "f1_average": _only(
+        "macro",
+        "f1 is the mean over classes",
+        "ignored by the origin; all three F1 are always given",
+    ),
     "metrics": _refuse("ignored by the origin; IoU, F1 and accuracy are always given"),
     "dice_loss_mode": _refuse("ignored by the origin; the mode follows data.mode"),
     "final_model_epoch": _refuse("ignored by the origin; best/ holds the best epoch"),
     "normalization": _refuse("ignored by the origin; the encoder's own statistics are used"),
-    "random_split": _only(False, "the split follows data.split_seed", "a split by the clock cannot be repeated"),
+    "random_split": _only(
+        False, "the split follows data.split_seed", "a split by the clock cannot be repeated"
+    ),
     "image_size": _SIZE,
     "resize": _SIZE,
     "mode": _honour("data.mode"),
@@ -243,19 +292,29 @@ _KEYS: dict[str, Reader] = {
     "brightness": _honour("data.augment.brightness"),
     "contrast": _honour("data.augment.contrast"),
     "saturation": _honour("data.augment.saturation"),
-    "rotation_degrees": _map("data.augment.rotate_degrees", lambda v: {"data.augment.rotate_degrees": float(v)}),
-}  # fmt: skip
+    "rotation_degrees": _map(
+        "data.augment.rotate_degrees", lambda v: {"data.augment.rotate_degrees": float(v)}
+    ),
+}
 _EFFECTS = {
-    "rot90": "right_angle", "color_jitter": "hue", "blur": "blur", "elastic_transform": "elastic",
-    "grid_distortion": "grid_distortion", "optical_distortion": "optical_distortion", "coarse_dropout": "coarse_dropout",
+    "rot90": "right_angle",
+    "color_jitter": "hue",
+    "blur": "blur",
+    "elastic_transform": "elastic",
+    "grid_distortion": "grid_distortion",
+    "optical_distortion": "optical_distortion",
+    "coarse_dropout": "coarse_dropout",
     "clahe": "clahe",
-}  # fmt: skip
+}
 """Colour jitter is hue here; its brightness, contrast and saturation are `data.augment`'s."""
 _KEYS |= {key: _effect(kind) for name, kind in _EFFECTS.items() for key in (name, f"{name}.p")}
 _FIRST = ("scheduler_type", "optimizer", "loss_function", "model_size")
 """Keys that set several settings at once are read before those that change one of them."""
 _GAMMAS = {"gamma", "scheduler_gamma"}
 _TWINS = (
-    {"learning_rate", "lr"}, _GAMMAS, {"dropout", "decoder_dropout"}, {"image_size", "resize"},
+    {"learning_rate", "lr"},
+    _GAMMAS,
+    {"dropout", "decoder_dropout"},
+    {"image_size", "resize"},
     *({name, f"{name}.p"} for name in _EFFECTS),
-)  # fmt: skip
+)

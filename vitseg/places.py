@@ -7,5 +7,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Where weights, features and fetched data are kept between runs: $VITSEG_CACHE, else ~/.cache/vitseg."""
+    """Where weights, features and fetched data are kept between runs: $VITSEG_CACHE, else
+    ~/.cache/vitseg.
+    """
     return Path(os.environ.get("VITSEG_CACHE", "~/.cache/vitseg")).expanduser()

@@ -1,4 +1,6 @@
-"""The promised learning rate, by closed form: arithmetic on the recipe, never asked of a schedule object."""
+"""The promised learning rate, by closed form: arithmetic on the recipe, never asked of a schedule
+object.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from vitseg.settings import Constant, CosineRestarts, Exponential, Stage, Warmup
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One batch that will be: its stage, step and fractional epoch over the whole run, and its base LR."""
+    """One batch that will be: its stage, step and fractional epoch over the whole run, and its base
+    LR.
+    """
 
     stage: int
     step: int
@@ -25,7 +29,8 @@ class Planned:
 def planned_lr(stage: Stage, batch: int, batches_per_epoch: int, skipped: int = 0) -> float:
     """Base LR of batch number `batch` of a stage, counted from 1.
 
-    `skipped` optimizer steps, lost to overflow in mixed precision, hold back a clock that counts batches.
+    `skipped` optimizer steps, lost to overflow in mixed precision, hold back a clock that counts
+    batches.
     """
     schedule, lr = stage.schedule, stage.lr
     if isinstance(schedule, CosineRestarts | WarmupPoly):
@@ -37,15 +42,22 @@ def planned_lr(stage: Stage, batch: int, batches_per_epoch: int, skipped: int = 
             return lr * schedule.gamma ** ((batch - 1) // batches_per_epoch)
         case CosineRestarts():
             t, period = _cosine_position(schedule, batch, batches_per_epoch)
-            return schedule.eta_min + (lr - schedule.eta_min) * (1 + math.cos(math.pi * t / period)) / 2
+            return (
+                schedule.eta_min
+                + (lr - schedule.eta_min) * (1 + math.cos(math.pi * t / period)) / 2
+            )
         case WarmupPoly():
             warmup, total = schedule.warmup_batches, stage.epochs * batches_per_epoch
             if batch <= warmup:
                 return lr * batch / warmup
-            return lr * (1 - min(1.0, (batch - 1 - warmup) / max(1, total - warmup))) ** schedule.power
+            return (
+                lr * (1 - min(1.0, (batch - 1 - warmup) / max(1, total - warmup))) ** schedule.power
+            )
 
 
-def _cosine_position(schedule: CosineRestarts, batch: int, batches_per_epoch: int) -> tuple[float, int]:
+def _cosine_position(
+    schedule: CosineRestarts, batch: int, batches_per_epoch: int
+) -> tuple[float, int]:
     """Position in the current cycle and the cycle's length (SGDR's T_cur and T_i)."""
     t: float = max(0, batch - 1 - schedule.burn_in_batches)
     if schedule.unit == "epoch":
@@ -59,15 +71,21 @@ def _cosine_position(schedule: CosineRestarts, batch: int, batches_per_epoch: in
 
 
 def preview(recipe: Recipe, batches_per_epoch: int) -> list[Planned]:
-    """The LR of every step of every stage, without training anything. Early stopping may end a stage sooner."""
+    """The LR of every step of every stage, without training anything. Early stopping may end a
+    stage sooner.
+    """
     if not isinstance(recipe, Recipe):
-        raise ConfigError("recipe", recipe, "a Recipe", "Put stages into one: vitseg.Recipe(stages=(stage,)).")
+        raise ConfigError(
+            "recipe", recipe, "a Recipe", "Put stages into one: vitseg.Recipe(stages=(stage,))."
+        )
     planned, epochs_before, step = [], 0, 0
     for number, stage in enumerate(recipe.stages, start=1):
         for batch in range(1, stage.epochs * batches_per_epoch + 1):
             step += 1
             epoch = epochs_done(epochs_before, batch, batches_per_epoch)
-            planned.append(Planned(number, step, epoch, planned_lr(stage, batch, batches_per_epoch)))
+            planned.append(
+                Planned(number, step, epoch, planned_lr(stage, batch, batches_per_epoch))
+            )
         epochs_before += stage.epochs
     return planned
 
@@ -75,36 +93,60 @@ def preview(recipe: Recipe, batches_per_epoch: int) -> list[Planned]:
 _CHANGES_NO_NUMBER = {"name", "workers", "cache", "recompute"}
 
 
-def effective(recipe: Recipe, stages: int, batches_per_epoch: int, blocks: int | None) -> dict[str, Any]:
+def effective(
+    recipe: Recipe, stages: int, batches_per_epoch: int, blocks: int | None
+) -> dict[str, Any]:
     """The settings that decide the numbers of stages 1 .. `stages`, the machine apart.
 
-    What changes no number is not among them; a schedule is the learning rates it comes to, "all" the number of blocks.
+    What changes no number is not among them; a schedule is the learning rates it comes to, "all"
+    the number of blocks.
     """
-    tree = recipe.model_dump(mode="json", exclude=_CHANGES_NO_NUMBER | {"device", "precision", "threads", "processes"})
+    tree = recipe.model_dump(
+        mode="json", exclude=_CHANGES_NO_NUMBER | {"device", "precision", "threads", "processes"}
+    )
     tree["stages"] = tree["stages"][:stages]
     for stage, settings in zip(recipe.stages, tree["stages"], strict=False):
         settings["name"] = settings["lr"] = None
-        settings["schedule"] = [planned_lr(stage, n, batches_per_epoch) for n in range(1, stage.epochs * batches_per_epoch + 1)]
+        settings["schedule"] = [
+            planned_lr(stage, n, batches_per_epoch)
+            for n in range(1, stage.epochs * batches_per_epoch + 1)
+        ]
         if stage.unfrozen_blocks == "all" and blocks is not None:
             settings["unfrozen_blocks"] = blocks
     return tree
 
 
 def epochs_done(before: int, batch: int, batches_per_epoch: int) -> float:
-    """Fractional epochs of the run after batch number `batch`, from 1, of a stage that began after `before` epochs."""
+    """Fractional epochs of the run after batch number `batch`, from 1, of a stage that began after
+    `before` epochs.
+    """
     whole, rest = divmod(batch - 1, batches_per_epoch)
-    return before + whole + (rest + 1) / batches_per_epoch  # in this order: the same float as from the log
+    return (
+        before + whole + (rest + 1) / batches_per_epoch
+    )  # in this order: the same float as from the log
 
 
 def restarts(stage: Stage, batches_per_epoch: int) -> int:
     """How often the LR jumps back up within the stage; 0 for schedules without restarts."""
-    lrs = [planned_lr(stage, n, batches_per_epoch) for n in range(1, stage.epochs * batches_per_epoch + 1)]
-    return sum(after > before for before, after in pairwise(lrs)) if isinstance(stage.schedule, CosineRestarts) else 0
+    lrs = [
+        planned_lr(stage, n, batches_per_epoch)
+        for n in range(1, stage.epochs * batches_per_epoch + 1)
+    ]
+    return (
+        sum(after > before for before, after in pairwise(lrs))
+        if isinstance(stage.schedule, CosineRestarts)
+        else 0
+    )
 
 
 def describe(stage: Stage) -> str:
     """The schedule and its clock in words, for tables: "cosine restarts / batch"."""
-    clock = {"cosine_restarts": "batch", "exponential": "epoch", "constant": "never", "warmup_poly": "batch"}
+    clock = {
+        "cosine_restarts": "batch",
+        "exponential": "epoch",
+        "constant": "never",
+        "warmup_poly": "batch",
+    }
     kind = stage.schedule.kind
     return f"{kind.replace('_', ' ')} / {clock[kind]}"
 
@@ -118,21 +160,37 @@ def batch_notes(recipe: Recipe, images: int) -> list[str]:
     """Whether a step is larger than the training set."""
     if (step := recipe.batch_size * recipe.accumulate) <= images:
         return []
-    return [f"A batch of {step:,} is larger than the {images:,} training images: each epoch is one step over all of them."]
+    return [
+        (
+            f"A batch of {step:,} is larger than the {images:,} training images: each epoch is one "
+            f"step over all of them."
+        )
+    ]
 
 
 def warnings(stage: Stage, batches_per_epoch: int) -> list[str]:
     """What about a schedule is hardly meant: it does not come to its own within the stage."""
     schedule, batches = stage.schedule, stage.epochs * batches_per_epoch
     if isinstance(schedule, WarmupPoly) and schedule.warmup_batches >= batches:
-        return [f"The warm-up of {schedule.warmup_batches} batches does not end within the stage's {batches}."]
+        return [
+            (
+                f"The warm-up of {schedule.warmup_batches} batches does not end within the stage's "
+                f"{batches}."
+            )
+        ]
     lrs = {planned_lr(stage, n, batches_per_epoch) for n in range(1, batches + 1)}
     if not isinstance(schedule, CosineRestarts) or len(lrs) > 1:
         return []
     if batches > schedule.burn_in_batches + 1:
-        return [f"The cosine never moves: a cycle of T_0 = {schedule.T_0} is over before it falls. Lengthen schedule.T_0."]
+        return [
+            (
+                f"The cosine never moves: a cycle of T_0 = {schedule.T_0} is over before it falls. "
+                f"Lengthen schedule.T_0."
+            )
+        ]
     return [
-        f"The cosine never moves: the burn-in is {schedule.burn_in_batches} batches, the one after it still has the full rate, "
+        f"The cosine never moves: the burn-in is {schedule.burn_in_batches} batches, the one "
+        f"after it still has the full rate, "
         f"and the stage has {batches}. Train more epochs or shorten schedule.burn_in_batches."
     ]
 
@@ -143,10 +201,24 @@ def _course(stage: Stage, batches_per_epoch: int) -> list[str]:
         last = planned_lr(stage, batches, batches_per_epoch)
         if stage.epochs == 1:
             return [f"The LR is {last:.3g} throughout: it would fall after the stage's only epoch."]
-        return [f"The LR falls from {stage.lr:.3g} in the first epoch to {last:.3g} in the last (gamma = {schedule.gamma:g})."]
+        return [
+            (
+                f"The LR falls from {stage.lr:.3g} in the first epoch to {last:.3g} in the last "
+                f"(gamma = {schedule.gamma:g})."
+            )
+        ]
     if not isinstance(schedule, CosineRestarts):
         return []
     unit = "batches" if schedule.unit == "batch" else "epochs"
     n = restarts(stage, batches_per_epoch)
-    restart = f"{n} warm restart{'s' * (n != 1)}" if n else "One cosine, which does not come to a restart,"
-    return [f"{restart} in {batches} batches (T_0 = {schedule.T_0} {unit}, after a burn-in of {schedule.burn_in_batches})."]
+    restart = (
+        f"{n} warm restart{'s' * (n != 1)}"
+        if n
+        else "One cosine, which does not come to a restart,"
+    )
+    return [
+        (
+            f"{restart} in {batches} batches (T_0 = {schedule.T_0} {unit}, after a burn-in of "
+            f"{schedule.burn_in_batches})."
+        )
+    ]

@@ -26,13 +26,17 @@ from vitseg.settings import (
 
 
 def quick(folder: str | Path | None = None) -> Recipe:
-    """Three stages on DINOv2-small. Without a folder: the built-in generated images, minutes on two CPU cores.
+    """Three stages on DINOv2-small. Without a folder: the built-in generated images, minutes on two
+    CPU cores.
 
-    With a folder of images and masks: more pixels, in the images' own proportions, and as many epochs as 20 minutes of CPU
-    time allow: those of about a million image patches in all, at least 6 and at most 28. Rates and depth as in decision 25.
+    With a folder of images and masks: more pixels, in the images' own proportions, and as many
+    epochs as 20 minutes of CPU time allow: those of about a million image patches in all, at least
+    6 and at most 28. Rates and depth as in decision 25.
     """
     if folder is None:
-        return Recipe(name="quick", data=Data(source=Generated()), batch_size=6, stages=_careful_stages())
+        return Recipe(
+            name="quick", data=Data(source=Generated()), batch_size=6, stages=_careful_stages()
+        )
     files = _images(Path(folder).expanduser())
     height, width = _canvas(files[:25])
     source = _folder(folder)
@@ -45,8 +49,12 @@ def quick(folder: str | Path | None = None) -> Recipe:
 
 
 def _folder(path: str | Path) -> Folder:
-    """One spelling of the path, so that the run can be reported and resumed, and a sweep be found, from elsewhere."""
-    return Folder(path=os.path.realpath(Path(path).expanduser()))  # Path.resolve() breaks off at a link to itself
+    """One spelling of the path, so that the run can be reported and resumed, and a sweep be found,
+    from elsewhere.
+    """
+    return Folder(
+        path=os.path.realpath(Path(path).expanduser())
+    )  # Path.resolve() breaks off at a link to itself
 
 
 def _images(folder: Path) -> list[Path]:
@@ -59,31 +67,53 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _canvas(files: list[Path], shorter: int = 252, patch: int = 14) -> tuple[int, int]:
-    """(height, width) in whole patches, in the median proportions of the images, 1:2 at most; square without any."""
+    """(height, width) in whole patches, in the median proportions of the images, 1:2 at most;
+    square without any.
+    """
     ratio = median([height / width for height, width in filter(None, map(size_of, files))] or [1.0])
     longer = round(shorter * min(max(ratio, 1 / ratio), 2.0) / patch) * patch
     return (longer, shorter) if ratio > 1 else (shorter, longer)
 
 
 def _careful_stages() -> tuple[Stage, ...]:
-    """Four blocks at most, at a tenth of the decoder's rate, on both kinds of schedule: stages to be watched."""
+    """Four blocks at most, at a tenth of the decoder's rate, on both kinds of schedule: stages to
+    be watched.
+    """
     return (
-        Stage(name="Frozen encoder", unfrozen_blocks=0, epochs=6, lr=2e-3, schedule=CosineRestarts()),
-        Stage(name="Last blocks", unfrozen_blocks=2, epochs=3, lr=6e-4, schedule=Exponential(gamma=0.8),
-              encoder_lr_factor=0.1),
-        Stage(name="Deeper", unfrozen_blocks=4, epochs=3, lr=1e-4, schedule=Exponential(gamma=0.8),
-              encoder_lr_factor=0.1),
-    )  # fmt: skip
+        Stage(
+            name="Frozen encoder", unfrozen_blocks=0, epochs=6, lr=2e-3, schedule=CosineRestarts()
+        ),
+        Stage(
+            name="Last blocks",
+            unfrozen_blocks=2,
+            epochs=3,
+            lr=6e-4,
+            schedule=Exponential(gamma=0.8),
+            encoder_lr_factor=0.1,
+        ),
+        Stage(
+            name="Deeper",
+            unfrozen_blocks=4,
+            epochs=3,
+            lr=1e-4,
+            schedule=Exponential(gamma=0.8),
+            encoder_lr_factor=0.1,
+        ),
+    )
 
 
 def _deep_stages(epochs: int, batches_per_epoch: int) -> tuple[Stage, ...]:
-    """A short frozen stage, six blocks of which the last has 1e-4, then eight at half the rates: two, four and three ninths."""
+    """A short frozen stage, six blocks of which the last has 1e-4, then eight at half the rates:
+    two, four and three ninths.
+    """
     first, third = round(epochs * 2 / 9), round(epochs * 3 / 9)
 
     def stage(name: str, unfrozen: int, epochs: int, lr: float, **encoder: float) -> Stage:
         warmup = min(20, epochs * batches_per_epoch // 5)
         schedule = WarmupPoly(warmup_batches=warmup)
-        return Stage(name=name, unfrozen_blocks=unfrozen, epochs=epochs, lr=lr, schedule=schedule, **encoder)
+        return Stage(
+            name=name, unfrozen_blocks=unfrozen, epochs=epochs, lr=lr, schedule=schedule, **encoder
+        )
 
     encoder = {"encoder_lr_factor": 0.1, "layer_decay": 0.8}
     return (
@@ -94,38 +124,72 @@ def _deep_stages(epochs: int, batches_per_epoch: int) -> tuple[Stage, ...]:
 
 
 def whole_encoder(folder: str | Path | None = None) -> Recipe:
-    """What `quick` trains, for as many epochs, but every block at once: what the three stages are to be held against.
+    """What `quick` trains, for as many epochs, but every block at once: what the three stages are
+    to be held against.
 
-    As EoMT trains (Kerssies et al. 2025): the decoder warms up while the encoder stands still; then all of it trains, the last
-    block at 1e-4 and each below at 0.8 of the one above, with a warm-up and a polynomial decay. There it is one optimizer with
-    an encoder LR of 0 at first; here it is a stage at depth 0, whose features are kept, and a fresh optimizer after it.
+    As EoMT trains (Kerssies et al. 2025): the decoder warms up while the encoder stands still; then
+    all of it trains, the last block at 1e-4 and each below at 0.8 of the one above, with a warm-up
+    and a polynomial decay. There it is one optimizer with an encoder LR of 0 at first; here it is a
+    stage at depth 0, whose features are kept, and a fresh optimizer after it.
     """
     recipe = quick(folder)
     epochs = sum(stage.epochs for stage in recipe.stages)
     first = max(1, round(epochs / 6))
     stages = (
-        Stage(name="Decoder warms up", unfrozen_blocks=0, epochs=first, lr=2e-3, schedule=Constant()),
-        Stage(name="Whole encoder", unfrozen_blocks="all", epochs=epochs - first, lr=1e-3, schedule=WarmupPoly(),
-              encoder_lr_factor=0.1, layer_decay=0.8),
-    )  # fmt: skip
+        Stage(
+            name="Decoder warms up", unfrozen_blocks=0, epochs=first, lr=2e-3, schedule=Constant()
+        ),
+        Stage(
+            name="Whole encoder",
+            unfrozen_blocks="all",
+            epochs=epochs - first,
+            lr=1e-3,
+            schedule=WarmupPoly(),
+            encoder_lr_factor=0.1,
+            layer_decay=0.8,
+        ),
+    )
     return recipe.replace({"name": f"{recipe.name[:26]}-whole-encoder", "stages": stages})
 
 
 def giant(folder: str | Path | None = None) -> Recipe:
-    """The origin's settings: DINOv2-giant, 30 + 30 + 40 epochs, the last 8, then 16 blocks, LR 2e-4 x 1, 0.3, 0.05.
+    """The origin's settings: DINOv2-giant, 30 + 30 + 40 epochs, the last 8, then 16 blocks, LR 2e-4
+    x 1, 0.3, 0.05.
 
-    As the origin meant them: the freezing is real, the burn-in is counted once a stage. Needs a GPU, and the hub.
+    As the origin meant them: the freezing is real, the burn-in is counted once a stage. Needs a
+    GPU, and the hub.
     """
     source = Generated(classes=10, side=384) if folder is None else _folder(folder)
     stages = (
-        Stage(name="Frozen encoder", unfrozen_blocks=0, epochs=30, lr=2e-4, schedule=CosineRestarts()),
-        Stage(name="Last 8 blocks", unfrozen_blocks=8, epochs=30, lr=2e-4 * 0.3, drop_path=0.1, patience=15),
-        Stage(name="Last 16 blocks", unfrozen_blocks=16, epochs=40, lr=2e-4 * 0.05, drop_path=0.1, patience=15),
+        Stage(
+            name="Frozen encoder", unfrozen_blocks=0, epochs=30, lr=2e-4, schedule=CosineRestarts()
+        ),
+        Stage(
+            name="Last 8 blocks",
+            unfrozen_blocks=8,
+            epochs=30,
+            lr=2e-4 * 0.3,
+            drop_path=0.1,
+            patience=15,
+        ),
+        Stage(
+            name="Last 16 blocks",
+            unfrozen_blocks=16,
+            epochs=40,
+            lr=2e-4 * 0.05,
+            drop_path=0.1,
+            patience=15,
+        ),
     )
     return Recipe(
         name="giant",
         data=Data(source=source, size=(384, 384)),
-        model=Model(encoder="facebook/dinov2-giant", decoder="unet", skip_depths=(10, 20, 30, 40), dropout=0.5),
+        model=Model(
+            encoder="facebook/dinov2-giant",
+            decoder="unet",
+            skip_depths=(10, 20, 30, 40),
+            dropout=0.5,
+        ),
         stages=stages,
         loss=Loss(dice=5.0),
         optimizer=AdamW(weight_decay=1e-5),

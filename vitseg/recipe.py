@@ -1,4 +1,6 @@
-"""What is to be done: a recipe, in the words of the field. Frozen, checked when it is made, JSON on disk."""
+"""What is to be done: a recipe, in the words of the field. Frozen, checked when it is made, JSON on
+disk.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,16 @@ from vitseg.words import Words, explain
 
 
 class Recipe(Words):
-    """All of a run's settings. `replace` makes changed copies; `save` and `load_recipe` keep it as JSON.
+    """All of a run's settings. `replace` makes changed copies; `save` and `load_recipe` keep it as
+    JSON.
 
-    A batch is one optimizer step: `batch_size` images in each of `accumulate` portions. `clip_norm` is the largest
-    gradient norm. `seed` draws initialisation, order and dropout; data and views have seeds of their own. `features` is the
-    precision in which the frozen blocks' features are used; with `cache` they are kept on disk, which changes no number.
-    `recompute` keeps nothing within the blocks that train and runs them once more in the backward pass (activation
-    checkpointing, Chen et al. 2016): less memory, more time, the same numbers. `processes` share the images of every step, each
-    on a GPU of its own, or on `threads` cores.
+    A batch is one optimizer step: `batch_size` images in each of `accumulate` portions. `clip_norm`
+    is the largest gradient norm. `seed` draws initialisation, order and dropout; data and views
+    have seeds of their own. `features` is the precision in which the frozen blocks' features are
+    used; with `cache` they are kept on disk, which changes no number. `recompute` keeps nothing
+    within the blocks that train and runs them once more in the backward pass (activation
+    checkpointing, Chen et al. 2016): less memory, more time, the same numbers. `processes` share
+    the images of every step, each on a GPU of its own, or on `threads` cores.
     """
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
@@ -47,39 +51,59 @@ class Recipe(Words):
     @model_validator(mode="after")
     def _settings_go_together(self) -> Self:
         if self.loss.dice_over == "batch" and self.accumulate > 1:
-            raise ValueError('loss.dice_over="batch" needs the whole batch at once; set accumulate to 1')
+            raise ValueError(
+                'loss.dice_over="batch" needs the whole batch at once; set accumulate to 1'
+            )
         if self.stages[0].start_from != "best":
-            raise ValueError("stages.0.start_from has no effect: there is no stage before it; leave it out")
+            raise ValueError(
+                "stages.0.start_from has no effect: there is no stage before it; leave it out"
+            )
         if self.model.decoder == "linear" and self.accumulate > 1:
-            raise ValueError('model.decoder="linear" has a BatchNorm, which needs the whole batch; set accumulate to 1')
+            raise ValueError(
+                'model.decoder="linear" has a BatchNorm, which needs the whole batch; set '
+                "accumulate to 1"
+            )
         if self.processes > 1:
             self._refuse_what_cannot_be_shared()
         return self
 
     def _refuse_what_cannot_be_shared(self) -> None:
         if self.model.decoder == "linear":
-            raise ValueError('model.decoder="linear" has a BatchNorm, which needs the whole batch; set processes to 1')
+            raise ValueError(
+                'model.decoder="linear" has a BatchNorm, which needs the whole batch; set '
+                "processes to 1"
+            )
         if self.loss.dice_over == "batch":
-            raise ValueError('loss.dice_over="batch" needs the whole batch at once; set processes to 1')
+            raise ValueError(
+                'loss.dice_over="batch" needs the whole batch at once; set processes to 1'
+            )
         if self.processes > (images := self.batch_size * self.accumulate):
             raise ValueError(
-                f"processes={self.processes} for steps of {images}: some would get no image; set processes to {images}"
+                f"processes={self.processes} for steps of {images}: some would get no image; "
+                f"set "
+                f"processes to {images}"
             )
 
     def replace(self, changes: dict[str, Any]) -> Recipe:
-        """A copy with settings changed by path: `recipe.replace({"stages.1.lr": 1e-4})`. Checked like a new one."""
+        """A copy with settings changed by path: `recipe.replace({"stages.1.lr": 1e-4})`. Checked
+        like a new one.
+        """
         tree = json.loads(self.model_dump_json())
         for path, value in changes.items():
             _set(tree, path, _plain(value))
         try:
             return parse(json.dumps(tree))
         except TypeError as error:
-            raise RecipeError(f"{', '.join(changes)}: {error}.", "Give numbers, strings, tuples or settings.") from None
+            raise RecipeError(
+                f"{', '.join(changes)}: {error}.", "Give numbers, strings, tuples or settings."
+            ) from None
 
     def settle(self, changes: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
-        """Like `replace`; settings that have no effect any more are put back to their defaults, and named.
+        """Like `replace`; settings that have no effect any more are put back to their defaults, and
+        named.
 
-        At depth 0, for instance, there is no encoder LR: `encoder_lr_factor` goes, where `replace` would refuse.
+        At depth 0, for instance, there is no encoder LR: `encoder_lr_factor` goes, where `replace`
+        would refuse.
         """
         idle: dict[str, Any] = {}
         while True:
@@ -107,7 +131,9 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         return parse(Path(path).read_bytes())
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror}).", "Give the path of a recipe.json.") from None
+        raise RecipeError(
+            f"{path}: cannot be read ({error.strerror}).", "Give the path of a recipe.json."
+        ) from None
     except RecipeError as error:
         raise RecipeError(f"{path}: {error.problem}", error.mend) from None
 
@@ -120,7 +146,9 @@ def _plain(value: Any) -> Any:
 
 
 def _set(tree: Any, path: str, value: Any) -> None:
-    """Write `value` at a dotted path. A name that does not exist is left to validation, which knows the spelling."""
+    """Write `value` at a dotted path. A name that does not exist is left to validation, which knows
+    the spelling.
+    """
     *parents, last = path.split(".")
     name = last
     try:
@@ -128,10 +156,18 @@ def _set(tree: Any, path: str, value: Any) -> None:
             tree = tree[_place(tree, name)]
         tree[_place(tree, last)] = value
     except (KeyError, IndexError, ValueError, TypeError):
-        here = f"0..{len(tree) - 1}" if isinstance(tree, list) else ", ".join(tree) if isinstance(tree, dict) else "none"
+        here = (
+            f"0..{len(tree) - 1}"
+            if isinstance(tree, list)
+            else ", ".join(tree)
+            if isinstance(tree, dict)
+            else "none"
+        )
         close = difflib.get_close_matches(name, tree, n=1) if isinstance(tree, dict) else []
         meant = f" did you mean {close[0]}?" if close else ""
-        raise RecipeError(f"{path}: there is no such setting;{meant} possible at that place: {here}.") from None
+        raise RecipeError(
+            f"{path}: there is no such setting;{meant} possible at that place: {here}."
+        ) from None
 
 
 def _place(tree: Any, name: str) -> int | str:

@@ -22,11 +22,16 @@ def json_of(text: str) -> Any:
 
 
 def shown(path: str | Path) -> str:
-    """A path for the reader, on one line: line breaks, reversals of the writing and bytes that are no text as escapes."""
+    """A path for the reader, on one line: line breaks, reversals of the writing and bytes that are
+    no text as escapes.
+    """
     hidden = {"Cc", "Cf", "Cs", "Zl", "Zp"}
     joiners = "\u200c\u200d"  # which emoji and some scripts are made with
     return "".join(
-        c.encode("unicode_escape").decode() if unicodedata.category(c) in hidden and c not in joiners else c for c in str(path)
+        c.encode("unicode_escape").decode()
+        if unicodedata.category(c) in hidden and c not in joiners
+        else c
+        for c in str(path)
     )
 
 
@@ -58,7 +63,9 @@ class Words(Strict, metaclass=_Plainly):
     """Base of all settings, whose names are known to whoever misspells one."""
 
     def _refuse_without_effect(self, condition: bool, *fields: str) -> None:
-        """Refuse settings that differ from their default although `condition` makes them do nothing."""
+        """Refuse settings that differ from their default although `condition` makes them do
+        nothing.
+        """
         for field in fields:
             value, default = getattr(self, field), type(self).model_fields[field].default
             if condition and value != default:
@@ -66,12 +73,17 @@ class Words(Strict, metaclass=_Plainly):
 
 
 def explain(error: ValidationError, cls: type) -> RecipeError:
-    """What pydantic refused, one sentence a setting: its path, the value, what is allowed, the nearest spelling."""
+    """What pydantic refused, one sentence a setting: its path, the value, what is allowed, the
+    nearest spelling.
+    """
     found = error.errors()
     said: dict[str, list[str]] = {}  # a value that may be of several kinds is refused once for each
     for problem, allowed in map(_line, found):
         said.setdefault(problem, []).extend(allowed)
-    lines = [f"{problem}; allowed: {' or '.join(dict.fromkeys(a))}." if a else problem for problem, a in said.items()]
+    lines = [
+        f"{problem}; allowed: {' or '.join(dict.fromkeys(a))}." if a else problem
+        for problem, a in said.items()
+    ]
     refused = RecipeError(f"{cls.__name__} refused. {' '.join(lines)}")
     for e in found:
         if isinstance(cause := e.get("ctx", {}).get("error"), NoEffect):
@@ -80,10 +92,16 @@ def explain(error: ValidationError, cls: type) -> RecipeError:
 
 
 def _where(error: dict[str, Any]) -> str:
-    """The dotted path of a setting, as `Recipe.replace` takes it; pydantic names the kinds on the way too."""
-    kinds = {c.model_fields["kind"].default for c in Words.__subclasses__() if "kind" in c.model_fields}
+    """The dotted path of a setting, as `Recipe.replace` takes it; pydantic names the kinds on the
+    way too.
+    """
+    kinds = {
+        c.model_fields["kind"].default for c in Words.__subclasses__() if "kind" in c.model_fields
+    }
     unions = ("int", "constrained-int", "literal", "constrained-str")
-    return ".".join(str(p) for p in error["loc"] if p not in kinds and not str(p).startswith(unions))
+    return ".".join(
+        str(p) for p in error["loc"] if p not in kinds and not str(p).startswith(unions)
+    )
 
 
 def _line(error: dict[str, Any]) -> tuple[str, list[str]]:
@@ -96,7 +114,11 @@ def _line(error: dict[str, Any]) -> tuple[str, list[str]]:
         return f"{where}: needs a value.", []
     if error["type"] == "value_error":
         return f"{where + ': ' if where else ''}{error['ctx']['error']}.", []
-    said = error["msg"].removeprefix("Input should be ").replace("a valid array", "a list, such as [1, 2]")
+    said = (
+        error["msg"]
+        .removeprefix("Input should be ")
+        .replace("a valid array", "a list, such as [1, 2]")
+    )
     got = repr(error["input"])
     got = got if len(got) <= 80 else f"{got[:80]}..."
     return f"{where + ': ' if where else ''}got {got}", [said]
@@ -106,5 +128,7 @@ def _nearest(name: str) -> str:
     owners = {field: c.__name__ for c in Words.__subclasses__() for field in c.model_fields}
     if name in owners:
         return f"; {name} is a setting of {owners[name]}"
-    close = difflib.get_close_matches(name, owners, n=1, cutoff=0.6) or [f for f in owners if f.lower() == name.lower()]
+    close = difflib.get_close_matches(name, owners, n=1, cutoff=0.6) or [
+        f for f in owners if f.lower() == name.lower()
+    ]
     return f"; did you mean {close[0]} (of {owners[close[0]]})?" if close else ""

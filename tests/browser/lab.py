@@ -20,12 +20,26 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-_FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+)
 _HERE = {"127.0.0.1", "localhost"}
 _SETTINGS = {
-    "@jupyterlab/apputils-extension:notification": {"checkForUpdates": False, "doNotDisturbMode": True, "fetchNews": "false"},
-    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # cells off the screen stay in the page
+    "@jupyterlab/apputils-extension:notification": {
+        "checkForUpdates": False,
+        "doNotDisturbMode": True,
+        "fetchNews": "false",
+    },
+    "@jupyterlab/notebook-extension:tracker": {
+        "windowingMode": "none"
+    },  # cells off the screen stay in the page
     "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
 }
 _PANEL = "const panel = window.jupyterapp.shell.currentWidget;"
@@ -65,14 +79,36 @@ def jupyter(root: Path, **environment: str) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token = secrets.token_hex(16)
-    own = {f"JUPYTER_{n}_DIR": str(root / n.lower()) for n in ("RUNTIME", "DATA")} | {"JUPYTER_CONFIG_DIR": str(config.parent)}
-    own |= {"JUPYTERLAB_SETTINGS_DIR": str(root / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(root / "workspaces")}
-    own |= {"IPYTHONDIR": str(root / "ipython"), "JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_PLATFORM_DIRS": "1"}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-               "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}",
-               "--expose-app-in-browser", "--LabApp.extension_manager=readonly"]  # fmt: skip
+    own = {f"JUPYTER_{n}_DIR": str(root / n.lower()) for n in ("RUNTIME", "DATA")} | {
+        "JUPYTER_CONFIG_DIR": str(config.parent)
+    }
+    own |= {
+        "JUPYTERLAB_SETTINGS_DIR": str(root / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(root / "workspaces"),
+    }
+    own |= {
+        "IPYTHONDIR": str(root / "ipython"),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "JUPYTER_PLATFORM_DIRS": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={root}",
+        "--expose-app-in-browser",
+        "--LabApp.extension_manager=readonly",
+    ]
     with (root / "jupyter.log").open("wb") as log:
-        server = subprocess.Popen(command, env=os.environ | own | environment, stdout=log, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(
+            command, env=os.environ | own | environment, stdout=log, stderr=subprocess.STDOUT
+        )
     try:
         _wait_for_server(port, token, server, root / "jupyter.log")
         yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}&reset"
@@ -85,7 +121,9 @@ def jupyter(root: Path, **environment: str) -> Iterator[str]:
 
 
 def _wait_for_server(port: int, token: str, server: subprocess.Popen, log: Path) -> None:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/status", headers={"Authorization": f"token {token}"})
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/api/status", headers={"Authorization": f"token {token}"}
+    )
     for _ in range(400):
         assert server.poll() is None, log.read_text()[-3000:]
         with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5):
@@ -105,8 +143,12 @@ class Lab:
         self.outside: list[str] = []
         self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
         self.page.on("pageerror", lambda e: self.errors.append(str(e)))
-        self.page.add_init_script("addEventListener('click', () => { window.lastClick = Date.now() / 1000 }, true)")
-        context.on("request", lambda r: None if self._is_here(r.url) else self.outside.append(r.url))
+        self.page.add_init_script(
+            "addEventListener('click', () => { window.lastClick = Date.now() / 1000 }, true)"
+        )
+        context.on(
+            "request", lambda r: None if self._is_here(r.url) else self.outside.append(r.url)
+        )
         context.route(lambda url: not self._is_here(url), lambda route: route.abort())
 
     @staticmethod
@@ -125,19 +167,37 @@ class Lab:
     def _ready(self) -> None:
         self.page.wait_for_selector(".jp-NotebookPanel:visible .jp-Notebook")
         self.page.wait_for_function(
-            "() => ['idle', 'busy'].includes(window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status)"
+            "() => ['idle', "
+            "'busy'].includes(window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status)"
         )
 
     def run_cell(self, number: int) -> None:
         """Run one cell, counted from 0, and wait until it is done."""
-        self._panel("panel.content.activeCellIndex = number; await app.commands.execute('notebook:run-cell')", number)
+        self._panel(
+            (
+                "panel.content.activeCellIndex = number; await "
+                "app.commands.execute('notebook:run-cell')"
+            ),
+            number,
+        )
 
     def clear(self, number: int) -> None:
         """Clear a cell's output."""
-        self._panel("panel.content.activeCellIndex = number; await app.commands.execute('notebook:clear-cell-output')", number)
+        self._panel(
+            (
+                "panel.content.activeCellIndex = number; await "
+                "app.commands.execute('notebook:clear-cell-output')"
+            ),
+            number,
+        )
 
     def output(self, number: int) -> str:
-        return self.page.locator(".jp-NotebookPanel:visible .jp-Cell").nth(number).locator(".jp-OutputArea").inner_text()
+        return (
+            self.page.locator(".jp-NotebookPanel:visible .jp-Cell")
+            .nth(number)
+            .locator(".jp-OutputArea")
+            .inner_text()
+        )
 
     def restart_kernel(self) -> None:
         self._panel("await panel.sessionContext.session.kernel.restart()")
@@ -150,13 +210,17 @@ class Lab:
         self._panel("await app.commands.execute('apputils:change-theme', { theme: number })", name)
 
     def _panel(self, script: str, argument: Any = None) -> None:
-        self.page.evaluate(f"async (number) => {{ const app = window.jupyterapp; {_PANEL} {script} }}", argument)
+        self.page.evaluate(
+            f"async (number) => {{ const app = window.jupyterapp; {_PANEL} {script} }}", argument
+        )
 
     # ---- widgets, by their labels
 
     def click(self, label: str) -> float:
         """When the click happened, in seconds since the epoch."""
-        self.page.locator(f".jp-NotebookPanel:visible button.jupyter-button:visible:text-is({json.dumps(label)})").first.click()
+        self.page.locator(
+            f".jp-NotebookPanel:visible button.jupyter-button:visible:text-is({json.dumps(label)})"
+        ).first.click()
         return self.page.evaluate("window.lastClick")
 
     def select(self, label: str, option: str) -> None:
@@ -183,22 +247,32 @@ class Lab:
     def show_tab(self, title: str) -> None:
         """Open a tab and scroll it to the top of the screen."""
         self.tab(title)
-        self.page.locator(f".lm-TabBar-tabLabel:text-is({json.dumps(title)})").first.evaluate("e => e.scrollIntoView()")
+        self.page.locator(f".lm-TabBar-tabLabel:text-is({json.dumps(title)})").first.evaluate(
+            "e => e.scrollIntoView()"
+        )
 
     def is_off(self, label: str) -> bool:
-        return self.page.locator(f".jp-NotebookPanel:visible button:text-is({json.dumps(label)})").first.is_disabled()
+        return self.page.locator(
+            f".jp-NotebookPanel:visible button:text-is({json.dumps(label)})"
+        ).first.is_disabled()
 
     def _control(self, label: str, inner: str) -> Any:
         text = f".widget-label:text-is({json.dumps(label)})"
-        return self.page.locator(f".jp-NotebookPanel:visible .jupyter-widgets:has(> {text}) {inner}").first
+        return self.page.locator(
+            f".jp-NotebookPanel:visible .jupyter-widgets:has(> {text}) {inner}"
+        ).first
 
     # ---- what is on the screen
 
     def wait_text(self, pattern: str) -> None:
-        self.page.wait_for_function(f"p => {{ {_PANEL} return new RegExp(p).test(panel.node.innerText) }}", arg=pattern)
+        self.page.wait_for_function(
+            f"p => {{ {_PANEL} return new RegExp(p).test(panel.node.innerText) }}", arg=pattern
+        )
 
     def furniture(self) -> list[str]:
-        """The texts of the first chart's annotations as they stand on the page, and one "band" for each band behind them."""
+        """The texts of the first chart's annotations as they stand on the page, and one "band" for
+        each band behind them.
+        """
         script = """() => { const chart = document.querySelector('.jp-NotebookPanel .js-plotly-plot');
             const drawn = query => [...chart.querySelectorAll(query)];
             return [...drawn('.annotation-text').map(e => e.textContent), ...drawn('.shapelayer path').map(() => 'band')] }"""
@@ -210,12 +284,16 @@ class Lab:
 
     def trace(self, name: str) -> tuple[list[float], list[float]]:
         """x and y of a curve, as the browser has them."""
-        script = f"name => {{ {_CHART} return trace ? [Array.from(trace.x ?? []), Array.from(trace.y ?? [])] : [[], []] }}"
+        script = (
+            f"name => {{ {_CHART} return trace ? [Array.from(trace.x ?? []), "
+            f"Array.from(trace.y ?? [])] : [[], []] }}"
+        )
         return tuple(self.page.evaluate(script, name))
 
     def ways_out(self, root: str = ".jp-NotebookPanel") -> tuple[list[str], set[str]]:
-        """Links, sources and actions below `root` that lead out, and the buttons of all mode bars. Each but the download is
-        pressed; a page or a dialog that it opens is a way out, too."""
+        """Links, sources and actions below `root` that lead out, and the buttons of all mode bars.
+        Each but the download is pressed; a page or a dialog that it opens is a way out, too.
+        """
         links, opened, titles = self.page.evaluate(_WAYS_OUT, root), [], set()
         self.context.on("page", lambda page: opened.append(page.url))
         for chart in self.page.locator(f"{root} .js-plotly-plot").all():
@@ -236,15 +314,21 @@ class Lab:
         return self.page.evaluate(_LAST_COLUMNS, 0)
 
     def cut_off(self) -> list[str]:
-        """Last columns that cannot be seen even when the box around the table is scrolled to its end."""
+        """Last columns that cannot be seen even when the box around the table is scrolled to its
+        end.
+        """
         return self.page.evaluate(_LAST_COLUMNS, 1e6)
 
     def shot(self, path: Path) -> None:
         self.page.screenshot(path=str(path))
 
     def assert_clean(self) -> None:
-        """No cell failed, the browser's console is empty, and nothing asked for anything outside."""
-        failed = self.page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']")
+        """No cell failed, the browser's console is empty, and nothing asked for anything
+        outside.
+        """
+        failed = self.page.locator(
+            ".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']"
+        )
         assert failed.count() == 0, failed.first.inner_text()
         assert (self.errors, self.outside) == ([], [])
 

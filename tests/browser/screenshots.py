@@ -1,9 +1,13 @@
 """Take the pictures of the workbench that the README shows, or train a folder through it.
 
-python tests/browser/screenshots.py                   docs/pictures/, on generated images (a quarter of an hour)
-python tests/browser/screenshots.py caught            those of one show alone: workbench, ablation, caught, twice, reading
-python tests/browser/screenshots.py course            one of each notebook for their index, from the pages of `make gallery`
-python tests/browser/screenshots.py FOLDER PICTURES   a whole run on that folder; pictures and numbers go to PICTURES
+python tests/browser/screenshots.py
+    docs/pictures/, on generated images (a quarter of an hour)
+python tests/browser/screenshots.py caught
+    those of one show alone: workbench, ablation, caught, twice, reading
+python tests/browser/screenshots.py course
+    one of each notebook for their index, from the pages of `make gallery`
+python tests/browser/screenshots.py FOLDER PICTURES
+    a whole run on that folder; pictures and numbers go to PICTURES
 """
 
 from __future__ import annotations
@@ -71,7 +75,9 @@ def workbench() -> None:
 
 
 def caught() -> None:
-    """A moving picture: a frozen encoder trains, is paused, goes on; a line of code thaws it; the map turns red."""
+    """A moving picture: a frozen encoder trains, is paused, goes on; a line of code thaws it; the
+    map turns red.
+    """
     with lesson(FAULT, WORKBENCH.format(folder="")) as (lab, _):
         lab.page.set_viewport_size({"width": 1180, "height": 1070})
         lab.wait_text(r"MB")  # the forecast
@@ -93,57 +99,88 @@ def caught() -> None:
         time.sleep(1)
         film.append((frame(lab), 5000))
     pictures, durations = zip(*film, strict=True)
-    shared = pictures[-1].quantize(128, dither=Image.Dither.NONE)  # it has every colour, and the red one
+    shared = pictures[-1].quantize(
+        128, dither=Image.Dither.NONE
+    )  # it has every colour, and the red one
     pictures = [p.quantize(palette=shared, dither=Image.Dither.NONE) for p in pictures]
-    pictures[0].save(OURS / "caught.gif", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    pictures[0].save(
+        OURS / "caught.gif", save_all=True, append_images=pictures[1:], duration=durations, loop=0
+    )
 
 
 def twice() -> None:
-    """The promised learning rate, and that of a scheduler which validation steps too: the museum's third room."""
+    """The promised learning rate, and that of a scheduler which validation steps too: the museum's
+    third room.
+    """
     museum = sections("06_bug_museum")
     room = next(cells for title, cells in museum.items() if title.startswith("Room 3"))
     with lesson("\n".join([*museum["Before the rooms"], *room[:3]])) as (lab, _):
         lab.page.set_viewport_size({"width": 960, "height": 800})
         time.sleep(2.5)
-        lab.page.locator(".jp-NotebookPanel:visible .js-plotly-plot").first.screenshot(path=str(OURS / "stepped-twice.png"))
+        lab.page.locator(".jp-NotebookPanel:visible .js-plotly-plot").first.screenshot(
+            path=str(OURS / "stepped-twice.png")
+        )
 
 
 def reading() -> None:
     """The confusion matrix of notebook 08, after a click on a cell."""
     told = sections("08_reading_a_result")
     trained, read = next(iter(told.values()))[0], told["One set of predictions, three numbers"][0]
-    with lesson("\n".join([trained, read, "vitseg.show_confusions(reading, model, data, most=2)"])) as (lab, _):
+    with lesson(
+        "\n".join([trained, read, "vitseg.show_confusions(reading, model, data, most=2)"])
+    ) as (lab, _):
         lab.page.set_viewport_size({"width": 960, "height": 1400})
         lab.wait_text("were taken for")
         time.sleep(2.5)
-        cells = lab.page.locator(".jp-NotebookPanel:visible .heatmaplayer image").first.bounding_box()
-        lab.page.mouse.click(cells["x"] + cells["width"] * 1.5 / 5, cells["y"] + cells["height"] * 2.5 / 5)
+        cells = lab.page.locator(
+            ".jp-NotebookPanel:visible .heatmaplayer image"
+        ).first.bounding_box()
+        lab.page.mouse.click(
+            cells["x"] + cells["width"] * 1.5 / 5, cells["y"] + cells["height"] * 2.5 / 5
+        )
         lab.wait_text("'slough' were taken for 'granulation'")
         lab.page.mouse.move(5, 5)
         time.sleep(1)
-        lab.page.locator(".jp-NotebookPanel:visible .jp-OutputArea-output").last.screenshot(path=str(OURS / "confusions.png"))
+        lab.page.locator(".jp-NotebookPanel:visible .jp-OutputArea-output").last.screenshot(
+            path=str(OURS / "confusions.png")
+        )
 
 
 def course() -> None:
     """Of each notebook one output, no larger than the index shows it."""
     root = Path(__file__).parents[2]
     (OURS / "course").mkdir(exist_ok=True)
-    with sync_playwright() as play, play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]) as browser:
+    with (
+        sync_playwright() as play,
+        play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]) as browser,
+    ):
         page = browser.new_page(viewport={"width": 1000, "height": 900}, device_scale_factor=1)
         for name, line in COURSE.items():
-            cells = [c.source for c in nbformat.read(root / f"notebooks/{name}.ipynb", 4).cells if c.cell_type == "code"]
+            cells = [
+                c.source
+                for c in nbformat.read(root / f"notebooks/{name}.ipynb", 4).cells
+                if c.cell_type == "code"
+            ]
             page.goto((root / f"gallery/{name}.html").as_uri())
             page.add_style_tag(content=".jp-OutputPrompt { display: none }")
-            cell = page.locator(".jp-CodeCell").nth(next(i for i, source in enumerate(cells) if line in source))
+            cell = page.locator(".jp-CodeCell").nth(
+                next(i for i, source in enumerate(cells) if line in source)
+            )
             output = cell.locator(".jp-OutputArea-output")
-            shown = output.last if output.last.locator(".js-plotly-plot").count() else cell.locator(".jp-Cell-outputWrapper")
+            shown = (
+                output.last
+                if output.last.locator(".js-plotly-plot").count()
+                else cell.locator(".jp-Cell-outputWrapper")
+            )
             shown.scroll_into_view_if_needed()
             time.sleep(2)
             shot = Image.open(io.BytesIO(shown.screenshot())).convert("RGB")
             shot = shot.crop(ImageOps.invert(shot).getbbox())  # without the white around it
             shot = shot.crop((0, 0, shot.width, min(shot.height, shot.width * 5 // 8)))
             shot.thumbnail((720, 450), Image.Resampling.LANCZOS)
-            shot.quantize(128, dither=Image.Dither.NONE).save(OURS / "course" / f"{name[:2]}.png", optimize=True)
+            shot.quantize(128, dither=Image.Dither.NONE).save(
+                OURS / "course" / f"{name[:2]}.png", optimize=True
+            )
 
 
 def frame(lab: Lab) -> Image.Image:
@@ -156,10 +193,17 @@ def lesson(*cells: str) -> Iterator[tuple[Lab, Path]]:
     """A notebook whose last cell was run; gives the open page and the folder of its runs."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata=kernel)
+        kernel = {
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        }
+        notebook = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata=kernel
+        )
         nbformat.write(notebook, root / "lesson.ipynb")
-        with jupyter(root, VITSEG_RUNS=str(root / "runs")) as address, chromium(root, address) as lab:
+        with (
+            jupyter(root, VITSEG_RUNS=str(root / "runs")) as address,
+            chromium(root, address) as lab,
+        ):
             lab.page.set_default_timeout(HOURS)
             lab.page.set_viewport_size({"width": 1180, "height": 1000})
             lab.open("lesson.ipynb")
@@ -216,18 +260,29 @@ def ablation() -> None:
 def tell(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     for stage in summary["stages"]:
-        row = {k: stage[k] for k in ("name", "unfrozen_blocks", "epochs", "seconds")} | stage["best"]
+        row = {k: stage[k] for k in ("name", "unfrozen_blocks", "epochs", "seconds")} | stage[
+            "best"
+        ]
         sys.stdout.write(f"{json.dumps(row)}\n")
     sys.stdout.write(f"{summary['seconds'] / 60:.1f} minutes of training\n")
 
 
 def shoot(lab: Lab, path: Path) -> None:
     time.sleep(2.5)
-    lab.page.wait_for_selector("#jupyterlab-splash", state="detached")  # a new theme is announced by it
+    lab.page.wait_for_selector(
+        "#jupyterlab-splash", state="detached"
+    )  # a new theme is announced by it
     lab.page.locator(".jp-NotebookPanel:visible").first.screenshot(path=str(path))
 
 
-SHOWS = {"workbench": workbench, "ablation": ablation, "caught": caught, "twice": twice, "reading": reading, "course": course}
+SHOWS = {
+    "workbench": workbench,
+    "ablation": ablation,
+    "caught": caught,
+    "twice": twice,
+    "reading": reading,
+    "course": course,
+}
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -1,4 +1,6 @@
-"""An ablation as a person meets it: the plan, a table that fills, a kernel that dies, and the rest of it afterwards."""
+"""An ablation as a person meets it: the plan, a table that fills, a kernel that dies, and the rest
+of it afterwards.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,18 @@ WIDTHS = (924, 1366, 1920)
 
 
 def test_a_table_that_fills_and_goes_on_after_the_kernel_was_restarted(tiny_recipe, tmp_path):
-    recipe = tiny_recipe.replace({"data.source.images": 24, "stages.0.schedule": Constant(), "stages.1.epochs": 4})
+    recipe = tiny_recipe.replace(
+        {"data.source.images": 24, "stages.0.schedule": Constant(), "stages.1.epochs": 4}
+    )
     names = ("Decoder, encoder frozen", "Last block or two, low LR", "Last two blocks, lower LR")
     recipe = recipe.replace({f"stages.{i}.name": name for i, name in enumerate(names)})
     recipe.save(tmp_path / "recipe.json")
     sources = (CELL.format(recipe=str(tmp_path / "recipe.json")), ASK, FINISH, AGAIN, TABLES)
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "ablation.ipynb")
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "ablation.ipynb"
+    )
     runs = tmp_path / "runs"
     with jupyter(tmp_path, VITSEG_RUNS=str(runs)) as address, chromium(tmp_path, address) as lab:
         lab.open("ablation.ipynb")
@@ -87,5 +93,7 @@ def test_a_table_that_fills_and_goes_on_after_the_kernel_was_restarted(tiny_reci
             lab.page.goto(f"file://{path}")
             for width in WIDTHS:
                 lab.resize(width)
-                assert lab.cut_off() == [] and lab.page.evaluate("document.body.scrollWidth <= innerWidth")
+                assert lab.cut_off() == [] and lab.page.evaluate(
+                    "document.body.scrollWidth <= innerWidth"
+                )
         assert (lab.errors, lab.outside) == ([], [])

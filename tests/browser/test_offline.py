@@ -1,4 +1,6 @@
-"""No control, link or request of a page leads out: reports, a lesson's page, and what a check writes, in the real browser."""
+"""No control, link or request of a page leads out: reports, a lesson's page, and what a check
+writes, in the real browser.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,15 @@ if CHROMIUM is None and not os.environ.get("VITSEG_REQUIRE_BROWSER"):
 
 pytestmark = pytest.mark.browser
 
-BUTTONS = {"Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Autoscale", "Reset axes"}
+BUTTONS = {
+    "Download plot as a PNG",
+    "Zoom",
+    "Pan",
+    "Zoom in",
+    "Zoom out",
+    "Autoscale",
+    "Reset axes",
+}
 RECORDED = Path(__file__).parents[1] / "recorded"
 LESSON = """
 import plotly.graph_objects as go, vitseg
@@ -60,7 +70,9 @@ def index(place: Path) -> Path:
 
 def ablation(place: Path) -> Path:
     axes = {"stages.1.unfrozen_blocks": [0, 2], "stages.1.encoder_lr_factor": [0.1, 0.5]}
-    return vitseg.ablate(load_recipe(place / "run" / "recipe.json"), axes, seeds=2, folder=place / "ablation").report()
+    return vitseg.ablate(
+        load_recipe(place / "run" / "recipe.json"), axes, seeds=2, folder=place / "ablation"
+    ).report()
 
 
 PAGES = {
@@ -75,39 +87,56 @@ PAGES = {
 def test_a_page_has_no_way_out(kind, page, recorded):
     write, count = PAGES[kind]
     page.page.goto(f"file://{write(recorded)}")
-    page.page.wait_for_function("n => document.querySelectorAll('.modebar').length === n", arg=count)
+    page.page.wait_for_function(
+        "n => document.querySelectorAll('.modebar').length === n", arg=count
+    )
     links, buttons = page.ways_out("body")
     assert links == [] and buttons == (BUTTONS if count else set())
     assert page.outside == []
 
 
 def test_plotly_as_it_comes_has_both(page, tmp_path):
-    """The control: the same look at a figure that is not ours finds the upload and the maker's page."""
-    go.Figure(go.Scatter(y=[3, 1, 2])).write_html(tmp_path / "plain.html", config={"displaylogo": True})
+    """The control: the same look at a figure that is not ours finds the upload and the maker's
+    page.
+    """
+    go.Figure(go.Scatter(y=[3, 1, 2])).write_html(
+        tmp_path / "plain.html", config={"displaylogo": True}
+    )
     page.page.goto(f"file://{tmp_path / 'plain.html'}")
     page.page.wait_for_selector(".modebar")
     links, buttons = page.ways_out("body")
-    assert any("plotly.com" in link for link in links) and any("uploaded to" in words for words in links)
+    assert any("plotly.com" in link for link in links) and any(
+        "uploaded to" in words for words in links
+    )
     assert "Share chart..." in buttons
 
 
 BUILDS = re.compile(r"go\.Figure\(|make_subplots\(")
 
 
-def test_every_figure_of_ours_and_of_the_lessons_has_the_template_and_every_live_one_is_made_in_one_place():
+def test_every_figure_has_the_template_and_every_live_one_is_made_in_one_place():
     root = Path(__file__).parents[2]
-    modules = {path.name: path.read_text(encoding="utf-8") for path in (root / "vitseg").rglob("*.py")}
+    modules = {
+        path.name: path.read_text(encoding="utf-8") for path in (root / "vitseg").rglob("*.py")
+    }
     cells = {}
     for path in (root / "notebooks").glob("*.ipynb"):
         sources = [cell.source for cell in nbformat.read(path, as_version=4).cells]
         cells |= {f"{path.stem}, cell {n}": source for n, source in enumerate(sources)}
     building = {place: code for place, code in (modules | cells).items() if BUILDS.search(code)}
-    assert len(building) > 10 and [place for place, code in building.items() if "theme.TEMPLATE" not in code] == []
-    assert [name for name, code in modules.items() if re.search(r"(FigureWidget|LiveFigure)\((?!go)", code)] == ["steering.py"]
+    assert (
+        len(building) > 10
+        and [place for place, code in building.items() if "theme.TEMPLATE" not in code] == []
+    )
+    assert [
+        name
+        for name, code in modules.items()
+        if re.search(r"(FigureWidget|LiveFigure)\((?!go)", code)
+    ] == ["steering.py"]
     assert [place for place, source in cells.items() if re.search("https?://", source)] == []
 
 
 def test_a_figure_that_is_saved_and_opened_elsewhere_has_no_upload_either():
-    assert charts.planned_lr(vitseg.quick(), 20).to_plotly_json()["layout"]["template"]["layout"]["modebar"]["remove"][0] == (
-        "sendChartToCloud"
-    )
+    assert charts.planned_lr(vitseg.quick(), 20).to_plotly_json()["layout"]["template"]["layout"][
+        "modebar"
+    ]["remove"][0] == ("sendChartToCloud")

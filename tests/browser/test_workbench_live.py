@@ -36,7 +36,10 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 """
 STATIC = "wb.show()"
-ASK = "print(wb.state, sum(type(e).__name__ == 'BatchEnded' for e in wb.events), not wb.model.training)"
+ASK = (
+    "print(wb.state, sum(type(e).__name__ == 'BatchEnded' for e in wb.events), not "
+    "wb.model.training)"
+)
 LATENCY = "import json; print(json.dumps(seen))"
 
 
@@ -45,11 +48,24 @@ def recipe(encoders) -> Recipe:
     """Half a minute of tiny steps: 10 an epoch."""
     return Recipe(
         name="tiny",
-        data=Data(source=Generated(images=48, classes=3, side=140), size=(140, 140), validation_fraction=0.17, views=2),
+        data=Data(
+            source=Generated(images=48, classes=3, side=140),
+            size=(140, 140),
+            validation_fraction=0.17,
+            views=2,
+        ),
         model=Model(encoder=encoders["dinov2"]),
         stages=(
-            Stage(name="Frozen", unfrozen_blocks=0, epochs=9, lr=1e-3, schedule=CosineRestarts(T_0=9, burn_in_batches=20)),
-            Stage(name="Last", unfrozen_blocks=1, epochs=8, lr=3e-4, schedule=Exponential(gamma=0.9)),
+            Stage(
+                name="Frozen",
+                unfrozen_blocks=0,
+                epochs=9,
+                lr=1e-3,
+                schedule=CosineRestarts(T_0=9, burn_in_batches=20),
+            ),
+            Stage(
+                name="Last", unfrozen_blocks=1, epochs=8, lr=3e-4, schedule=Exponential(gamma=0.9)
+            ),
             Stage(name="Deeper", unfrozen_blocks=2, epochs=6, lr=1e-4, schedule=Constant()),
         ),
         batch_size=4,
@@ -62,11 +78,16 @@ def place(recipe, tmp_path_factory):
     """A server, and a notebook with the workbench in its first cell."""
     root = tmp_path_factory.mktemp("lab")
     recipe.save(root / "recipe.json")
-    start = f"import vitseg\nwb = vitseg.Workbench(vitseg.load_recipe({str(root / 'recipe.json')!r}))\nwb"
+    start = (
+        f"import vitseg\nwb = "
+        f"vitseg.Workbench(vitseg.load_recipe({str(root / 'recipe.json')!r}))\nwb"
+    )
     cells = [nbformat.v4.new_code_cell(source) for source in (start, WATCH, ASK, LATENCY, STATIC)]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     for name in ("live", "saved", "unsaved"):
-        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / f"{name}.ipynb")
+        nbformat.write(
+            nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / f"{name}.ipynb"
+        )
     with jupyter(root, VITSEG_RUNS=str(root / "runs")) as address:
         yield root, address
 
@@ -107,7 +128,11 @@ def test_from_the_controls_to_the_end_of_a_run(lab, place, recipe):
         act()
         wanted = wanted.replace(change)
         plan = preview(wanted, -(-40 // wanted.batch_size))
-        wait_until(lambda plan=plan: same(lab.trace("LR (planned)"), [p.epoch for p in plan], [p.lr for p in plan]))
+        wait_until(
+            lambda plan=plan: same(
+                lab.trace("LR (planned)"), [p.epoch for p in plan], [p.lr for p in plan]
+            )
+        )
     lab.wait_text("last 3 blocks")
 
     # a setting that cannot work says so, and Start is off
@@ -159,7 +184,8 @@ def test_from_the_controls_to_the_end_of_a_run(lab, place, recipe):
     lab.tab("Checks")
     lab.wait_text("every step so far was taken at the promised learning rate")
 
-    # what is shown and what Start would train are told apart, and the chart's furniture follows the number of stages
+    # what is shown and what Start would train are told apart, and the chart's furniture follows the
+    # number of stages
     lab.wait_text(f"Run {run.path.name}. The controls hold its settings")
     lab.select("Stage", "1 Frozen")
     assert len(lab.trace("LR")[1]) == len(batches), "to look at a stage does not throw the run away"
@@ -181,7 +207,9 @@ def test_from_the_controls_to_the_end_of_a_run(lab, place, recipe):
     text = lab.page.evaluate("async url => (await fetch(url)).text()", link.get_attribute("href"))
     assert text.encode() == (run.path / "curves.csv").read_bytes()
     lab.run_cell(4)
-    lab.page.wait_for_function("() => document.querySelectorAll('.jp-NotebookPanel .modebar').length === 2")
+    lab.page.wait_for_function(
+        "() => document.querySelectorAll('.jp-NotebookPanel .modebar').length === 2"
+    )
     assert lab.ways_out() == ([], BUTTONS)
     lab.assert_clean()
 
@@ -201,7 +229,10 @@ def test_a_reload_of_the_page_does_not_end_the_training(name, lab, place):
     before = len(logged(root))
     lab.reload()
     if name == "unsaved":
-        assert lab.trace("train loss") == ([], [])  # its output was never written; the cell attaches to the live run
+        assert lab.trace("train loss") == (
+            [],
+            [],
+        )  # its output was never written; the cell attaches to the live run
         lab.run_cell(0)
     lab.wait_points("train loss", before + 5)
     assert len(logged(root)) > before
@@ -209,19 +240,31 @@ def test_a_reload_of_the_page_does_not_end_the_training(name, lab, place):
     lab.wait_text("Stopped after step")
     batches = logged(root)
     wait_until(lambda: len(lab.trace("train loss")[1]) == len(batches))
-    assert same(lab.trace("train loss"), [e.epoch - 1 + e.batch / e.batches for e in batches], [e.loss for e in batches])
+    assert same(
+        lab.trace("train loss"),
+        [e.epoch - 1 + e.batch / e.batches for e in batches],
+        [e.loss for e in batches],
+    )
     assert len(list((root / "runs").glob("*"))) == runs_before + 1
-    if name == "saved":  # a page of a run that is over shows it too, though nothing is sent any more
+    if (
+        name == "saved"
+    ):  # a page of a run that is over shows it too, though nothing is sent any more
         lab.save()
         lab.reload()
         lab.wait_text("Stopped after step")
         lab.wait_points("train loss", len(batches))
-        assert same(lab.trace("train loss"), [e.epoch - 1 + e.batch / e.batches for e in batches], [e.loss for e in batches])
+        assert same(
+            lab.trace("train loss"),
+            [e.epoch - 1 + e.batch / e.batches for e in batches],
+            [e.loss for e in batches],
+        )
     lab.assert_clean()
 
 
 def numbers(lab: Lab) -> list[str]:
-    """The numbers of the stages over the three charts, and a title for each; as many bands lie behind the curves."""
+    """The numbers of the stages over the three charts, and a title for each; as many bands lie
+    behind the curves.
+    """
     found = lab.furniture()
     words, bands = [text for text in found if text != "band"], found.count("band")
     titles = [text for text in words if len(text) > 1]
@@ -230,14 +273,20 @@ def numbers(lab: Lab) -> list[str]:
 
 
 def longest_step(root: Path) -> float:
-    """Seconds between two neighbouring events of the newest run: a batch, or the scoring after an epoch."""
+    """Seconds between two neighbouring events of the newest run: a batch, or the scoring after an
+    epoch.
+    """
     seconds = [s for _, s in newest_run(root).timings()]
     return max(b - a for a, b in pairwise(seconds))
 
 
 def same(trace: tuple[list[float], list[float]], x: list[float], y: list[float]) -> bool:
     """Equal in the single precision in which a chart is sent."""
-    return len(trace[0]) == len(x) and np.allclose(trace[0], x, rtol=1e-6) and np.allclose(trace[1], y, rtol=1e-6)
+    return (
+        len(trace[0]) == len(x)
+        and np.allclose(trace[0], x, rtol=1e-6)
+        and np.allclose(trace[1], y, rtol=1e-6)
+    )
 
 
 def wait_until(condition, seconds: float = 20) -> None:

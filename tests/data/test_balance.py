@@ -1,4 +1,6 @@
-"""Class weights, image rarity and what label smoothing makes of weights: against tables worked out by hand."""
+"""Class weights, image rarity and what label smoothing makes of weights: against tables worked out
+by hand.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,15 @@ from vitseg.settings import ByFrequency, Classes, Data, Folder, Generated
 from vitseg.training.losses import loss_notes, loss_of
 
 PIXELS = {"a": {0: 90, 1: 10}, "b": {0: 60, 2: 40}, "c": {0: 100}, "d": {0: 50, 1: 50}}
-"""Of 400 pixels class 0 holds 300, class 1 60, class 2 40; class 3 none. In images that hold them: 300/400, 60/200, 40/100."""
+"""Of 400 pixels class 0 holds 300, class 1 60, class 2 40; class 3 none. In images that hold them:
+300/400, 60/200, 40/100.
+"""
 
 
 def test_inverse_frequency_is_the_table_worked_out_by_hand():
-    assert weights_by_frequency(ByFrequency(), PIXELS, 4) == pytest.approx((400 / 900, 400 / 180, 400 / 120, 1.0))
+    assert weights_by_frequency(ByFrequency(), PIXELS, 4) == pytest.approx(
+        (400 / 900, 400 / 180, 400 / 120, 1.0)
+    )
 
 
 def test_median_frequency_is_the_table_worked_out_by_hand():
@@ -61,15 +67,25 @@ def in_folder(tmp_path, **settings) -> SegmentationData:
 
 def test_weights_come_from_training_images_alone_as_they_lie_on_the_canvas(tmp_path):
     data = in_folder(tmp_path)
-    assert data.pixels("train") == {"train/a": {0: 288, 1: 288}, "train/b": {0: 432, 2: 144}, "train/c": {0: 576}}
+    assert data.pixels("train") == {
+        "train/a": {0: 288, 1: 288},
+        "train/b": {0: 432, 2: 144},
+        "train/c": {0: 576},
+    }
     recipe = vitseg.quick().replace({"data": data.cfg, "loss.class_weights": ByFrequency()})
     loss = loss_of(recipe, data)
-    assert loss.weights.tolist() == pytest.approx([1728 / (3 * 1296), 1728 / (3 * 288), 1728 / (3 * 144)])
-    given = vitseg.quick().replace({"data": data.cfg, "loss.class_weights": tuple(loss.weights.tolist())})
+    assert loss.weights.tolist() == pytest.approx(
+        [1728 / (3 * 1296), 1728 / (3 * 288), 1728 / (3 * 144)]
+    )
+    given = vitseg.quick().replace(
+        {"data": data.cfg, "loss.class_weights": tuple(loss.weights.tolist())}
+    )
     logits = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     masks = torch.arange(128).reshape(2, 8, 8) % 3
     assert loss(logits, masks) == loss_of(given, data)(logits, masks)
-    assert loss(logits, masks) != loss_of(vitseg.quick().replace({"data": data.cfg}), data)(logits, masks)
+    assert loss(logits, masks) != loss_of(vitseg.quick().replace({"data": data.cfg}), data)(
+        logits, masks
+    )
     assert loss_notes(recipe, data)[0].startswith("Class weights: x 0.444, y 2, z 4.")
     assert loss_notes(given, data) == []
 
@@ -104,27 +120,44 @@ def test_an_epoch_is_drawn_by_rarity_and_as_long_as_ever(tmp_path):
     data, plain = in_folder(tmp_path, sampler="rarity"), in_folder(tmp_path)
     drawn = [data.order(0, 1, epoch) for epoch in range(1, 400)]
     assert {len(names) for names in drawn} == {3}
-    counts = {name: sum(names.count(name) for names in drawn) / (3 * 399) for name in plain.splits["train"]}
+    counts = {
+        name: sum(names.count(name) for names in drawn) / (3 * 399)
+        for name in plain.splits["train"]
+    }
     assert counts == pytest.approx({"train/a": 3 / 7, "train/b": 3 / 7, "train/c": 1 / 7}, abs=0.04)
     assert data.order(0, 1, 5) == data.order(0, 1, 5)
     assert sorted(plain.order(0, 1, 5)) == plain.splits["train"]
 
 
 def test_in_binary_mode_rarity_is_of_what_is_trained(tmp_path):
-    masks = {"a": stripes(0), "b": stripes(0, 1), "c": stripes(0, 2), "d": stripes(0, 1), "e": stripes(0)}
+    masks = {
+        "a": stripes(0),
+        "b": stripes(0, 1),
+        "c": stripes(0, 2),
+        "d": stripes(0, 1),
+        "e": stripes(0),
+    }
     for split in ("train", "validation"):
         write_pairs(tmp_path / split, masks)
-    (tmp_path / "classes.json").write_text('{"classes": ["x", "ink", "wound"], "encoding": "index"}')
+    (tmp_path / "classes.json").write_text(
+        '{"classes": ["x", "ink", "wound"], "encoding": "index"}'
+    )
     source, classes = Folder(path=str(tmp_path)), Classes(foreground=("wound",))
     data = SegmentationData(Data(source=source, mode="binary", classes=classes, sampler="rarity"))
     drawn = Counter(name for epoch in range(600) for name in data.order(0, 1, epoch))
-    assert drawn["train/c"] / drawn["train/b"] == pytest.approx(5, rel=0.15), "one of five has the wound; ink is ground"
+    assert drawn["train/c"] / drawn["train/b"] == pytest.approx(5, rel=0.15), (
+        "one of five has the wound; ink is ground"
+    )
     assert drawn["train/b"] / drawn["train/a"] == pytest.approx(1, rel=0.15)
-    assert data.distinct_share() == pytest.approx(fmean(len(set(data.order(0, 1, e))) / 5 for e in range(600)), abs=0.02)
+    assert data.distinct_share() == pytest.approx(
+        fmean(len(set(data.order(0, 1, e))) / 5 for e in range(600)), abs=0.02
+    )
 
 
 def test_the_optimum_of_smoothed_weighted_cross_entropy_is_what_it_converges_to():
-    """The origin's defect 44: with weights of 30 to 60 the best answer on background is P(background) = 0.18."""
+    """The origin's defect 44: with weights of 30 to 60 the best answer on background is
+    P(background) = 0.18.
+    """
     weights = (1.0,) + (45.0,) * 10
     assert best_of_an_oracle(weights, 0.1) == pytest.approx(0.18, abs=0.005)
     assert best_of_an_oracle((1.0,) * 11, 0.1) == pytest.approx(0.91, abs=0.005)
@@ -133,17 +166,23 @@ def test_the_optimum_of_smoothed_weighted_cross_entropy_is_what_it_converges_to(
 
     def closure():
         optimizer.zero_grad()
-        loss = F.cross_entropy(logits, torch.tensor([0]), torch.tensor(weights), label_smoothing=0.1, reduction="sum")
+        loss = F.cross_entropy(
+            logits, torch.tensor([0]), torch.tensor(weights), label_smoothing=0.1, reduction="sum"
+        )
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    assert logits.softmax(1)[0, 0].item() == pytest.approx(best_of_an_oracle(weights, 0.1), abs=1e-3)
+    assert logits.softmax(1)[0, 0].item() == pytest.approx(
+        best_of_an_oracle(weights, 0.1), abs=1e-3
+    )
 
 
 @pytest.mark.parametrize(("smoothing", "warned"), [(0.1, True), (0.0, False)])
 def test_smoothing_beside_large_weights_is_warned_of_with_the_number(smoothing, warned):
-    recipe = vitseg.quick().replace({"loss.class_weights": (1.0, 50.0, 50.0, 50.0, 50.0), "loss.label_smoothing": smoothing})
+    recipe = vitseg.quick().replace(
+        {"loss.class_weights": (1.0, 50.0, 50.0, 50.0, 50.0), "loss.label_smoothing": smoothing}
+    )
     data = SegmentationData(Data(source=Generated(images=4, side=32)))
     said = loss_notes(recipe, data)
     assert any("P(background) = 0.19" in line for line in said) == warned

@@ -63,17 +63,24 @@ FAULTS: dict[str, Callable[[Path, str], object]] = {
     "unreadable image": lambda f, n: (f / "images" / f"{n}.png").write_bytes(b"hello"),
     "sizes differ": lambda f, n: Image.fromarray(stripes(0, 1)).save(f / "masks" / f"{n}.png"),
     "unknown label": lambda f, n: Image.fromarray(large(0, 7)).save(f / "masks" / f"{n}.png"),
-    "one name twice": lambda f, n: shutil.copy(f / "images" / f"{n}.png", f / "images" / f"{n}.bmp"),
+    "one name twice": lambda f, n: shutil.copy(
+        f / "images" / f"{n}.png", f / "images" / f"{n}.bmp"
+    ),
 }
 """What is done to a pair. All kinds of faults: test_every_fault.py."""
 
 
 @pytest.mark.real
 def test_real_sets_raise_no_alarm_that_is_false(real_data: Path):
-    """Of the foot ulcers, two validation images are training images as well: by their names in the set as it is spread."""
+    """Of the foot ulcers, two validation images are training images as well: by their names in the
+    set as it is spread.
+    """
     assert found(real_data / "camvid") == {}
     check = check_data(Data(source=Folder(path=str(real_data / "fuseg"))))
-    assert not check.problems and {p.kind for p in check.warnings} == {"same image in two splits", "same image twice"}
+    assert not check.problems and {p.kind for p in check.warnings} == {
+        "same image in two splits",
+        "same image twice",
+    }
     across = [p for p in check.warnings if p.kind == "same image in two splits"]
     assert [p.path.name for p in across] == ["0121.jpg", "0636.jpg"]
     for problem, other in zip(across, ("0284.jpg", "0356.jpg"), strict=True):
@@ -86,7 +93,9 @@ def test_what_is_worth_knowing_is_no_alarm(tmp_path: Path):
         write(tmp_path / "train", str(n), large(0, 1), n)
     write(tmp_path / "validation", "7", large(0, 0), 7)
     write(tmp_path / "validation", "8", stripes(0, 1), 8)
-    (tmp_path / "classes.json").write_text(json.dumps({"classes": ["ground", "wound"], "encoding": "index"}))
+    (tmp_path / "classes.json").write_text(
+        json.dumps({"classes": ["ground", "wound"], "encoding": "index"})
+    )
     check = check_data(Data(source=Folder(path=str(tmp_path))))
     assert not check.problems and not check.warnings
     assert {p.kind for p in check.notes} == {"no foreground", "tiny"}
@@ -154,10 +163,14 @@ def test_masks_that_can_be_read_in_two_ways_are_refused_with_their_question(tmp_
 # ---------------------------------------------------------------------- headers, then pixels
 
 
-def test_what_headers_tell_is_known_before_a_pixel_is_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_headers_tell_is_known_before_a_pixel_is_decoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
     FAULTS["unreadable image"](folder / "train", "003")
     FAULTS["sizes differ"](folder / "train", "004")
-    (folder / "train" / "images" / "005.png").write_bytes((folder / "train" / "images" / "005.png").read_bytes()[:-30])
+    (folder / "train" / "images" / "005.png").write_bytes(
+        (folder / "train" / "images" / "005.png").read_bytes()[:-30]
+    )
     seen: list[tuple[str, int, int]] = []
     decoded: list[Path] = []
     monkeypatch.setattr(look, "opened", lambda path: decoded.append(path) or opened(path))
@@ -170,11 +183,15 @@ def test_what_headers_tell_is_known_before_a_pixel_is_decoded(folder: Path, monk
 
     check_data(Data(source=Folder(path=str(folder))), watch)
     assert seen == [("headers", 100, 2), ("pixels", 100, 3)]
-    assert len([path for path in decoded if path.parent.name == "images"]) == 99  # all but what is no image at all
+    assert (
+        len([path for path in decoded if path.parent.name == "images"]) == 99
+    )  # all but what is no image at all
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_bar_is_shown_on_a_terminal_alone(terminal: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_a_bar_is_shown_on_a_terminal_alone(
+    terminal: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
     FAULTS["sizes differ"](folder / "train", "004")
     error = io.StringIO()
     error.isatty = lambda: terminal
@@ -188,7 +205,9 @@ def test_a_bar_is_shown_on_a_terminal_alone(terminal: bool, folder: Path, monkey
 # ---------------------------------------------------------------------- the report
 
 
-def test_the_command_line_prints_writes_and_exits_with_one_where_something_is_wrong(folder: Path, tmp_path, capsys):
+def test_the_command_line_prints_writes_and_exits_with_one_where_something_is_wrong(
+    folder: Path, tmp_path, capsys
+):
     assert cli.main(["check", str(folder)]) == 0
     assert "100 pairs, 100 whole (80 train, 20 validation)" in capsys.readouterr().out
     FAULTS["sizes differ"](folder / "train", "007")

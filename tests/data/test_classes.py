@@ -15,7 +15,11 @@ from vitseg.images import IGNORE
 from vitseg.settings import Classes, Data, Folder, Generated, Merge
 
 NAMES = ("ground", "skin", "wound", "slough", "ink")
-WHOLE = Classes(merge=(Merge(into="tissue", classes=("wound", "slough")),), ignore=("skin",), drop_images_with=("ink",))
+WHOLE = Classes(
+    merge=(Merge(into="tissue", classes=("wound", "slough")),),
+    ignore=("skin",),
+    drop_images_with=("ink",),
+)
 
 
 def test_a_map_is_the_table_worked_out_by_hand():
@@ -29,7 +33,11 @@ def test_a_map_is_the_table_worked_out_by_hand():
 
 def test_nothing_asked_changes_nothing():
     found = class_map(NAMES, Classes())
-    assert (found.classes, found.table[:5].tolist(), found.description) == (NAMES, [0, 1, 2, 3, 4], "")
+    assert (found.classes, found.table[:5].tolist(), found.description) == (
+        NAMES,
+        [0, 1, 2, 3, 4],
+        "",
+    )
 
 
 def test_a_merged_class_stands_where_its_first_stood_and_one_alone_is_renamed():
@@ -51,7 +59,10 @@ def test_a_class_can_be_merged_into_one_that_is_there_if_that_is_merged_too():
     [
         (Classes(ignore=("wund",)), r"data\.classes\.ignore: got 'wund'.*Did you mean 'wound'"),
         (Classes(drop_images_with=("x",)), r"data\.classes\.drop_images_with: got 'x'"),
-        (Classes(merge=(Merge(into="a", classes=("ink", "inc")),)), r"data\.classes\.merge\.0\.classes: got 'inc'"),
+        (
+            Classes(merge=(Merge(into="a", classes=("ink", "inc")),)),
+            r"data\.classes\.merge\.0\.classes: got 'inc'",
+        ),
         (Classes(foreground=("inc",)), r"data\.classes\.foreground: got 'inc'"),
         (Classes(foreground=NAMES), "nothing would be background"),
         (Classes(ignore=NAMES), "some of the classes"),
@@ -71,14 +82,20 @@ def test_two_things_cannot_be_done_with_one_class():
 
 
 def data_of(tmp_path, **settings) -> Data:
-    masks = {f"n{i}": stripes(*values) for i, values in enumerate([(0, 1, 2), (0, 3), (0, 2, 3), (0, 4), (1, 2), (0, 1)])}
+    masks = {
+        f"n{i}": stripes(*values)
+        for i, values in enumerate([(0, 1, 2), (0, 3), (0, 2, 3), (0, 4), (1, 2), (0, 1)])
+    }
     write_pairs(tmp_path, masks, classes=list(NAMES), encoding="index")
     return Data(source=Folder(path=str(tmp_path)), size=(28, 28), **settings)
 
 
 def test_samples_images_and_scores_know_the_new_classes_alone(tmp_path):
     cfg = data_of(tmp_path, classes=WHOLE)
-    data, plain = SegmentationData(cfg), SegmentationData(cfg.model_copy(update={"classes": Classes()}))
+    data, plain = (
+        SegmentationData(cfg),
+        SegmentationData(cfg.model_copy(update={"classes": Classes()})),
+    )
     names = [n for side in data.splits.values() for n in side]
     assert sorted(names) == ["n0", "n1", "n2", "n4", "n5"], "n3 holds ink"
     assert (data.classes, data.mode) == (("ground", "tissue"), "binary")
@@ -90,8 +107,12 @@ def test_samples_images_and_scores_know_the_new_classes_alone(tmp_path):
         sample = data[name, "0"]
         assert set(sample.multiclass_mask.unique().tolist()) <= {0, 1, IGNORE}
         assert torch.equal(sample.multiclass_mask, sample.binary_mask)
-        assert data.fingerprint(name, "0")[1] != plain.fingerprint(name, "0")[1], "a kept mask of other classes is another mask"
-        assert data.fingerprint(name, "0")[0] == plain.fingerprint(name, "0")[0], "features are of the image alone"
+        assert data.fingerprint(name, "0")[1] != plain.fingerprint(name, "0")[1], (
+            "a kept mask of other classes is another mask"
+        )
+        assert data.fingerprint(name, "0")[0] == plain.fingerprint(name, "0")[0], (
+            "features are of the image alone"
+        )
 
 
 def test_binary_mode_looks_for_the_classes_that_it_is_told(tmp_path):
@@ -121,4 +142,9 @@ def test_generated_images_take_part():
     assert kept == without
     assert data.all_classes == ("background", "granulation", "slough", "rim")
     with pytest.raises(DataError, match="every image holds one of background"):
-        SegmentationData(Data(source=Generated(images=12, side=32), classes=Classes(drop_images_with=("background",))))
+        SegmentationData(
+            Data(
+                source=Generated(images=12, side=32),
+                classes=Classes(drop_images_with=("background",)),
+            )
+        )

@@ -1,4 +1,6 @@
-"""Splits that can be repeated and keep groups together; batches that are the same for any number of workers."""
+"""Splits that can be repeated and keep groups together; batches that are the same for any number of
+workers.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ SIZE = (28, 28)
 
 
 def generated(images: int = 20, **settings) -> SegmentationData:
-    return SegmentationData(Data(**{"source": Generated(images=images, classes=3, side=32), "size": SIZE} | settings))
+    return SegmentationData(
+        Data(**{"source": Generated(images=images, classes=3, side=32), "size": SIZE} | settings)
+    )
 
 
 def in_folder(folder: Path, **settings) -> SegmentationData:
@@ -41,7 +45,10 @@ def wards(tmp_path: Path) -> Path:
 def test_split_is_the_one_that_the_seed_has_always_given():
     numbers = [int(name[-2:]) for name in generated(images=10).splits["validation"]]
     assert numbers == [3, 4]
-    assert [int(name[-2:]) for name in generated(images=10, split_seed=1).splits["validation"]] == [2, 8]
+    assert [int(name[-2:]) for name in generated(images=10, split_seed=1).splits["validation"]] == [
+        2,
+        8,
+    ]
 
 
 def test_split_depends_on_split_seed_and_fraction_alone():
@@ -52,7 +59,9 @@ def test_split_depends_on_split_seed_and_fraction_alone():
     assert generated(validation_fraction=0.5).splits != first
 
 
-def test_split_does_not_depend_on_the_order_of_the_files(wards: Path, monkeypatch: pytest.MonkeyPatch):
+def test_split_does_not_depend_on_the_order_of_the_files(
+    wards: Path, monkeypatch: pytest.MonkeyPatch
+):
     expected = in_folder(wards).splits
     forwards = Path.iterdir
     monkeypatch.setattr(Path, "iterdir", lambda self: sorted(forwards(self), reverse=True))
@@ -62,7 +71,11 @@ def test_split_does_not_depend_on_the_order_of_the_files(wards: Path, monkeypatc
 @pytest.mark.parametrize(("fraction", "held_out"), [(0.2, 4), (0.5, 10), (0.01, 1), (0.99, 19)])
 def test_validation_gets_its_fraction_and_both_sides_get_something(fraction: float, held_out: int):
     splits = generated(validation_fraction=fraction).splits
-    assert (len(splits["train"]), len(splits["validation"]), splits["test"]) == (20 - held_out, held_out, [])
+    assert (len(splits["train"]), len(splits["validation"]), splits["test"]) == (
+        20 - held_out,
+        held_out,
+        [],
+    )
     assert set(splits["train"]).isdisjoint(splits["validation"])
 
 
@@ -80,7 +93,10 @@ def test_a_group_is_never_on_two_sides(group: str, seed: int, fraction: float):
 
 def test_without_a_group_the_patients_do_get_mixed(wards: Path):
     """The negative control."""
-    patients = {side: {name[:2] for name in in_folder(wards).splits[side]} for side in ("train", "validation")}
+    patients = {
+        side: {name[:2] for name in in_folder(wards).splits[side]}
+        for side in ("train", "validation")
+    }
     assert patients["train"] & patients["validation"]
     kept = in_folder(wards, group=r"(p\d)_").splits
     assert not {n[:2] for n in kept["train"]} & {n[:2] for n in kept["validation"]}
@@ -125,8 +141,12 @@ def test_a_single_image_cannot_be_split(tmp_path: Path):
         in_folder(write_pairs(tmp_path, {"only": stripes(0, 1)}))
 
 
-@pytest.mark.parametrize("setting", [{"group": "(.)"}, {"validation_fraction": 0.3}, {"split_seed": 1}], ids=str)
-def test_what_says_how_to_split_is_refused_beside_saved_splits_since_it_would_do_nothing(setting: dict, tmp_path: Path):
+@pytest.mark.parametrize(
+    "setting", [{"group": "(.)"}, {"validation_fraction": 0.3}, {"split_seed": 1}], ids=str
+)
+def test_what_says_how_to_split_is_refused_beside_saved_splits_since_it_would_do_nothing(
+    setting: dict, tmp_path: Path
+):
     for split in ("train", "validation"):
         write_pairs(tmp_path / split, {stem: stripes(0, 1) for stem in "ab"})
     with pytest.raises(ConfigError, match="The folder has a validation/ of its own") as refused:
@@ -136,7 +156,9 @@ def test_what_says_how_to_split_is_refused_beside_saved_splits_since_it_would_do
 
 def test_background_cannot_be_left_out_of_the_score_where_there_are_two_classes():
     with pytest.raises(ConfigError, match=r"data\.score_background: got False"):
-        SegmentationData(Data(source=Generated(images=4, classes=2, side=32), size=SIZE, score_background=False))
+        SegmentationData(
+            Data(source=Generated(images=4, classes=2, side=32), size=SIZE, score_background=False)
+        )
 
 
 def test_validation_without_train_is_refused(tmp_path: Path):
@@ -177,7 +199,10 @@ def test_batches_draw_nothing_from_torchs_global_generator():
 def test_batches_keep_the_order_of_the_keys_and_the_last_may_be_smaller():
     data = generated(images=8)
     keys = [(name, "0") for name in data.splits["train"]][::-1]
-    assert [b.names for b in data.batches(keys, 4)] == [[n for n, _ in keys[:4]], [n for n, _ in keys[4:]]]
+    assert [b.names for b in data.batches(keys, 4)] == [
+        [n for n, _ in keys[:4]],
+        [n for n, _ in keys[4:]],
+    ]
 
 
 # ---------------------------------------------------------------------- samples
@@ -207,17 +232,25 @@ def test_binary_means_any_class_but_the_first_and_ignored_stays_ignored():
     ],
 )
 def test_mode_says_which_mask_is_trained(mode: str, classes: int, trained: tuple[str, ...]):
-    data = SegmentationData(Data(source=Generated(images=4, classes=classes, side=32), size=SIZE, mode=mode))
+    data = SegmentationData(
+        Data(source=Generated(images=4, classes=classes, side=32), size=SIZE, mode=mode)
+    )
     assert data.classes == trained
     names = data.splits["train"]
     (batch,) = data.batches([(n, "0") for n in names], 4)
     assert batch.masks.max() < len(trained)
     expected = [data[n, "0"].multiclass_mask for n in names]
-    assert torch.equal(batch.masks, torch.stack([data.to_binary(m) if len(trained) == 2 else m for m in expected]))
+    assert torch.equal(
+        batch.masks, torch.stack([data.to_binary(m) if len(trained) == 2 else m for m in expected])
+    )
 
 
-@pytest.mark.parametrize(("height", "width", "inside"), [(20, 40, (14, 28)), (40, 20, (28, 14)), (30, 30, (28, 28))])
-def test_padding_is_ignored_in_the_mask_and_nothing_else_is(height: int, width: int, inside: tuple[int, int], tmp_path: Path):
+@pytest.mark.parametrize(
+    ("height", "width", "inside"), [(20, 40, (14, 28)), (40, 20, (28, 14)), (30, 30, (28, 28))]
+)
+def test_padding_is_ignored_in_the_mask_and_nothing_else_is(
+    height: int, width: int, inside: tuple[int, int], tmp_path: Path
+):
     folder = write_pairs(tmp_path, {name: np.ones((height, width), np.uint8) for name in "ab"})
     sample = in_folder(folder, mode="multiclass")["a", "0"]
     within = torch.zeros(SIZE, dtype=torch.bool)

@@ -1,4 +1,6 @@
-"""Effects and crops: image and mask stay aligned, chance is obeyed, and no thread or worker changes a bit."""
+"""Effects and crops: image and mask stay aligned, chance is obeyed, and no thread or worker changes
+a bit.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,37 @@ from PIL import Image
 from vitseg.data.dataset import SegmentationData
 from vitseg.data.effects import _lattice, _through_mesh, apply_effect, libraries, occurring
 from vitseg.data.views import crop, description, make_view
-from vitseg.effects import Blur, Clahe, CoarseDropout, Crop, Effect, Elastic, GridDistortion, Hue, OpticalDistortion, RightAngle
+from vitseg.effects import (
+    Blur,
+    Clahe,
+    CoarseDropout,
+    Crop,
+    Effect,
+    Elastic,
+    GridDistortion,
+    Hue,
+    OpticalDistortion,
+    RightAngle,
+)
 from vitseg.errors import RecipeError
 from vitseg.images import FILL, IGNORE
 from vitseg.settings import Augment, Classes, Data, Folder, Generated
 
-STILL = Augment(flip_horizontal=False, rotate_degrees=0, zoom=0, brightness=0, contrast=0, saturation=0)
+STILL = Augment(
+    flip_horizontal=False, rotate_degrees=0, zoom=0, brightness=0, contrast=0, saturation=0
+)
 MOVING = (
     RightAngle(p=1.0),
     Elastic(p=1.0, strength=0.4, cells=4),
     GridDistortion(p=1.0, strength=0.9),
     OpticalDistortion(p=1.0, strength=0.3),
 )
-COLOURING = (Hue(p=1.0, degrees=20.0), Blur(p=1.0, sigma_pixels=2.0), CoarseDropout(p=1.0, side=0.3), Clahe(p=1.0, cells=4))
+COLOURING = (
+    Hue(p=1.0, degrees=20.0),
+    Blur(p=1.0, sigma_pixels=2.0),
+    CoarseDropout(p=1.0, side=0.3),
+    Clahe(p=1.0, cells=4),
+)
 ALL = (*MOVING, *COLOURING)
 IDS = [effect.kind for effect in ALL]
 
@@ -55,7 +75,9 @@ def view(effect: Effect | tuple, number: int = 1, name: str = "photo", pair=None
 
 
 def agreement(image: np.ndarray, mask: np.ndarray) -> float:
-    """The lower of two IoUs: what looks red with class 1, what looks blue with class 2; holes left out."""
+    """The lower of two IoUs: what looks red with class 1, what looks blue with class 2; holes left
+    out.
+    """
     red, green, blue = (image[..., c].astype(int) for c in range(3))
     counts = ~((image == FILL).all(-1) & (mask != IGNORE))
     drawn = (red - np.maximum(green, blue) > 90, blue - np.maximum(red, green) > 60)
@@ -112,7 +134,9 @@ def test_a_mesh_that_is_not_bent_changes_nothing(cells: int):
 def test_a_right_angle_on_a_square_canvas_is_exact():
     image, mask = (np.asarray(x) for x in scene())
     turns = [(np.rot90(image, k), np.rot90(mask, k)) for k in (1, 2, 3)]
-    found = [[same(view(RightAngle(p=1.0), number), turn) for turn in turns] for number in range(1, 20)]
+    found = [
+        [same(view(RightAngle(p=1.0), number), turn) for turn in turns] for number in range(1, 20)
+    ]
     assert all(sum(f) == 1 for f in found)
     assert np.any(found, axis=0).all()
 
@@ -124,7 +148,10 @@ def test_a_right_angle_on_another_canvas_is_fitted_whole():
         assert image.shape[:2] == mask.shape == (144, 96)
         assert agreement(image, mask) > 0.88
         lying = (mask == IGNORE).any()
-        assert abs((mask == 2).sum() / (np.asarray(pair[1]) == 2).sum() - (4 / 9 if lying else 1)) < 0.05
+        assert (
+            abs((mask == 2).sum() / (np.asarray(pair[1]) == 2).sum() - (4 / 9 if lying else 1))
+            < 0.05
+        )
 
 
 def test_dropout_fills_rectangles_within_their_limits():
@@ -150,7 +177,9 @@ def test_clahe_raises_the_contrast_of_a_flat_image_and_keeps_its_colours():
 @pytest.mark.parametrize("p", [0.1, 0.5, 1.0])
 def test_an_effect_occurs_as_often_as_its_p_says(p: float):
     cfg = Data(effects=(Hue(p=0.5), Blur(p=p)))
-    times = sum(any(e.kind == "blur" for e, _ in occurring(cfg, f"image {i}", "1")) for i in range(2000))
+    times = sum(
+        any(e.kind == "blur" for e, _ in occurring(cfg, f"image {i}", "1")) for i in range(2000)
+    )
     assert abs(times / 2000 - p) < 0.035
     assert p < 1 or times == 2000
 
@@ -162,7 +191,10 @@ def test_effects_are_applied_in_their_order():
     for effect, rng in occurring(cfg, "photo", "1"):
         image = apply_effect(image, effect, rng)
     assert same(view((hidden, blurred)), [np.asarray(x) for x in image])
-    crisp = [(view(effects)[0] == FILL).all(-1).sum() for effects in ((blurred, hidden), (hidden, blurred))]
+    crisp = [
+        (view(effects)[0] == FILL).all(-1).sum()
+        for effects in ((blurred, hidden), (hidden, blurred))
+    ]
     assert crisp[0] > 1.2 * crisp[1]  # a blur that comes later washes the rectangles' edges out
 
 
@@ -187,8 +219,10 @@ def test_an_effect_depends_on_view_seed_name_and_view_alone(effect: Effect):
     state = torch.get_rng_state()
     assert same(view(effect, pair=noise), first)
     assert torch.equal(torch.get_rng_state(), state)
-    seeds, numbers, names = ([{key: v} for v in values] for key, values in
-                             (("view_seed", range(1, 5)), ("number", range(2, 6)), ("name", "abcd")))  # fmt: skip
+    seeds, numbers, names = (
+        [{key: v} for v in values]
+        for key, values in (("view_seed", range(1, 5)), ("number", range(2, 6)), ("name", "abcd"))
+    )
     for others in (seeds, numbers, names):
         assert not all(same(view(effect, pair=noise, **other), first) for other in others)
 
@@ -225,17 +259,26 @@ def test_workers_change_no_bit():
 def patch(height: int = 200, width: int = 300) -> tuple[Image.Image, np.ndarray]:
     ids = np.zeros((height, width), np.uint8)
     ids[50:90, 100:120], ids[0, 0] = 3, IGNORE
-    return to_image(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)), ids
+    return to_image(
+        np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    ), ids
 
 
 def there(ids: np.ndarray) -> np.ndarray:
     return (ids != 0) & (ids != IGNORE)
 
 
-@pytest.mark.parametrize(("margin", "box"), [(0.0, (100, 50, 120, 90)), (0.5, (80, 30, 140, 110)), (9.0, (0, 0, 300, 200))])
-def test_a_crop_is_the_box_around_the_foreground_and_its_margin(margin: float, box: tuple[int, ...]):
+@pytest.mark.parametrize(
+    ("margin", "box"),
+    [(0.0, (100, 50, 120, 90)), (0.5, (80, 30, 140, 110)), (9.0, (0, 0, 300, 200))],
+)
+def test_a_crop_is_the_box_around_the_foreground_and_its_margin(
+    margin: float, box: tuple[int, ...]
+):
     image, ids = patch()
-    seen, seen_ids = crop(image, ids, there(ids), Data(crop=Crop(p=1.0, margin=margin)), "photo", "1")
+    seen, seen_ids = crop(
+        image, ids, there(ids), Data(crop=Crop(p=1.0, margin=margin)), "photo", "1"
+    )
     left, top, right, bottom = box
     assert np.array_equal(seen, np.asarray(image)[top:bottom, left:right])
     assert np.array_equal(seen_ids, ids[top:bottom, left:right])
@@ -245,14 +288,20 @@ def test_a_crop_is_the_box_around_the_foreground_and_its_margin(margin: float, b
 def test_without_foreground_and_in_the_clean_view_nothing_is_cropped(value: int):
     image, ids = patch()
     cfg = Data(crop=Crop(p=1.0))
-    assert crop(image, np.full_like(ids, value), there(np.full_like(ids, value)), cfg, "photo", "1")[0] is image
+    assert (
+        crop(image, np.full_like(ids, value), there(np.full_like(ids, value)), cfg, "photo", "1")[0]
+        is image
+    )
     assert crop(image, ids, there(ids), cfg, "photo", "0")[0] is image
     assert crop(image, ids, there(ids), cfg, "photo", "1")[0] is not image
 
 
 def test_a_crop_occurs_as_often_as_its_p_says():
     image, ids = patch()
-    times = sum(crop(image, ids, there(ids), Data(crop=Crop(p=0.3)), f"image {i}", "1")[0] is not image for i in range(1000))
+    times = sum(
+        crop(image, ids, there(ids), Data(crop=Crop(p=0.3)), f"image {i}", "1")[0] is not image
+        for i in range(1000)
+    )
     assert abs(times / 1000 - 0.3) < 0.05
 
 
@@ -265,7 +314,9 @@ def test_a_crop_is_taken_before_the_image_is_made_small(tmp_path: Path):
     for name in "abcd":
         to_image(pattern).convert("RGB").save(tmp_path / "images" / f"{name}.png")
     cfg = {"source": Folder(path=str(tmp_path)), "size": (56, 56), "augment": STILL}
-    cropped, whole = (SegmentationData(Data(**cfg, crop=c)) for c in (Crop(p=1.0, margin=0.0), None))
+    cropped, whole = (
+        SegmentationData(Data(**cfg, crop=c)) for c in (Crop(p=1.0, margin=0.0), None)
+    )
     assert np.array_equal(cropped["a", "1"].image[0], pattern[80:136, 80:136])
     assert (cropped["a", "1"].binary_mask == 1).all()
     assert whole["a", "1"].image.float().std() < 20
@@ -273,12 +324,18 @@ def test_a_crop_is_taken_before_the_image_is_made_small(tmp_path: Path):
     assert torch.equal(cropped["a", "1"].original, whole["a", "1"].original)
 
 
-# ---------------------------------------------------------------------- fingerprints, words and settings
+# ---------------------------------------------------------------------- fingerprints, words and
+# settings
 
 
 def test_the_fingerprint_of_all_but_the_clean_view_knows_effects_and_crop():
     source = Generated(images=4, classes=3, side=32)
-    settings = [{}, {"crop": Crop()}, {"crop": Crop(p=0.6)}, *({"effects": (e,)} for e in (Blur(), Blur(p=0.4), *ALL))]
+    settings = [
+        {},
+        {"crop": Crop()},
+        {"crop": Crop(p=0.6)},
+        *({"effects": (e,)} for e in (Blur(), Blur(p=0.4), *ALL)),
+    ]
     made = [SegmentationData(Data(source=source, size=(28, 28), **more)) for more in settings]
     assert len({data.fingerprint("generated-0001", "1") for data in made}) == len(made)
     assert len({data.fingerprint("generated-0001", "0") for data in made}) == 1
@@ -289,8 +346,19 @@ def test_the_fingerprint_of_all_but_the_clean_view_knows_effects_and_crop():
 def test_a_crop_is_around_what_binary_mode_looks_for_and_of_nothing_else(tmp_path: Path):
     ids = np.zeros((60, 40), np.uint8)
     ids[10:50, 5:35], ids[20:26, 10:30] = 1, 2
-    write_pairs(tmp_path, {"a": ids, "b": np.minimum(ids, 1)}, classes=["ground", "skin", "wound"], encoding="index")
-    cfg = Data(source=Folder(path=str(tmp_path)), size=(28, 28), mode="binary", crop=Crop(p=1.0, margin=0.0), augment=STILL)
+    write_pairs(
+        tmp_path,
+        {"a": ids, "b": np.minimum(ids, 1)},
+        classes=["ground", "skin", "wound"],
+        encoding="index",
+    )
+    cfg = Data(
+        source=Folder(path=str(tmp_path)),
+        size=(28, 28),
+        mode="binary",
+        crop=Crop(p=1.0, margin=0.0),
+        augment=STILL,
+    )
     any_class, wound = (
         SegmentationData(cfg.model_copy(update={"classes": Classes(foreground=foreground)}))
         for foreground in (None, ("wound",))
@@ -302,15 +370,23 @@ def test_a_crop_is_around_what_binary_mode_looks_for_and_of_nothing_else(tmp_pat
     assert seen[:8].unique().tolist() == [1] and set(seen[9:].unique().tolist()) == {IGNORE}, (
         "20 x 6 pixels, and nothing around"
     )
-    assert torch.equal(wound["b", "1"].image, wound["b", "0"].image), "without a wound it stays whole"
+    assert torch.equal(wound["b", "1"].image, wound["b", "0"].image), (
+        "without a wound it stays whole"
+    )
     assert any_class.fingerprint("a", "1")[0] != wound.fingerprint("a", "1")[0]
 
 
-@pytest.mark.parametrize(("cropped", "changed"), [(Crop(), [False, True]), (None, [False, False])], ids=["crop", "whole"])
-def test_with_a_crop_a_view_follows_from_its_mask_and_classes_too(cropped: Crop | None, changed: list[bool], tmp_path: Path):
+@pytest.mark.parametrize(
+    ("cropped", "changed"), [(Crop(), [False, True]), (None, [False, False])], ids=["crop", "whole"]
+)
+def test_with_a_crop_a_view_follows_from_its_mask_and_classes_too(
+    cropped: Crop | None, changed: list[bool], tmp_path: Path
+):
     pixels = np.zeros((32, 32), np.uint8)
     write_pairs(
-        tmp_path, {name: np.where(np.eye(32) > 0, 2, pixels).astype(np.uint8) for name in "ab"}, classes=["x", "y", "z"]
+        tmp_path,
+        {name: np.where(np.eye(32) > 0, 2, pixels).astype(np.uint8) for name in "ab"},
+        classes=["x", "y", "z"],
     )
     cfg = Data(source=Folder(path=str(tmp_path)), size=(28, 28), crop=cropped)
     images = lambda data: [data.fingerprint("a", view)[0] for view in ("0", "1")]  # noqa: E731
@@ -327,9 +403,9 @@ def test_a_view_is_described_by_what_was_done():
     effects = (Clahe(p=1.0), GridDistortion(p=1.0))
     assert description(there(ids), Data(augment=STILL), "photo", "1") == "unchanged"
     assert description(there(ids), Data(augment=STILL, effects=effects), "photo", "0") == "clean"
-    assert description(there(ids), Data(augment=STILL, effects=effects, crop=Crop(p=1.0)), "photo", "1") == (
-        "cropped, clahe, grid distortion"
-    )
+    assert description(
+        there(ids), Data(augment=STILL, effects=effects, crop=Crop(p=1.0)), "photo", "1"
+    ) == ("cropped, clahe, grid distortion")
     words = {description(there(ids), Data(), "photo", str(n)) for n in range(1, 9)}
     assert any("mirrored, turned " in w for w in words) and any("mirrored" not in w for w in words)
 

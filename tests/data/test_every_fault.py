@@ -50,11 +50,14 @@ def header_alone(width: int, height: int) -> bytes:
     """The beginning of a PNG that claims this size; no pixels follow."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     data = b"IDAT" + zlib.compress(b"\0")
-    parts = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (chunk, data)]
+    parts = [
+        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (chunk, data)
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-# ---------------------------------------------------------------------- what is done to a pair, and what must be said of it
+# ---------------------------------------------------------------------- what is done to a pair, and
+# what must be said of it
 
 Spoil = Callable[[Path, Path], Named]
 """Given image and mask, both good; their names are of this pair alone."""
@@ -79,7 +82,9 @@ def mask_of(pixels: np.ndarray | Image.Image, kind: str, suffix: str = ".png", *
     def spoil(image: Path, mask: Path) -> Named:
         mask.unlink()
         path = mask.with_suffix(suffix)
-        (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(path, **options)
+        (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(
+            path, **options
+        )
         return [(kind, path)]
 
     return spoil
@@ -111,9 +116,13 @@ for kind in ("image", "mask"):
         f"{kind}, cut off": bytes_for(kind, lambda b: b[: len(b) // 2]),
         f"{kind}, cut off at its end": bytes_for(kind, lambda b: b[:-30]),
         f"{kind}, text": bytes_for(kind, lambda b: b"hello"),
-        f"{kind}, corrupt": bytes_for(kind, lambda b: b[: len(b) // 2] + bytes(20) + b[len(b) // 2 + 20 :]),
+        f"{kind}, corrupt": bytes_for(
+            kind, lambda b: b[: len(b) // 2] + bytes(20) + b[len(b) // 2 + 20 :]
+        ),
         f"{kind}, enormous": bytes_for(kind, lambda b: header_alone(60000, 60000)),
-        f"{kind}, so large that Pillow warns": bytes_for(kind, lambda b: header_alone(10000, 10000)),
+        f"{kind}, so large that Pillow warns": bytes_for(
+            kind, lambda b: header_alone(10000, 10000)
+        ),
         f"{kind}, a link that leads nowhere": link(kind, "gone.png"),
         f"{kind}, a link to itself": link(kind, "{name}"),
     }
@@ -131,17 +140,33 @@ FAULTS |= {
     "photograph, cut off": lambda i, m: (
         image_of(noise(1), "", ".jpg")(i, m) and FAULTS["image, cut off"](i.with_suffix(".jpg"), m)
     ),
-    "image of floats": image_of(Image.fromarray(labels(0, 1).astype(np.float32)), "unreadable image", ".tif"),
-    "image, animated": image_of(noise(2), "unreadable image", save_all=True, append_images=[noise(3)]),
-    "image, animated WebP": image_of(noise(2), "unreadable image", ".webp", save_all=True, append_images=[noise(3)]),
-    "image of several pages": image_of(noise(2), "unreadable image", ".tif", save_all=True, append_images=[noise(3)]),
+    "image of floats": image_of(
+        Image.fromarray(labels(0, 1).astype(np.float32)), "unreadable image", ".tif"
+    ),
+    "image, animated": image_of(
+        noise(2), "unreadable image", save_all=True, append_images=[noise(3)]
+    ),
+    "image, animated WebP": image_of(
+        noise(2), "unreadable image", ".webp", save_all=True, append_images=[noise(3)]
+    ),
+    "image of several pages": image_of(
+        noise(2), "unreadable image", ".tif", save_all=True, append_images=[noise(3)]
+    ),
     "image on its side by its tag": image_of(noise(4), "sizes differ", exif=TURNED),
     "photograph on its side by its tag": image_of(noise(5), "sizes differ", ".jpg", exif=TURNED),
-    "image below zero": image_of(Image.fromarray(labels(0, 1).astype(np.int32) - 1), "unreadable image", ".tif"),
-    "image of 12 bits in 16": image_of(Image.fromarray(labels(0, 15).astype(np.uint16) * 273), "range barely used"),
+    "image below zero": image_of(
+        Image.fromarray(labels(0, 1).astype(np.int32) - 1), "unreadable image", ".tif"
+    ),
+    "image of 12 bits in 16": image_of(
+        Image.fromarray(labels(0, 15).astype(np.uint16) * 273), "range barely used"
+    ),
     "image upside down by its tag": image_of(noise(7), "orientation differs", exif=UPSIDE_DOWN),
-    "image with infrared for alpha": image_of(Image.merge("RGBA", noise(8).split() + noise(9).split()[:1]), NO_ALPHA, ".tif"),
-    "tiny": lambda i, m: mask_of(labels(0, 1, 2)[:20, :20], "")(i, m) and image_of(noise(6, (20, 20)), "tiny")(i, m),
+    "image with infrared for alpha": image_of(
+        Image.merge("RGBA", noise(8).split() + noise(9).split()[:1]), NO_ALPHA, ".tif"
+    ),
+    "tiny": lambda i, m: (
+        mask_of(labels(0, 1, 2)[:20, :20], "")(i, m) and image_of(noise(6, (20, 20)), "tiny")(i, m)
+    ),
     "mask, smaller": mask_of(labels(0, 1, 2)[:16], "sizes differ"),
     "mask, smaller by a pixel": mask_of(labels(0, 1, 2)[:, 1:], "sizes differ"),
     "mask on its side": mask_of(labels(0, 1, 2).T.copy(), "sizes differ"),
@@ -153,13 +178,15 @@ FAULTS |= {
     "mask, JPEG by another name": mask_of(TWO, "unreadable mask", format="JPEG"),
     "mask of floats": mask_of(TWO.astype(np.float32), "unreadable mask", ".tif"),
     "mask, CMYK": mask_of(RGB.convert("CMYK"), "unreadable mask", ".tif"),
-    "mask of several pages": mask_of(TWO, "unreadable mask", ".tif", save_all=True, append_images=[noise(3)]),
+    "mask of several pages": mask_of(
+        TWO, "unreadable mask", ".tif", save_all=True, append_images=[noise(3)]
+    ),
     "mask in colour": mask_of(RGB, "masks of two kinds"),
     "mask in colour with alpha": mask_of(RGB.convert("RGBA"), "masks of two kinds"),
     "mask in the alpha channel": mask_of(CUT_OUT, "unreadable mask"),
     "mask of background": mask_of(labels(0), "no foreground"),
     "mask, all ignored": mask_of(labels(9), "all ignored"),
-}  # fmt: skip
+}
 
 
 @fault
@@ -217,7 +244,9 @@ def twice_within(image: Path, mask: Path) -> Named:
 @fault
 def also_in_validation(image: Path, mask: Path) -> Named:
     for path in (image, mask):
-        Image.open(path).save(path.parents[2] / "validation" / path.parent.name / f"other {path.stem}.bmp")
+        Image.open(path).save(
+            path.parents[2] / "validation" / path.parent.name / f"other {path.stem}.bmp"
+        )
     return [("same image in two splits", image)]
 
 
@@ -245,7 +274,10 @@ def folder_within(image: Path, mask: Path) -> Named:
 
 @fault
 def name_that_is_no_text(image: Path, mask: Path) -> Named:
-    paths = [path.rename(path.parent / os.fsdecode(b"\xff" + path.name.encode())) for path in (image, mask)]
+    paths = [
+        path.rename(path.parent / os.fsdecode(b"\xff" + path.name.encode()))
+        for path in (image, mask)
+    ]
     return [("name that is no text", path) for path in paths]
 
 
@@ -269,7 +301,9 @@ if not ROOT_MAY_ALL:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A data set in which every fault has a pair of its own, most in train/, beside good ones in both splits."""
+    """A data set in which every fault has a pair of its own, most in train/, beside good ones in
+    both splits.
+    """
     place = tmp_path / "data"
     for split, count in (("train", len(FAULTS) + 10), ("validation", 30)):
         for n in range(count):
@@ -284,9 +318,15 @@ def test_one_report_names_each_of_sixty_faults_by_path_and_kind_and_nothing_else
     assert named(folder) == []
     wanted: Named = []
     for n, spoil in enumerate(FAULTS.values()):
-        wanted += spoil(*(folder / "train" / kind / f"pair{n:03}.png" for kind in ("images", "masks")))
-    for n, name in enumerate(("image, empty", "mask, text", "unknown label", "orphan_mask", "mask, smaller", "two_masks")):
-        wanted += FAULTS[name](*(folder / "validation" / kind / f"pair{n:03}.png" for kind in ("images", "masks")))
+        wanted += spoil(
+            *(folder / "train" / kind / f"pair{n:03}.png" for kind in ("images", "masks"))
+        )
+    for n, name in enumerate(
+        ("image, empty", "mask, text", "unknown label", "orphan_mask", "mask, smaller", "two_masks")
+    ):
+        wanted += FAULTS[name](
+            *(folder / "validation" / kind / f"pair{n:03}.png" for kind in ("images", "masks"))
+        )
     assert len(wanted) >= 60 and named(folder) == sorted(wanted)
 
 
@@ -300,16 +340,23 @@ AMBIGUOUS = {
 
 
 @pytest.mark.parametrize("mask", AMBIGUOUS.values(), ids=AMBIGUOUS)
-def test_masks_that_may_be_read_in_two_ways_are_named_by_folder_beside_the_other_faults(mask, tmp_path: Path):
+def test_masks_that_may_be_read_in_two_ways_are_named_by_folder_beside_the_other_faults(
+    mask, tmp_path: Path
+):
     write_pairs(tmp_path, {str(n): mask for n in range(4)})
     for n in range(4):
         noise(n).save(tmp_path / "images" / f"{n}.png")
     assert named(tmp_path) == [("unclear masks", tmp_path)]
     (tmp_path / "masks" / "0.png").unlink()
-    assert named(tmp_path) == [("no mask", tmp_path / "images" / "0.png"), ("unclear masks", tmp_path)]
+    assert named(tmp_path) == [
+        ("no mask", tmp_path / "images" / "0.png"),
+        ("unclear masks", tmp_path),
+    ]
 
 
-def test_a_class_that_a_split_lacks_and_a_set_that_cannot_be_split_are_named(folder: Path, tmp_path: Path):
+def test_a_class_that_a_split_lacks_and_a_set_that_cannot_be_split_are_named(
+    folder: Path, tmp_path: Path
+):
     for mask in (folder / "validation" / "masks").iterdir():
         Image.fromarray(TWO).save(mask)
     assert named(folder) == [("class absent", folder)]
@@ -319,7 +366,9 @@ def test_a_class_that_a_split_lacks_and_a_set_that_cannot_be_split_are_named(fol
 
 def test_what_lies_beside_the_splits_is_named(folder: Path):
     write(folder, "a", 0)
-    assert named(folder) == [("split by another name", folder / kind) for kind in ("images", "masks")]
+    assert named(folder) == [
+        ("split by another name", folder / kind) for kind in ("images", "masks")
+    ]
 
 
 @pytest.mark.skipif(ROOT_MAY_ALL, reason="root may read everything")
@@ -336,9 +385,21 @@ def test_row_64_a_folder_that_may_not_be_read_is_named_and_its_other_half_is_not
 
 
 def test_a_thousand_good_files_of_every_kind_raise_no_alarm(tmp_path: Path):
-    """PNG, JPEG, TIFF, BMP, WebP; grey, palette, transparent, 16-bit and turned; half of the names unusual."""
-    kinds = [("RGB", ".png"), ("RGB", ".jpg"), ("RGB", ".tif"), ("RGB", ".bmp"), ("RGB", ".webp"), ("L", ".png"),
-             ("P", ".png"), ("RGBA", ".png"), ("CMYK", ".tif"), ("LA", ".png")]  # fmt: skip
+    """PNG, JPEG, TIFF, BMP, WebP; grey, palette, transparent, 16-bit and turned; half of the names
+    unusual.
+    """
+    kinds = [
+        ("RGB", ".png"),
+        ("RGB", ".jpg"),
+        ("RGB", ".tif"),
+        ("RGB", ".bmp"),
+        ("RGB", ".webp"),
+        ("L", ".png"),
+        ("P", ".png"),
+        ("RGBA", ".png"),
+        ("CMYK", ".tif"),
+        ("LA", ".png"),
+    ]
     for kind in ("images", "masks"):
         (tmp_path / kind).mkdir()
     for n in range(500):

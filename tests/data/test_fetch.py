@@ -1,4 +1,6 @@
-"""A public set is fetched once, whole or not at all, and nothing but what was published is unpacked."""
+"""A public set is fetched once, whole or not at all, and nothing but what was published is
+unpacked.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ ANSWERS = {"whole": 200, "cut off": 200, "refused": 503}
 
 
 class Server(ThreadingHTTPServer):
-    """Serves what is in `files`; `answer` is one of ANSWERS, `asked` lists the paths that were asked for."""
+    """Serves what is in `files`; `answer` is one of ANSWERS, `asked` lists the paths that were
+    asked for.
+    """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -47,7 +51,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(ANSWERS[self.server.answer])
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if self.server.answer == "cut off" else content)
+        self.wfile.write(
+            content[: len(content) // 2] if self.server.answer == "cut off" else content
+        )
 
     def log_message(self, *_):
         pass
@@ -98,10 +104,15 @@ def grey(rows: list[list[int]], width: int = 40, height: int = 30) -> Image.Imag
     return Image.fromarray(values)
 
 
-def publish(server: Server, monkeypatch: pytest.MonkeyPatch, name: str, archives: dict[str, bytes]) -> None:
+def publish(
+    server: Server, monkeypatch: pytest.MonkeyPatch, name: str, archives: dict[str, bytes]
+) -> None:
     """Serve archives as those of a set, with their hashes."""
     server.files = archives
-    listed = tuple(fetch.Archive(f"{server.at}/{k}", hashlib.sha256(v).hexdigest()) for k, v in archives.items())
+    listed = tuple(
+        fetch.Archive(f"{server.at}/{k}", hashlib.sha256(v).hexdigest())
+        for k, v in archives.items()
+    )
     monkeypatch.setitem(fetch.SETS, name, replace(fetch.SETS[name], archives=listed))
 
 
@@ -110,8 +121,9 @@ TRIMAP = [[1, 2], [3, 2]]
 
 @pytest.fixture
 def pets(server, monkeypatch) -> Server:
-    """Six training and two test images, with what the published set has too: a PNG by the name of .jpg, a GIF, a broken
-    file; and a trimap with a value of its own, and one of another size."""
+    """Six training and two test images, with what the published set has too: a PNG by the name of
+    .jpg, a GIF, a broken file; and a trimap with a value of its own, and one of another size.
+    """
     images = {f"Birman_{i}": encoded(photo(i), "JPEG") for i in range(8)}
     images["Birman_1"] = encoded(photo(1).convert("RGBA"), "PNG")
     images["Birman_2"] = encoded(photo(2).convert("P"), "GIF")
@@ -121,11 +133,14 @@ def pets(server, monkeypatch) -> Server:
     trimaps["Birman_6"] = encoded(grey(TRIMAP, width=20), "PNG")
     lists = {"trainval": range(6), "test": (6, 7)}
     annotations = {f"annotations/trimaps/{k}.png": v for k, v in trimaps.items()} | {
-        f"annotations/{k}.txt": "".join(f"Birman_{i} 7 1 3\n" for i in v).encode() for k, v in lists.items()
+        f"annotations/{k}.txt": "".join(f"Birman_{i} 7 1 3\n" for i in v).encode()
+        for k, v in lists.items()
     }
     archives = {
         "images.tar.gz": tar_of({f"images/{k}.jpg": v for k, v in images.items()}),
-        "annotations.tar.gz": tar_of(annotations | {"annotations/trimaps/._Birman_0.png": b"not an image"}),
+        "annotations.tar.gz": tar_of(
+            annotations | {"annotations/trimaps/._Birman_0.png": b"not an image"}
+        ),
     }
     publish(server, monkeypatch, "oxford-pets", archives)
     return server
@@ -135,7 +150,13 @@ def test_pets_become_a_folder_with_the_published_lists_as_train_and_test(pets, o
     folder = vitseg.fetch("oxford-pets")
     assert folder == own_folder / "oxford-pets"
     pairs, code, _ = read_folder(Folder(path=str(folder)))
-    assert [p.name for p in pairs] == ["train/Birman_0", "train/Birman_1", "train/Birman_2", "train/Birman_5", "test/Birman_7"]
+    assert [p.name for p in pairs] == [
+        "train/Birman_0",
+        "train/Birman_1",
+        "train/Birman_2",
+        "train/Birman_5",
+        "test/Birman_7",
+    ]
     assert code.classes == ("background", "pet")
     data = vitseg.SegmentationData(vitseg.Data(source=Folder(path=str(folder))))
     _, ids = data.load("test/Birman_7")
@@ -145,7 +166,12 @@ def test_pets_become_a_folder_with_the_published_lists_as_train_and_test(pets, o
 
 def test_images_that_are_no_rgb_jpegs_are_kept_as_png_and_the_others_bit_for_bit(pets):
     images = vitseg.fetch("oxford-pets") / "train" / "images"
-    assert sorted(p.name for p in images.iterdir()) == ["Birman_0.jpg", "Birman_1.png", "Birman_2.png", "Birman_5.jpg"]
+    assert sorted(p.name for p in images.iterdir()) == [
+        "Birman_0.jpg",
+        "Birman_1.png",
+        "Birman_2.png",
+        "Birman_5.jpg",
+    ]
     assert (images / "Birman_0.jpg").read_bytes() == encoded(photo(0), "JPEG")
     assert (np.asarray(Image.open(images / "Birman_1.png")) == np.asarray(photo(1))).all()
 
@@ -169,16 +195,25 @@ def test_voc_takes_the_three_published_lists_and_the_palette_s_indices(server, m
     root = "VOCdevkit/VOC2007"
 
     def archive(lists: dict[str, str]) -> bytes:
-        files = {f"{root}/ImageSets/Segmentation/{k}.txt": f"{v}\n".encode() for k, v in lists.items()}
+        files = {
+            f"{root}/ImageSets/Segmentation/{k}.txt": f"{v}\n".encode() for k, v in lists.items()
+        }
         for number in lists.values():
             files[f"{root}/JPEGImages/{number}.jpg"] = encoded(photo(int(number)), "JPEG")
             files[f"{root}/SegmentationClass/{number}.png"] = encoded(mask, "PNG")
         return tar_of(files | {f"{root}/JPEGImages/000099.jpg": b"an image without a mask"})
 
-    archives = {"trainval.tar": archive({"train": "000001", "val": "000002"}), "test.tar": archive({"test": "000003"})}
+    archives = {
+        "trainval.tar": archive({"train": "000001", "val": "000002"}),
+        "test.tar": archive({"test": "000003"}),
+    }
     publish(server, monkeypatch, "voc2007", archives)
     data = vitseg.SegmentationData(vitseg.Data(source=Folder(path=str(vitseg.fetch("voc2007")))))
-    assert data.splits == {"train": ["train/000001"], "validation": ["validation/000002"], "test": ["test/000003"]}
+    assert data.splits == {
+        "train": ["train/000001"],
+        "validation": ["validation/000002"],
+        "test": ["test/000003"],
+    }
     assert data.classes[15] == "person" and data.classes[20] == "tvmonitor"
     assert (data.load("test/000003")[1] == np.asarray(grey([[0, 15], [255, 20]]))).all()
 
@@ -190,7 +225,10 @@ def test_the_second_call_asks_no_network_and_nothing_else_is_left(pets, own_fold
     assert vitseg.fetch("oxford-pets") == first
     assert len(pets.asked) == 2
     assert {p.name for p in own_folder.iterdir()} <= {"oxford-pets", "oxford-pets.lock"}
-    assert fetch.about(first)["archives"].keys() == {f"{pets.at}/images.tar.gz", f"{pets.at}/annotations.tar.gz"}
+    assert fetch.about(first)["archives"].keys() == {
+        f"{pets.at}/images.tar.gz",
+        f"{pets.at}/annotations.tar.gz",
+    }
 
 
 def test_another_hash_is_refused(pets, own_folder):
@@ -201,10 +239,14 @@ def test_another_hash_is_refused(pets, own_folder):
     assert not (own_folder / "oxford-pets.partial" / "unpacked" / "annotations").exists()
 
 
-@pytest.mark.parametrize(("answer", "why"), [("refused", "the server answered 503"), ("cut off", "ChunkedEncodingError")])
+@pytest.mark.parametrize(
+    ("answer", "why"), [("refused", "the server answered 503"), ("cut off", "ChunkedEncodingError")]
+)
 def test_a_failed_download_says_what_it_was_and_the_next_fetch_succeeds(answer, why, pets):
     pets.answer = answer
-    with pytest.raises(DataError, match=rf"cannot be downloaded \({why}\).*put it into .*oxford-pets\.archives"):
+    with pytest.raises(
+        DataError, match=rf"cannot be downloaded \({why}\).*put it into .*oxford-pets\.archives"
+    ):
         vitseg.fetch("oxford-pets")
     pets.answer = "whole"
     assert vitseg.fetch("oxford-pets").is_dir()
@@ -215,19 +257,32 @@ def test_without_a_network_the_archives_can_be_brought_by_hand(pets, own_folder,
     by_hand.mkdir(parents=True)
     for name, content in pets.files.items():
         (by_hand / name).write_bytes(content)
-    nowhere = tuple(replace(a, url=f"http://127.0.0.1:9/{a.name}") for a in fetch.SETS["oxford-pets"].archives)
-    monkeypatch.setitem(fetch.SETS, "oxford-pets", replace(fetch.SETS["oxford-pets"], archives=nowhere))
+    nowhere = tuple(
+        replace(a, url=f"http://127.0.0.1:9/{a.name}") for a in fetch.SETS["oxford-pets"].archives
+    )
+    monkeypatch.setitem(
+        fetch.SETS, "oxford-pets", replace(fetch.SETS["oxford-pets"], archives=nowhere)
+    )
     assert (vitseg.fetch("oxford-pets") / "classes.json").is_file()
 
 
 def test_no_network_is_a_sentence(pets, monkeypatch, capsys):
-    nowhere = tuple(replace(a, url=f"http://127.0.0.1:9/{a.name}") for a in fetch.SETS["oxford-pets"].archives)
-    monkeypatch.setitem(fetch.SETS, "oxford-pets", replace(fetch.SETS["oxford-pets"], archives=nowhere))
+    nowhere = tuple(
+        replace(a, url=f"http://127.0.0.1:9/{a.name}") for a in fetch.SETS["oxford-pets"].archives
+    )
+    monkeypatch.setitem(
+        fetch.SETS, "oxford-pets", replace(fetch.SETS["oxford-pets"], archives=nowhere)
+    )
     assert cli.main(["fetch", "oxford-pets"]) == 2
-    assert "images.tar.gz: cannot be downloaded (ConnectionError). Is there a network?" in capsys.readouterr().err
+    assert (
+        "images.tar.gz: cannot be downloaded (ConnectionError). Is there a network?"
+        in capsys.readouterr().err
+    )
 
 
-def test_a_conversion_that_was_cut_off_is_begun_again_without_a_download(pets, own_folder, monkeypatch):
+def test_a_conversion_that_was_cut_off_is_begun_again_without_a_download(
+    pets, own_folder, monkeypatch
+):
     def interrupted(mask, code):
         raise KeyboardInterrupt
 
@@ -235,7 +290,9 @@ def test_a_conversion_that_was_cut_off_is_begun_again_without_a_download(pets, o
         patch.setattr(public, "_ids", interrupted)
         vitseg.fetch("oxford-pets")
     assert not (own_folder / "oxford-pets").exists()
-    (own_folder / "oxford-pets.partial" / "ready" / "train" / "images" / "stray.jpg").write_bytes(b"of the first try")
+    (own_folder / "oxford-pets.partial" / "ready" / "train" / "images" / "stray.jpg").write_bytes(
+        b"of the first try"
+    )
     folder = vitseg.fetch("oxford-pets")
     assert len(pets.asked) == 2
     assert not (folder / "train" / "images" / "stray.jpg").exists()
@@ -243,7 +300,12 @@ def test_a_conversion_that_was_cut_off_is_begun_again_without_a_download(pets, o
 
 
 def test_a_member_that_leads_out_of_the_folder_is_refused(server, tmp_path, monkeypatch):
-    publish(server, monkeypatch, "oxford-pets", {"images.tar.gz": tar_of({"images/../../../outside.txt": b"out"})})
+    publish(
+        server,
+        monkeypatch,
+        "oxford-pets",
+        {"images.tar.gz": tar_of({"images/../../../outside.txt": b"out"})},
+    )
     with pytest.raises(DataError, match=r"images\.tar\.gz: cannot be unpacked .*outside"):
         vitseg.fetch("oxford-pets")
     assert not list(tmp_path.rglob("outside.txt"))
@@ -271,12 +333,18 @@ def test_a_full_disk_says_how_much_room_is_needed(pets, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tarfile.TarFile, "extractall", full)
-    with pytest.raises(DataError, match=r"the disk is full\. Make room for 1\.8 GB, or name another place in \$VITSEG_CACHE"):
+    with pytest.raises(
+        DataError,
+        match=r"the disk is full\. Make room for 1\.8 GB, or name another place in \$VITSEG_CACHE",
+    ):
         vitseg.fetch("oxford-pets")
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(own_folder):
-    with pytest.raises(ConfigError, match=r"got 'oxfordpets'; allowed: oxford-pets, voc2007, mni-brain\. .*'oxford-pets'\?"):
+    with pytest.raises(
+        ConfigError,
+        match=r"got 'oxfordpets'; allowed: oxford-pets, voc2007, mni-brain\. .*'oxford-pets'\?",
+    ):
         vitseg.fetch("oxfordpets")
     assert not own_folder.exists()
 
@@ -292,12 +360,21 @@ def test_the_brain_has_four_classes_in_every_split_and_no_neighbours_across_spli
     report = vitseg.check(folder)
     assert report.ok and not report.check.warnings
     assert report.check.splits == {"train": 64, "validation": 16, "test": 16}
-    assert [c.name for c in report.check.classes] == ["background", "grey matter", "white matter", "rest of brain"]
+    assert [c.name for c in report.check.classes] == [
+        "background",
+        "grey matter",
+        "white matter",
+        "rest of brain",
+    ]
     assert all(images == report.check.splits for images in (c.images for c in report.check.classes))
     split_of = {int(p.stem[1:]): p.parts[-3] for p in folder.glob("*/images/*.png")}
-    near = [(a, b) for a in split_of for b in split_of if 0 < b - a < 5 and split_of[a] != split_of[b]]
+    near = [
+        (a, b) for a in split_of for b in split_of if 0 < b - a < 5 and split_of[a] != split_of[b]
+    ]
     assert near == []
-    assert {split_of[z] for z in split_of if z + 5 in split_of and split_of[z + 5] != split_of[z]} == set(split_of.values())
+    assert {
+        split_of[z] for z in split_of if z + 5 in split_of and split_of[z + 5] != split_of[z]
+    } == set(split_of.values())
     with Image.open(folder / "validation" / "images" / "z034.png") as image:
         assert (image.mode, image.size) == ("RGB", (197, 233))
     assert json.loads((folder / "classes.json").read_text())["classes"] == list(brain.CLASSES)
@@ -305,6 +382,8 @@ def test_the_brain_has_four_classes_in_every_split_and_no_neighbours_across_spli
 
 def test_without_nilearn_the_brain_says_what_to_install(monkeypatch, own_folder):
     monkeypatch.setitem(sys.modules, "nilearn", None)
-    with pytest.raises(DataError, match=r"nilearn is not installed\. Install it: pip install nilearn\."):
+    with pytest.raises(
+        DataError, match=r"nilearn is not installed\. Install it: pip install nilearn\."
+    ):
         vitseg.fetch("mni-brain")
     assert not (own_folder / "mni-brain").exists()

@@ -42,22 +42,45 @@ def _truncate(path: Path) -> None:
 
 
 BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing mask": (lambda f: (f / "masks/a.png").unlink(), "images/a.png: no mask of that name in masks/"),
-    "orphan mask": (lambda f: (f / "images/b.png").unlink(), "masks/b.png: no image of that name in images/"),
-    "zero bytes": (lambda f: (f / "images/c.png").write_bytes(b""), "images/c.png: cannot be read as an image"),
-    "truncated image": (lambda f: _truncate(f / "images/d.png"), "images/d.png: cannot be read as an image"),
-    "truncated mask": (lambda f: _truncate(f / "masks/e.png"), "masks/e.png: cannot be read as a mask"),
-    "text for an image": (lambda f: (f / "images/f.png").write_text("hello"), "images/f.png: cannot be read as an image"),
+    "missing mask": (
+        lambda f: (f / "masks/a.png").unlink(),
+        "images/a.png: no mask of that name in masks/",
+    ),
+    "orphan mask": (
+        lambda f: (f / "images/b.png").unlink(),
+        "masks/b.png: no image of that name in images/",
+    ),
+    "zero bytes": (
+        lambda f: (f / "images/c.png").write_bytes(b""),
+        "images/c.png: cannot be read as an image",
+    ),
+    "truncated image": (
+        lambda f: _truncate(f / "images/d.png"),
+        "images/d.png: cannot be read as an image",
+    ),
+    "truncated mask": (
+        lambda f: _truncate(f / "masks/e.png"),
+        "masks/e.png: cannot be read as a mask",
+    ),
+    "text for an image": (
+        lambda f: (f / "images/f.png").write_text("hello"),
+        "images/f.png: cannot be read as an image",
+    ),
     "another size": (
         lambda f: Image.fromarray(stripes(0, 1)[:20]).save(f / "masks/g.png"),
         f"masks/g.png: size differs from its image (image {SIDE}x{SIDE}, mask {SIDE}x20 pixels)",
     ),
-    "JPEG mask": (lambda f: Image.fromarray(stripes(0, 1)).save(f / "masks/h.png", "JPEG"), "masks/h.png: a JPEG mask"),
+    "JPEG mask": (
+        lambda f: Image.fromarray(stripes(0, 1)).save(f / "masks/h.png", "JPEG"),
+        "masks/h.png: a JPEG mask",
+    ),
 }
 
 
 @pytest.mark.parametrize(("break_it", "said"), BREAKS.values(), ids=BREAKS)
-def test_a_fault_is_reported_with_its_file_and_nothing_else(folder: Path, break_it: Callable[[Path], object], said: str):
+def test_a_fault_is_reported_with_its_file_and_nothing_else(
+    folder: Path, break_it: Callable[[Path], object], said: str
+):
     break_it(folder)
     (line,) = problems(folder)
     assert line.startswith(f"{folder}/{said}")
@@ -68,13 +91,17 @@ def test_all_faults_of_a_folder_are_in_one_report(folder: Path):
         break_it(folder)
     shutil.copy(folder / "images/g.png", folder / "images/g.bmp")
     lines = problems(folder)
-    expected = [f"{folder}/{said}" for _, said in BREAKS.values()] + [f"{folder}/images: more than one file is named g.*"]
+    expected = [f"{folder}/{said}" for _, said in BREAKS.values()] + [
+        f"{folder}/images: more than one file is named g.*"
+    ]
     assert len(lines) == len(expected)
     assert all(any(line.startswith(e) for line in lines) for e in expected)
 
 
 def test_strange_labels_are_in_the_same_report_as_the_other_faults(tmp_path: Path):
-    folder = write_pairs(tmp_path, GOOD | {"strange": stripes(0, 9)}, classes=["a", "b"], encoding="index")
+    folder = write_pairs(
+        tmp_path, GOOD | {"strange": stripes(0, 9)}, classes=["a", "b"], encoding="index"
+    )
     (folder / "masks/a.png").unlink()
     assert len(problems(folder)) == 2
 
@@ -90,7 +117,9 @@ def test_a_long_report_shows_twenty_faults_and_counts_the_rest(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["images", "masks"])
-def test_an_image_that_claims_to_be_enormous_is_a_fault_like_any_other(folder: Path, kind: str, monkeypatch):
+def test_an_image_that_claims_to_be_enormous_is_a_fault_like_any_other(
+    folder: Path, kind: str, monkeypatch
+):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", SIDE * SIDE)
     Image.new("L", (2 * SIDE + 1, SIDE)).save(folder / kind / "a.png")  # over twice the limit
     (line,) = problems(folder)
@@ -98,7 +127,13 @@ def test_an_image_that_claims_to_be_enormous_is_a_fault_like_any_other(folder: P
 
 
 def test_hidden_files_and_other_kinds_are_passed_over(folder: Path):
-    for stray in ("images/.DS_Store", "images/._a.png", "masks/Thumbs.db", "masks/notes.txt", "images/.hidden.jpg"):
+    for stray in (
+        "images/.DS_Store",
+        "images/._a.png",
+        "masks/Thumbs.db",
+        "masks/notes.txt",
+        "images/.hidden.jpg",
+    ):
         (folder / stray).write_bytes(b"junk")
     assert names(folder) == list("abcdefgh")
 
@@ -113,11 +148,16 @@ def test_images_of_every_known_kind_meet_their_mask_by_name(suffix: str, tmp_pat
     assert names(folder) == ["a.b"]
 
 
-@pytest.mark.parametrize("name", ["with space", "dotted.name", "-dash", "ünïcödé", "漢字", "100%", "🙂", "שלום", "a" * 200])
+@pytest.mark.parametrize(
+    "name",
+    ["with space", "dotted.name", "-dash", "ünïcödé", "漢字", "100%", "🙂", "שלום", "a" * 200],
+)
 def test_unusual_names_work_and_are_shown_as_they_are(name: str, tmp_path: Path):
     assert names(write_pairs(tmp_path, {name: stripes(0, 1)})) == [name]
     (tmp_path / "masks" / f"{name}.png").unlink()
-    assert problems(tmp_path) == [f"{tmp_path / 'images' / name}.png: no mask of that name in masks/."]
+    assert problems(tmp_path) == [
+        f"{tmp_path / 'images' / name}.png: no mask of that name in masks/."
+    ]
 
 
 def test_a_folder_with_splits_gives_names_by_split(tmp_path: Path):
@@ -125,8 +165,11 @@ def test_a_folder_with_splits_gives_names_by_split(tmp_path: Path):
         write_pairs(tmp_path / split, {stem: stripes(0, 1) for stem in stems})
     pairs, *_ = read_folder(Folder(path=str(tmp_path)))
     assert [(p.name, p.split) for p in pairs] == [
-        ("train/a", "train"), ("train/b", "train"), ("validation/a", "validation"), ("test/c", "test"),
-    ]  # fmt: skip
+        ("train/a", "train"),
+        ("train/b", "train"),
+        ("validation/a", "validation"),
+        ("test/c", "test"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +185,9 @@ def test_a_folder_with_splits_gives_names_by_split(tmp_path: Path):
     ],
     ids=["absent", "empty", "a file", "no masks/", "no files", "empty train/", "empty test/"],
 )
-def test_a_folder_without_pairs_is_refused_and_the_layout_is_explained(make: Callable, said: str, tmp_path: Path):
+def test_a_folder_without_pairs_is_refused_and_the_layout_is_explained(
+    make: Callable, said: str, tmp_path: Path
+):
     make(tmp_path / "data")
     with pytest.raises(DataError, match=said) as refused:
         names(tmp_path / "data")

@@ -44,7 +44,12 @@ def test_masks_hold_the_classes_asked_for_and_each_has_a_name(classes: int):
     assert names[0] == "background"
     for i in range(4):
         image, mask = generate(cfg, i)
-        assert (image.size, image.mode, mask.shape, mask.dtype) == ((48, 48), "RGB", (48, 48), np.uint8)
+        assert (image.size, image.mode, mask.shape, mask.dtype) == (
+            (48, 48),
+            "RGB",
+            (48, 48),
+            np.uint8,
+        )
         assert mask.max() < classes
     assert SegmentationData(Data(source=cfg, size=(28, 28))).classes == names
 
@@ -64,7 +69,9 @@ def test_fewer_classes_leave_the_others_in_the_picture_as_distractions(forty: np
 
 def test_two_classes_are_a_wound_of_any_tissue_and_all_else(forty: np.ndarray):
     two = TEN.model_copy(update={"classes": 2})
-    assert all(np.array_equal(generate(two, i)[1], (forty[i] > 0) & (forty[i] < 5)) for i in range(40))
+    assert all(
+        np.array_equal(generate(two, i)[1], (forty[i] > 0) & (forty[i] < 5)) for i in range(40)
+    )
     assert any((forty[i] >= 5).any() for i in range(40))
 
 
@@ -108,7 +115,10 @@ def test_an_outline_without_bounds_overflows_nothing():
     generate(Generated(side=70), 48)
 
 
-@pytest.mark.parametrize("wrong", [{"classes": 1}, {"classes": 11}, {"images": 3}, {"side": 31}, {"side": 2049}, {"seed": 1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"classes": 1}, {"classes": 11}, {"images": 3}, {"side": 31}, {"side": 2049}, {"seed": 1.0}],
+)
 def test_settings_out_of_range_are_refused(wrong: dict):
     with pytest.raises(RecipeError, match=f"{next(iter(wrong))}: got"):
         Generated(**wrong)

@@ -1,4 +1,6 @@
-"""What would be read wrongly without a word: ranges, signs, orientations, palettes, alpha channels, bands."""
+"""What would be read wrongly without a word: ranges, signs, orientations, palettes, alpha channels,
+bands.
+"""
 
 from __future__ import annotations
 
@@ -30,22 +32,36 @@ RNG = np.random.default_rng(0)
 TWO = stripes(0, 1)
 
 
-def noise(bands: int, least: int = 0, most: int = 255, dtype: str = "u1", side: int = SIDE) -> np.ndarray:
+def noise(
+    bands: int, least: int = 0, most: int = 255, dtype: str = "u1", side: int = SIDE
+) -> np.ndarray:
     pixels = RNG.integers(least, most + 1, (side, side, bands)).astype(dtype)
     pixels[0, 0], pixels[-1, -1] = most, least
     return pixels
 
 
 def tiff(pixels: np.ndarray, extra: int | None = None) -> bytes:
-    """A plain TIFF of any number of bands (h, w, bands), in the byte order and the type of its pixels.
+    """A plain TIFF of any number of bands (h, w, bands), in the byte order and the type of its
+    pixels.
 
-    `extra` is the tag ExtraSamples of what is beyond grey or RGB: 0 unspecified, 1 premultiplied alpha, 2 alpha.
+    `extra` is the tag ExtraSamples of what is beyond grey or RGB: 0 unspecified, 1 premultiplied
+    alpha, 2 alpha.
     """
     height, width, bands = pixels.shape
     end = ">" if pixels.dtype.str[0] == ">" else "<"
     colors = 3 if bands > 2 else 1
-    tags = {256: [width], 257: [height], 258: [8 * pixels.itemsize] * bands, 259: [1], 262: [2 if bands > 2 else 1], 273: [0],
-            277: [bands], 278: [height], 279: [pixels.nbytes], 339: [2 if pixels.dtype.kind == "i" else 1] * bands}  # fmt: skip
+    tags = {
+        256: [width],
+        257: [height],
+        258: [8 * pixels.itemsize] * bands,
+        259: [1],
+        262: [2 if bands > 2 else 1],
+        273: [0],
+        277: [bands],
+        278: [height],
+        279: [pixels.nbytes],
+        339: [2 if pixels.dtype.kind == "i" else 1] * bands,
+    }
     if extra is not None and bands > colors:
         tags[338] = [extra] * (bands - colors)
     beyond, entries, start = b"", b"", 8 + calcsize(f"{end}H") + 12 * len(tags) + 4
@@ -68,7 +84,9 @@ def as_png(pixels: np.ndarray | Image.Image, **options: Any) -> Save:
     return lambda path: image.save(path.with_suffix(".png"), **options)
 
 
-def folder_of(place: Path, images: list[Save] | None = None, masks: list[Save] | None = None, **declared: Any) -> Path:
+def folder_of(
+    place: Path, images: list[Save] | None = None, masks: list[Save] | None = None, **declared: Any
+) -> Path:
     """A data set; what is not given is good: noise of 8-bit RGB, and masks of two classes."""
     count = len(images or masks or [])
     for kind in ("images", "masks"):
@@ -105,23 +123,68 @@ def data_of(folder: Path) -> SegmentationData:
 
 
 DIM = {
-    "12 bits": (as_png(noise(1, 0, 4095, "u2")[..., 0]), "16-bit grey uses 12 bits: its values 0..4095 of 65535", 16, 16),
-    "12 bits, big-endian TIFF": (as_tiff(noise(1, 0, 4095, ">u2")), "16-bit grey uses 12 bits: its values 0..4095", 16, 16),
-    "8 bits in 32": (as_tiff(noise(1, 0, 255, "i4")), "16-bit grey uses 8 bits: its values 0..255", 1, 256),
-    "CT from 0 on": (as_tiff(noise(1, 0, 4095, "i2")), "16-bit grey uses 12 bits: its values 0..4095", 16, 16),
-    "14 bits": (as_png(noise(1, 0, 16383, "u2")[..., 0]), "16-bit grey uses 14 bits: its values 0..16383", 64, 4),
-    "reflectances": (as_tiff(noise(3, 0, 3000, "u2")), "16-bit colour uses 12 bits: its values 0..3071", 11, 16),
-    "reflectances, big-endian": (as_tiff(noise(3, 0, 3000, ">u2")), "16-bit colour uses 12 bits: its values 0..3071", 11, 16),
-    "reflectances, infrared": (as_tiff(noise(4, 0, 3000, "u2"), 0), "16-bit colour uses 12 bits: its values 0..3071", 11, 16),
-}  # fmt: skip
+    "12 bits": (
+        as_png(noise(1, 0, 4095, "u2")[..., 0]),
+        "16-bit grey uses 12 bits: its values 0..4095 of 65535",
+        16,
+        16,
+    ),
+    "12 bits, big-endian TIFF": (
+        as_tiff(noise(1, 0, 4095, ">u2")),
+        "16-bit grey uses 12 bits: its values 0..4095",
+        16,
+        16,
+    ),
+    "8 bits in 32": (
+        as_tiff(noise(1, 0, 255, "i4")),
+        "16-bit grey uses 8 bits: its values 0..255",
+        1,
+        256,
+    ),
+    "CT from 0 on": (
+        as_tiff(noise(1, 0, 4095, "i2")),
+        "16-bit grey uses 12 bits: its values 0..4095",
+        16,
+        16,
+    ),
+    "14 bits": (
+        as_png(noise(1, 0, 16383, "u2")[..., 0]),
+        "16-bit grey uses 14 bits: its values 0..16383",
+        64,
+        4,
+    ),
+    "reflectances": (
+        as_tiff(noise(3, 0, 3000, "u2")),
+        "16-bit colour uses 12 bits: its values 0..3071",
+        11,
+        16,
+    ),
+    "reflectances, big-endian": (
+        as_tiff(noise(3, 0, 3000, ">u2")),
+        "16-bit colour uses 12 bits: its values 0..3071",
+        11,
+        16,
+    ),
+    "reflectances, infrared": (
+        as_tiff(noise(4, 0, 3000, "u2"), 0),
+        "16-bit colour uses 12 bits: its values 0..3071",
+        11,
+        16,
+    ),
+}
 
 
 @pytest.mark.parametrize(("save", "says", "read", "factor"), DIM.values(), ids=DIM)
-def test_images_that_hardly_use_their_16_bits_are_named_with_what_becomes_of_them(save, says, read, factor, tmp_path: Path):
+def test_images_that_hardly_use_their_16_bits_are_named_with_what_becomes_of_them(
+    save, says, read, factor, tmp_path: Path
+):
     folder = folder_of(tmp_path, [save, save, as_png(noise(3))])
     (warning,) = [p for p in found(folder) if p.kind == "range barely used"]
     assert warning.says.startswith(f"{warning.path}: the brightest of 2 images stored as {says}")
-    assert f"are read as 0..{read} of 255. Multiply the values of all by {factor}, or save 8-bit images." in warning.says
+    assert (
+        f"are read as 0..{read} of 255. Multiply the values of all by {factor}, or save 8-bit "
+        f"images."
+    ) in warning.says
     assert np.asarray(open_rgb(warning.path)).max() == read
 
 
@@ -129,12 +192,18 @@ def test_images_that_hardly_use_their_16_bits_are_named_with_what_becomes_of_the
 def test_the_factor_that_is_named_does_help(bits: int, most: int, tmp_path: Path):
     images = [noise(1, 0, most, "u2")[..., 0] for _ in range(3)]
     assert "range barely used" in kinds(folder_of(tmp_path / "dim", [as_png(i) for i in images]))
-    assert kinds(folder_of(tmp_path / "stretched", [as_png(i * 2 ** (16 - bits)) for i in images])) == []
+    assert (
+        kinds(folder_of(tmp_path / "stretched", [as_png(i * 2 ** (16 - bits)) for i in images]))
+        == []
+    )
 
 
 GOOD_RANGES = {
     "all of 16 bits": [as_png(noise(1, 0, 65535, "u2")[..., 0])] * 2,
-    "a dim image among bright ones": [as_png(noise(1, 0, 4095, "u2")[..., 0]), as_tiff(noise(1, 0, 60000, "u2"))],
+    "a dim image among bright ones": [
+        as_png(noise(1, 0, 4095, "u2")[..., 0]),
+        as_tiff(noise(1, 0, 60000, "u2")),
+    ],
     "15 bits": [as_tiff(noise(1, 0, 32767, "i2"))],
     "16-bit colours": [as_tiff(noise(3, 0, 65535, "u2"))],
     "a dark image of 8 bits": [as_png(noise(3, 0, 15))],
@@ -145,7 +214,9 @@ GOOD_RANGES = {
 @pytest.mark.parametrize("images", GOOD_RANGES.values(), ids=GOOD_RANGES)
 def test_images_that_use_their_range_raise_no_alarm(images: list[Save], tmp_path: Path):
     images = [*images, *(as_png(noise(3)) for _ in range(2))]
-    assert [kind for kind in kinds(folder_of(tmp_path, images)) if not kind.startswith("same image")] == []
+    assert [
+        kind for kind in kinds(folder_of(tmp_path, images)) if not kind.startswith("same image")
+    ] == []
 
 
 SIGNED = {
@@ -156,19 +227,25 @@ SIGNED = {
     "more than 16 bits, unsigned": (noise(1, 0, 70000, "u4"), "0 to 70000"),
     "more than 31 bits": (noise(1, 0, 2**32 - 1, "u4"), "-"),
     "8 bits": (noise(1, -100, 100, "i1"), "-100 to 100"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("pixels", "says"), SIGNED.values(), ids=SIGNED)
-def test_values_below_zero_or_above_16_bits_are_refused_and_never_clipped(pixels: np.ndarray, says: str, tmp_path: Path):
+def test_values_below_zero_or_above_16_bits_are_refused_and_never_clipped(
+    pixels: np.ndarray, says: str, tmp_path: Path
+):
     folder = folder_of(tmp_path, [as_tiff(pixels), as_png(noise(3)), as_png(noise(3))])
     (problem,) = found(folder)
     assert (problem.kind, problem.path) == ("unreadable image", folder / "images" / "0.tif")
     assert (
-        f"values from {says}" in problem.says and "of which only 0 to 65535 can be read; map all images alike" in problem.says
+        f"values from {says}" in problem.says
+        and "of which only 0 to 65535 can be read; map all images alike" in problem.says
     )
     assert "only 0 to 65535 can be read" in refused(folder)
-    with pytest.raises(ValueError, match="only 0 to 65535 can be read"), Image.open(problem.path) as image:
+    with (
+        pytest.raises(ValueError, match="only 0 to 65535 can be read"),
+        Image.open(problem.path) as image,
+    ):
         to_rgb(image)  # as Segmenter.predict does
 
 
@@ -182,7 +259,9 @@ def test_signed_files_without_a_value_below_zero_are_read(tmp_path: Path):
 # ---------------------------------------------------------------------- orientations
 
 
-def turned(orientation: int, height: int = SIDE, width: int = SIDE, suffix: str = ".png", seed: int = 0) -> Save:
+def turned(
+    orientation: int, height: int = SIDE, width: int = SIDE, suffix: str = ".png", seed: int = 0
+) -> Save:
     exif = Image.Exif()
     exif[0x0112] = orientation
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
@@ -198,25 +277,38 @@ SQUARE, WIDE = (SIDE, SIDE), (20, 30)
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
 @pytest.mark.parametrize(
-    ("orientation", "size"), [(2, WIDE), (3, WIDE), (4, WIDE), (3, SQUARE), *((o, SQUARE) for o in (5, 6, 7, 8))]
+    ("orientation", "size"),
+    [(2, WIDE), (3, WIDE), (4, WIDE), (3, SQUARE), *((o, SQUARE) for o in (5, 6, 7, 8))],
 )
-def test_a_mask_that_may_have_been_drawn_on_the_stored_pixels_is_a_warning(orientation, size, suffix: str, tmp_path: Path):
+def test_a_mask_that_may_have_been_drawn_on_the_stored_pixels_is_a_warning(
+    orientation, size, suffix: str, tmp_path: Path
+):
     images = [turned(orientation, *size, suffix), turned(1, *size, suffix, seed=1)]
     folder = folder_of(tmp_path, images, [flat(*size)] * 2)
     (warning,) = found(folder)
     assert (warning.kind, warning.path) == ("orientation differs", folder / "images" / f"0{suffix}")
-    assert f": the image has EXIF orientation {orientation}, its mask no EXIF orientation; " in warning.says
-    with Image.open(warning.path) as image, Image.open(folder / "masks" / "0.png") as mask:  # the hint
+    assert (
+        f": the image has EXIF orientation {orientation}, its mask no EXIF orientation; "
+        in warning.says
+    )
+    with (
+        Image.open(warning.path) as image,
+        Image.open(folder / "masks" / "0.png") as mask,
+    ):  # the hint
         mask.save(folder / "masks" / "0.png", exif=image.getexif())
     assert found(folder) == []
     with Image.open(folder / "masks" / "0.png") as mask:
-        assert np.array_equal(data_of(folder).load("0")[1], np.asarray(ImageOps.exif_transpose(mask)))
+        assert np.array_equal(
+            data_of(folder).load("0")[1], np.asarray(ImageOps.exif_transpose(mask))
+        )
 
 
 def test_the_tag_may_be_the_masks(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 3
-    folder = folder_of(tmp_path, [as_png(noise(3)), as_png(noise(3))], [as_png(TWO, exif=exif), as_png(TWO)])
+    folder = folder_of(
+        tmp_path, [as_png(noise(3)), as_png(noise(3))], [as_png(TWO, exif=exif), as_png(TWO)]
+    )
     (warning,) = found(folder)
     assert "the image has no EXIF orientation, its mask EXIF orientation 3; " in warning.says
 
@@ -239,16 +331,21 @@ def test_sizes_that_would_agree_as_stored_are_explained(suffix: str, tmp_path: P
     (problem,) = found(folder)
     assert problem.kind == "sizes differ"
     assert (
-        "once upright: the image has EXIF orientation 8, its mask no EXIF orientation). If the mask was drawn" in problem.says
-    )
+        "once upright: the image has EXIF orientation 8, its mask no EXIF orientation). If the "
+        "mask was drawn"
+    ) in problem.says
 
 
 # ---------------------------------------------------------------------- palettes
 
 
-def with_palette(ids: np.ndarray, *colors: tuple[int, ...], suffix: str = ".png", **options: Any) -> Save:
+def with_palette(
+    ids: np.ndarray, *colors: tuple[int, ...], suffix: str = ".png", **options: Any
+) -> Save:
     image = Image.fromarray(ids)
-    image.putpalette([channel for color in colors for channel in color], "RGBA" if len(colors[0]) == 4 else "RGB")
+    image.putpalette(
+        [channel for color in colors for channel in color], "RGBA" if len(colors[0]) == 4 else "RGB"
+    )
     return lambda path: image.save(path.with_suffix(suffix), **options)
 
 
@@ -263,13 +360,17 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("strange", STRANGE.values(), ids=STRANGE)
-def test_a_palette_unlike_the_others_is_a_problem_that_names_its_file(strange: Save, tmp_path: Path):
+def test_a_palette_unlike_the_others_is_a_problem_that_names_its_file(
+    strange: Save, tmp_path: Path
+):
     folder = folder_of(tmp_path, masks=[USUAL, USUAL, strange, USUAL])
     (problem,) = found(folder)
     assert (problem.kind, problem.path.stem) == ("palette differs", "2")
     says = "palette differs: index 0 is (255, 0, 0) here and (0, 0, 0) in 3 other masks."
     assert problem.says.startswith(f"{problem.path}: {says}") and says in refused(folder)
-    skipped = SegmentationData(Data(source=Folder(path=str(folder), on_problem="skip"), size=(28, 28)))
+    skipped = SegmentationData(
+        Data(source=Folder(path=str(folder), on_problem="skip"), size=(28, 28))
+    )
     assert sorted(skipped.pairs) == ["0", "1", "3"]
     Image.fromarray(np.asarray(Image.open(problem.path))).save(problem.path)  # the hint
     assert found(folder) == [] and np.array_equal(data_of(folder).load("2")[1], 1 - TWO)
@@ -277,16 +378,26 @@ def test_a_palette_unlike_the_others_is_a_problem_that_names_its_file(strange: S
 
 GOOD_PALETTES = {
     "the same": [USUAL] * 3,
-    "unused entries": [USUAL, with_palette(TWO, BLACK, RED, GREEN), with_palette(TWO, BLACK, RED, BLACK, GREEN)],
+    "unused entries": [
+        USUAL,
+        with_palette(TWO, BLACK, RED, GREEN),
+        with_palette(TWO, BLACK, RED, BLACK, GREEN),
+    ],
     "transparent entries": [USUAL, with_palette(TWO, (*BLACK, 0), (*RED, 255))],
     "an index that does not occur": [with_palette(TWO * 0, BLACK, GREEN), USUAL, USUAL, USUAL],
-    "another format": [USUAL, with_palette(TWO, BLACK, RED, suffix=".tif"), with_palette(TWO, BLACK, RED, suffix=".bmp")],
+    "another format": [
+        USUAL,
+        with_palette(TWO, BLACK, RED, suffix=".tif"),
+        with_palette(TWO, BLACK, RED, suffix=".bmp"),
+    ],
     "grey among them": [USUAL, as_png(TWO)],
 }
 
 
 @pytest.mark.parametrize("masks", GOOD_PALETTES.values(), ids=GOOD_PALETTES)
-def test_palettes_that_give_what_occurs_the_same_colours_raise_no_alarm(masks: list[Save], tmp_path: Path):
+def test_palettes_that_give_what_occurs_the_same_colours_raise_no_alarm(
+    masks: list[Save], tmp_path: Path
+):
     folder = folder_of(tmp_path, masks=masks * 2)
     assert [kind for kind in kinds(folder) if kind != "class absent"] == []
 
@@ -302,15 +413,21 @@ def with_alpha(grey: int | np.ndarray, alpha: int | np.ndarray, mode: str) -> Im
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("grey", [0, 255])
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
-def test_a_mask_in_the_alpha_channel_is_a_problem_whose_hint_helps(mode: str, grey: int, suffix: str, tmp_path: Path):
+def test_a_mask_in_the_alpha_channel_is_a_problem_whose_hint_helps(
+    mode: str, grey: int, suffix: str, tmp_path: Path
+):
     cut_out = with_alpha(grey, TWO * 255, mode)
     declared = {"colors": [BLACK, (255,) * 3]} if mode == "RGBA" else {"encoding": "binary_255"}
-    folder = folder_of(tmp_path, masks=[lambda path: cut_out.save(path.with_suffix(suffix))] * 2, **declared)
+    folder = folder_of(
+        tmp_path, masks=[lambda path: cut_out.save(path.with_suffix(suffix))] * 2, **declared
+    )
     problems = [p for p in found(folder) if p.kind == "unreadable mask"]
     assert [p.path.stem for p in problems] == ["0", "1"]
     for problem in problems:
         assert problem.says.startswith(
-            f"{problem.path}: a mask of one colour; only its alpha channel varies, which is not read."
+            f"{problem.path}: a mask of one colour; only its alpha channel varies, which is "
+            f"not "
+            f"read."
         )
         with pytest.raises(DataError, match="only its alpha channel varies"):
             read_raw(problem.path)
@@ -337,8 +454,12 @@ def test_alpha_that_says_more_than_the_colours_of_a_mask_is_a_warning(mode: str,
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
-@pytest.mark.parametrize("alpha", [255, 0, 128, TWO * 255], ids=["opaque", "transparent", "half", "follows the colours"])
-def test_alpha_that_says_nothing_more_raises_no_alarm(alpha: int | np.ndarray, mode: str, tmp_path: Path):
+@pytest.mark.parametrize(
+    "alpha", [255, 0, 128, TWO * 255], ids=["opaque", "transparent", "half", "follows the colours"]
+)
+def test_alpha_that_says_nothing_more_raises_no_alarm(
+    alpha: int | np.ndarray, mode: str, tmp_path: Path
+):
     declared = {"colors": [BLACK, (1, 1, 1)]} if mode == "RGBA" else {}
     folder = folder_of(tmp_path, masks=[as_png(with_alpha(TWO, alpha, mode))] * 2, **declared)
     assert kinds(folder) == [] and np.array_equal(data_of(folder).load("0")[1], TWO)
@@ -348,9 +469,21 @@ def test_alpha_that_says_nothing_more_raises_no_alarm(alpha: int | np.ndarray, m
 
 
 BANDS = {
-    "2, unspecified": (as_tiff(noise(2), 0), "bands dropped", "of its 2 bands only the first is read."),
-    "RGB and infrared": (as_tiff(noise(4), 0), "bands dropped", "of its 4 bands only the first 3 are read."),
-    "RGB and infrared, 16 bits": (as_tiff(noise(4, 0, 65535, "u2"), 0), "bands dropped", "only the first 3 are read."),
+    "2, unspecified": (
+        as_tiff(noise(2), 0),
+        "bands dropped",
+        "of its 2 bands only the first is read.",
+    ),
+    "RGB and infrared": (
+        as_tiff(noise(4), 0),
+        "bands dropped",
+        "of its 4 bands only the first 3 are read.",
+    ),
+    "RGB and infrared, 16 bits": (
+        as_tiff(noise(4, 0, 65535, "u2"), 0),
+        "bands dropped",
+        "only the first 3 are read.",
+    ),
     "5": (as_tiff(noise(5), 0), "bands dropped", "of its 5 bands only the first 3 are read."),
     "6": (as_tiff(noise(6), 0), "bands dropped", "of its 6 bands only the first 3 are read."),
     "infrared marked alpha": (
@@ -358,19 +491,31 @@ BANDS = {
         "alpha that is no transparency",
         "(infrared?) or is empty; it is not read.",
     ),
-    "16-bit infrared": (as_tiff(noise(4, 0, 65535, "u2"), 2), "alpha that is no transparency", "it is not read."),
-    "infrared without a mark": (as_tiff(noise(4)), "alpha that is no transparency", "it is not read."),
+    "16-bit infrared": (
+        as_tiff(noise(4, 0, 65535, "u2"), 2),
+        "alpha that is no transparency",
+        "it is not read.",
+    ),
+    "infrared without a mark": (
+        as_tiff(noise(4)),
+        "alpha that is no transparency",
+        "it is not read.",
+    ),
     "grey and infrared": (as_tiff(noise(2), 2), "alpha that is no transparency", "it is not read."),
 }
 
 
 @pytest.mark.parametrize(("save", "kind", "says"), BANDS.values(), ids=BANDS)
-def test_bands_that_are_not_read_are_named_and_change_no_colour(save: Save, kind: str, says: str, tmp_path: Path):
+def test_bands_that_are_not_read_are_named_and_change_no_colour(
+    save: Save, kind: str, says: str, tmp_path: Path
+):
     folder = folder_of(tmp_path, [save, as_png(noise(3))])
     (warning,) = found(folder)
     assert (warning.kind, warning.path.name) == (kind, "0.tif") and says in warning.says
     with Image.open(warning.path) as image:
-        assert np.array_equal(np.asarray(open_rgb(warning.path))[..., 0], np.asarray(image.getchannel(0)))
+        assert np.array_equal(
+            np.asarray(open_rgb(warning.path))[..., 0], np.asarray(image.getchannel(0))
+        )
     open_rgb(warning.path).save(folder / "images" / "0.png")  # the hint
     warning.path.unlink()
     assert found(folder) == []
@@ -379,7 +524,10 @@ def test_bands_that_are_not_read_are_named_and_change_no_colour(save: Save, kind
 def test_infrared_over_an_empty_edge_is_no_transparency_either(tmp_path: Path):
     pixels = noise(4)
     pixels[:, : SIDE * 3 // 4] = 0
-    folder = folder_of(tmp_path, [as_tiff(pixels, 2), as_tiff(np.dstack([noise(3), np.zeros((SIDE, SIDE), np.uint8)]), 2)])
+    folder = folder_of(
+        tmp_path,
+        [as_tiff(pixels, 2), as_tiff(np.dstack([noise(3), np.zeros((SIDE, SIDE), np.uint8)]), 2)],
+    )
     assert kinds(folder) == ["alpha that is no transparency"] * 2
     assert np.array_equal(np.asarray(open_rgb(folder / "images" / "0.tif")), pixels[..., :3])
 
@@ -387,12 +535,20 @@ def test_infrared_over_an_empty_edge_is_no_transparency_either(tmp_path: Path):
 def test_colours_premultiplied_by_infrared_are_refused(tmp_path: Path):
     folder = folder_of(tmp_path, [as_tiff(noise(4), 1), as_png(noise(3)), as_png(noise(3))])
     (problem,) = found(folder)
-    assert problem.kind == "unreadable image" and "premultiplied by an alpha channel that varies like an image" in problem.says
+    assert (
+        problem.kind == "unreadable image"
+        and "premultiplied by an alpha channel that varies like an image" in problem.says
+    )
 
 
-def test_infrared_in_the_alpha_channel_of_a_png_is_blended_as_the_format_says_with_a_warning(tmp_path: Path):
+def test_infrared_in_the_alpha_channel_of_a_png_is_blended_as_the_format_says_with_a_warning(
+    tmp_path: Path,
+):
     (warning,) = found(folder_of(tmp_path, [as_png(noise(4)), as_png(noise(3))]))
-    assert warning.kind == "alpha that is no transparency" and "it is blended as transparency." in warning.says
+    assert (
+        warning.kind == "alpha that is no transparency"
+        and "it is blended as transparency." in warning.says
+    )
 
 
 @pytest.mark.parametrize("mark", [1, 2, None])
@@ -418,14 +574,24 @@ def test_a_training_can_say_all_warnings_in_a_sentence_a_kind(tmp_path: Path):
     folder = folder_of(tmp_path, [*(as_tiff(noise(5), 0) for _ in range(3)), turned(3)])
     warnings = [w for look in look_through(Folder(path=str(folder))).looks for w in look.warnings]
     bands, orientation = in_brief(warnings)
-    assert bands.startswith(f"{folder / 'images' / '0.tif'}: of its 5 bands") and bands.endswith(" And 2 more: bands dropped.")
+    assert bands.startswith(f"{folder / 'images' / '0.tif'}: of its 5 bands") and bands.endswith(
+        " And 2 more: bands dropped."
+    )
     assert orientation == warnings[-1].says and "more:" not in orientation
 
 
 def test_a_warning_is_among_the_notes_of_stage_1_and_of_no_other(tiny_recipe, tmp_path: Path):
-    folder = folder_of(tmp_path / "data", [as_png(noise(1, 0, 4095, "u2")[..., 0]) for _ in range(6)])
+    folder = folder_of(
+        tmp_path / "data", [as_png(noise(1, 0, 4095, "u2")[..., 0]) for _ in range(6)]
+    )
     stages = [stage.model_dump(mode="json") | {"epochs": 1} for stage in tiny_recipe.stages[:2]]
-    recipe = tiny_recipe.replace({"data": Data(source=Folder(path=str(folder)), size=(28, 28), views=2), "stages": stages})
-    notes = [event.notes for event in vitseg.train(recipe, tmp_path / "run") if isinstance(event, StageStarted)]
+    recipe = tiny_recipe.replace(
+        {"data": Data(source=Folder(path=str(folder)), size=(28, 28), views=2), "stages": stages}
+    )
+    notes = [
+        event.notes
+        for event in vitseg.train(recipe, tmp_path / "run")
+        if isinstance(event, StageStarted)
+    ]
     assert "uses 12 bits: its values 0..4095 of 65535 are read as 0..16 of 255" in notes[0][0]
     assert not any("12 bits" in note for note in notes[1])

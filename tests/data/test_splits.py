@@ -1,4 +1,6 @@
-"""Splits that are drawn, grouped, stratified, or read from a file: what never happens, whatever the names."""
+"""Splits that are drawn, grouped, stratified, or read from a file: what never happens, whatever the
+names.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,20 @@ def split(held: list[set[int]], **settings_of_data) -> dict[str, list[str]]:
     return random_split(list(holds), Data(**settings_of_data), holds.__getitem__)
 
 
-def absent(splits: dict[str, list[str]], held: list[set[int]], test: float = 0.0, least: int = 3) -> list[tuple[int, str]]:
+def absent(
+    splits: dict[str, list[str]], held: list[set[int]], test: float = 0.0, least: int = 3
+) -> list[tuple[int, str]]:
     """Classes with that many images, and a side that has none of them."""
     asked = SPLITS if test else SPLITS[:2]
     sides = {side: set().union(*(held[int(n[1:])] for n in splits[side])) for side in asked}
     counts = {c: sum(c in h for h in held) for c in set().union(*held)}
-    return [(c, side) for c, n in counts.items() if n >= least for side, there in sides.items() if c not in there]
+    return [
+        (c, side)
+        for c, n in counts.items()
+        if n >= least
+        for side, there in sides.items()
+        if c not in there
+    ]
 
 
 def can_be_done(held: list[set[int]], sides: int) -> bool:
@@ -38,7 +48,10 @@ def can_be_done(held: list[set[int]], sides: int) -> bool:
     counts = {c: sum(c in h for h in held) for c in set().union(*held)}
     enough = {c for c, n in counts.items() if n >= 3}
     return any(
-        all(enough <= set().union(*(h for h, s in zip(held, dealt, strict=True) if s == side)) for side in range(sides))
+        all(
+            enough <= set().union(*(h for h, s in zip(held, dealt, strict=True) if s == side))
+            for side in range(sides)
+        )
         for dealt in product(range(sides), repeat=len(held))
     )
 
@@ -50,25 +63,45 @@ def can_be_done(held: list[set[int]], sides: int) -> bool:
 @example([set() for _ in range(6)], (0.1, 0.1), 0)
 def test_every_image_has_one_side_and_no_side_is_empty(held, fractions, seed):
     for stratify in (False, True):
-        splits = split(held, validation_fraction=fractions[0], test_fraction=fractions[1], stratify=stratify, split_seed=seed)
-        assert sorted(n for names in splits.values() for n in names) == [f"n{i:02d}" for i in range(len(held))]
+        splits = split(
+            held,
+            validation_fraction=fractions[0],
+            test_fraction=fractions[1],
+            stratify=stratify,
+            split_seed=seed,
+        )
+        assert sorted(n for names in splits.values() for n in names) == [
+            f"n{i:02d}" for i in range(len(held))
+        ]
         asked = {"train", "validation"} | ({"test"} if fractions[1] else set())
         assert {side for side, names in splits.items() if names} == asked
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(held=st.lists(st.sets(st.integers(0, 3), min_size=1, max_size=2), min_size=12, max_size=40), fractions=FRACTIONS)
+@given(
+    held=st.lists(st.sets(st.integers(0, 3), min_size=1, max_size=2), min_size=12, max_size=40),
+    fractions=FRACTIONS,
+)
 def test_stratified_keeps_every_class_of_three_images_on_all_sides(held, fractions):
-    splits = split(held, validation_fraction=fractions[0], test_fraction=fractions[1], stratify=True)
+    splits = split(
+        held, validation_fraction=fractions[0], test_fraction=fractions[1], stratify=True
+    )
     assert not absent(splits, held, fractions[1])
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(held=st.lists(st.sets(st.integers(0, 3), max_size=3), min_size=4, max_size=8), test=st.sampled_from([0.0, 0.25]))
-@example([{0, 1}, {0, 1, 2}, {0, 2}, {1, 2}], 0.25)  # three sides cannot each have all three classes of three images
+@given(
+    held=st.lists(st.sets(st.integers(0, 3), max_size=3), min_size=4, max_size=8),
+    test=st.sampled_from([0.0, 0.25]),
+)
+@example(
+    [{0, 1}, {0, 1, 2}, {0, 2}, {1, 2}], 0.25
+)  # three sides cannot each have all three classes of three images
 def test_where_any_split_keeps_all_classes_so_does_ours(held, test):
     assume(can_be_done(held, 3 if test else 2))
-    assert not absent(split(held, validation_fraction=0.25, test_fraction=test, stratify=True), held, test)
+    assert not absent(
+        split(held, validation_fraction=0.25, test_fraction=test, stratify=True), held, test
+    )
 
 
 def test_unstratified_a_rare_class_does_get_lost():
@@ -81,7 +114,10 @@ def test_unstratified_a_rare_class_does_get_lost():
 
 def test_stratified_sides_are_about_as_large_as_asked():
     held = [{0, i % 3} for i in range(60)]
-    sizes = {k: len(v) for k, v in split(held, validation_fraction=0.2, test_fraction=0.1, stratify=True).items()}
+    sizes = {
+        k: len(v)
+        for k, v in split(held, validation_fraction=0.2, test_fraction=0.1, stratify=True).items()
+    }
     assert sizes == pytest.approx({"train": 42, "validation": 12, "test": 6}, abs=2)
 
 
@@ -91,8 +127,15 @@ def test_a_group_is_never_on_two_sides_stratified_or_not_by_name_or_by_list(
     held, groups, stratify, fractions, tmp_path_factory
 ):
     file = tmp_path_factory.mktemp("groups") / "groups.csv"
-    file.write_text("name,group\n" + "".join(f"n{i:02d},g{i % groups}\n" for i in range(len(held))), encoding="utf-8")
-    asked = {"validation_fraction": fractions[0], "test_fraction": fractions[1], "stratify": stratify}
+    file.write_text(
+        "name,group\n" + "".join(f"n{i:02d},g{i % groups}\n" for i in range(len(held))),
+        encoding="utf-8",
+    )
+    asked = {
+        "validation_fraction": fractions[0],
+        "test_fraction": fractions[1],
+        "stratify": stratify,
+    }
     splits = split(held, group_file=str(file), **asked)
     sides = [{int(n[1:]) % groups for n in splits[side]} for side in SPLITS]
     assert sum(map(len, sides)) == len(set().union(*sides))
@@ -117,10 +160,16 @@ def test_a_split_is_used_again_without_the_images_of_a_class(tmp_path):
     file = tmp_path / "split.json"
     file.write_text(json.dumps(first.splits), encoding="utf-8")
     dropped = SegmentationData(
-        data.model_copy(update={"split_file": str(file), "classes": Classes(drop_images_with=("necrosis",))})
+        data.model_copy(
+            update={"split_file": str(file), "classes": Classes(drop_images_with=("necrosis",))}
+        )
     )
-    kept = {name for names in first.splits.values() for name in names if 3 not in first.counts(name)}
-    assert dropped.splits == {side: [n for n in names if n in kept] for side, names in first.splits.items()}
+    kept = {
+        name for names in first.splits.values() for name in names if 3 not in first.counts(name)
+    }
+    assert dropped.splits == {
+        side: [n for n in names if n in kept] for side, names in first.splits.items()
+    }
     assert 0 < len(kept) < 16
 
 
@@ -130,13 +179,19 @@ def test_a_split_is_used_again_without_the_images_of_a_class(tmp_path):
         ("no json", ConfigError, r"data\.split_file: got .*a JSON file with a split"),
         ('["a"]', ConfigError, "does not name train, validation and test"),
         ('{"train": ["a"], "val": ["b"]}', ConfigError, "does not name"),
-        ('{"train": ["a", "../x"], "validation": ["b"]}', DataError, r'there is no image "\.\./x"; on no side: "c"'),
+        (
+            '{"train": ["a", "../x"], "validation": ["b"]}',
+            DataError,
+            r'there is no image "\.\./x"; on no side: "c"',
+        ),
         ('{"train": ["a", "b", "c"], "validation": ["b"]}', DataError, 'more than once: "b"'),
         ('{"train": ["a", "b", "c"]}', DataError, 'empty: "validation"'),
         ('{"train": 3, "validation": ["b"]}', ConfigError, "JSON file with a split"),
     ],
 )
-def test_a_split_file_that_does_not_fit_is_refused_with_all_that_is_wrong(content, error, said, tmp_path):
+def test_a_split_file_that_does_not_fit_is_refused_with_all_that_is_wrong(
+    content, error, said, tmp_path
+):
     file = tmp_path / "split.json"
     file.write_text(content, encoding="utf-8")
     with pytest.raises(error, match=said):

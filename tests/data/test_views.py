@@ -1,4 +1,6 @@
-"""A view is a function of (view seed, name, view); image and mask move together; the first view is clean."""
+"""A view is a function of (view seed, name, view); image and mask move together; the first view is
+clean.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,19 @@ from vitseg.images import FILL, IGNORE, fit_image, fit_mask
 from vitseg.settings import Augment, Data
 
 SIZE = (84, 70)
-WILD = Augment(flip_vertical=True, rotate_degrees=60, zoom=0.4, brightness=0.5, contrast=0.5, saturation=0.5)
-STILL = Augment(flip_horizontal=False, rotate_degrees=0, zoom=0, brightness=0, contrast=0, saturation=0)
+WILD = Augment(
+    flip_vertical=True, rotate_degrees=60, zoom=0.4, brightness=0.5, contrast=0.5, saturation=0.5
+)
+STILL = Augment(
+    flip_horizontal=False, rotate_degrees=0, zoom=0, brightness=0, contrast=0, saturation=0
+)
 COLORLESS = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
 
 
 def scene() -> tuple[Image.Image, Image.Image]:
-    """A red square, and a blue one twice as large off to a side, on white; in the mask they are 1 and 2."""
+    """A red square, and a blue one twice as large off to a side, on white; in the mask they are 1
+    and 2.
+    """
     image = np.full((*SIZE, 3), 255, np.uint8)
     mask = np.zeros(SIZE, np.uint8)
     for place, color, class_id in (
@@ -42,7 +50,9 @@ def same(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray
 
 
 def overlaps(image: np.ndarray, mask: np.ndarray) -> list[float]:
-    """IoU of what is red in the image with class 1 of the mask, and of what is blue with class 2."""
+    """IoU of what is red in the image with class 1 of the mask, and of what is blue with class
+    2.
+    """
     red, green, blue = (image[..., c].astype(int) for c in range(3))
     drawn = ((red > 128) & (green < 128) & (blue < 128), (blue > 128) & (green < 128) & (red < 128))
     pairs = [(drawn[i], mask == i + 1) for i in (0, 1)]
@@ -109,12 +119,24 @@ def test_colour_changes_leave_the_mask_as_it_is():
 
 
 def test_views_take_turns_over_the_epochs_of_a_stage():
-    assert [view_name(Data(views=3), 2, epoch) for epoch in range(1, 8)] == ["0", "1", "2", "0", "1", "2", "0"]
+    assert [view_name(Data(views=3), 2, epoch) for epoch in range(1, 8)] == [
+        "0",
+        "1",
+        "2",
+        "0",
+        "1",
+        "2",
+        "0",
+    ]
     assert {view_name(Data(views=1), 1, epoch) for epoch in range(1, 8)} == {"0"}
 
 
 def test_fresh_views_never_repeat_and_none_is_the_clean_one():
-    names = [view_name(Data(views="fresh"), stage, epoch) for stage in (1, 2, 3) for epoch in range(1, 200)]
+    names = [
+        view_name(Data(views="fresh"), stage, epoch)
+        for stage in (1, 2, 3)
+        for epoch in range(1, 200)
+    ]
     assert len(set(names)) == len(names)
     assert "0" not in names
     pictures = {view(name)[0].tobytes() for name in names[:40]}
@@ -139,10 +161,15 @@ def test_what_a_warp_brings_in_is_fill_in_the_image_and_ignored_in_the_mask():
 
 @pytest.mark.parametrize("number", range(4))
 def test_padding_stays_ignored_in_every_view(number: int):
-    """A wide image fills half of its canvas: white and class 0, so that anything else is padding."""
+    """A wide image fills half of its canvas: white and class 0, so that anything else is
+    padding.
+    """
     image, mask = Image.new("RGB", (100, 40), (255, 255, 255)), np.zeros((40, 100), np.uint8)
     fitted = fit_image(image, (70, 70)), fit_mask(mask, (70, 70))
-    seen, ids = map(np.asarray, make_view(*fitted, Data(augment=WILD.model_copy(update=COLORLESS)), "photo", str(number)))
+    seen, ids = map(
+        np.asarray,
+        make_view(*fitted, Data(augment=WILD.model_copy(update=COLORLESS)), "photo", str(number)),
+    )
     assert 0.3 < (ids == IGNORE).mean() < 0.9
     assert (seen[ids == IGNORE].max(1) < 255).mean() > 0.98  # but for blends along the edge
     assert (seen[ids == 0].max(1) == 255).mean() > 0.9

@@ -28,7 +28,10 @@ from vitseg.runs.signals import held_back
 def test_twenty_kills_change_no_bit(tmp_path, monkeypatch):
     monkeypatch.setenv("VITSEG_CACHE", str(tmp_path / "cache"))
     result = soak.soak(20, 1, tmp_path)
-    assert result["kills"] >= 20 and sum(n for place, n in result["fell"].items() if place != "time") >= 5
+    assert (
+        result["kills"] >= 20
+        and sum(n for place, n in result["fell"].items() if place != "time") >= 5
+    )
     assert result["different"] == []
 
 
@@ -73,10 +76,14 @@ def test_whoever_stops_asking_loses_no_step(steps, tiny_recipe, tmp_path):
     rest = list(resume(tmp_path / "cut"))
     assert rest[0] == RunResumed(steps, [])
     assert sum(isinstance(e, BatchEnded) for e in rest) == 25 - steps
-    assert (tmp_path / "cut" / "events.jsonl").read_bytes() == (tmp_path / "whole" / "events.jsonl").read_bytes()
+    assert (tmp_path / "cut" / "events.jsonl").read_bytes() == (
+        tmp_path / "whole" / "events.jsonl"
+    ).read_bytes()
 
 
-def test_a_checkpoint_is_written_within_an_epoch_when_a_minute_has_passed(tiny_recipe, tmp_path, monkeypatch):
+def test_a_checkpoint_is_written_within_an_epoch_when_a_minute_has_passed(
+    tiny_recipe, tmp_path, monkeypatch
+):
     monkeypatch.setattr(checkpoint, "EVERY_SECONDS", 0.0)
     events = train(tiny_recipe, tmp_path / "run", reuse=False)
     for event in events:
@@ -84,7 +91,12 @@ def test_a_checkpoint_is_written_within_an_epoch_when_a_minute_has_passed(tiny_r
             kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
             break
     events.close()
-    assert kept == [f"{line['seq']:08d}" for line in log(tmp_path / "run") if line["event"] == "BatchEnded"][1:3]
+    assert (
+        kept
+        == [
+            f"{line['seq']:08d}" for line in log(tmp_path / "run") if line["event"] == "BatchEnded"
+        ][1:3]
+    )
 
 
 @pytest.mark.parametrize("harm", ["flip a bit", "remove the optimizer", "tear the manifest"])
@@ -105,7 +117,9 @@ def test_a_damaged_checkpoint_is_skipped_and_named(harm, tiny_recipe, tmp_path):
         why = "manifest.json is torn"
     rest = list(resume(tmp_path / "run"))
     assert rest[0] == RunResumed(5, [f"checkpoint {newest.name} was skipped: {why}"])
-    assert (tmp_path / "run" / "events.jsonl").read_bytes() == (tmp_path / "whole" / "events.jsonl").read_bytes()
+    assert (tmp_path / "run" / "events.jsonl").read_bytes() == (
+        tmp_path / "whole" / "events.jsonl"
+    ).read_bytes()
 
 
 def test_what_a_kill_left_half_written_is_swept_away(tiny_recipe, tmp_path):
@@ -118,15 +132,31 @@ def test_what_a_kill_left_half_written_is_swept_away(tiny_recipe, tmp_path):
     assert list((tmp_path / "run").rglob(".*.new")) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGHUP, -1)])
-def test_a_signal_ends_the_command_after_the_step_under_way_and_nothing_is_lost(number, code, tiny_recipe, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGHUP, -1)]
+)
+def test_a_signal_ends_the_command_after_the_step_under_way_and_nothing_is_lost(
+    number, code, tiny_recipe, tmp_path
+):
     long = tiny_recipe.replace({"stages.0.epochs": 60})
     long.save(tmp_path / "recipe.json")
-    command = [sys.executable, "-m", "vitseg", "run", tmp_path / "recipe.json", tmp_path / "run", "--retrain"]
+    command = [
+        sys.executable,
+        "-m",
+        "vitseg",
+        "run",
+        tmp_path / "recipe.json",
+        tmp_path / "run",
+        "--retrain",
+    ]
     hears = lambda: signal.signal(number, signal.SIG_DFL)  # noqa: E731  whoever runs the tests may have it ignored
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hears)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hears
+    )
     end = time.monotonic() + 60
-    while not (tmp_path / "run" / "events.jsonl").exists() or len(log_so_far(tmp_path / "run")) < 12:
+    while (
+        not (tmp_path / "run" / "events.jsonl").exists() or len(log_so_far(tmp_path / "run")) < 12
+    ):
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.02)
     process.send_signal(number)
@@ -175,7 +205,17 @@ def test_a_second_trainer_of_a_folder_is_refused_by_name(tiny_recipe, tmp_path):
 
 def test_a_dead_trainer_s_lock_is_none(tiny_recipe, tmp_path):
     tiny_recipe.save(tmp_path / "recipe.json")
-    process = subprocess.Popen([sys.executable, "-m", "vitseg", "run", tmp_path / "recipe.json", tmp_path / "run", "--retrain"])
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "vitseg",
+            "run",
+            tmp_path / "recipe.json",
+            tmp_path / "run",
+            "--retrain",
+        ]
+    )
     end = time.monotonic() + 60
     while not (tmp_path / "run" / "events.jsonl").exists() or len(log_so_far(tmp_path / "run")) < 4:
         assert time.monotonic() < end
@@ -185,7 +225,9 @@ def test_a_dead_trainer_s_lock_is_none(tiny_recipe, tmp_path):
     process.wait()
     assert not runs.RunFolder(tmp_path / "run").is_held()
     list(resume(tmp_path / "run"))
-    assert (tmp_path / "run" / "summary.json").exists() and not (tmp_path / "run" / ".holder").exists()
+    assert (tmp_path / "run" / "summary.json").exists() and not (
+        tmp_path / "run" / ".holder"
+    ).exists()
 
 
 def test_damaged_checkpoints_do_not_crowd_out_new_ones(tiny_recipe, tmp_path):

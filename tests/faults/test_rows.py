@@ -1,4 +1,6 @@
-"""Faults of docs/faults.md that no other file tests: each says what it is and what mends it, and what was saved stays."""
+"""Faults of docs/faults.md that no other file tests: each says what it is and what mends it, and
+what was saved stays.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def test_a_disk_that_is_full_in_the_middle_of_a_save_costs_nothing(tiny_recipe, 
     list(train(tiny_recipe, tmp_path / "whole", reuse=False))
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", disk], capture_output=True
+    ).returncode:
         pytest.skip("a small disk cannot be mounted here")
     try:
         run = vitseg.RunFolder(disk / "run")
@@ -55,7 +59,8 @@ def test_a_disk_that_is_full_in_the_middle_of_a_save_costs_nothing(tiny_recipe, 
         filler = disk / "filler"
         filler.write_bytes(bytes(shutil.disk_usage(disk).free - 60_000))
         with pytest.raises(
-            RunError, match=r"No space left on device.*; it needs \d\.\d MB, 0\.\d MB are free there"
+            RunError,
+            match=r"No space left on device.*; it needs \d\.\d MB, 0\.\d MB are free there",
         ) as refused:
             list(resume(run.path))
         assert "Make room on that disk" in refused.value.mend
@@ -91,12 +96,19 @@ def test_a_run_folder_goes_on_where_it_was_copied_to(tiny_recipe, tmp_path):
 
 @pytest.fixture
 def pairs(tmp_path) -> Path:
-    write_pairs(tmp_path / "data", {name: stripes(0, 1) for name in "abcdefgh"}, classes=["ground", "wound"])
+    write_pairs(
+        tmp_path / "data", {name: stripes(0, 1) for name in "abcdefgh"}, classes=["ground", "wound"]
+    )
     return tmp_path / "data"
 
 
 def test_an_image_that_a_worker_cannot_read_is_named(pairs, tiny_recipe, tmp_path):
-    settings = {"data.source": Folder(path=str(pairs)), "data.size": [28, 28], "workers": 2, "cache": False}
+    settings = {
+        "data.source": Folder(path=str(pairs)),
+        "data.size": [28, 28],
+        "workers": 2,
+        "cache": False,
+    }
     events = train(tiny_recipe.replace(settings), tmp_path / "run", reuse=False)
     until_step(1, events)
     for file in (pairs / "images").iterdir():
@@ -108,14 +120,18 @@ def test_an_image_that_a_worker_cannot_read_is_named(pairs, tiny_recipe, tmp_pat
 
 def test_a_worker_that_is_killed_is_said(pairs):
     class Deadly(SegmentationData):
-        """Where a worker reads, so that none dies with a lock of torch's in its hand: for that torch waits without end."""
+        """Where a worker reads, so that none dies with a lock of torch's in its hand: for that
+        torch waits without end.
+        """
 
         def __getitem__(self, key: Key) -> Sample:
             os.kill(os.getpid(), signal.SIGKILL)
 
     data = Deadly(Data(source=Folder(path=str(pairs)), size=(28, 28)))
     batches = data.batches([(name, "0") for name in data.splits["train"]], 1, workers=1)
-    with pytest.raises(DataError, match="workers: one of 1 that load the images was ended") as refused:
+    with pytest.raises(
+        DataError, match="workers: one of 1 that load the images was ended"
+    ) as refused:
         list(batches)
     assert "set workers to 0" in refused.value.mend
 
@@ -123,7 +139,9 @@ def test_a_worker_that_is_killed_is_said(pairs):
 # ---------------------------------------------------------------------- numbers
 
 
-def test_a_step_that_finds_no_memory_says_what_to_lower_and_changes_nothing(tiny_recipe, tmp_path, monkeypatch):
+def test_a_step_that_finds_no_memory_says_what_to_lower_and_changes_nothing(
+    tiny_recipe, tmp_path, monkeypatch
+):
     list(train(tiny_recipe, tmp_path / "whole", reuse=False))
     events = train(tiny_recipe, tmp_path / "run", reuse=False)
     until_step(7, events)
@@ -131,7 +149,10 @@ def test_a_step_that_finds_no_memory_says_what_to_lower_and_changes_nothing(tiny
     def none_left(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    with monkeypatch.context() as patch, pytest.raises(TrainingError, match="not enough memory for step 8: CUDA") as refused:
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(TrainingError, match="not enough memory for step 8: CUDA") as refused,
+    ):
         patch.setattr(StageTraining, "_backward", none_left)
         list(events)
     assert "Lower batch_size" in refused.value.mend and "data.size" in refused.value.mend
@@ -140,7 +161,9 @@ def test_a_step_that_finds_no_memory_says_what_to_lower_and_changes_nothing(tiny
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_ends_the_run_before_the_step_and_names_the_images(value, tiny_recipe):
+def test_a_loss_that_is_no_number_ends_the_run_before_the_step_and_names_the_images(
+    value, tiny_recipe
+):
     work = prepare(tiny_recipe)
     stage = StageTraining(tiny_recipe, 1, work.model, work.data)
     events = iter(stage)
@@ -149,24 +172,38 @@ def test_a_loss_that_is_no_number_ends_the_run_before_the_step_and_names_the_ima
     sums = stage.loss.sums
     stage.loss.sums = lambda logits, masks: sums(logits, masks) * value
     with pytest.raises(
-        TrainingError, match=rf"The loss of step {batch.step + 1} is (nan|inf); LR: decoder 0\.001, .*; images: \w+"
+        TrainingError,
+        match=(
+            rf"The loss of step {batch.step + 1} is (nan|inf); LR: decoder 0\.001, .*; "
+            rf"images: \w+"
+        ),
     ):
         list(events)
-    assert all(torch.equal(kept[name], tensor) for name, tensor in stage.trained_weights().items()), "no step was taken"
+    assert all(
+        torch.equal(kept[name], tensor) for name, tensor in stage.trained_weights().items()
+    ), "no step was taken"
 
 
-def test_a_run_that_a_loss_has_ended_goes_on_from_what_was_saved(tiny_recipe, tmp_path, monkeypatch):
+def test_a_run_that_a_loss_has_ended_goes_on_from_what_was_saved(
+    tiny_recipe, tmp_path, monkeypatch
+):
     list(train(tiny_recipe, tmp_path / "whole", reuse=False))
     events = train(tiny_recipe, tmp_path / "run", reuse=False)
     until_step(8, events)
-    with monkeypatch.context() as patch, pytest.raises(TrainingError, match="The loss of step 9 is nan"):
-        patch.setattr("vitseg.training.losses.SegmentationLoss.mean", lambda *_: torch.tensor(torch.nan))
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(TrainingError, match="The loss of step 9 is nan"),
+    ):
+        patch.setattr(
+            "vitseg.training.losses.SegmentationLoss.mean", lambda *_: torch.tensor(torch.nan)
+        )
         list(events)
     list(resume(tmp_path / "run"))
     assert soak.content(tmp_path / "run") == soak.content(tmp_path / "whole")
 
 
-# ---------------------------------------------------------------------- checkpoints that are not what they should be
+# ---------------------------------------------------------------------- checkpoints that are not
+# what they should be
 
 
 @pytest.mark.parametrize("examples", [60, pytest.param(300, marks=pytest.mark.slow)])
@@ -181,7 +218,9 @@ def test_a_fault_that_is_let_through_would_be_noticed(tmp_path, monkeypatch):
     """The negative control: a reader that trusts."""
     monkeypatch.setenv("VITSEG_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(
-        mutate.OPEN, "recipe", lambda bench, copy: json.loads((copy / "recipe.json").read_text())["stages"][0]["lr"]
+        mutate.OPEN,
+        "recipe",
+        lambda bench, copy: json.loads((copy / "recipe.json").read_text())["stages"][0]["lr"],
     )
     with pytest.raises((KeyError, ValueError, TypeError, RecursionError, BaseExceptionGroup)):
         mutate.mutate(200, tmp_path, ("recipe",))
@@ -198,7 +237,11 @@ def test_a_pickle_is_run_by_nobody(tiny_recipe, encoders, tmp_path):
         with pytest.raises(VitsegError):
             vitseg.load(tmp_path / name)
     with pytest.raises(WeightsError, match=r"holds no model\.safetensors"):
-        next(train(tiny_recipe.replace({"model.encoder": str(tmp_path / "encoder")}), tmp_path / "run"))
+        next(
+            train(
+                tiny_recipe.replace({"model.encoder": str(tmp_path / "encoder")}), tmp_path / "run"
+            )
+        )
     assert not canary.exists()
     pickle.loads(poison)
     assert canary.exists(), "the canary can sing"
@@ -206,10 +249,15 @@ def test_a_pickle_is_run_by_nobody(tiny_recipe, encoders, tmp_path):
 
 @pytest.mark.parametrize(
     ("other", "said"),
-    [({"model.decoder": "unet"}, "does not fit the model"), ({"data.source.classes": 4}, "does not fit the model")],
+    [
+        ({"model.decoder": "unet"}, "does not fit the model"),
+        ({"data.source.classes": 4}, "does not fit the model"),
+    ],
     ids=["another decoder", "another number of classes"],
 )
-def test_a_checkpoint_of_another_model_is_refused_with_what_differs(other, said, tiny_recipe, tmp_path):
+def test_a_checkpoint_of_another_model_is_refused_with_what_differs(
+    other, said, tiny_recipe, tmp_path
+):
     for name, recipe in (("one", tiny_recipe), ("two", tiny_recipe.replace(other))):
         with closing(train(recipe, tmp_path / name, reuse=False)) as events:
             next(e for e in events if isinstance(e, EpochEnded))
@@ -219,7 +267,9 @@ def test_a_checkpoint_of_another_model_is_refused_with_what_differs(other, said,
     log.write_bytes(log.read_bytes() + b" " * 9999)  # long enough for the other's place in it
     with pytest.raises(TrainingError, match=said) as refused:
         list(resume(tmp_path / "one"))
-    assert re.search(r"weights: \S+ is (more|less) than|\(\d+,.*\) is \(\d+", str(refused.value)), str(refused.value)
+    assert re.search(r"weights: \S+ is (more|less) than|\(\d+,.*\) is \(\d+", str(refused.value)), (
+        str(refused.value)
+    )
 
 
 def test_a_checkpoint_of_a_later_stage_than_there_is_is_refused(tiny_recipe, tmp_path):
@@ -242,10 +292,17 @@ def test_nothing_of_the_user_s_environment_is_written_down(tiny_recipe, tmp_path
 
 
 def test_no_script_of_ours_opens_jupyter_to_others():
-    kept = (ROOT / "Makefile", ROOT / "README.md", *(ROOT / "vitseg").rglob("*.py"), *(ROOT / "docs").rglob("*.md"))
+    kept = (
+        ROOT / "Makefile",
+        ROOT / "README.md",
+        *(ROOT / "vitseg").rglob("*.py"),
+        *(ROOT / "docs").rglob("*.md"),
+    )
     for file in kept:
         text = file.read_text(encoding="utf-8")
-        assert not re.search(r"0\.0\.0\.0|token=(''|\"\")|disable_check_xsrf|allow_origin|--ip=\*", text), file
+        assert not re.search(
+            r"0\.0\.0\.0|token=(''|\"\")|disable_check_xsrf|allow_origin|--ip=\*", text
+        ), file
 
 
 # ---------------------------------------------------------------------- the table

@@ -1,4 +1,6 @@
-"""The model card says what the run's files say, is what the hub reads, and leaves the model loadable."""
+"""The model card says what the run's files say, is what the hub reads, and leaves the model
+loadable.
+"""
 
 from __future__ import annotations
 
@@ -54,10 +56,14 @@ def test_a_run_that_has_not_ended_or_whose_images_are_others_gets_no_card(copy):
 
 def test_a_reading_of_other_images_or_weights_is_not_put_into_the_card(copy, data):
     model = vitseg.load(copy.path)
-    with pytest.raises(RunError, match=r"reading: train images, IoU 0\.\d+; the run has logged 0\."):
+    with pytest.raises(
+        RunError, match=r"reading: train images, IoU 0\.\d+; the run has logged 0\."
+    ):
         vitseg.write_card(copy.path, read_images(model, data, "train"))
     with torch.no_grad():
         model.decoder.classify.bias[1] += 100  # everything is granulation
-    with pytest.raises(RunError, match=r"reading: validation images, IoU 0\.\d+; the run has logged 0\."):
+    with pytest.raises(
+        RunError, match=r"reading: validation images, IoU 0\.\d+; the run has logged 0\."
+    ):
         vitseg.write_card(copy.path, read_images(model, data))
     assert not (copy.best / "README.md").exists()

@@ -1,4 +1,6 @@
-"""An exported model gives torch's logits, for any batch, and from them the mask that predict gives."""
+"""An exported model gives torch's logits, for any batch, and from them the mask that predict
+gives.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in ("dinov2_with
 
 @pytest.fixture(params=["dinov2", "dinov3_vit", *SLOW])
 def exported(request, encoders, tmp_path):
-    model = build_segmenter(Model(encoder=encoders[request.param], decoder="lean"), ("a", "b, c", "d"), SIZE, seed=0)
+    model = build_segmenter(
+        Model(encoder=encoders[request.param], decoder="lean"), ("a", "b, c", "d"), SIZE, seed=0
+    )
     model.train()
     path = tmp_path / "model.onnx"
     assert export_onnx(model, path) <= 1e-4
@@ -37,7 +41,13 @@ def test_the_file_gives_torch_s_logits_and_predict_s_masks(exported):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     model.eval()
     for batch in (1, 2, 5):
-        images = torch.randint(0, 256, (batch, 3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(batch))
+        images = torch.randint(
+            0,
+            256,
+            (batch, 3, *SIZE),
+            dtype=torch.uint8,
+            generator=torch.Generator().manual_seed(batch),
+        )
         (found,) = session.run(["logits"], {"images": images.numpy()})
         with torch.no_grad():
             assert np.abs(found - model(images).numpy()).max() <= 1e-4
@@ -69,7 +79,9 @@ def test_without_the_packages_it_says_how_to_get_them(encoders, tmp_path, monkey
 
     model = build_segmenter(Model(encoder=encoders["vit"]), ("a", "b"), SIZE, seed=0)
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(VitsegError, match=r"onnxruntime is not installed.*pip install 'vitseg\[onnx\]'"):
+    with pytest.raises(
+        VitsegError, match=r"onnxruntime is not installed.*pip install 'vitseg\[onnx\]'"
+    ):
         export_onnx(model, tmp_path / "model.onnx")
 
 

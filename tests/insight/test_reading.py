@@ -30,7 +30,17 @@ def made(*matrices: list[list[int]], mode: str = "multiclass") -> Reading:
     """A Reading of images a, b, c ... with these pixel counts."""
     found = torch.tensor(matrices)
     classes = tuple(f"class {i}" for i in range(found.shape[1]))
-    return Reading(classes, mode, True, "validation", tuple("abcdefgh"[: len(found)]), found, (), (), Calibration.empty())
+    return Reading(
+        classes,
+        mode,
+        True,
+        "validation",
+        tuple("abcdefgh"[: len(found)]),
+        found,
+        (),
+        (),
+        Calibration.empty(),
+    )
 
 
 def test_three_means_of_the_same_predictions_by_hand():
@@ -91,17 +101,36 @@ def test_where_no_image_holds_anything_that_is_scored_there_is_no_number():
 
 
 TRUTH = np.array(
-    [[1, 1, 0, 0, 0, 2], [1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, IGNORE]], dtype=np.uint8
+    [
+        [1, 1, 0, 0, 0, 2],
+        [1, 1, 0, 0, 0, 0],
+        [0, 0, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, IGNORE],
+    ],
+    dtype=np.uint8,
 )
 PREDICTED = np.array(
-    [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, IGNORE]], dtype=np.uint8
+    [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0],
+        [0, 0, 1, 1, 1, IGNORE],
+    ],
+    dtype=np.uint8,
 )
 
 
 def test_objects_by_hand_corners_joined_ignored_pixels_of_no_class():
-    found = {(t.class_id, t.pixels): (t.found, t.iou) for t in things_of("a", TRUTH, PREDICTED, (1, 2))}
+    found = {
+        (t.class_id, t.pixels): (t.found, t.iou) for t in things_of("a", TRUTH, PREDICTED, (1, 2))
+    }
     assert found == {
-        (1, 5): (pytest.approx(3 / 5), pytest.approx(3 / 5)),  # the square and the pixel at its corner
+        (1, 5): (
+            pytest.approx(3 / 5),
+            pytest.approx(3 / 5),
+        ),  # the square and the pixel at its corner
         (1, 4): (pytest.approx(2 / 4), pytest.approx(2 / 5)),
         (2, 1): (0.0, 0.0),
     }
@@ -117,9 +146,16 @@ def test_borders_are_those_of_monai_and_a_class_that_is_missing_has_none():
             mask[top : top + rng.integers(5, 20), left : left + rng.integers(5, 30)] = 1
         border = borders_of("a", truth, predicted, (1, 2))
         assert len(border) == 1
-        both = [torch.nn.functional.one_hot(torch.from_numpy(m).long(), 2).permute(2, 0, 1)[None] for m in (predicted, truth)]
-        assert border[0].distance == pytest.approx(compute_average_surface_distance(*both, symmetric=True).item(), abs=1e-5)
-        assert border[0].within == pytest.approx(compute_surface_dice(*both, class_thresholds=[TOLERANCE]).item(), abs=1e-5)
+        both = [
+            torch.nn.functional.one_hot(torch.from_numpy(m).long(), 2).permute(2, 0, 1)[None]
+            for m in (predicted, truth)
+        ]
+        assert border[0].distance == pytest.approx(
+            compute_average_surface_distance(*both, symmetric=True).item(), abs=1e-5
+        )
+        assert border[0].within == pytest.approx(
+            compute_surface_dice(*both, class_thresholds=[TOLERANCE]).item(), abs=1e-5
+        )
     assert borders_of("a", TRUTH, np.zeros_like(TRUTH), (1, 2)) == []
 
 
@@ -133,7 +169,9 @@ def test_calibration_is_that_of_torchmetrics_and_adds_up():
     oracle = MulticlassCalibrationError(3, n_bins=BINS, norm="l1", ignore_index=IGNORE)
     expected = oracle(chances[None], truth.long()[None]).item()
     assert whole.error() == pytest.approx(expected, abs=1e-6)
-    halves = [Calibration.of(confidence[s], predicted[s], truth[s]) for s in (slice(0, 20), slice(20, 40))]
+    halves = [
+        Calibration.of(confidence[s], predicted[s], truth[s]) for s in (slice(0, 20), slice(20, 40))
+    ]
     assert (halves[0] + halves[1]).error() == pytest.approx(whole.error(), abs=1e-12)
     assert whole.pixels.sum() == 36 * 50
     sure = [point[0] for point in whole.curve()]
@@ -179,12 +217,17 @@ def test_mirrored_twice_is_a_mean_of_both_and_leaves_the_model_as_it_was(model, 
 def test_the_first_class_is_an_object_unless_it_is_the_background(real_data, encoders):
     data = SegmentationData(quick(real_data / "camvid").data)
     data.splits["validation"] = data.splits["validation"][:2]
-    reading = read_images(build_segmenter(Model(encoder=encoders["vit"]), data.classes, (42, 56), seed=0), data)
+    reading = read_images(
+        build_segmenter(Model(encoder=encoders["vit"]), data.classes, (42, 56), seed=0), data
+    )
     assert reading.classes[0] == "sky"
     assert 0 in {t.class_id for t in reading.things}
 
 
 def test_a_model_of_other_classes_is_refused(encoders, data):
     model = build_segmenter(Model(encoder=encoders["vit"]), ("a", "b", "c", "d"), (70, 70), seed=0)
-    with pytest.raises(ConfigError, match=r"model: got \('a', 'b', 'c', 'd'\); allowed: a model of the data's classes"):
+    with pytest.raises(
+        ConfigError,
+        match=r"model: got \('a', 'b', 'c', 'd'\); allowed: a model of the data's classes",
+    ):
         read_images(model, data)

@@ -22,7 +22,10 @@ def say():
     def run(client, code: str, timeout: float = 60) -> str:
         printed: list[str] = []
         reply = client.execute_interactive(
-            code, timeout=timeout, output_hook=lambda m: printed.append(m["content"].get("text", "")), store_history=False
+            code,
+            timeout=timeout,
+            output_hook=lambda m: printed.append(m["content"].get("text", "")),
+            store_history=False,
         )
         assert reply["content"]["status"] == "ok", reply["content"]
         return "".join(printed).strip()

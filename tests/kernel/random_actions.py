@@ -10,17 +10,45 @@ import vitseg
 from vitseg.ui.workbench import Workbench
 
 LEGAL = {"ready", "running", "pausing", "paused", "stopping", "stopped", "ended", "failed", "shown"}
-ACTIONS = ("Start", "Pause", "Stop", "Fork", "stage", "depth", "lr", "again", "other", "model", "rest", "rest")
+ACTIONS = (
+    "Start",
+    "Pause",
+    "Stop",
+    "Fork",
+    "stage",
+    "depth",
+    "lr",
+    "again",
+    "other",
+    "model",
+    "rest",
+    "rest",
+)
 BAD = ("should not happen", "could not be drawn", "not complete")
 
 
 def act(recipe: vitseg.Recipe, count: int, seed: int) -> list[str]:
-    """Press and move `count` times; gives the states that were seen. Raises AssertionError for an illegal one."""
+    """Press and move `count` times; gives the states that were seen. Raises AssertionError for an
+    illegal one.
+    """
     rng, views, seen = random.Random(seed), [Workbench(recipe, reuse=False)], set()
     for number in range(count):
         wb = rng.choice(views[-2:])
         action = rng.choice(
-            ["Start", "Pause", "Stop", "Fork", "stage", "depth", "lr", "again", "other", "model", "rest", "rest"]
+            [
+                "Start",
+                "Pause",
+                "Stop",
+                "Fork",
+                "stage",
+                "depth",
+                "lr",
+                "again",
+                "other",
+                "model",
+                "rest",
+                "rest",
+            ]
         )
         _do(action, wb, rng, views, recipe)
         trainers = [t.name for t in threading.enumerate() if t.name.startswith("vitseg tiny")]
@@ -28,13 +56,18 @@ def act(recipe: vitseg.Recipe, count: int, seed: int) -> list[str]:
         states = {v.state for v in views}
         assert states <= LEGAL, (number, action, states)
         seen |= states
-        assert sum(s.alive for s in {id(v.session): v.session for v in views}.values()) <= 1, (number, action)
+        assert sum(s.alive for s in {id(v.session): v.session for v in views}.values()) <= 1, (
+            number,
+            action,
+        )
         said = [v._steering.status.value for v in views[-2:]]
         assert not [s for s in said if any(bad in s for bad in BAD)], (number, action, said)
     return sorted(seen)
 
 
-def _do(action: str, wb: Workbench, rng: random.Random, views: list[Workbench], recipe: vitseg.Recipe) -> None:
+def _do(
+    action: str, wb: Workbench, rng: random.Random, views: list[Workbench], recipe: vitseg.Recipe
+) -> None:
     control = wb._controls.by_label
     if action in wb._steering.buttons:
         if not wb._steering.buttons[action].disabled:

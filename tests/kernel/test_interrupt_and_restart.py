@@ -1,4 +1,6 @@
-"""A real kernel: an interrupt is for the cell, a restart ends the training cleanly, and the run goes on afterwards."""
+"""A real kernel: an interrupt is for the cell, a restart ends the training cleanly, and the run
+goes on afterwards.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,11 @@ def training(kernel, say, tiny_recipe, tmp_path):
     tiny_recipe.replace(LONG).save(tmp_path / "recipe.json")
     _, client = kernel
     say(
-        client, f"import vitseg, time\nwb = vitseg.Workbench(vitseg.load_recipe({str(tmp_path / 'recipe.json')!r}))\nwb.start()"
+        client,
+        (
+            f"import vitseg, time\nwb = "
+            f"vitseg.Workbench(vitseg.load_recipe({str(tmp_path / 'recipe.json')!r}))\nwb.start()"
+        ),
     )
     say(client, "while len(wb.events) < 15: time.sleep(0.02)")
     return kernel
@@ -36,9 +42,14 @@ def test_an_interrupt_ends_the_cell_and_not_the_training_and_says_so(training, s
     assert "press Stop for that" in say(client, "print(wb._steering.status.value)")
 
 
-def test_a_restart_ends_the_training_within_seconds_and_it_goes_on_to_the_same_bits(training, say, tiny_recipe, tmp_path):
+def test_a_restart_ends_the_training_within_seconds_and_it_goes_on_to_the_same_bits(
+    training, say, tiny_recipe, tmp_path
+):
     manager, client = training
-    say(client, "while sum(type(e).__name__ == 'EpochEnded' for e in wb.events) < 2: time.sleep(0.02)")
+    say(
+        client,
+        "while sum(type(e).__name__ == 'EpochEnded' for e in wb.events) < 2: time.sleep(0.02)",
+    )
     begun = time.monotonic()
     manager.shutdown_kernel()
     assert time.monotonic() - begun < 10
@@ -49,7 +60,9 @@ def test_a_restart_ends_the_training_within_seconds_and_it_goes_on_to_the_same_b
     assert part.endswith(b"\n")
     list(_until(resume(folder), 300))
     list(_until(train(tiny_recipe.replace(LONG), tmp_path / "plain", reuse=False), 300))
-    ours, theirs = ((f / "events.jsonl").read_bytes().splitlines() for f in (folder, tmp_path / "plain"))
+    ours, theirs = (
+        (f / "events.jsonl").read_bytes().splitlines() for f in (folder, tmp_path / "plain")
+    )
     shared = min(len(ours), len(theirs))  # transient events count for `_until`, and are not logged
     assert shared > part.count(b"\n") > 15 and ours[:shared] == theirs[:shared]
 

@@ -28,7 +28,9 @@ def trained(encoders) -> torch.nn.Module:
 
 def as_script(model: torch.nn.Module, before: str = "encoder.") -> dict[str, torch.Tensor]:
     """As a training script keeps it: the encoder under some name, a decoder beside it."""
-    return {before + k: v for k, v in model.state_dict().items()} | {"decoder.weight": torch.zeros(3, 3)}
+    return {before + k: v for k, v in model.state_dict().items()} | {
+        "decoder.weight": torch.zeros(3, 3)
+    }
 
 
 @pytest.mark.parametrize("under", ["", "state_dict", "model_state_dict", "model"])
@@ -38,15 +40,23 @@ def test_the_encoder_is_found_under_whatever_name(under, before, trained, encode
     torch.save({under: content, "epoch": 7} if under else content, tmp_path / "best.pth")
     convert_encoder(tmp_path / "best.pth", encoders["dinov2"], tmp_path / "encoder")
     found, wanted = load_vit(str(tmp_path / "encoder")).vit.state_dict(), trained.state_dict()
-    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert found.keys() == wanted.keys() and all(
+        torch.equal(found[name], wanted[name]) for name in wanted
+    )
 
 
 def test_the_command_line_says_how_to_use_it(trained, encoders, tmp_path, capsys):
     torch.save(as_script(trained), tmp_path / "best.pth")
     folder = tmp_path / "encoder"
-    assert cli.main(["convert", str(tmp_path / "best.pth"), str(folder), "--like", encoders["dinov2"]]) == 0
+    assert (
+        cli.main(["convert", str(tmp_path / "best.pth"), str(folder), "--like", encoders["dinov2"]])
+        == 0
+    )
     assert capsys.readouterr().out.splitlines()[-1] == f"--set model.encoder={folder}"
-    assert load_file(folder / "model.safetensors").keys() == load_file(Path(encoders["dinov2"]) / "model.safetensors").keys()
+    assert (
+        load_file(folder / "model.safetensors").keys()
+        == load_file(Path(encoders["dinov2"]) / "model.safetensors").keys()
+    )
 
 
 class Whole:
@@ -56,21 +66,43 @@ class Whole:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda file, model: torch.save({"model": Whole()}, file), "holds more than weights, or is damaged"),
-        (lambda file, model: file.write_bytes(b"PK\x03\x04 torn"), "holds more than weights, or is damaged"),
+        (
+            lambda file, model: torch.save({"model": Whole()}, file),
+            "holds more than weights, or is damaged",
+        ),
+        (
+            lambda file, model: file.write_bytes(b"PK\x03\x04 torn"),
+            "holds more than weights, or is damaged",
+        ),
         (lambda file, model: file.write_bytes(b""), "holds more than weights, or is damaged"),
         (lambda file, model: torch.save([1, 2], file), "holds no weights by name"),
         (lambda file, model: torch.save({"epoch": 1}, file), "holds no weights by name"),
-        (lambda file, model: torch.save({"decoder.weight": torch.zeros(1)}, file), "cls_token is missing"),
         (
-            lambda file, model: torch.save(as_script(model) | {"encoder.layernorm.weight": torch.zeros(7)}, file),
+            lambda file, model: torch.save({"decoder.weight": torch.zeros(1)}, file),
+            "cls_token is missing",
+        ),
+        (
+            lambda file, model: torch.save(
+                as_script(model) | {"encoder.layernorm.weight": torch.zeros(7)}, file
+            ),
             r"is \(7,\), not",
         ),
         (lambda file, model: shutil.rmtree(file, ignore_errors=True), "cannot be read"),
     ],
-    ids=["a whole model", "torn", "empty", "a list", "no tensors", "no encoder", "another width", "not there"],
+    ids=[
+        "a whole model",
+        "torn",
+        "empty",
+        "a list",
+        "no tensors",
+        "no encoder",
+        "another width",
+        "not there",
+    ],
 )
-def test_what_holds_no_such_encoder_is_refused_and_nothing_is_written(spoil, said, trained, encoders, tmp_path):
+def test_what_holds_no_such_encoder_is_refused_and_nothing_is_written(
+    spoil, said, trained, encoders, tmp_path
+):
     spoil(tmp_path / "best.pth", trained)
     with pytest.raises(WeightsError, match=said):
         convert_encoder(tmp_path / "best.pth", encoders["dinov2"], tmp_path / "encoder")

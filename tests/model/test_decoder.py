@@ -15,7 +15,10 @@ WIDTH, CLASSES, SIZE = 32, 3, (28, 42)
 
 def skips(batch=2):
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(batch, WIDTH, 4, 6, generator=generator) * scale for scale in (50.0, 10.0, 3.0, 1.0)]
+    return [
+        torch.randn(batch, WIDTH, 4, 6, generator=generator) * scale
+        for scale in (50.0, 10.0, 3.0, 1.0)
+    ]
 
 
 @pytest.mark.parametrize("name", ["lean", "unet"])
@@ -28,7 +31,9 @@ def test_the_direct_reading_begins_at_zero_and_learns(name):
     with torch.no_grad():
         decoder.direct.bias += torch.tensor([1.0, 2.0, 3.0])
         added = decoder(skips(), SIZE) - before
-    torch.testing.assert_close(added, torch.tensor([1.0, 2.0, 3.0])[:, None, None].expand_as(added), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        added, torch.tensor([1.0, 2.0, 3.0])[:, None, None].expand_as(added), rtol=0, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["lean", "unet"])
@@ -47,18 +52,25 @@ def test_an_image_s_logits_do_not_depend_on_its_batch(name):
 @pytest.mark.parametrize("name", ["lean", "unet", "linear"])
 @pytest.mark.parametrize("family", ["dinov2", "vit"])
 def test_a_decoder_trains_on_maps_as_they_lie_channels_last(family, name, encoders):
-    model = build_segmenter(Model(encoder=encoders[family], decoder=name, dropout=0.0), ("a", "b"), (70, 70), 0)
+    model = build_segmenter(
+        Model(encoder=encoders[family], decoder=name, dropout=0.0), ("a", "b"), (70, 70), 0
+    )
     levels = model.prefix(torch.rand(2, 3, 70, 70, generator=torch.Generator().manual_seed(3)))
     maps = [model.encoder.to_map(levels[d], (70, 70)) for d in model.shape.skip_depths]
     assert all(m.is_contiguous(memory_format=torch.channels_last) for m in maps)
-    gradients = [_gradients(model.decoder.train(), layout(maps)) for layout in (list, lambda ms: [m.contiguous() for m in ms])]
+    gradients = [
+        _gradients(model.decoder.train(), layout(maps))
+        for layout in (list, lambda ms: [m.contiguous() for m in ms])
+    ]
     for lying, contiguous in zip(*gradients, strict=True):
         torch.testing.assert_close(lying, contiguous, rtol=1e-4, atol=1e-4)
 
 
 def _gradients(decoder, maps):
     decoder.zero_grad()
-    decoder(maps, (70, 70)).square().mean().backward()  # a GroupNorm with weights ended the process on such maps
+    decoder(
+        maps, (70, 70)
+    ).square().mean().backward()  # a GroupNorm with weights ended the process on such maps
     return [p.grad.clone() for p in decoder.parameters()]
 
 

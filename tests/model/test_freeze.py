@@ -33,7 +33,10 @@ every_depth = pytest.mark.parametrize("depth", DEPTHS)
 @pytest.fixture(scope="module")
 def originals(encoders: dict[str, str]) -> dict[str, Segmenter]:
     """A segmenter of every family as `build_segmenter` makes it."""
-    return {f: build_segmenter(Model(encoder=encoders[f]), ("a", "b", "c"), (28, 28), seed=0) for f in FAMILIES}
+    return {
+        f: build_segmenter(Model(encoder=encoders[f]), ("a", "b", "c"), (28, 28), seed=0)
+        for f in FAMILIES
+    }
 
 
 @pytest.fixture
@@ -58,7 +61,9 @@ def blocks_of(depth: int | str) -> int:
 
 
 def should_train(name: str, unfrozen: int) -> bool:
-    """The promise, read off a parameter's or module's name; says nothing about how the library finds its parts."""
+    """The promise, read off a parameter's or module's name; says nothing about how the library
+    finds its parts.
+    """
     if found := re.search(r"^encoder\.(?:vit\..*?layers?|drop_paths)\.(\d+)(?:\.|$)", name):
         return int(found[1]) >= LAYERS - unfrozen
     if re.match(r"encoder\.vit\.(layernorm|norm)(\.|$)", name):
@@ -85,7 +90,9 @@ def promised_awake(model: Segmenter, unfrozen: int) -> set[str]:
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: t.detach().clone() for name, t in (*model.named_parameters(), *model.named_buffers())}
+    return {
+        name: t.detach().clone() for name, t in (*model.named_parameters(), *model.named_buffers())
+    }
 
 
 def moved(before: dict[str, Tensor], model: nn.Module) -> set[str]:
@@ -110,12 +117,18 @@ def test_the_promise_of_this_file_tells_depths_apart(build, family):
     sizes = [len(promised(model, n)) for n in range(LAYERS + 1)]
     assert sizes == sorted(set(sizes))
     left_out = {name for name, _ in model.named_parameters()} - promised(model, LAYERS)
-    assert left_out == {name for name, _ in model.named_parameters() if ".embeddings." in name} != set()
+    assert (
+        left_out
+        == {name for name, _ in model.named_parameters() if ".embeddings." in name}
+        != set()
+    )
 
 
 @every_family
 @every_depth
-def test_twenty_optimizer_steps_move_what_trains_and_no_bit_of_what_is_frozen(build, images, family, depth):
+def test_twenty_optimizer_steps_move_what_trains_and_no_bit_of_what_is_frozen(
+    build, images, family, depth
+):
     model = build(family, depth).train()
     before = weights(model)
     # handed every parameter, with weight decay: what is frozen must be safe because it is frozen
@@ -174,7 +187,9 @@ def test_report_counts_what_trains(build, depth):
 
 
 def _by_way_of(*others: int) -> Callable[[Segmenter], object]:
-    """Train at other depths and come back; the change of depth alone must put things right, no `train()` after it."""
+    """Train at other depths and come back; the change of depth alone must put things right, no
+    `train()` after it.
+    """
 
     def wake(model: Segmenter) -> None:
         depth = model.encoder.unfrozen_blocks
@@ -190,7 +205,11 @@ WAKERS = {
     "model.train()": lambda model: model.train(),
     "encoder.train()": lambda model: (model.decoder.train(), model.encoder.train()),
     "eval() then train()": lambda model: model.train().eval().train(),
-    "encoder.eval() then encoder.train()": lambda model: (model.train(), model.encoder.eval(), model.encoder.train()),
+    "encoder.eval() then encoder.train()": lambda model: (
+        model.train(),
+        model.encoder.eval(),
+        model.encoder.train(),
+    ),
     "from a deeper one": _by_way_of(LAYERS),
     "from a shallower one": _by_way_of(LAYERS, 0),
 }
@@ -199,7 +218,9 @@ WAKERS = {
 @every_family
 @every_depth
 @pytest.mark.parametrize("waker", WAKERS)
-def test_what_is_frozen_stays_in_eval_mode_and_what_trains_is_in_train_mode(build, family, depth, waker):
+def test_what_is_frozen_stays_in_eval_mode_and_what_trains_is_in_train_mode(
+    build, family, depth, waker
+):
     model = build(family, depth)
     WAKERS[waker](model)
     assert awake(model) == promised_awake(model, blocks_of(depth))
@@ -235,16 +256,22 @@ def test_frozen_features_of_an_image_are_the_same_twice_in_train_mode(build, ima
 
 @every_family
 def test_an_encoder_that_trains_draws_nothing_of_its_own(build, images, family):
-    """Every rate of its config is 0: with our drop-path at 0, two passes of all blocks are equal in train mode."""
+    """Every rate of its config is 0: with our drop-path at 0, two passes of all blocks are equal in
+    train mode.
+    """
     model = build(family, "all").train()
     encoder = model.encoder
-    first, second = (encoder.run(encoder.embed(images), 0, LAYERS, set(), (28, 28))[LAYERS] for _ in range(2))
+    first, second = (
+        encoder.run(encoder.embed(images), 0, LAYERS, set(), (28, 28))[LAYERS] for _ in range(2)
+    )
     assert torch.equal(first, second)
 
 
 @every_family
 def test_the_same_encoder_left_to_transformers_differs_from_pass_to_pass(encoders, images, family):
-    """The control of the two tests above: these encoders do drop, and DINOv3 does rescale, when nobody stops them."""
+    """The control of the two tests above: these encoders do drop, and DINOv3 does rescale, when
+    nobody stops them.
+    """
     vit = AutoModel.from_pretrained(encoders[family]).train()
     options = {"interpolate_pos_encoding": True} if family == "vit" else {}
     with torch.random.fork_rng(), torch.no_grad():
@@ -265,7 +292,9 @@ def test_every_dropout_rate_of_the_config_is_set_to_0(build, encoders, family):
 
 
 @every_depth
-def test_the_rotary_embedding_of_dinov3_is_not_augmented_at_random_in_train_mode(build, images, depth):
+def test_the_rotary_embedding_of_dinov3_is_not_augmented_at_random_in_train_mode(
+    build, images, depth
+):
     model = build("dinov3_vit", depth).train()
     rotary = model.encoder.vit.rope_embeddings
     plain = rotary(images)
@@ -284,12 +313,18 @@ def test_an_impossible_depth_is_refused_by_name_and_changes_nothing(build, wrong
     with pytest.raises(ConfigError) as caught:
         set_freeze_depth(model, wrong)
     assert (caught.value.field, caught.value.got) == ("unfrozen_blocks", wrong)
-    assert str(caught.value).startswith(f'unfrozen_blocks: got {wrong!r}; allowed: 0..{LAYERS} or "all".')
+    assert str(caught.value).startswith(
+        f'unfrozen_blocks: got {wrong!r}; allowed: 0..{LAYERS} or "all".'
+    )
     assert trainable(model) == promised(model, 2)
 
 
-def test_a_stage_deeper_than_its_encoder_is_refused_before_the_run_begins(tiny_recipe: Recipe, tmp_path):
+def test_a_stage_deeper_than_its_encoder_is_refused_before_the_run_begins(
+    tiny_recipe: Recipe, tmp_path
+):
     folder = tmp_path / "run"
-    with pytest.raises(ConfigError, match=r'^stages\.1\.unfrozen_blocks: got 5; allowed: 0\.\.4 or "all"\.'):
+    with pytest.raises(
+        ConfigError, match=r'^stages\.1\.unfrozen_blocks: got 5; allowed: 0\.\.4 or "all"\.'
+    ):
         next(train(tiny_recipe.replace({"stages.1.unfrozen_blocks": 5}), folder))
     assert not folder.exists()

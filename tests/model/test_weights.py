@@ -37,8 +37,12 @@ def _encoder_of(path) -> onnx.ModelProto:
             open_ends += node.input
     output = onnx.helper.make_tensor_value_info(FINAL_NORM, onnx.TensorProto.FLOAT, None)
     nodes = [node for node in model.graph.node if node.name in needed]
-    graph = onnx.helper.make_graph(nodes, "encoder", list(model.graph.input), [output], list(model.graph.initializer))
-    return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    graph = onnx.helper.make_graph(
+        nodes, "encoder", list(model.graph.input), [output], list(model.graph.initializer)
+    )
+    return onnx.helper.make_model(
+        graph, opset_imports=model.opset_import, ir_version=model.ir_version
+    )
 
 
 @pytest.mark.weights
@@ -66,7 +70,9 @@ def test_the_packaged_encoder_says_where_it_comes_from(packaged):
 def test_colour_statistics_are_read_from_the_encoder_s_own_file(encoders, tmp_path):
     folder = tmp_path / "encoder"
     weights.load_vit(encoders["vit"]).vit.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3})
+    )
     assert weights.load_vit(str(folder)).mean == (0.5, 0.5, 0.5)
     assert weights.load_vit(str(folder)).std == (0.25, 0.25, 0.25)
 
@@ -74,10 +80,15 @@ def test_colour_statistics_are_read_from_the_encoder_s_own_file(encoders, tmp_pa
 @pytest.mark.parametrize("family", ["dinov2", "vit"])
 def test_a_checkpoint_with_a_classifier_s_head_gives_its_encoder(family, encoders, tmp_path):
     with torch.random.fork_rng():
-        classifier = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(encoders[family]))
+        classifier = AutoModelForImageClassification.from_config(
+            AutoConfig.from_pretrained(encoders[family])
+        )
     classifier.save_pretrained(tmp_path)
     assert any(name.startswith("classifier.") for name in load_file(tmp_path / "model.safetensors"))
-    expected, got = classifier.base_model.state_dict(), weights.load_vit(str(tmp_path)).vit.state_dict()
+    expected, got = (
+        classifier.base_model.state_dict(),
+        weights.load_vit(str(tmp_path)).vit.state_dict(),
+    )
     assert got.keys() == expected.keys()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 
@@ -85,7 +96,11 @@ def test_a_checkpoint_with_a_classifier_s_head_gives_its_encoder(family, encoder
 def test_no_other_key_than_a_classifier_s_may_be_left_over(encoders, tmp_path):
     weights.load_vit(encoders["vit"]).vit.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
-    save_file(load_file(file) | {"encoder.classifier.weight": torch.ones(2)}, file, metadata={"format": "pt"})
+    save_file(
+        load_file(file) | {"encoder.classifier.weight": torch.ones(2)},
+        file,
+        metadata={"format": "pt"},
+    )
     with pytest.raises(WeightsError, match=r"unexpected keys: encoder\.classifier\.weight \(1\)"):
         weights.load_vit(str(tmp_path))
 

@@ -22,7 +22,9 @@ def model(encoders: dict[str, str]) -> Segmenter:
 
 def photo(height: int, width: int) -> np.ndarray:
     """Smooth noise, of which a model with random weights makes more than one class."""
-    coarse = np.random.default_rng(0).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    coarse = np.random.default_rng(0).integers(
+        0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8
+    )
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
@@ -55,7 +57,9 @@ def test_logits_are_those_of_monai(model: Segmenter, size: tuple[int, int], over
 
     image = torch.from_numpy(photo(*size).copy()).permute(2, 0, 1) / 255
     with torch.no_grad():
-        expected = sliding_window_inference(image[None], SIZE, 1, model, overlap, mode="constant")[0]
+        expected = sliding_window_inference(image[None], SIZE, 1, model, overlap, mode="constant")[
+            0
+        ]
         found = window_logits(image, SIZE, overlap, lambda window: model(window[None])[0])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     mask = model.predict_windows(photo(*size), overlap)
@@ -74,7 +78,9 @@ def test_a_smaller_image_is_padded_not_scaled(model: Segmenter, size: tuple[int,
     image = photo(*size)
     padded = np.full((SIZE[0], max(SIZE[1], size[1]), 3), (124, 116, 104), np.uint8)
     padded[: size[0], : size[1]] = image
-    assert np.array_equal(model.predict_windows(image), model.predict_windows(padded)[: size[0], : size[1]])
+    assert np.array_equal(
+        model.predict_windows(image), model.predict_windows(padded)[: size[0], : size[1]]
+    )
 
 
 def test_the_model_stays_in_the_mode_it_was_in(model: Segmenter):

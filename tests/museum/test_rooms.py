@@ -1,4 +1,6 @@
-"""Every room of `06_bug_museum`, visited on its own: the fault shows, somebody notices, the library is free of it."""
+"""Every room of `06_bug_museum`, visited on its own: the fault shows, somebody notices, the library
+is free of it.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,60 @@ BEFORE, LAST_CELL = SECTIONS["Before the rooms"], list(SECTIONS.values())[-1][-1
 
 # room: (the faulty version's number, the library's, what is said by whoever notices)
 PROMISES = {
-    1: (2, 0, r"^Promised to train: only decoder\. Found: blocks 3-4: can train .* 17,216 parameters"),
-    2: (0.0172, 0.9714, r"^Step 62: the LR of 'group 0' is 9\.99e-05, promised was 0\.0001 \(0\.999 times\)"),
-    3: (0.998001, 0.999, r"^Step 6: the LR of 'group 0' is 9\.98001e-05, promised was 9\.99e-05 \(0\.999 times\)"),
-    4: (78, 0, r"^Promised to train: only decoder\. Found: final norm: can train \(requires_grad is on\), "),
-    5: (1.0, 0.0, r"Found: embeddings, blocks 1-4, final norm: in the optimizer, but should be frozen, 53,728 parameters\. "),
-    6: (1, 15, r"^Step 62: the LR of 'group 0' is 0\.0002, promised was 0\.000197816 \(1\.011 times\)"),
-    7: (4, 0, r"^Promised to train: only decoder\. Found: blocks 1-4: can train \(requires_grad is on\), 34,432 parameters\. "),
+    1: (
+        2,
+        0,
+        r"^Promised to train: only decoder\. Found: blocks 3-4: can train .* 17,216 parameters",
+    ),
+    2: (
+        0.0172,
+        0.9714,
+        r"^Step 62: the LR of 'group 0' is 9\.99e-05, promised was 0\.0001 \(0\.999 times\)",
+    ),
+    3: (
+        0.998001,
+        0.999,
+        r"^Step 6: the LR of 'group 0' is 9\.98001e-05, promised was 9\.99e-05 \(0\.999 times\)",
+    ),
+    4: (
+        78,
+        0,
+        (
+            r"^Promised to train: only decoder\. Found: final norm: can train \(requires_grad is "
+            r"on\), "
+        ),
+    ),
+    5: (
+        1.0,
+        0.0,
+        (
+            r"Found: embeddings, blocks 1-4, final norm: in the optimizer, but should be frozen, "
+            r"53,728 parameters\. "
+        ),
+    ),
+    6: (
+        1,
+        15,
+        r"^Step 62: the LR of 'group 0' is 0\.0002, promised was 0\.000197816 \(1\.011 times\)",
+    ),
+    7: (
+        4,
+        0,
+        (
+            r"^Promised to train: only decoder\. Found: blocks 1-4: can train \(requires_grad is "
+            r"on\), 34,432 parameters\. "
+        ),
+    ),
     8: (pytest.approx(0.2, abs=0.18), 0.0, r"^logged 0\.\d{3}, but scored again 0\.\d{3}$"),
     9: (0.202, 0.472, r"^the same pixels score 0\.202 in 7 batches and 0\.472 in 1$"),
-    10: (79, 1, r"^Step 62: the LR of 'group 0' is 0\.000150025, promised was 0\.000199978 \(0\.7502 times\)"),
+    10: (
+        79,
+        1,
+        (
+            r"^Step 62: the LR of 'group 0' is 0\.000150025, promised was 0\.000199978 \(0\.7502 "
+            r"times\)"
+        ),
+    ),
     11: (
         pytest.approx(0.13, abs=0.1),
         0.0,
@@ -44,7 +90,11 @@ PROMISES = {
     14: (
         0.237,
         0.933,
-        r"^With these class weights label_smoothing=0\.1 asks .* P\(background\) = 0\.24 where it is background\.",
+        (
+            r"^With these class weights label_smoothing=0\.1 asks .* P\(background\) = 0\.24 "
+            r"where it "
+            r"is background\."
+        ),
     ),
 }
 
@@ -54,10 +104,16 @@ MENDED = {
     2: ("if number > 60:", "if number == 200:"),
     3: ("(TrainEpoch(), ValidEpoch())", "(TrainEpoch(),)"),
     4: ("some = any(", "some = all("),
-    5: ("AdamW(model.parameters(), lr=1e-3)", "AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)"),
+    5: (
+        "AdamW(model.parameters(), lr=1e-3)",
+        "AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)",
+    ),
     6: ("if seen > 60:", "if len(used) > 60:"),
     7: ("layer[-n:]", "layer[4 - n :]"),
-    8: ("= last, model.state_dict()", "= last, {name: t.clone() for name, t in model.state_dict().items()}"),
+    8: (
+        "= last, model.state_dict()",
+        "= last, {name: t.clone() for name, t in model.state_dict().items()}",
+    ),
     9: ("sum(each) / len(each)", "batch_iou(*map(torch.cat, zip(*epoch, strict=True)))"),
     10: ("T_0=3, eta_min=1e-7)", "T_0=3 * 50, eta_min=1e-7)"),
     11: ("model.train()  #", "model.head.train()  #"),
@@ -93,7 +149,9 @@ def all_rooms() -> Names:
     names: Names = {}
     for title in TITLES:
         names |= alone(title)
-    return names | {"found": {n: result for title in TITLES for n, result in alone(title)["found"].items()}}
+    return names | {
+        "found": {n: result for title in TITLES for n, result in alone(title)["found"].items()}
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +193,9 @@ def test_with_its_fault_mended_a_room_shows_nothing_and_nobody_complains(title):
 def test_visiting_the_rooms_leaves_the_set_up_as_it_was():
     names = alone(TITLES[0])
     for title in TITLES:
-        assert torch.equal(names["flat"](alone(title)["pristine"]), names["flat"](_set_up()["pristine"]))
+        assert torch.equal(
+            names["flat"](alone(title)["pristine"]), names["flat"](_set_up()["pristine"])
+        )
 
 
 def test_the_last_cell_holds_when_every_room_was_visited():
@@ -170,7 +230,9 @@ def exponential_per_batch(patch: pytest.MonkeyPatch) -> None:
 
 
 def burn_in_anew_each_epoch(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(schedule.CosineRestartsSchedule, "after_epoch", lambda clock: setattr(clock, "seen", 0))
+    patch.setattr(
+        schedule.CosineRestartsSchedule, "after_epoch", lambda clock: setattr(clock, "seen", 0)
+    )
 
 
 def optimizer_of_everything(patch: pytest.MonkeyPatch) -> None:
@@ -193,8 +255,12 @@ def mean_over_batches(patch: pytest.MonkeyPatch) -> None:
         keys, model = [(name, "0") for name in data.splits[split]], model.eval()
         batches = data.batches(keys, recipe.batch_size)
         with torch.no_grad():
-            each = [scores(confusion(model(b.images).argmax(1), b.masks, 3), data.mode) for b in batches]
-        per_class = [sum(score["per_class_iou"][c] or 0.0 for score in each) / len(each) for c in range(3)]
+            each = [
+                scores(confusion(model(b.images).argmax(1), b.masks, 3), data.mode) for b in batches
+            ]
+        per_class = [
+            sum(score["per_class_iou"][c] or 0.0 for score in each) / len(each) for c in range(3)
+        ]
         return each[0] | {"per_class_iou": per_class, "iou": sum(per_class) / 3}
 
     patch.setattr(loop, "evaluate", evaluate)
@@ -202,21 +268,30 @@ def mean_over_batches(patch: pytest.MonkeyPatch) -> None:
 
 def epochs_taken_for_batches(patch: pytest.MonkeyPatch) -> None:
     build = schedule.CosineRestartsSchedule.__init__
-    patch.setattr(schedule.CosineRestartsSchedule, "__init__", lambda clock, o, cfg, _: build(clock, o, cfg, 1))
+    patch.setattr(
+        schedule.CosineRestartsSchedule,
+        "__init__",
+        lambda clock, o, cfg, _: build(clock, o, cfg, 1),
+    )
 
 
 def frozen_that_wakes(patch: pytest.MonkeyPatch) -> None:
     prefix = Segmenter.prefix
 
     def noisy(model: Segmenter, x: torch.Tensor) -> dict[int, torch.Tensor]:
-        return {level: tokens + model.training * torch.rand_like(tokens) for level, tokens in prefix(model, x).items()}
+        return {
+            level: tokens + model.training * torch.rand_like(tokens)
+            for level, tokens in prefix(model, x).items()
+        }
 
     patch.setattr(Segmenter, "prefix", noisy)
 
 
 def blue_first(patch: pytest.MonkeyPatch) -> None:
     read = images.to_rgb
-    patch.setattr(images, "to_rgb", lambda image: Image.fromarray(np.asarray(read(image))[..., ::-1].copy()))
+    patch.setattr(
+        images, "to_rgb", lambda image: Image.fromarray(np.asarray(read(image))[..., ::-1].copy())
+    )
 
 
 def rest_of_a_patch_is_lost(patch: pytest.MonkeyPatch) -> None:
@@ -253,7 +328,8 @@ BREAKS = {
 
 
 @pytest.mark.parametrize(
-    ("broken", "room"), [pytest.param(b, n, id=f"{b.__name__}-{n}") for b, rooms in BREAKS.items() for n in rooms]
+    ("broken", "room"),
+    [pytest.param(b, n, id=f"{b.__name__}-{n}") for b, rooms in BREAKS.items() for n in rooms],
 )
 def test_a_broken_library_makes_the_last_cell_fail(broken, room, monkeypatch):
     whole = all_rooms()
@@ -264,6 +340,10 @@ def test_a_broken_library_makes_the_last_cell_fail(broken, room, monkeypatch):
 
 
 def test_a_schedule_stepped_twice_an_epoch_does_not_get_through_room_3(monkeypatch):
-    monkeypatch.setattr(schedule.PerEpoch, "after_epoch", lambda clock: (clock.step(), clock.step()))
-    with pytest.raises(LRBreach, match=r"^Step 7: the LR of 'decoder' is 9\.98001e-05, promised was 9\.99e-05"):
+    monkeypatch.setattr(
+        schedule.PerEpoch, "after_epoch", lambda clock: (clock.step(), clock.step())
+    )
+    with pytest.raises(
+        LRBreach, match=r"^Step 7: the LR of 'decoder' is 9\.98001e-05, promised was 9\.99e-05"
+    ):
         again(TITLES[2])

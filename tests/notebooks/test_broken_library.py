@@ -71,6 +71,8 @@ def test_a_training_does_not_even_begin(notebook, monkeypatch):
 
 def test_no_trial_of_an_ablation_ends(monkeypatch, capsys):
     sliced_from_minus_n(monkeypatch)
-    with pytest.raises(KeyError, match="control1-seed0"):  # the lesson reads the result of a trial that has none
+    with pytest.raises(
+        KeyError, match="control1-seed0"
+    ):  # the lesson reads the result of a trial that has none
         visit(cells_of("07_ablation"), {})
     assert capsys.readouterr().out.count(f"FreezeBreach: {BREACH}") == 12

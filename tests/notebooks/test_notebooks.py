@@ -9,8 +9,17 @@ import pytest
 from vitseg.ui.headless import execute
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
-TRAIN_FOR_LONG = {"00_start_here", "03_the_decoder", "05_progressive_training", "07_ablation", "08_reading_a_result"}
-CASES = [pytest.param(p, id=p.stem, marks=pytest.mark.slow if p.stem in TRAIN_FOR_LONG else ()) for p in NOTEBOOKS]
+TRAIN_FOR_LONG = {
+    "00_start_here",
+    "03_the_decoder",
+    "05_progressive_training",
+    "07_ablation",
+    "08_reading_a_result",
+}
+CASES = [
+    pytest.param(p, id=p.stem, marks=pytest.mark.slow if p.stem in TRAIN_FOR_LONG else ())
+    for p in NOTEBOOKS
+]
 
 
 @pytest.mark.notebook
@@ -20,5 +29,11 @@ def test_notebook_runs_and_its_claims_hold(path, tmp_path, monkeypatch):
     monkeypatch.setenv("VITSEG_RUNS", str(tmp_path))
     monkeypatch.delenv("VITSEG_DATA", raising=False)
     notebook = execute(path)
-    errors = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
+    errors = [
+        o
+        for c in notebook.cells
+        if c.cell_type == "code"
+        for o in c.outputs
+        if o.output_type == "error"
+    ]
     assert errors == []

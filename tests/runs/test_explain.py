@@ -1,4 +1,6 @@
-"""A run told in words: every number in it is that of the events, also where they are not what was promised."""
+"""A run told in words: every number in it is that of the events, also where they are not what was
+promised.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,10 @@ def test_an_optimizer_that_held_something_else_than_promised_is_told(run):
     def other(event):
         if not isinstance(event, StageStarted) or event.stage > 1:
             return event
-        parts = [p | {"in_optimizer": p["parameters"] * (p["name"] in {"block 4", "decoder"})} for p in event.parts]
+        parts = [
+            p | {"in_optimizer": p["parameters"] * (p["name"] in {"block 4", "decoder"})}
+            for p in event.parts
+        ]
         return dataclasses.replace(event, parts=parts)
 
     told = explain_events(map(other, vitseg.replay(run))).split("\n\n")[1]
@@ -63,9 +68,9 @@ def test_a_run_that_was_cut_off_and_one_that_failed_say_so(run):
     assert explain_events(islice(events, 6)).endswith("It has not ended.")
     from vitseg.runs.folder import Failure
 
-    assert explain_events(islice(events, 6), Failure("LRBreach", "Step 3 was taken at 2.")).endswith(
-        "It ended with LRBreach: Step 3 was taken at 2."
-    )
+    assert explain_events(
+        islice(events, 6), Failure("LRBreach", "Step 3 was taken at 2.")
+    ).endswith("It ended with LRBreach: Step 3 was taken at 2.")
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):

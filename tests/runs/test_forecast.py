@@ -18,20 +18,37 @@ def recipe(tiny_recipe, tmp_path, monkeypatch):
     return tiny_recipe
 
 
-COST = Cost(read=1, loading=0.25, encoder=40, decoder=4, decoder_training=10, block_training=20,
-            memory=StepMemory(Kept(0), Kept(0)), level_bytes=1000, known={})  # fmt: skip
-"""A block costs 10; 10 images to train on, 2 to validate; views "0" and "1"; skips at levels 1, 2, 3, 4."""
+COST = Cost(
+    read=1,
+    loading=0.25,
+    encoder=40,
+    decoder=4,
+    decoder_training=10,
+    block_training=20,
+    memory=StepMemory(Kept(0), Kept(0)),
+    level_bytes=1000,
+    known={},
+)
+"""A block costs 10; 10 images to train on, 2 to validate; views "0" and "1"; skips at levels 1, 2,
+3, 4.
+"""
 
 
 def test_the_arithmetic_of_a_cold_cache(recipe):
     one, two, three = forecast(recipe, COST, prepare(recipe))
     whole, validation = 1 + 40, 2
-    assert one.seconds == 2 * 10 * (whole + 10) + validation * (whole + 4) + 2 * validation * (0.25 + 4)
+    assert one.seconds == 2 * 10 * (whole + 10) + validation * (whole + 4) + 2 * validation * (
+        0.25 + 4
+    )
     assert two.seconds == 2 * 10 * (0.25 + 10 + (20 + 10)) + 3 * validation * (0.25 + 4 + 10)
     assert three.seconds == 10 * (0.25 + 10 + 2 * (20 + 10)) + 2 * validation * (0.25 + 4 + 20)
-    assert one.kept == (2 * 10 + 2) * 4 * 1000 and two.kept == three.kept == 0  # levels 3 and 2 are skips
+    assert (
+        one.kept == (2 * 10 + 2) * 4 * 1000 and two.kept == three.kept == 0
+    )  # levels 3 and 2 are skips
     assert (one.bound, two.bound) == ("the decoder", "the blocks that train")
-    assert one.gain == (1 + 40 + 10) / (0.25 + 10) and two.gain == (1 + 30 + 10 + 30) / (0.25 + 10 + 30)
+    assert one.gain == (1 + 40 + 10) / (0.25 + 10) and two.gain == (1 + 30 + 10 + 30) / (
+        0.25 + 10 + 30
+    )
 
 
 def test_a_level_that_is_no_skip_is_climbed_to_once(recipe):
@@ -46,7 +63,9 @@ def test_a_level_that_is_no_skip_is_climbed_to_once(recipe):
 
 def test_without_a_cache_every_epoch_computes(recipe):
     one, two, _ = forecast(recipe.replace({"cache": False}), COST, prepare(recipe))
-    assert one.seconds == 2 * 10 * (41 + 10) + 3 * 2 * (41 + 4) and one.kept == 0 and one.gain == 1.0
+    assert (
+        one.seconds == 2 * 10 * (41 + 10) + 3 * 2 * (41 + 4) and one.kept == 0 and one.gain == 1.0
+    )
     assert two.seconds == 2 * 10 * (1 + 30 + 10 + 30) + 3 * 2 * (1 + 30 + 4 + 10)
 
 
@@ -67,6 +86,12 @@ def test_what_is_kept_already_is_known(recipe, tmp_path):
 
 def test_stages_that_are_inherited_take_no_time(recipe):
     whole, one, two, three = (forecast(recipe, COST, prepare(recipe), n) for n in (0, 1, 2, 3))
-    assert [f.inherited for f in two] == [True, True, False] and two[0].seconds == two[1].seconds == two[0].kept == 0
-    assert one[1].kept == (2 * 10 + 2) * 3 * 1000 and one[1].seconds > whole[1].seconds, "stage 2 has to fill the cache itself"
-    assert sum(f.seconds for f in three) == 0 and [f.steps for f in three] == [f.steps for f in whole]
+    assert [f.inherited for f in two] == [True, True, False] and two[0].seconds == two[
+        1
+    ].seconds == two[0].kept == 0
+    assert one[1].kept == (2 * 10 + 2) * 3 * 1000 and one[1].seconds > whole[1].seconds, (
+        "stage 2 has to fill the cache itself"
+    )
+    assert sum(f.seconds for f in three) == 0 and [f.steps for f in three] == [
+        f.steps for f in whole
+    ]

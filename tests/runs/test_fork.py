@@ -1,4 +1,6 @@
-"""A fork inherits finished stages and trains the later ones; what it inherits is what it would have trained."""
+"""A fork inherits finished stages and trains the later ones; what it inherits is what it would have
+trained.
+"""
 
 from __future__ import annotations
 
@@ -36,20 +38,35 @@ def parent(tiny_recipe, tmp_path):
 def test_a_fork_without_a_change_gives_the_parent_s_bits(stage, parent, tiny_recipe, tmp_path):
     events = list(fork(parent, stage, tiny_recipe, tmp_path / "child"))
     assert lines(tmp_path / "child") == lines(parent)
-    assert next(e for e in events if isinstance(e, RunStarted)).parent == {"run": "parent", "stage": stage}
-    for file in ("best/decoder.safetensors", "best/encoder/model.safetensors", "stages/3/last.safetensors"):
+    assert next(e for e in events if isinstance(e, RunStarted)).parent == {
+        "run": "parent",
+        "stage": stage,
+    }
+    for file in (
+        "best/decoder.safetensors",
+        "best/encoder/model.safetensors",
+        "stages/3/last.safetensors",
+    ):
         assert (tmp_path / "child" / file).read_bytes() == (parent / file).read_bytes()
     seconds = [row["seconds"] for row in vitseg.RunFolder(tmp_path / "child").summary["stages"]]
     assert [s is None for s in seconds] == [n <= stage for n in (1, 2, 3)]
 
 
-def test_a_fork_with_another_depth_keeps_stage_1_and_trains_the_rest_anew(parent, tiny_recipe, tmp_path):
+def test_a_fork_with_another_depth_keeps_stage_1_and_trains_the_rest_anew(
+    parent, tiny_recipe, tmp_path
+):
     changed = tiny_recipe.replace({"stages.1.unfrozen_blocks": 3, "name": "deeper"})
     list(fork(parent, 1, changed, tmp_path / "child"))
     ours, theirs = lines(tmp_path / "child"), lines(parent)
-    second = next(i for i, line in enumerate(ours) if line["event"] == "StageStarted" and line["stage"] == 2)
+    second = next(
+        i for i, line in enumerate(ours) if line["event"] == "StageStarted" and line["stage"] == 2
+    )
     assert ours[:second] == theirs[:second]
-    assert [line["unfrozen_blocks"] for line in ours if line["event"] == "StageStarted"] == [0, 3, 2]
+    assert [line["unfrozen_blocks"] for line in ours if line["event"] == "StageStarted"] == [
+        0,
+        3,
+        2,
+    ]
     assert ours[second + 1 :] != theirs[second + 1 :]
 
 
@@ -73,12 +90,18 @@ def test_a_fork_that_was_cut_off_goes_on_to_the_same_bits(wanted, parent, tiny_r
     stream.close()
     list(resume(cut))
     assert (cut / "events.jsonl").read_bytes() == (whole / "events.jsonl").read_bytes()
-    assert (cut / "best/encoder/model.safetensors").read_bytes() == (whole / "best/encoder/model.safetensors").read_bytes()
+    assert (cut / "best/encoder/model.safetensors").read_bytes() == (
+        whole / "best/encoder/model.safetensors"
+    ).read_bytes()
 
 
 def tree(folder):
     """Every file by its content, but for the clock's and the lock."""
-    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in {"timings.jsonl", "summary.json", ".lock"})
+    files = (
+        p
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name not in {"timings.jsonl", "summary.json", ".lock"}
+    )
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 
@@ -87,7 +110,9 @@ MOMENTS = ("nothing copied", "half copied", "half recorded", "all recorded")
 
 @pytest.fixture
 def photos(parent, tiny_recipe, tmp_path, monkeypatch):
-    """Copies of a fork's folder, `whole` when it has ended, taken while it inherits: what a kill -9 would have left."""
+    """Copies of a fork's folder, `whole` when it has ended, taken while it inherits: what a kill -9
+    would have left.
+    """
     whole, record, write_json = tmp_path / "whole", RunFolder.record, runs.write_json
 
     def photograph(moment):
@@ -111,7 +136,9 @@ def photos(parent, tiny_recipe, tmp_path, monkeypatch):
             photograph("all recorded")
         write_json(path, value)
 
-    monkeypatch.setattr(inherit, "shutil", SimpleNamespace(copytree=copying, ignore_patterns=shutil.ignore_patterns))
+    monkeypatch.setattr(
+        inherit, "shutil", SimpleNamespace(copytree=copying, ignore_patterns=shutil.ignore_patterns)
+    )
     monkeypatch.setattr(RunFolder, "record", recording)
     monkeypatch.setattr(runs, "write_json", writing)
     list(fork(parent, 1, tiny_recipe, whole))
@@ -124,13 +151,18 @@ def test_a_fork_killed_while_it_inherits_goes_on_to_the_same_bits(moment, photos
     cut, whole = photos / moment, photos / "whole"
     assert runs.kept_events(cut) == []
     events = list(resume(cut))
-    assert next(e for e in events if isinstance(e, RunStarted)).parent == {"run": "parent", "stage": 1}
+    assert next(e for e in events if isinstance(e, RunStarted)).parent == {
+        "run": "parent",
+        "stage": 1,
+    }
     assert tree(cut) == tree(whole)
 
 
 def test_a_fork_killed_while_it_inherits_says_so_when_its_parent_is_gone(photos):
     (photos / "parent").rename(photos / "elsewhere")
-    with pytest.raises(RunError, match=r"half copied: was cut off while it inherited from .*parent, which is gone"):
+    with pytest.raises(
+        RunError, match=r"half copied: was cut off while it inherited from .*parent, which is gone"
+    ):
         next(resume(photos / "half copied"))
 
 
@@ -148,7 +180,9 @@ def test_a_new_run_in_the_folder_of_a_fork_that_never_began_is_no_fork(photos, t
         ({"data.views": 3}, "data.views: 3, the parent has 2."),
     ],
 )
-def test_a_fork_refuses_what_its_inherited_stages_were_not_trained_with(changes, named, parent, tiny_recipe, tmp_path):
+def test_a_fork_refuses_what_its_inherited_stages_were_not_trained_with(
+    changes, named, parent, tiny_recipe, tmp_path
+):
     with pytest.raises(RunError, match="stage 1 was trained otherwise") as refused:
         list(fork(parent, 1, tiny_recipe.replace(changes), tmp_path / "child"))
     assert named in str(refused.value)
@@ -171,9 +205,20 @@ def test_a_fork_on_another_machine_or_encoder_is_refused(parent, tiny_recipe, tm
     shutil.copytree(encoders["dinov2"], other)
     list(train(tiny_recipe.replace({"model.encoder": str(other)}), tmp_path / "first"))
     weights = load_file(other / "model.safetensors")
-    save_file({k: v + 0.01 for k, v in weights.items()}, other / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {k: v + 0.01 for k, v in weights.items()},
+        other / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     with pytest.raises(RunError, match="encoder"):
-        list(fork(tmp_path / "first", 1, tiny_recipe.replace({"model.encoder": str(other)}), tmp_path / "child"))
+        list(
+            fork(
+                tmp_path / "first",
+                1,
+                tiny_recipe.replace({"model.encoder": str(other)}),
+                tmp_path / "child",
+            )
+        )
     assert not (tmp_path / "child").exists()
 
 
@@ -189,7 +234,9 @@ def test_a_run_has_one_trainer_at_a_time(tiny_recipe, tmp_path):
     assert not vitseg.RunFolder(tmp_path / "run").is_held()
     list(resume(tmp_path / "run"))
     list(train(tiny_recipe, tmp_path / "plain"))
-    assert (tmp_path / "run" / "events.jsonl").read_bytes() == (tmp_path / "plain" / "events.jsonl").read_bytes()
+    assert (tmp_path / "run" / "events.jsonl").read_bytes() == (
+        tmp_path / "plain" / "events.jsonl"
+    ).read_bytes()
 
 
 # ---------------------------------------------------------------------- within a stage
@@ -201,7 +248,9 @@ def stop_after(step, recipe, folder):
 
 
 @pytest.mark.parametrize("step", [3, 12, 17])
-def test_a_fork_from_within_a_stage_gives_the_bits_of_a_run_trained_so_from_the_start(step, tiny_recipe, tmp_path):
+def test_a_fork_from_within_a_stage_gives_the_bits_of_a_run_trained_so_from_the_start(
+    step, tiny_recipe, tmp_path
+):
     other = tiny_recipe.replace({"stages.2.lr": 3e-5, "stages.2.name": "Otherwise"})
     stop_after(step, tiny_recipe, tmp_path / "parent")
     list(train(other, tmp_path / "whole", reuse=False))
@@ -213,13 +262,24 @@ def test_a_fork_from_within_a_stage_gives_the_bits_of_a_run_trained_so_from_the_
     whole, found = soak.content(tmp_path / "whole"), soak.content(tmp_path / "fork")
     assert found["events.jsonl"].split(b"\n", 1)[1] == whole["events.jsonl"].split(b"\n", 1)[1]
     differ = {Path(n).name for n in whole.keys() | found.keys() if whole.get(n) != found.get(n)}
-    assert differ <= {"events.jsonl", "state.json", "manifest.json"}, "which hold the parent's name, or places in the log"
+    assert differ <= {"events.jsonl", "state.json", "manifest.json"}, (
+        "which hold the parent's name, or places in the log"
+    )
 
 
-def test_a_fork_from_within_a_stage_refuses_what_that_stage_was_not_trained_with(tiny_recipe, tmp_path):
+def test_a_fork_from_within_a_stage_refuses_what_that_stage_was_not_trained_with(
+    tiny_recipe, tmp_path
+):
     stop_after(12, tiny_recipe, tmp_path / "parent")
     with pytest.raises(RunError, match=r"stages\.1\.lr: 5e-05, the parent has 0\.0003"):
-        next(fork(tmp_path / "parent", None, tiny_recipe.replace({"stages.1.lr": 5e-5}), tmp_path / "fork"))
+        next(
+            fork(
+                tmp_path / "parent",
+                None,
+                tiny_recipe.replace({"stages.1.lr": 5e-5}),
+                tmp_path / "fork",
+            )
+        )
     assert not (tmp_path / "fork").exists()
 
 

@@ -1,4 +1,6 @@
-"""What a step will keep is worked out from shapes: held against what autograd really saves, and what is really alive."""
+"""What a step will keep is worked out from shapes: held against what autograd really saves, and
+what is really alive.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,10 @@ class Alive(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor) and (key := (storage := tensor.untyped_storage())._cdata) not in self._known:
+            if (
+                isinstance(tensor, torch.Tensor)
+                and (key := (storage := tensor.untyped_storage())._cdata) not in self._known
+            ):
                 self._known.add(key)
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self._gone, key, storage.nbytes())
@@ -46,7 +51,12 @@ class Alive(TorchDispatchMode):
 
 @pytest.fixture(params=["lean", "unet"])
 def model(request, tiny_recipe):
-    return build_segmenter(tiny_recipe.model.model_copy(update={"decoder": request.param}), ("a", "b", "c"), (70, 98), 0)
+    return build_segmenter(
+        tiny_recipe.model.model_copy(update={"decoder": request.param}),
+        ("a", "b", "c"),
+        (70, 98),
+        0,
+    )
 
 
 @pytest.fixture
@@ -65,7 +75,11 @@ def kept(model, loss, context, *, recompute=False, dtype=None, images=IMAGES):
 def test_from_shapes_it_is_what_autograd_saves(model, loss, recompute, dtype):
     planned = kept(model, loss, shapes_only(), recompute=recompute, dtype=dtype)
     really = kept(model, loss, contextlib.nullcontext(), recompute=recompute, dtype=dtype)
-    for ours, theirs in ((planned.decoder, really.decoder), (planned.at(4), really.at(4)), (planned.again, really.again)):
+    for ours, theirs in (
+        (planned.decoder, really.decoder),
+        (planned.at(4), really.at(4)),
+        (planned.again, really.again),
+    ):
         assert ours == pytest.approx(theirs, rel=0.001)  # in mixed precision all but a few bytes
 
 
@@ -73,7 +87,10 @@ def test_from_shapes_it_is_what_autograd_saves(model, loss, recompute, dtype):
 @pytest.mark.parametrize("unfrozen", [0, 1, 3])
 def test_with_gradients_it_is_about_the_most_that_is_alive(model, loss, recompute, unfrozen):
     planned = kept(model, loss, shapes_only(), recompute=recompute).at(unfrozen)
-    images, masks = torch.zeros(IMAGES, 3, 70, 98, dtype=torch.uint8), torch.zeros(IMAGES, 70, 98, dtype=torch.int64)
+    images, masks = (
+        torch.zeros(IMAGES, 3, 70, 98, dtype=torch.uint8),
+        torch.zeros(IMAGES, 70, 98, dtype=torch.int64),
+    )
     set_freeze_depth(model.train(), unfrozen)
     model.encoder.recompute = recompute
     levels = model.prefix(images)
@@ -87,12 +104,18 @@ def test_it_grows_with_the_images_and_less_with_recomputation(model, loss):
     one, two, four = (kept(model, loss, shapes_only(), images=n) for n in (1, 2, 4))
     assert four.at(2) - two.at(2) == pytest.approx(2 * (two.at(2) - one.at(2)), rel=0.01)
     again = kept(model, loss, shapes_only(), recompute=True, images=4)
-    assert again.decoder == four.decoder and again.block < 0.2 * four.block and again.again == four.block
+    assert (
+        again.decoder == four.decoder
+        and again.block < 0.2 * four.block
+        and again.again == four.block
+    )
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_two_and_four_images_tell_what_any_number_needs(model, loss, recompute):
-    line = StepMemory(*(kept(model, loss, shapes_only(), recompute=recompute, images=n) for n in (2, 4)))
+    line = StepMemory(
+        *(kept(model, loss, shapes_only(), recompute=recompute, images=n) for n in (2, 4))
+    )
     for images in (1, 3, 16):
         there = kept(model, loss, shapes_only(), recompute=recompute, images=images)
         for unfrozen in (0, 1, 4):
@@ -105,5 +128,9 @@ def test_a_model_of_shapes_alone_takes_no_memory(model, loss, tiny_recipe):
         vit = AutoModel.from_config(model.encoder.vit.config)
     with (mode := shapes_only()):
         encoder = Encoder(vit.to_empty(device="cpu"))
-    shapes = Segmenter(encoder, build_decoder(model.shape.decoder, encoder.width, 3, model.shape.dropout, 0), model.shape)
+    shapes = Segmenter(
+        encoder,
+        build_decoder(model.shape.decoder, encoder.width, 3, model.shape.dropout, 0),
+        model.shape,
+    )
     assert kept(shapes, loss, mode) == real

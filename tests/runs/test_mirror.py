@@ -26,14 +26,22 @@ def test_every_point_of_a_run_is_there_at_its_step(tiny_recipe, tmp_path):
     assert found == curves(tmp_path / "past")
     steps = [e for e in logged if isinstance(e, BatchEnded)]
     assert found["loss/train"] == [(e.step, pytest.approx(e.loss, rel=1e-6)) for e in steps]
-    assert found["LR/decoder"] == [(e.step, pytest.approx(e.lr["decoder"], rel=1e-6)) for e in steps]
+    assert found["LR/decoder"] == [
+        (e.step, pytest.approx(e.lr["decoder"], rel=1e-6)) for e in steps
+    ]
     epochs = [e for e in logged if isinstance(e, EpochEnded)]
     valid = [(e.step, pytest.approx(e.validation["iou"], rel=1e-6)) for e in epochs]
     assert all(point in found["IoU/valid"] for point in valid)
     assert found["IoU/train"] == [(e.step, pytest.approx(e.train["iou"], rel=1e-6)) for e in epochs]
     classes = next(e.classes for e in logged if isinstance(e, RunStarted))
-    present = {c for c, iou in zip(classes, epochs[-1].validation["per_class_iou"], strict=True) if iou is not None}
-    assert {tag for tag in found if tag.startswith("IoU by class/")} == {f"IoU by class/{c}" for c in present}
+    present = {
+        c
+        for c, iou in zip(classes, epochs[-1].validation["per_class_iou"], strict=True)
+        if iou is not None
+    }
+    assert {tag for tag in found if tag.startswith("IoU by class/")} == {
+        f"IoU by class/{c}" for c in present
+    }
     assert len(present) >= 2
 
 
@@ -46,7 +54,9 @@ def test_without_tensorboard_it_says_how_to_get_it(monkeypatch, tmp_path):
         return there(name, *more, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(VitsegError, match=r"tensorboard is not installed.*pip install 'vitseg\[tensorboard\]'"):
+    with pytest.raises(
+        VitsegError, match=r"tensorboard is not installed.*pip install 'vitseg\[tensorboard\]'"
+    ):
         next(vitseg.mirror([], tmp_path))
 
 

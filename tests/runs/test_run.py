@@ -49,11 +49,16 @@ def test_the_summary_holds_what_is_promised(tiny_recipe, tmp_path):
     assert summary["classes"] == ["background", "granulation", "slough"]
 
 
-def test_best_scored_by_scikit_learn_in_a_new_process_gives_the_summary_s_iou(tiny_recipe, tmp_path):
+def test_best_scored_by_scikit_learn_in_a_new_process_gives_the_summary_s_iou(
+    tiny_recipe, tmp_path
+):
     run = vitseg.RunFolder(tmp_path / "run")
     list(vitseg.train(tiny_recipe, run.path))
     script = "import sys, numpy, vitseg; m = vitseg.load(sys.argv[1]); d = vitseg.SegmentationData("
-    script += "vitseg.RunFolder(sys.argv[1]).recipe.data); numpy.savez(sys.argv[2], **{n: m.predict(d.load(n)[0]) for n in "
+    script += (
+        "vitseg.RunFolder(sys.argv[1]).recipe.data); numpy.savez(sys.argv[2], **{n: "
+        "m.predict(d.load(n)[0]) for n in "
+    )
     script += "d.splits['validation']})"
     out = tmp_path / "predicted.npz"
     subprocess.run([sys.executable, "-c", script, str(run.path), str(out)], check=True)
@@ -68,10 +73,16 @@ def test_best_scored_by_scikit_learn_in_a_new_process_gives_the_summary_s_iou(ti
 def test_a_batch_larger_than_the_training_set_is_among_the_notes(tiny_recipe, tmp_path):
     recipe = tiny_recipe.replace({"batch_size": 6, "accumulate": 2, "stages.1.epochs": 1})
     notes = [e.notes for e in vitseg.train(recipe, tmp_path / "run") if isinstance(e, StageStarted)]
-    said = "A batch of 12 is larger than the 10 training images: each epoch is one step over all of them."
+    said = (
+        "A batch of 12 is larger than the 10 training images: each epoch is one step over all "
+        "of them."
+    )
     assert all(said in of_stage for of_stage in notes)
     whole = tiny_recipe.replace({"batch_size": 5, "accumulate": 2})
-    assert not any("larger than" in n for n in next(e for e in vitseg.train(whole) if isinstance(e, StageStarted)).notes)
+    assert not any(
+        "larger than" in n
+        for n in next(e for e in vitseg.train(whole) if isinstance(e, StageStarted)).notes
+    )
 
 
 def test_a_later_stage_never_ends_below_where_it_began(tiny_recipe, tmp_path):
@@ -96,7 +107,11 @@ def test_a_stage_stops_early_when_its_own_best_is_old(tiny_recipe, tmp_path):
 
 def test_start_from_last_takes_the_last_weights_not_the_best(tiny_recipe, tmp_path):
     recipe = tiny_recipe.replace({"stages.0.lr": 0.5, "stages.1.start_from": "last"})
-    started = [e for e in vitseg.train(recipe, tmp_path / "run") if isinstance(e, StageStarted | EpochEnded)]
+    started = [
+        e
+        for e in vitseg.train(recipe, tmp_path / "run")
+        if isinstance(e, StageStarted | EpochEnded)
+    ]
     last_of_first, start_of_second = started[2], started[3]
     assert start_of_second.validation == last_of_first.validation
 
@@ -148,7 +163,9 @@ def test_a_run_cut_off_in_its_first_epoch_begins_again_in_the_same_folder(tiny_r
     next(e for e in events if isinstance(e, BatchEnded))
     events.close()
     list(vitseg.resume(tmp_path / "cut"))
-    assert (tmp_path / "cut" / "events.jsonl").read_bytes() == (tmp_path / "whole" / "events.jsonl").read_bytes()
+    assert (tmp_path / "cut" / "events.jsonl").read_bytes() == (
+        tmp_path / "whole" / "events.jsonl"
+    ).read_bytes()
 
 
 def test_a_run_is_not_resumed_on_other_images(tiny_recipe, tmp_path):
@@ -170,7 +187,11 @@ def test_an_evaluation_between_two_steps_changes_nothing(tiny_recipe, tmp_path):
         work.model.eval()
         if isinstance(event, BatchEnded):
             lines.append(event)
-    expected = [e for e in vitseg.replay(tmp_path / "reference") if isinstance(e, BatchEnded) and e.stage == 1]
+    expected = [
+        e
+        for e in vitseg.replay(tmp_path / "reference")
+        if isinstance(e, BatchEnded) and e.stage == 1
+    ]
     assert lines == expected
 
 
@@ -192,7 +213,10 @@ def test_a_test_split_is_scored_once_at_the_end(tiny_recipe, tmp_path):
             image, mask = data.load(name)
             image.save(root / split / "images" / f"{name}.png")
             vitseg.images.palette_image(mask).save(root / split / "masks" / f"{name}.png")
-    changes = {"data.source": {"kind": "folder", "path": str(root)}, "data.validation_fraction": 0.2}
+    changes = {
+        "data.source": {"kind": "folder", "path": str(root)},
+        "data.validation_fraction": 0.2,
+    }
     recipe = tiny_recipe.replace(changes)
     events = list(vitseg.train(recipe, tmp_path / "run"))
     assert [e.test is not None for e in events if isinstance(e, RunEnded)] == [True]
@@ -220,7 +244,11 @@ def test_names_from_outside_are_escaped_in_the_report(tiny_recipe, tmp_path):
 
 
 def _tree(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 @pytest.fixture
@@ -236,7 +264,9 @@ def breached(tiny_recipe, tmp_path):
 
 def test_what_a_detector_caught_is_kept_until_the_run_goes_on(breached):
     run, said = breached
-    assert run.failure() == folder.Failure("FreezeBreach", said, len(list(run.events())), ("block 1",))
+    assert run.failure() == folder.Failure(
+        "FreezeBreach", said, len(list(run.events())), ("block 1",)
+    )
     events = vitseg.resume(run.path)
     next(events)
     assert run.failure() is None
@@ -259,17 +289,28 @@ def test_a_failure_that_cannot_be_kept_does_not_hide_the_error(tiny_recipe, tmp_
 
 
 @pytest.mark.parametrize(("most_bytes", "named"), [(20_000, "checkpoints"), (10, "events.jsonl")])
-def test_a_full_disk_is_said_and_costs_no_more_than_the_epoch(tiny_recipe, tmp_path, most_bytes, named):
-    """The system itself refuses to let a file grow: Python ignores SIGXFSZ, and gets "File too large"."""
+def test_a_full_disk_is_said_and_costs_no_more_than_the_epoch(
+    tiny_recipe, tmp_path, most_bytes, named
+):
+    """The system itself refuses to let a file grow: Python ignores SIGXFSZ, and gets "File too
+    large".
+    """
     resource = pytest.importorskip("resource")
-    run, (soft, hard) = vitseg.RunFolder(tmp_path / "run"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    run, (soft, hard) = (
+        vitseg.RunFolder(tmp_path / "run"),
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+    )
     events = vitseg.train(tiny_recipe, run.path)
     next(e for e in events if isinstance(e, EpochEnded))
     saved = _tree(run.checkpoints)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
     try:
         with pytest.raises(
-            RunError, match=r"cannot be written \(.*File too large.*; (it needs [\d.]+ MB, )?[\d,]+ MB are free there\)"
+            RunError,
+            match=(
+                r"cannot be written \(.*File too large.*; (it needs [\d.]+ MB, )?[\d,]+ MB are "
+                r"free there\)"
+            ),
         ) as refused:
             list(events)
     finally:
@@ -285,8 +326,15 @@ def test_a_full_disk_is_said_and_costs_no_more_than_the_epoch(tiny_recipe, tmp_p
 
 
 def test_another_process_sees_that_a_folder_is_held_and_does_not_disturb(tmp_path):
-    asked = "import pathlib, sys; from vitseg.runs.durable import is_held; print(is_held(pathlib.Path(sys.argv[1])))"
-    ask = lambda: subprocess.check_output([sys.executable, "-c", asked, str(tmp_path)], text=True).strip()  # noqa: E731
+    asked = (
+        "import pathlib, sys; from vitseg.runs.durable import is_held; "
+        "print(is_held(pathlib.Path(sys.argv[1])))"
+    )
+
+    def ask() -> str:
+        command = [sys.executable, "-c", asked, str(tmp_path)]
+        return subprocess.check_output(command, text=True).strip()
+
     assert ask() == "False"
     assert list(tmp_path.iterdir()) == []
     with durable.held(tmp_path):
@@ -296,7 +344,9 @@ def test_another_process_sees_that_a_folder_is_held_and_does_not_disturb(tmp_pat
     assert not durable.is_held(tmp_path)
 
 
-def test_seconds_stand_still_while_the_consumer_does_something_else(tiny_recipe, tmp_path, monkeypatch):
+def test_seconds_stand_still_while_the_consumer_does_something_else(
+    tiny_recipe, tmp_path, monkeypatch
+):
     """By a clock on which a step takes 1 second, and the consumer 100 for every event."""
     now, train_step = [0.0], StageTraining._train_step
 
@@ -313,14 +363,26 @@ def test_seconds_stand_still_while_the_consumer_does_something_else(tiny_recipe,
     consume(islice(vitseg.train(tiny_recipe, tmp_path / "run"), 30))
     consume(vitseg.resume(tmp_path / "run"))
     summary = vitseg.RunFolder(tmp_path / "run").summary
-    assert [*(stage["seconds"] for stage in summary["stages"]), summary["seconds"]] == [10.0, 10.0, 5.0, 25.0]
+    assert [*(stage["seconds"] for stage in summary["stages"]), summary["seconds"]] == [
+        10.0,
+        10.0,
+        5.0,
+        25.0,
+    ]
     consume(runs.fork(tmp_path / "run", 2, tiny_recipe, tmp_path / "child"))
     summary = vitseg.RunFolder(tmp_path / "child").summary
-    assert [*(stage["seconds"] for stage in summary["stages"]), summary["seconds"]] == [None, None, 5.0, 5.0]
+    assert [*(stage["seconds"] for stage in summary["stages"]), summary["seconds"]] == [
+        None,
+        None,
+        5.0,
+        5.0,
+    ]
 
 
 def test_timings_are_kept_apart_from_events(tiny_recipe, tmp_path):
     run = vitseg.RunFolder(tmp_path / "run")
     list(vitseg.train(tiny_recipe, run.path))
     assert len(run.timings()) == len(list(run.events()))
-    assert not any("second" in json.loads(line) for line in run.events_file.read_text().splitlines())
+    assert not any(
+        "second" in json.loads(line) for line in run.events_file.read_text().splitlines()
+    )

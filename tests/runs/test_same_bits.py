@@ -21,7 +21,9 @@ def _bits(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def recipe(tiny_recipe):
     effects = (Elastic(), Hue(), CoarseDropout(), Clahe())
-    return tiny_recipe.replace({"model.dropout": 0.5, "data.views": 3, "data.effects": effects, "data.crop": Crop()})
+    return tiny_recipe.replace(
+        {"model.dropout": 0.5, "data.views": 3, "data.effects": effects, "data.crop": Crop()}
+    )
 
 
 @pytest.fixture
@@ -40,7 +42,9 @@ def test_another_seed_is_another_run(recipe, reference, tmp_path):
     assert _bits(tmp_path / "other") != reference
 
 
-def test_a_thread_that_draws_seeds_and_calls_the_snapshot_changes_nothing(recipe, reference, tmp_path):
+def test_a_thread_that_draws_seeds_and_calls_the_snapshot_changes_nothing(
+    recipe, reference, tmp_path
+):
     work = vitseg.runs.work.prepare(recipe)
     data, stop, busy = work.data, threading.Event(), threading.Event()
     snapshot = work.model.snapshot()

@@ -1,4 +1,6 @@
-"""The stage store: a stage that has been trained is not trained again, and what is taken from it is what training gives."""
+"""The stage store: a stage that has been trained is not trained again, and what is taken from it is
+what training gives.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The stage of every optimizer step that is really made."""
     made, real = [], StageTraining._train_step
-    monkeypatch.setattr(StageTraining, "_train_step", lambda self, p: (made.append(self.number), real(self, p))[1])
+    monkeypatch.setattr(
+        StageTraining, "_train_step", lambda self, p: (made.append(self.number), real(self, p))[1]
+    )
     return made
 
 
@@ -46,7 +50,9 @@ def lines(folder: Path) -> list[dict]:
 
 
 def weights(folder: Path) -> dict[str, bytes]:
-    files = [p for part in ("best", "stages") for p in sorted((folder / part).rglob("*.safetensors"))]
+    files = [
+        p for part in ("best", "stages") for p in sorted((folder / part).rglob("*.safetensors"))
+    ]
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 
@@ -57,7 +63,10 @@ def inherited(folder: Path) -> int:
 
 def test_class_weights_that_were_counted_are_said_of_an_inherited_stage_too(tiny_recipe, root):
     recipe = tiny_recipe.replace({"loss.class_weights": vitseg.ByFrequency(largest=9.0)})
-    notes = [[e.notes for e in train(recipe, root / name) if isinstance(e, StageStarted)] for name in ("first", "second")]
+    notes = [
+        [e.notes for e in train(recipe, root / name) if isinstance(e, StageStarted)]
+        for name in ("first", "second")
+    ]
     assert inherited(root / "second") == 3
     assert notes[0] == notes[1]
     assert all("Class weights: background 1, " in " ".join(said) for said in notes[0])
@@ -69,27 +78,45 @@ def test_a_run_that_has_been_trained_is_not_trained_again(tiny_recipe, root, ste
     steps.clear()
     list(train(tiny_recipe, root / "second"))
     assert steps == [] and inherited(root / "second") == 3
-    assert lines(root / "second") == lines(root / "first") and weights(root / "second") == weights(root / "first")
+    assert lines(root / "second") == lines(root / "first") and weights(root / "second") == weights(
+        root / "first"
+    )
     first, second = RunFolder(root / "first").summary, RunFolder(root / "second").summary
     assert [row.pop("seconds") for row in second["stages"]] == [None] * 3
-    assert [row.pop("seconds") for row in first["stages"]] and first.pop("seconds") and second.pop("seconds") is not None
+    assert (
+        [row.pop("seconds") for row in first["stages"]]
+        and first.pop("seconds")
+        and second.pop("seconds") is not None
+    )
     assert second == first
-    (third,) = [e for e in train(tiny_recipe, root / "third", reuse=False) if isinstance(e, RunStarted)]
-    assert third.parent is None and set(steps) == {1, 2, 3} and lines(root / "third") == lines(root / "first")
+    (third,) = [
+        e for e in train(tiny_recipe, root / "third", reuse=False) if isinstance(e, RunStarted)
+    ]
+    assert (
+        third.parent is None
+        and set(steps) == {1, 2, 3}
+        and lines(root / "third") == lines(root / "first")
+    )
 
 
 @pytest.mark.parametrize("which", ["best", "last"])
-def test_what_goes_on_from_a_stored_stage_is_what_it_would_have_been(which, tiny_recipe, root, tmp_path, steps):
+def test_what_goes_on_from_a_stored_stage_is_what_it_would_have_been(
+    which, tiny_recipe, root, tmp_path, steps
+):
     deeper = tiny_recipe.replace({"stages.1.unfrozen_blocks": 3, "stages.1.start_from": which})
     list(train(tiny_recipe, root / "first"))
     steps.clear()
     list(train(deeper, root / "second"))
     assert set(steps) == {2, 3} and inherited(root / "second") == 1
     list(train(deeper, tmp_path / "alone", reuse=False))
-    assert lines(root / "second") == lines(tmp_path / "alone") and weights(root / "second") == weights(tmp_path / "alone")
+    assert lines(root / "second") == lines(tmp_path / "alone") and weights(
+        root / "second"
+    ) == weights(tmp_path / "alone")
 
 
-def test_a_stage_that_was_inherited_is_found_again_when_the_first_run_is_gone(tiny_recipe, root, steps):
+def test_a_stage_that_was_inherited_is_found_again_when_the_first_run_is_gone(
+    tiny_recipe, root, steps
+):
     list(train(tiny_recipe, root / "first"))
     list(train(tiny_recipe, root / "second"))
     shutil.rmtree(root / "first")
@@ -98,9 +125,17 @@ def test_a_stage_that_was_inherited_is_found_again_when_the_first_run_is_gone(ti
     assert steps == [] and inherited(root / "third") == 3
 
 
-def test_what_changes_no_number_changes_no_key_and_is_told_in_the_run_s_own_words(tiny_recipe, root):
+def test_what_changes_no_number_changes_no_key_and_is_told_in_the_run_s_own_words(
+    tiny_recipe, root
+):
     list(train(tiny_recipe, root / "first"))
-    renamed = {"name": "other", "workers": 1, "cache": False, "stages.0.name": "Frost", "stages.2.name": "Deep"}
+    renamed = {
+        "name": "other",
+        "workers": 1,
+        "cache": False,
+        "stages.0.name": "Frost",
+        "stages.2.name": "Deep",
+    }
     list(train(tiny_recipe.replace(renamed), root / "second"))
     assert inherited(root / "second") == 3
     started = [e for e in RunFolder(root / "second").events() if isinstance(e, StageStarted)]
@@ -113,7 +148,10 @@ def test_what_changes_no_number_changes_no_key_and_is_told_in_the_run_s_own_word
     ("changes", "kept"),
     [
         ({"stages.2.lr": 2e-4}, 2),
-        ({"stages.2.schedule": Exponential(gamma=0.7)}, 2),  # the same LR in its one epoch, but another count of its steps
+        (
+            {"stages.2.schedule": Exponential(gamma=0.7)},
+            2,
+        ),  # the same LR in its one epoch, but another count of its steps
         ({"stages.2.unfrozen_blocks": 1, "stages.2.layer_decay": 1.0}, 2),
         ({"stages.1.drop_path": 0.1}, 1),
         ({"stages.1.epochs": 3}, 1),
@@ -138,7 +176,9 @@ def test_what_changes_no_number_changes_no_key_and_is_told_in_the_run_s_own_word
 )
 def test_what_changes_a_number_changes_the_key(changes, kept, trained_once, tiny_recipe):
     changed = tiny_recipe.replace(changes)
-    events = train(changed, trained_once.parent / f"other-{'-'.join(changes)}", reuse=trained_once.parent)
+    events = train(
+        changed, trained_once.parent / f"other-{'-'.join(changes)}", reuse=trained_once.parent
+    )
     assert (next(events).parent or {"stage": 0})["stage"] == kept
     events.close()
 
@@ -150,7 +190,9 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory, tiny_recipe) -> Path:
     return folder
 
 
-def test_versions_machine_weights_and_our_own_numerics_are_in_the_key(trained_once, tiny_recipe, monkeypatch):
+def test_versions_machine_weights_and_our_own_numerics_are_in_the_key(
+    trained_once, tiny_recipe, monkeypatch
+):
     def kept() -> int:
         events = train(tiny_recipe, trained_once.parent / "other", reuse=trained_once.parent)
         started = next(events)
@@ -169,18 +211,30 @@ def test_versions_machine_weights_and_our_own_numerics_are_in_the_key(trained_on
             assert kept() == 0, name
     work = vitseg.runs.work.prepare(tiny_recipe)
     work.model.encoder.vit.config.layer_norm_eps *= 2
-    (started,) = [e for _, e in zip(range(1), train(tiny_recipe, work=work, reuse=trained_once.parent), strict=False)]
+    (started,) = [
+        e
+        for _, e in zip(
+            range(1), train(tiny_recipe, work=work, reuse=trained_once.parent), strict=False
+        )
+    ]
     assert started.parent is None
     work = vitseg.runs.work.prepare(tiny_recipe)
     with torch.no_grad():
         work.model.encoder.blocks[2].mlp.fc1.weight[0, 0] += 1e-3
-    (started,) = [e for _, e in zip(range(1), train(tiny_recipe, work=work, reuse=trained_once.parent), strict=False)]
+    (started,) = [
+        e
+        for _, e in zip(
+            range(1), train(tiny_recipe, work=work, reuse=trained_once.parent), strict=False
+        )
+    ]
     assert started.parent is None
 
 
 def test_a_changed_image_is_another_training(tiny_recipe, tmp_path, root):
     folder = write_pairs(tmp_path / "data", {f"{i}": stripes(0, 1, 2) for i in range(6)})
-    recipe = tiny_recipe.replace({"data": Data(source=Folder(path=str(folder)), size=(28, 28)), "stages.0.epochs": 1})
+    recipe = tiny_recipe.replace(
+        {"data": Data(source=Folder(path=str(folder)), size=(28, 28)), "stages.0.epochs": 1}
+    )
     recipe = recipe.model_copy(update={"stages": recipe.stages[:1]})
     list(train(recipe, root / "first"))
     moved = shutil.copytree(folder, tmp_path / "moved")
@@ -188,7 +242,9 @@ def test_a_changed_image_is_another_training(tiny_recipe, tmp_path, root):
     assert inherited(root / "moved") == 1  # not where it lies: what is in it
     image = next((folder / "images").iterdir())
     content = bytearray(image.read_bytes())
-    shutil.copy(next(p for p in sorted((folder / "masks").iterdir())), image)  # another picture of the same size
+    shutil.copy(
+        next(p for p in sorted((folder / "masks").iterdir())), image
+    )  # another picture of the same size
     assert image.read_bytes() != content
     list(train(recipe, root / "second"))
     assert inherited(root / "second") == 0
@@ -214,20 +270,29 @@ def lose_the_log(stage: Path) -> None:
 def lose_the_end(stage: Path) -> None:
     log = stage.parents[1] / "events.jsonl"
     text = log.read_text().splitlines(keepends=True)
-    log.write_text("".join(line for line in text if not ('"StageEnded"' in line and '"stage":3' in line)))
+    log.write_text(
+        "".join(line for line in text if not ('"StageEnded"' in line and '"stage":3' in line))
+    )
 
 
 def test_names_of_classes_change_no_number_and_are_the_new_run_s_own(tiny_recipe, tmp_path, root):
     folder = write_pairs(tmp_path / "data", {f"{i}": stripes(0, 1, 2) for i in range(6)})
-    recipe = tiny_recipe.replace({"data": Data(source=Folder(path=str(folder)), size=(28, 28)), "stages.0.epochs": 1})
+    recipe = tiny_recipe.replace(
+        {"data": Data(source=Folder(path=str(folder)), size=(28, 28)), "stages.0.epochs": 1}
+    )
     list(train(recipe, root / "first"))
     (folder / "classes.json").write_text(json.dumps({"classes": ["skin", "slough", "rim"]}))
     list(train(recipe, root / "second"))
-    assert inherited(root / "second") == 3 and RunFolder(root / "second").summary["classes"] == ["skin", "slough", "rim"]
+    assert inherited(root / "second") == 3 and RunFolder(root / "second").summary["classes"] == [
+        "skin",
+        "slough",
+        "rim",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("harm", "kept"), [(damage, 2), (damage_the_first, 0), (spoil_a_key, 2), (lose_the_log, 0), (lose_the_end, 2)]
+    ("harm", "kept"),
+    [(damage, 2), (damage_the_first, 0), (spoil_a_key, 2), (lose_the_log, 0), (lose_the_end, 2)],
 )
 def test_a_stage_that_is_not_whole_is_not_taken(harm, kept, tiny_recipe, root, steps):
     list(train(tiny_recipe, root / "first"))
@@ -260,26 +325,38 @@ def cut_off(recipe, folder: Path, epoch: int) -> None:
     events.close()
 
 
-def test_a_run_that_goes_on_says_what_has_changed_and_goes_on_all_the_same_only_if_told_to(tiny_recipe, root, monkeypatch):
+def test_a_run_that_goes_on_says_what_has_changed_and_goes_on_all_the_same_only_if_told_to(
+    tiny_recipe, root, monkeypatch
+):
     cut_off(tiny_recipe, root / "run", 3)
     assert (root / "run" / "stages" / "1" / "key").exists()
     monkeypatch.setattr(environments, "version", lambda name: "9.9")
     now = environments._COMPUTE
     with pytest.raises(
-        RunError, match=r"what the run began with has changed\. versions: .*'torch': '9\.9'.*, was .*allow_inexact"
+        RunError,
+        match=(
+            r"what the run began with has changed\. versions: .*'torch': '9\.9'.*, was "
+            r".*allow_inexact"
+        ),
     ):
         list(resume(root / "run"))
     list(resume(root / "run", allow_inexact=True))
     kept = json.loads((root / "run" / "environment.json").read_text())
     assert len(kept["inexact"]) == 1 and set(kept["versions"]) == set(now) and "keys" not in kept
-    assert not (root / "run" / "stages" / "3" / "key").exists()  # nobody may take it for what its settings say
+    assert not (
+        root / "run" / "stages" / "3" / "key"
+    ).exists()  # nobody may take it for what its settings say
 
 
-def test_a_fork_of_a_stage_trained_with_other_versions_is_let_be_and_has_no_keys(tiny_recipe, root, monkeypatch):
+def test_a_fork_of_a_stage_trained_with_other_versions_is_let_be_and_has_no_keys(
+    tiny_recipe, root, monkeypatch
+):
     list(train(tiny_recipe, root / "parent"))
     monkeypatch.setattr(environments, "version", lambda name: "9.9")
     list(fork(root / "parent", 1, tiny_recipe, root / "child"))
-    assert not (root / "child" / "stages" / "2" / "key").exists()  # it is not what 9.9 alone would have made
+    assert not (
+        root / "child" / "stages" / "2" / "key"
+    ).exists()  # it is not what 9.9 alone would have made
     list(train(tiny_recipe, root / "other"))
     assert inherited(root / "other") == 0
 
@@ -293,7 +370,9 @@ def test_a_fork_refuses_other_images_of_the_same_names(tiny_recipe, tmp_path, ro
         list(fork(root / "parent", 1, recipe, root / "child"))
 
 
-def test_a_run_of_stored_stages_alone_ends_as_it_was_trained_also_with_half_features(tiny_recipe, root):
+def test_a_run_of_stored_stages_alone_ends_as_it_was_trained_also_with_half_features(
+    tiny_recipe, root
+):
     half = tiny_recipe.replace({"features": "half"})
     list(train(half, root / "first"))
     list(train(half, root / "second"))
@@ -302,12 +381,16 @@ def test_a_run_of_stored_stages_alone_ends_as_it_was_trained_also_with_half_feat
 
 def test_images_changed_while_it_trains_leave_the_stage_without_a_key(tiny_recipe, tmp_path, root):
     folder = write_pairs(tmp_path / "data", {f"{i}": stripes(0, 1, 2) for i in range(6)})
-    recipe = tiny_recipe.replace({"data": Data(source=Folder(path=str(folder)), size=(28, 28)), "stages.0.epochs": 1})
+    recipe = tiny_recipe.replace(
+        {"data": Data(source=Folder(path=str(folder)), size=(28, 28)), "stages.0.epochs": 1}
+    )
     events = train(recipe, root / "run")
     next(e for e in events if isinstance(e, BatchEnded))
     write_pairs(folder, {"0": stripes(0, 2, 1)})
     next(e for e in events if isinstance(e, StageStarted) and e.stage == 2)
-    write_pairs(folder, {"0": stripes(0, 1, 2)})  # put back: but stage 2 began where stage 1 had gone with the other
+    write_pairs(
+        folder, {"0": stripes(0, 1, 2)}
+    )  # put back: but stage 2 began where stage 1 had gone with the other
     list(events)
     assert [(root / "run" / "stages" / str(n) / "key").exists() for n in (1, 2, 3)] == [False] * 3
 

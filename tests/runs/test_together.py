@@ -1,4 +1,6 @@
-"""One run in two processes: the curve of one, the same folder, and nobody is left waiting when one of them ends."""
+"""One run in two processes: the curve of one, the same folder, and nobody is left waiting when one
+of them ends.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,26 @@ from vitseg.events import BatchEnded, EpochEnded, FeaturesUsed, RunEnded, RunSta
 from vitseg.runs import assemble
 from vitseg.runs.folder import RunFolder
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are found in /proc, or with ps")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="processes are found in /proc, or with ps"
+)
 
 
 LAUNCHED = {
-    "RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1",
-}  # fmt: skip
+    "RANK": "0",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "0",
+    "LOCAL_WORLD_SIZE": "4",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "1",
+}
 
 
 @pytest.fixture
 def recipe(tiny_recipe):
-    """Steps of three images: two for one process, one for the other. The last of an epoch has one alone."""
+    """Steps of three images: two for one process, one for the other. The last of an epoch has one
+    alone.
+    """
     return tiny_recipe.replace({"model.dropout": 0.3, "batch_size": 3})
 
 
@@ -41,27 +52,40 @@ def shared(recipe):
 
 def helpers() -> list[int]:
     """The processes that follow one of ours."""
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True
+    ).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
-    return [int(pid) for pid, parent, args in rows if "vitseg.runs.follow" in args and int(parent) == os.getpid()]
+    return [
+        int(pid)
+        for pid, parent, args in rows
+        if "vitseg.runs.follow" in args and int(parent) == os.getpid()
+    ]
 
 
 def test_two_processes_have_the_loss_curve_of_one(recipe, shared, tmp_path, capsys):
     alone = [e for e in vitseg.train(recipe, tmp_path / "alone", reuse=False) if not e.transient]
-    together = [e for e in vitseg.progress(vitseg.train(shared, tmp_path / "two")) if not e.transient]
+    together = [
+        e for e in vitseg.progress(vitseg.train(shared, tmp_path / "two")) if not e.transient
+    ]
     assert [type(e) for e in alone] == [type(e) for e in together]
     pairs = [pair for pair in zip(alone, together, strict=True) if isinstance(pair[0], BatchEnded)]
     assert len(pairs) == 20 and [one.lr for one, _ in pairs] == [two.lr for _, two in pairs]
     assert max(abs(one.loss - two.loss) for one, two in pairs) <= 1e-5
     for one, two in zip(alone, together, strict=True):
         if isinstance(one, EpochEnded):
-            assert two.validation | {"loss": 0.0} == one.validation | {"loss": 0.0}  # pixels are counted: no rounding
+            assert two.validation | {"loss": 0.0} == one.validation | {
+                "loss": 0.0
+            }  # pixels are counted: no rounding
             assert abs(two.validation["loss"] - one.validation["loss"]) <= 1e-5
     assert not helpers()
     environment = RunFolder(tmp_path / "two").environment()
     assert (environment["threads"], environment["processes"]) == (1, 2)
     (started,) = (e for e in together if isinstance(e, RunStarted))
-    assert (started.threads, started.processes) == (1, 2) and "1 thread in each of 2 processes" in capsys.readouterr().out
+    assert (started.threads, started.processes) == (
+        1,
+        2,
+    ) and "1 thread in each of 2 processes" in capsys.readouterr().out
     assert list(vitseg.replay(tmp_path / "two")) == together
 
 
@@ -74,7 +98,9 @@ def test_they_go_on_to_the_same_bits_after_a_stop_and_after_the_death_of_one(sha
     next(e for e in events if isinstance(e, BatchEnded) and e.step == 13)
     (helper,) = helpers()
     os.kill(helper, signal.SIGKILL)
-    with pytest.raises(TrainingError, match=r"One of the 2 processes that train this run has ended .*vitseg resume"):
+    with pytest.raises(
+        TrainingError, match=r"One of the 2 processes that train this run has ended .*vitseg resume"
+    ):
         list(events)
     assert RunFolder(tmp_path / "cut").failure().kind == "TrainingError"
     assert isinstance(list(vitseg.resume(tmp_path / "cut"))[-1], RunEnded)
@@ -83,12 +109,23 @@ def test_they_go_on_to_the_same_bits_after_a_stop_and_after_the_death_of_one(sha
 
 def test_the_helpers_end_with_a_kernel_that_is_killed(shared, tmp_path):
     shared.save(tmp_path / "recipe.json")
-    command = [sys.executable, "-m", "vitseg", "run", str(tmp_path / "recipe.json"), str(tmp_path / "run"), "--retrain"]
+    command = [
+        sys.executable,
+        "-m",
+        "vitseg",
+        "run",
+        str(tmp_path / "recipe.json"),
+        str(tmp_path / "run"),
+        "--retrain",
+    ]
     begun = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = tmp_path / "run" / "events.jsonl"
     try:
         until(lambda: log.exists() and "BatchEnded" in log.read_text(), 60)
-        children = [int(pid) for pid in Path(f"/proc/{begun.pid}/task/{begun.pid}/children").read_text().split()]
+        children = [
+            int(pid)
+            for pid in Path(f"/proc/{begun.pid}/task/{begun.pid}/children").read_text().split()
+        ]
     finally:
         begun.kill()
         begun.wait()
@@ -107,20 +144,29 @@ def test_a_helper_that_cannot_begin_is_said(shared, tmp_path, monkeypatch):
     broken.write_text("#!/bin/sh\necho no such thing >&2\nexit 3\n")
     broken.chmod(0o755)
     monkeypatch.setattr(assemble.sys, "executable", str(broken))
-    with pytest.raises(TrainingError, match="A process that was to share the training ended as it began: no such thing"):
+    with pytest.raises(
+        TrainingError,
+        match="A process that was to share the training ended as it began: no such thing",
+    ):
         list(vitseg.train(shared, tmp_path / "run", reuse=False))
 
 
 def test_other_processes_are_another_training(recipe, shared, tmp_path, monkeypatch):
-    list(vitseg.train(recipe.replace({"stages": recipe.stages[:1]}), tmp_path / "alone", reuse=False))
+    list(
+        vitseg.train(recipe.replace({"stages": recipe.stages[:1]}), tmp_path / "alone", reuse=False)
+    )
     with pytest.raises(RunError, match="processes: 2, the parent had 1"):
         list(vitseg.fork(tmp_path / "alone", 1, shared, tmp_path / "child"))
     for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(vitseg.VitsegError, match="processes: got 2; allowed: 4, as torchrun has begun so many"):
+    with pytest.raises(
+        vitseg.VitsegError, match="processes: got 2; allowed: 4, as torchrun has begun so many"
+    ):
         list(vitseg.train(shared, tmp_path / "launched", reuse=False))
     monkeypatch.setenv("WORLD_SIZE", "many")
-    with pytest.raises(ConfigError, match="WORLD_SIZE: got 'many'; allowed: a number in the environment"):
+    with pytest.raises(
+        ConfigError, match="WORLD_SIZE: got 'many'; allowed: a number in the environment"
+    ):
         list(vitseg.train(shared, tmp_path / "launched", reuse=False))
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
@@ -156,7 +202,9 @@ def test_an_interrupt_is_heard_while_a_helper_hangs(shared, tmp_path):
 def test_a_view_that_one_process_has_kept_is_read_by_the_other(shared, tmp_path, monkeypatch):
     monkeypatch.setenv("VITSEG_CACHE", str(tmp_path / "cache"))
     clean = shared.replace({"data.views": 1, "stages": shared.stages[:1], "stages.0.epochs": 3})
-    used = [e for e in vitseg.train(clean, tmp_path / "run", reuse=False) if isinstance(e, FeaturesUsed)]
+    used = [
+        e for e in vitseg.train(clean, tmp_path / "run", reuse=False) if isinstance(e, FeaturesUsed)
+    ]
     assert [(e.read, e.computed) for e in used] == [(0, 10), (10, 0), (10, 0)]
 
 
@@ -164,16 +212,28 @@ def test_a_view_that_one_process_has_kept_is_read_by_the_other(shared, tmp_path,
 def test_torchrun_begins_the_same_run(shared, tmp_path):
     list(vitseg.train(shared, tmp_path / "here", reuse=False))
     shared.save(tmp_path / "recipe.json")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "vitseg"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "vitseg",
+    ]
     order = ["run", str(tmp_path / "recipe.json"), str(tmp_path / "launched"), "--retrain"]
-    done = subprocess.run([*launch, *order], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [*launch, *order], capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run folder") == 1
     assert soak.content(tmp_path / "launched") == soak.content(tmp_path / "here")
 
 
 @pytest.mark.slow
-def test_a_workbench_whose_kernel_is_one_of_two_pauses_stops_and_goes_on(shared, tmp_path, monkeypatch):
+def test_a_workbench_whose_kernel_is_one_of_two_pauses_stops_and_goes_on(
+    shared, tmp_path, monkeypatch
+):
     monkeypatch.setenv("VITSEG_RUNS", str(tmp_path))
     shared = shared.replace({"workers": 1})
     wb = vitseg.Workbench(shared)

@@ -1,4 +1,6 @@
-"""A sweep on a cluster of two nodes: spread, robbed of a node, stopped; the same bits as on one machine. `make test-ray`."""
+"""A sweep on a cluster of two nodes: spread, robbed of a node, stopped; the same bits as on one
+machine. `make test-ray`.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,12 @@ def two_nodes():
 @pytest.fixture
 def recipe(tiny_recipe):
     """Long enough that a node can be killed in the midst of a trial."""
-    changes = {"stages": tiny_recipe.stages[:2], "stages.0.epochs": 3, "stages.1.epochs": 3, "threads": 1}
+    changes = {
+        "stages": tiny_recipe.stages[:2],
+        "stages.0.epochs": 3,
+        "stages.1.epochs": 3,
+        "threads": 1,
+    }
     return tiny_recipe.replace(changes)
 
 
@@ -44,8 +51,13 @@ def grid(recipe):
 
 
 def logs(sweep):
-    """All lines but the first, which names the trial that a stage was taken from; there it may be another."""
-    return {t.name: sweep.run_of(t.name).events_file.read_bytes().splitlines()[1:] for t in sweep.grid.trials}
+    """All lines but the first, which names the trial that a stage was taken from; there it may be
+    another.
+    """
+    return {
+        t.name: sweep.run_of(t.name).events_file.read_bytes().splitlines()[1:]
+        for t in sweep.grid.trials
+    }
 
 
 def test_a_node_is_killed_and_all_trials_have_the_bits_of_one_machine(two_nodes, grid, tmp_path):
@@ -64,10 +76,15 @@ def test_a_node_is_killed_and_all_trials_have_the_bits_of_one_machine(two_nodes,
     alone = Sweep(grid, tmp_path / "alone" / "sweep")
     list(alone.events())
     assert logs(spread.sweep) == logs(alone)
-    told = {t.name: [e.epoch for e in events if isinstance(e, TrialTold) and e.trial == t.name] for t in grid.trials}
+    told = {
+        t.name: [e.epoch for e in events if isinstance(e, TrialTold) and e.trial == t.name]
+        for t in grid.trials
+    }
     assert all(epochs == [1, 2, 3, 4, 5, 6] for epochs in told.values())
     shared = [t.name for t in grid.trials if grid.shared[t.name]]
-    assert shared and all(spread.sweep.run_of(name).forked() for name in shared)  # no stage 1 was trained twice
+    assert shared and all(
+        spread.sweep.run_of(name).forked() for name in shared
+    )  # no stage 1 was trained twice
 
 
 def test_a_trial_that_fails_is_told_of_and_the_others_go_on(two_nodes, grid, tmp_path):
@@ -76,7 +93,9 @@ def test_a_trial_that_fails_is_told_of_and_the_others_go_on(two_nodes, grid, tmp
     (tmp_path / "sweep" / "trials").mkdir(parents=True)
     (tmp_path / "sweep" / "trials" / first).write_text("a file where its folder should be")
     ended = {e.trial: e.error for e in spread.events() if isinstance(e, TrialEnded)}
-    assert ended[first] and [error for name, error in ended.items() if name != first] == [None] * (len(ended) - 1)
+    assert ended[first] and [error for name, error in ended.items() if name != first] == [None] * (
+        len(ended) - 1
+    )
     assert spread.sweep.failures == {first: ended[first]} and spread.left() == 1
 
 
@@ -102,7 +121,9 @@ def test_what_no_node_can_train_is_refused_before_anything_is_begun(two_nodes, g
 
 
 def test_what_a_cluster_cannot_do_is_said(tiny_recipe, grid, tmp_path):
-    auto = make_grid(tiny_recipe.replace({"threads": "auto"}), AXES, 1, facts_of(prepare(tiny_recipe)))
+    auto = make_grid(
+        tiny_recipe.replace({"threads": "auto"}), AXES, 1, facts_of(prepare(tiny_recipe))
+    )
     with pytest.raises(ConfigError, match="threads: got 'auto'"):
         Spread(Sweep(auto, tmp_path / "a"))
     with pytest.raises(ConfigError, match="where: got 'slurm'; allowed: here, ray"):

@@ -1,4 +1,6 @@
-"""Means, intervals, effects and the sentence, against numbers worked out by hand and against scipy."""
+"""Means, intervals, effects and the sentence, against numbers worked out by hand and against
+scipy.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,15 @@ import pytest
 from scipy import stats
 
 from vitseg.settings import Constant, Exponential
-from vitseg.sweep.findings import Result, comparisons, estimate, gain, main_effects, sentence, unfreezing
+from vitseg.sweep.findings import (
+    Result,
+    comparisons,
+    estimate,
+    gain,
+    main_effects,
+    sentence,
+    unfreezing,
+)
 from vitseg.sweep.grid import Facts, make_grid
 from vitseg.ui import sweep_charts
 
@@ -22,14 +32,18 @@ def filled(grid, iou):
 
 @pytest.fixture
 def grid(tiny_recipe):
-    return make_grid(tiny_recipe, {"stages.1.unfrozen_blocks": [0, 1, 2], "stages.1.lr": [3e-4, 1e-4]}, 3, FACTS)
+    return make_grid(
+        tiny_recipe, {"stages.1.unfrozen_blocks": [0, 1, 2], "stages.1.lr": [3e-4, 1e-4]}, 3, FACTS
+    )
 
 
 def test_an_interval_is_student_s():
     values = [0.70, 0.72, 0.77]
     low, high = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
     found = estimate(values)
-    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high), abs=1e-12)
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx(
+        (low, high), abs=1e-12
+    )
     assert estimate([0.7]).half is None and estimate([0.7]).covers_0 and estimate([]) is None
 
 
@@ -41,10 +55,17 @@ def test_gains_are_paired_by_seed(grid):
 
 def test_main_effects_average_over_the_other_axis(grid):
     depth = {0: 0.0, 1: 0.02, 2: 0.05}
-    results = filled(grid, lambda s, seed: 0.6 + 0.1 * seed + (depth[s // 2] + 0.01 * (s % 2) if s is not None else 0))
+    results = filled(
+        grid,
+        lambda s, seed: 0.6 + 0.1 * seed + (depth[s // 2] + 0.01 * (s % 2) if s is not None else 0),
+    )
     found = {(e.axis, e.value): e.gain.mean for e in main_effects(grid, results)}
     assert found == pytest.approx(
-        {("stage 2 unfrozen_blocks", "1"): 0.02, ("stage 2 unfrozen_blocks", "2"): 0.05, ("stage 2 lr", "0.0001"): 0.01}
+        {
+            ("stage 2 unfrozen_blocks", "1"): 0.02,
+            ("stage 2 unfrozen_blocks", "2"): 0.05,
+            ("stage 2 lr", "0.0001"): 0.01,
+        }
     )
 
 
@@ -59,10 +80,16 @@ def test_the_sentence_is_honest_when_the_interval_covers_0(grid):
     gains = {0: 0.02, 1: -0.03, 2: 0.02}
     text = sentence(grid, filled(grid, lambda s, seed: 0.6 + (0 if s is None else gains[seed])))
     assert "The interval covers 0" in text and "do not show that it helps" in text
-    clear = sentence(grid, filled(grid, lambda s, seed: 0.6 + (0 if s is None else 0.02 + 0.001 * seed)))
-    assert clear.startswith("Unfreezing changed the IoU by +0.021 (+0.019 to +0.023) against the same 5 epochs")
+    clear = sentence(
+        grid, filled(grid, lambda s, seed: 0.6 + (0 if s is None else 0.02 + 0.001 * seed))
+    )
+    assert clear.startswith(
+        "Unfreezing changed the IoU by +0.021 (+0.019 to +0.023) against the same 5 epochs"
+    )
     assert "The interval lies above 0" in clear
-    harm = sentence(grid, filled(grid, lambda s, seed: 0.6 - (0 if s is None else 0.02 + 0.001 * seed)))
+    harm = sentence(
+        grid, filled(grid, lambda s, seed: 0.6 - (0 if s is None else 0.02 + 0.001 * seed))
+    )
     assert "The interval lies below 0" in harm
 
 
@@ -91,29 +118,48 @@ def ious_of_levels(grid, iou):
 
 
 def test_a_setting_against_itself_is_no_difference(tiny_recipe):
-    """Seed by seed and by hand: the factor's difference at depth 2 and at depth 4, and none at depth 0."""
-    grid = make_grid(tiny_recipe, {"stages.1.unfrozen_blocks": [0, 2, 4], FACTOR: [0.1, 0.5]}, 3, FACTS)
+    """Seed by seed and by hand: the factor's difference at depth 2 and at depth 4, and none at
+    depth 0.
+    """
+    grid = make_grid(
+        tiny_recipe, {"stages.1.unfrozen_blocks": [0, 2, 4], FACTOR: [0.1, 0.5]}, 3, FACTS
+    )
     assert len(grid.settings) == 5
-    by_hand = {0: (-0.010, -0.050), 1: (0.020, -0.004), 2: (-0.030, -0.010)}  # seed: at depth 2, at depth 4
-    results = ious_of_levels(grid, lambda at, seed: 0.6 + 0.1 * seed + (by_hand[seed][at[0] - 1] if at[1] else 0))
+    by_hand = {
+        0: (-0.010, -0.050),
+        1: (0.020, -0.004),
+        2: (-0.030, -0.010),
+    }  # seed: at depth 2, at depth 4
+    results = ious_of_levels(
+        grid, lambda at, seed: 0.6 + 0.1 * seed + (by_hand[seed][at[0] - 1] if at[1] else 0)
+    )
     (factor,) = [e for e in main_effects(grid, results) if e.axis == "stage 2 encoder_lr_factor"]
     means = [-0.030, 0.008, -0.020]
     low, high = stats.t.interval(0.95, 2, loc=-0.014, scale=stats.sem(means))
-    assert factor.gain.mean == pytest.approx(-0.014) and factor.gain.half == pytest.approx((high - low) / 2)
+    assert factor.gain.mean == pytest.approx(-0.014) and factor.gain.half == pytest.approx(
+        (high - low) / 2
+    )
     with_zeros = -0.014 * 2 / 3
     assert abs(factor.gain.mean - with_zeros) > 0.004
     assert str(factor) == (
-        "stage 2 encoder_lr_factor 0.5, against 0.1, at stage 2 unfrozen_blocks 2, 4: -0.014 (-0.063 to +0.035)"
+        "stage 2 encoder_lr_factor 0.5, against 0.1, at stage 2 unfrozen_blocks 2, 4: -0.014 "
+        "(-0.063 to +0.035)"
     )
 
 
 def test_the_depth_itself_is_taken_over_all_levels_and_says_nothing_of_them(tiny_recipe):
-    grid = make_grid(tiny_recipe, {"stages.1.unfrozen_blocks": [0, 2], FACTOR: [0.1, 0.5]}, 2, FACTS)
+    grid = make_grid(
+        tiny_recipe, {"stages.1.unfrozen_blocks": [0, 2], FACTOR: [0.1, 0.5]}, 2, FACTS
+    )
     results = ious_of_levels(grid, lambda at, seed: 0.6 + 0.02 * at[0] + 0.01 * at[0] * at[1])
     depth, factor = main_effects(grid, results)
-    assert depth.gain.mean == pytest.approx((0.02 + 0.03) / 2) and factor.gain.mean == pytest.approx(0.01)
+    assert depth.gain.mean == pytest.approx(
+        (0.02 + 0.03) / 2
+    ) and factor.gain.mean == pytest.approx(0.01)
     assert str(depth).startswith("stage 2 unfrozen_blocks 2, against 0: +0.025")
-    assert str(factor).startswith("stage 2 encoder_lr_factor 0.5, against 0.1, at stage 2 unfrozen_blocks 2: +0.010")
+    assert str(factor).startswith(
+        "stage 2 encoder_lr_factor 0.5, against 0.1, at stage 2 unfrozen_blocks 2: +0.010"
+    )
 
 
 def test_an_axis_without_effect_anywhere_has_no_row(tiny_recipe):
@@ -124,18 +170,24 @@ def test_an_axis_without_effect_anywhere_has_no_row(tiny_recipe):
 
 
 def test_a_seed_counts_once_the_pairs_that_count_have_ended(tiny_recipe):
-    grid = make_grid(tiny_recipe, {"stages.1.unfrozen_blocks": [0, 2], FACTOR: [0.1, 0.5]}, 2, FACTS)
+    grid = make_grid(
+        tiny_recipe, {"stages.1.unfrozen_blocks": [0, 2], FACTOR: [0.1, 0.5]}, 2, FACTS
+    )
     results = ious_of_levels(grid, lambda at, seed: 0.6)
     del results["01-seed0"]  # depth 0, of which the factor's effect says nothing
     assert {e.axis: e.gain.n for e in main_effects(grid, results)} == {
-        "stage 2 unfrozen_blocks": 1, "stage 2 encoder_lr_factor": 2,
-    }  # fmt: skip
+        "stage 2 unfrozen_blocks": 1,
+        "stage 2 encoder_lr_factor": 2,
+    }
 
 
 @pytest.mark.parametrize(
     ("axes", "where"),
     [
-        ({"stages.1.unfrozen_blocks": [0, 2, 4], "stages.1.lr": [3e-4, 1e-4]}, "at stage 2 unfrozen_blocks 2, 4"),
+        (
+            {"stages.1.unfrozen_blocks": [0, 2, 4], "stages.1.lr": [3e-4, 1e-4]},
+            "at stage 2 unfrozen_blocks 2, 4",
+        ),
         (
             {"stages.1.unfrozen_blocks": [0, 2], "stages.1.schedule": [Constant(), Exponential()]},
             "at stage 2 unfrozen_blocks 2",
@@ -151,29 +203,54 @@ def test_a_row_names_the_axes_that_limit_it_and_no_others(axes, where, tiny_reci
 
 
 def test_pairs_that_no_list_of_levels_describes_are_named_one_by_one(tiny_recipe):
-    places = {(0, 0, 0): 0, (0, 0, 1): 0, (0, 1, 0): 1, (0, 1, 1): 2, (1, 0, 0): 3, (1, 0, 1): 4, (1, 1, 0): 5, (1, 1, 1): 5}
+    places = {
+        (0, 0, 0): 0,
+        (0, 0, 1): 0,
+        (0, 1, 0): 1,
+        (0, 1, 1): 2,
+        (1, 0, 0): 3,
+        (1, 0, 1): 4,
+        (1, 1, 0): 5,
+        (1, 1, 1): 5,
+    }
     axes = {"stages.1.lr": [1e-3, 1e-4], "loss.dice": [0.0, 1.0], "batch_size": [2, 4]}
     grid = replace(make_grid(tiny_recipe, axes, 1, FACTS), places=places)
     (found,) = [c for c in comparisons(grid) if c.axis == "batch_size"]
-    assert found.pairs == ((2, 1), (4, 3)) and str(found) == "batch_size 4, against 2, at 0.001 · 1, 0.0001 · 0"
+    assert (
+        found.pairs == ((2, 1), (4, 3))
+        and str(found) == "batch_size 4, against 2, at 0.001 · 1, 0.0001 · 0"
+    )
 
 
 def test_the_chart_says_what_the_effects_say_and_leaves_empty_what_was_not_trained(tiny_recipe):
-    grid = make_grid(tiny_recipe, {"stages.1.unfrozen_blocks": [0, 2, 4], FACTOR: [0.1, 0.5]}, 2, FACTS)
+    grid = make_grid(
+        tiny_recipe, {"stages.1.unfrozen_blocks": [0, 2, 4], FACTOR: [0.1, 0.5]}, 2, FACTS
+    )
     results = ious_of_levels(grid, lambda at, seed: 0.6 + 0.1 * at[0] + 0.01 * at[1])
     figure = sweep_charts.figure(grid, results, {})
     heat = next(t for t in figure.data if t.type == "heatmap")
-    assert [[v and round(v, 3) for v in row] for row in heat.z] == [[0.6, None], [0.7, 0.71], [0.8, 0.81]]
+    assert [[v and round(v, 3) for v in row] for row in heat.z] == [
+        [0.6, None],
+        [0.7, 0.71],
+        [0.8, 0.81],
+    ]
     assert heat.text[0] == ["0.600", ""]
     texts = [a.text for a in figure.layout.annotations]
-    assert "stage 2 encoder_lr_factor:<br>0.5, against 0.1<br>at stage 2 unfrozen_blocks 2, 4" in texts
+    assert (
+        "stage 2 encoder_lr_factor:<br>0.5, against 0.1<br>at stage 2 unfrozen_blocks 2, 4" in texts
+    )
     assert "stage 2 unfrozen_blocks:<br>4, against 0" in texts
     gains = figure.data[-1]
-    assert len(gains.x) == 4 and min(gains.x) == pytest.approx(0.01)  # two depths, the factor, unfreezing
+    assert len(gains.x) == 4 and min(gains.x) == pytest.approx(
+        0.01
+    )  # two depths, the factor, unfreezing
 
 
 def test_a_row_of_the_chart_is_not_drawn_for_an_axis_without_effect(tiny_recipe):
-    axes = {"stages.1.unfrozen_blocks": [2, 4], "stages.1.schedule": [Constant(), Exponential(gamma=1.0)]}
+    axes = {
+        "stages.1.unfrozen_blocks": [2, 4],
+        "stages.1.schedule": [Constant(), Exponential(gamma=1.0)],
+    }
     grid = make_grid(tiny_recipe, axes, 1, FACTS)
     figure = sweep_charts.figure(grid, ious_of_levels(grid, lambda at, seed: 0.6), {})
     assert not any("schedule" in a.text for a in figure.layout.annotations)

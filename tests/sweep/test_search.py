@@ -1,4 +1,6 @@
-"""A search proposes, trains, prunes, is cut off and goes on; its study is one for all who open its folder."""
+"""A search proposes, trains, prunes, is cut off and goes on; its study is one for all who open its
+folder.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,17 @@ from optuna.trial import TrialState  # noqa: E402
 
 from vitseg.sweep.search import ATTEMPTS, Search  # noqa: E402
 
-SPACE = {"stages.1.unfrozen_blocks": [0, 1, 2], "stages.1.lr": FloatDistribution(1e-5, 1e-2, log=True)}
+SPACE = {
+    "stages.1.unfrozen_blocks": [0, 1, 2],
+    "stages.1.lr": FloatDistribution(1e-5, 1e-2, log=True),
+}
 
 
 @pytest.fixture
 def recipe(tiny_recipe):
-    return tiny_recipe.replace({"stages": tiny_recipe.stages[:2], "stages.0.epochs": 1, "stages.1.epochs": 1})
+    return tiny_recipe.replace(
+        {"stages": tiny_recipe.stages[:2], "stages.0.epochs": 1, "stages.1.epochs": 1}
+    )
 
 
 def ended(search, state=TrialState.COMPLETE):
@@ -60,7 +67,9 @@ def test_a_search_tries_as_many_as_asked_for_and_each_is_an_ordinary_run(recipe,
     assert search.best.stages == search.recipe_of(max(ended(search), key=lambda t: t.value)).stages
 
 
-def test_the_same_call_finds_the_study_and_more_trials_are_added_to_it(recipe, tmp_path, monkeypatch):
+def test_the_same_call_finds_the_study_and_more_trials_are_added_to_it(
+    recipe, tmp_path, monkeypatch
+):
     monkeypatch.setenv("VITSEG_RUNS", str(tmp_path))
     first = Search(recipe, SPACE, 2)
     list(first.events())
@@ -80,14 +89,19 @@ def test_reopened_it_proposes_what_it_would_have_proposed(recipe, tmp_path):
 
     whole = proposals("whole", 4)
     assert proposals("halves", 2, 4) == whole
-    assert len({p["stages.1.lr"] for p in whole}) == 4  # a sampler with a fixed seed would begin anew, with the same two
+    assert (
+        len({p["stages.1.lr"] for p in whole}) == 4
+    )  # a sampler with a fixed seed would begin anew, with the same two
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_proposals_lie_in_the_space(sampler, recipe, tmp_path):
     search = Search(recipe, SPACE, 12, tmp_path / "s", sampler=sampler)
     for trial in proposed(search, 12):
-        assert trial.params["stages.1.unfrozen_blocks"] in {0, 1, 2} and 1e-5 <= trial.params["stages.1.lr"] <= 1e-2
+        assert (
+            trial.params["stages.1.unfrozen_blocks"] in {0, 1, 2}
+            and 1e-5 <= trial.params["stages.1.lr"] <= 1e-2
+        )
 
 
 def test_schedules_and_other_groups_of_settings_can_be_proposed(recipe, tmp_path):
@@ -101,13 +115,17 @@ def test_a_trial_below_the_median_is_pruned_where_it_is(recipe, tmp_path):
     search = Search(recipe, SPACE, 6, tmp_path / "s")
     for _ in range(5):  # five that were perfect from the start
         done = optuna.trial.create_trial(
-            params={"stages.1.unfrozen_blocks": 0, "stages.1.lr": 1e-3}, distributions=search.space, value=1.0,
+            params={"stages.1.unfrozen_blocks": 0, "stages.1.lr": 1e-3},
+            distributions=search.space,
+            value=1.0,
             intermediate_values={1: 1.0, 2: 1.0},
-        )  # fmt: skip
+        )
         search.study.add_trial(done)
     events = list(search.events())
     assert [e.epoch for e in events if isinstance(e, EpochEnded)] == [1]
-    assert [t.number for t in ended(search, TrialState.PRUNED)] == [5] and isinstance(events[-1], TrialEnded)
+    assert [t.number for t in ended(search, TrialState.PRUNED)] == [5] and isinstance(
+        events[-1], TrialEnded
+    )
 
 
 def test_a_search_that_is_left_goes_on_with_the_same_trial_at_its_checkpoint(recipe, tmp_path):
@@ -117,9 +135,13 @@ def test_a_search_that_is_left_goes_on_with_the_same_trial_at_its_checkpoint(rec
     events.close()
     again = Search(recipe, SPACE, 1, tmp_path / "s", pruner="none")
     after = list(again.events())
-    assert max(e.step for e in before if isinstance(e, BatchEnded)) < min(e.step for e in after if isinstance(e, BatchEnded))
+    assert max(e.step for e in before if isinstance(e, BatchEnded)) < min(
+        e.step for e in after if isinstance(e, BatchEnded)
+    )
     (trial,) = again.results()
-    assert trial.number == 1 and again.name_of(trial) == "0000" and trial.state == TrialState.COMPLETE
+    assert (
+        trial.number == 1 and again.name_of(trial) == "0000" and trial.state == TrialState.COMPLETE
+    )
     alone = list(vitseg.train(again.recipe_of(trial), tmp_path / "alone", reuse=False))
     assert alone[-1] == list(again.run_of(trial).events())[-1]
 
@@ -139,7 +161,9 @@ def test_a_killed_worker_s_trial_is_taken_up_by_another(recipe, tmp_path):
     recipe.save(tmp_path / "recipe.json")
     here = {"PYTHONPATH": os.pathsep.join(str(folder) for folder in Path(__file__).parents[:2])}
     command = [sys.executable, "-c", KILLED, tmp_path / "recipe.json", tmp_path / "s"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | here) as worker:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | here
+    ) as worker:
         for line in worker.stdout:
             if line == "EpochEnded\n":
                 break
@@ -148,11 +172,15 @@ def test_a_killed_worker_s_trial_is_taken_up_by_another(recipe, tmp_path):
     assert [t.state for t in search.results()] == [TrialState.RUNNING]
     list(search.events())
     assert [t.state for t in search.results()] == [TrialState.COMPLETE] * 2
-    assert search.study.get_trials()[0].state == TrialState.FAIL  # the first attempt, which does not count
+    assert (
+        search.study.get_trials()[0].state == TrialState.FAIL
+    )  # the first attempt, which does not count
     assert {search.name_of(t) for t in search.results()} == {"0000", "0002"}
 
 
-def test_a_trial_that_others_train_is_left_to_them_and_one_that_kills_is_not_tried_for_ever(recipe, tmp_path):
+def test_a_trial_that_others_train_is_left_to_them_and_one_that_kills_is_not_tried_for_ever(
+    recipe, tmp_path
+):
     search, other = (Search(recipe, SPACE, 2, tmp_path / "s") for _ in range(2))
     trial, claim = search._claim()
     with claim:
@@ -187,10 +215,14 @@ def test_left_in_the_midst_of_a_trial_it_proposes_what_it_would_have_proposed(re
     next(events)
     events.close()
     list(Search(recipe, SPACE, 3, tmp_path / "cut", **how).events())
-    assert sorted(t.params["stages.1.lr"] for t in cut.results()) == sorted(t.params["stages.1.lr"] for t in whole.results())
+    assert sorted(t.params["stages.1.lr"] for t in cut.results()) == sorted(
+        t.params["stages.1.lr"] for t in whole.results()
+    )
 
 
-def test_a_study_that_is_locked_meanwhile_ends_the_search_and_not_the_trial(recipe, tmp_path, monkeypatch):
+def test_a_study_that_is_locked_meanwhile_ends_the_search_and_not_the_trial(
+    recipe, tmp_path, monkeypatch
+):
     monkeypatch.setattr("vitseg.sweep.study.LOCKED_SECONDS", 0.2)
     search = Search(recipe, SPACE, 1, tmp_path / "s", pruner="none")
     holder = sqlite3.connect(tmp_path / "s" / "study.db", isolation_level=None)
@@ -221,7 +253,9 @@ def full():
 @pytest.mark.parametrize("name", ["what?", "per%cent", "a%20b", "{braces}", "blank space"])
 def test_the_study_lies_in_its_folder_whatever_that_is_called(name, recipe, tmp_path):
     Search(recipe, SPACE, 1, tmp_path / name)
-    assert (tmp_path / name / "study.db").is_file() and [p.name for p in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "study.db").is_file() and [p.name for p in tmp_path.iterdir()] == [
+        name
+    ]
 
 
 def test_a_study_belongs_to_one_folder_and_a_folder_to_one_study(recipe, tmp_path):
@@ -237,7 +271,9 @@ def test_a_run_of_other_settings_is_not_taken_for_a_trial(recipe, tmp_path):
     search = Search(recipe, SPACE, 1, tmp_path / "s", sampler="random")
     list(search.events())
     (tmp_path / "s" / "study.db").unlink()
-    (tmp_path / "s" / "trials" / "0000" / "recipe.json").write_text(recipe.replace({"seed": 5}).model_dump_json())
+    (tmp_path / "s" / "trials" / "0000" / "recipe.json").write_text(
+        recipe.replace({"seed": 5}).model_dump_json()
+    )
     with pytest.raises(RunError, match="is the run of other settings"):
         list(Search(recipe, SPACE, 1, tmp_path / "s", sampler="random").events())
 
@@ -256,11 +292,16 @@ def test_processes_that_open_a_new_search_at_the_same_moment_share_its_trials(re
     recipe.save(tmp_path / "recipe.json")
     here = {"PYTHONPATH": os.pathsep.join(str(folder) for folder in Path(__file__).parents[:2])}
     command = [sys.executable, "-c", OPENED, tmp_path / "recipe.json", tmp_path / "s"]
-    workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | here) for _ in range(3)]
+    workers = [
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | here)
+        for _ in range(3)
+    ]
     said = [worker.communicate()[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0, 0], said
     search = Search(recipe, SPACE, 3, tmp_path / "s", pruner="none")
-    assert [t.state for t in search.results()] == [TrialState.COMPLETE] * 3 and len(search.study.get_trials()) == 3
+    assert [t.state for t in search.results()] == [TrialState.COMPLETE] * 3 and len(
+        search.study.get_trials()
+    ) == 3
 
 
 def test_a_trial_without_an_iou_is_told_of_as_a_failure(recipe, tmp_path, monkeypatch):
@@ -288,7 +329,12 @@ def test_a_trial_that_fails_is_told_of_and_the_others_go_on(recipe, tmp_path, mo
         ({"stages.1.lr": FloatDistribution(1e-3, 2.0)}, {}, RecipeError, "stages.1.lr"),
         ({"stages.1.lr": [1e-3, 1e-3]}, {}, ConfigError, "values that differ"),
         ({"stages.1.lr": "1e-3"}, {}, ConfigError, "a list of at least one value"),
-        ({"data.source.images": [10, 20]}, {}, ConfigError, "All trials are scored on the same images"),
+        (
+            {"data.source.images": [10, 20]},
+            {},
+            ConfigError,
+            "All trials are scored on the same images",
+        ),
         (SPACE, {"sampler": "grid"}, ConfigError, "sampler: got 'grid'; allowed: tpe, random"),
         (SPACE, {"pruner": "halving"}, ConfigError, "pruner"),
         (SPACE, {"trials": 0}, ConfigError, "trials: got 0"),
@@ -299,7 +345,9 @@ def test_a_trial_that_fails_is_told_of_and_the_others_go_on(recipe, tmp_path, mo
         ({"stages.1.unfrozen_blocks": [1, True]}, {}, ConfigError, "values that differ"),
     ],
 )
-def test_what_cannot_be_searched_is_named_before_anything_is_written(space, more, kind, said, recipe, tmp_path):
+def test_what_cannot_be_searched_is_named_before_anything_is_written(
+    space, more, kind, said, recipe, tmp_path
+):
     with pytest.raises(kind) as caught:
         Search(recipe, space, folder=tmp_path / "s", **more)
     assert said in str(caught.value) and not (tmp_path / "s").exists()
@@ -311,7 +359,11 @@ def test_what_cannot_be_searched_is_named_before_anything_is_written(space, more
         ("stages.1.lr", (1e-5, 1e-3), "FloatDistribution(1e-05, 0.001, log=True)"),
         ("stages.1.lr", (1e-3, 1e-5), "FloatDistribution(1e-05, 0.001, log=True)"),
         ("stages.1.encoder_lr_factor", (0.1, 0.5), "FloatDistribution(0.1, 0.5)"),
-        ("loss.dice", (0, 1), "FloatDistribution(0.0, 1.0)"),  # whole numbers, but any between them can be had
+        (
+            "loss.dice",
+            (0, 1),
+            "FloatDistribution(0.0, 1.0)",
+        ),  # whole numbers, but any between them can be had
         ("optimizer.weight_decay", (0.0, 0.1), "FloatDistribution(0.0, 0.1)"),
     ],
 )
@@ -319,20 +371,29 @@ def test_a_tuple_that_may_be_a_range_is_refused(path, pair, for_the_range, recip
     with pytest.raises(ConfigError) as refused:
         Search(recipe, {path: pair}, 2, tmp_path / "s")
     said = str(refused.value)
-    assert said.startswith(f"space[{path!r}]: got {pair!r}; allowed: ") and f"range write {for_the_range}," in said
+    assert (
+        said.startswith(f"space[{path!r}]: got {pair!r}; allowed: ")
+        and f"range write {for_the_range}," in said
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_both_ways_to_write_what_a_tuple_may_mean_work(recipe, tmp_path):
     with pytest.raises(ConfigError) as refused:
         Search(recipe, {"stages.1.lr": (1e-3, 1e-5)}, 2, tmp_path / "s")
-    as_range, as_values = re.findall(r"write (\S.*?\)), for the two values (\S.*?\));", str(refused.value))[0]
+    as_range, as_values = re.findall(
+        r"write (\S.*?\)), for the two values (\S.*?\));", str(refused.value)
+    )[0]
     space = {
         "stages.0.lr": eval(as_range, vars(optuna.distributions)),
         "stages.1.lr": eval(as_values, vars(optuna.distributions)),
     }
     found = Search(recipe, space, 2, tmp_path / "s").space
-    assert (found["stages.0.lr"].low, found["stages.0.lr"].high, found["stages.0.lr"].log) == (1e-5, 1e-3, True)
+    assert (found["stages.0.lr"].low, found["stages.0.lr"].high, found["stages.0.lr"].log) == (
+        1e-5,
+        1e-3,
+        True,
+    )
     assert found["stages.1.lr"].choices == (1e-5, 1e-3)
 
 
@@ -346,7 +407,9 @@ def test_what_can_only_be_values_is_values(recipe, tmp_path):
         "cache": (True, False),
     }
     choices = Search(recipe, space, 2, tmp_path / "s").choices
-    assert {path: list(found.values()) for path, found in choices.items()} == {path: list(v) for path, v in space.items()}
+    assert {path: list(found.values()) for path, found in choices.items()} == {
+        path: list(v) for path, v in space.items()
+    }
 
 
 def test_a_misspelt_setting_is_named_before_its_values_are(recipe, tmp_path):
@@ -358,7 +421,9 @@ def test_a_folder_of_another_search_and_a_study_that_is_no_database_are_refused(
     Search(recipe, SPACE, 2, tmp_path / "s")
     with pytest.raises(RunError, match="holds another search"):
         Search(recipe, SPACE, 2, tmp_path / "s", sampler="random")
-    (tmp_path / "s" / "study.db").write_bytes(b"not a database, but longer than a header of one would be" * 20)
+    (tmp_path / "s" / "study.db").write_bytes(
+        b"not a database, but longer than a header of one would be" * 20
+    )
     with pytest.raises(RunError, match="the study cannot be read or written"):
         Search(recipe, SPACE, 2, tmp_path / "s")
 
@@ -378,15 +443,22 @@ def test_a_locked_study_is_a_sentence(recipe, tmp_path, monkeypatch):
 
 def multiply(database, times):
     """The only trial of a study, so many times; Optuna itself takes minutes for a thousand."""
-    tables = {"trials": ("number",), "trial_params": (), "trial_values": (), "trial_intermediate_values": ()}
+    tables = {
+        "trials": ("number",),
+        "trial_params": (),
+        "trial_values": (),
+        "trial_intermediate_values": (),
+    }
     with sqlite3.connect(database) as connection:
         for table, counted in tables.items():
             key, *columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
             grows = [f"{c} + n" if c in {"trial_id", *counted} else c for c in columns]
             rows = connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
             connection.execute(
-                f"WITH RECURSIVE copies(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM copies WHERE n < {times - 1}) "
-                f"INSERT INTO {table} SELECT {key} + n * {rows}, {', '.join(grows)} FROM {table}, copies"
+                f"WITH RECURSIVE copies(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM copies WHERE "
+                f"n < {times - 1}) "
+                f"INSERT INTO {table} SELECT {key} + n * {rows}, {', '.join(grows)} FROM {table}, "
+                f"copies"
             )
     connection.close()
 
@@ -396,9 +468,15 @@ def test_a_thousand_finished_trials_are_opened_without_a_look_into_their_folders
     params = {"stages.1.unfrozen_blocks": 0, "stages.1.lr": 1e-3}
     ious = {epoch: 0.04 * epoch for epoch in range(1, 13)}
     search.study.add_trial(
-        optuna.trial.create_trial(params=params, distributions=search.space, value=0.5, intermediate_values=ious)
+        optuna.trial.create_trial(
+            params=params, distributions=search.space, value=0.5, intermediate_values=ious
+        )
     )
     multiply(search.path / "study.db", 1000)
     again = Search(recipe, SPACE, 1000, tmp_path / "s")
-    assert again.left() == 0 and len(again.results()) == 1000 and not list((again.path / "trials").iterdir())
+    assert (
+        again.left() == 0
+        and len(again.results()) == 1000
+        and not list((again.path / "trials").iterdir())
+    )
     assert again.best.stages[1].lr == 1e-3 and again.results()[-1].intermediate_values == ious

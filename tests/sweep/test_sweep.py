@@ -28,7 +28,9 @@ DEPTHS = {"stages.1.unfrozen_blocks": [0, 1, 2]}
 @pytest.fixture
 def grid(tiny_recipe):
     """3 x 2 combinations over stage 2, 3 seeds."""
-    axes = DEPTHS | {"stages.1.schedule": [Exponential(gamma=0.5), CosineRestarts(T_0=3, burn_in_batches=1)]}
+    axes = DEPTHS | {
+        "stages.1.schedule": [Exponential(gamma=0.5), CosineRestarts(T_0=3, burn_in_batches=1)]
+    }
     recipe = tiny_recipe.replace({"stages.0.epochs": 1, "stages.1.epochs": 1})
     return make_grid(recipe, axes, 3, facts_of(prepare(recipe)))
 
@@ -51,7 +53,9 @@ def test_every_combination_has_every_seed_and_its_control(grid):
     for trial in own:
         control = controls[trial.control]
         assert control.seed == trial.seed == control.recipe.seed == trial.recipe.seed
-        assert [s.epochs for s in control.recipe.stages] == [3] and control.recipe.stages[0].unfrozen_blocks == 0
+        assert [s.epochs for s in control.recipe.stages] == [3] and control.recipe.stages[
+            0
+        ].unfrozen_blocks == 0
 
 
 def test_seeds_leave_data_split_and_views_as_they_are(grid):
@@ -77,19 +81,38 @@ def test_a_trial_inherits_two_stages_where_only_the_third_differs(tiny_recipe):
             3,
             "stage 3 layer_decay has no effect there",
         ),
-        ({"stages.2.unfrozen_blocks": ["all", 4]}, 1, "unfrozen_blocks 4 is the same training as stage 3 unfrozen_blocks all"),
-        ({"stages.1.schedule": [Constant(), Exponential(gamma=1.0)]}, 1, "exponential is the same training as"),
-        ({"stages.0.schedule": [Constant(), CosineRestarts(burn_in_batches=99)]}, 1, "is the same training as"),
+        (
+            {"stages.2.unfrozen_blocks": ["all", 4]},
+            1,
+            "unfrozen_blocks 4 is the same training as stage 3 unfrozen_blocks all",
+        ),
+        (
+            {"stages.1.schedule": [Constant(), Exponential(gamma=1.0)]},
+            1,
+            "exponential is the same training as",
+        ),
+        (
+            {"stages.0.schedule": [Constant(), CosineRestarts(burn_in_batches=99)]},
+            1,
+            "is the same training as",
+        ),
     ],
 )
-def test_combinations_that_come_to_the_same_training_are_left_out_and_said(axes, kept, why, tiny_recipe):
+def test_combinations_that_come_to_the_same_training_are_left_out_and_said(
+    axes, kept, why, tiny_recipe
+):
     grid = make_grid(tiny_recipe, axes, 1, FACTS)
     assert len(grid.settings) == kept
     assert len(grid.places) == kept + len(grid.notes) and why in " ".join(grid.notes)
 
 
 def test_schedules_that_differ_in_one_step_are_two(tiny_recipe):
-    grid = make_grid(tiny_recipe, {"stages.0.schedule": [Constant(), CosineRestarts(T_0=2, burn_in_batches=8)]}, 1, FACTS)
+    grid = make_grid(
+        tiny_recipe,
+        {"stages.0.schedule": [Constant(), CosineRestarts(T_0=2, burn_in_batches=8)]},
+        1,
+        FACTS,
+    )
     assert len(grid.settings) == 2 and grid.notes == ()
 
 
@@ -131,21 +154,29 @@ def lines(folder, drop=("RunStarted",)):
 def test_stage_1_is_trained_once_a_seed_and_every_trial_is_as_if_alone(grid, tmp_path, monkeypatch):
     begun = []
     real = StageTraining.__iter__
-    monkeypatch.setattr(StageTraining, "__iter__", lambda self: begun.append(self.number) or real(self))
+    monkeypatch.setattr(
+        StageTraining, "__iter__", lambda self: begun.append(self.number) or real(self)
+    )
     sweep = Sweep(grid, tmp_path / "sweep")
     list(sweep.events())
-    assert begun.count(1) == 3 + 3 and begun.count(2) == begun.count(3) == 18  # a control is one stage
+    assert (
+        begun.count(1) == 3 + 3 and begun.count(2) == begun.count(3) == 18
+    )  # a control is one stage
     monkeypatch.undo()
     for trial in grid.trials:
         run = sweep.run_of(trial.name)
-        assert [s["epochs"] for s in run.summary["stages"]] == [s.epochs for s in trial.recipe.stages]
+        assert [s["epochs"] for s in run.summary["stages"]] == [
+            s.epochs for s in trial.recipe.stages
+        ]
         assert not run.checkpoints.exists()
     for alone in [t for t in grid.trials if t.seed == 1]:
         name = alone.name
         list(vitseg.train(alone.recipe, tmp_path / name, reuse=False))
         assert lines(sweep.run_of(name).path) == lines(tmp_path / name)
         for file in ("best/decoder.safetensors", "best/encoder/model.safetensors"):
-            assert (sweep.run_of(name).path / file).read_bytes() == (tmp_path / name / file).read_bytes()
+            assert (sweep.run_of(name).path / file).read_bytes() == (
+                tmp_path / name / file
+            ).read_bytes()
 
 
 def test_a_sweep_that_was_cut_off_goes_on_to_the_same_bits(small, tmp_path):
@@ -161,7 +192,9 @@ def test_a_sweep_that_was_cut_off_goes_on_to_the_same_bits(small, tmp_path):
     again = Sweep(small, tmp_path / "elsewhere" / "cut")
     assert [t.name for t in again.todo()] == ["02-seed0", "control1-seed0"]
     events = list(again.events())
-    assert not [e for e in events if isinstance(e, StageStarted) and e.stage == 2]  # it went on, it did not begin again
+    assert not [
+        e for e in events if isinstance(e, StageStarted) and e.stage == 2
+    ]  # it went on, it did not begin again
     for trial in small.trials:
         assert lines(again.run_of(trial.name).path) == lines(whole.run_of(trial.name).path)
 
@@ -170,14 +203,22 @@ def test_a_trial_that_fails_is_told_of_and_the_others_go_on(small, tmp_path, mon
     trial_that_fails(monkeypatch, "02-seed0", "The loss of step 9 is nan.")
     sweep = Sweep(small, tmp_path / "sweep")
     ended = {e.trial: e.error for e in sweep.events() if isinstance(e, TrialEnded)}
-    assert ended == {"01-seed0": None, "02-seed0": "TrainingError: The loss of step 9 is nan.", "control1-seed0": None}
+    assert ended == {
+        "01-seed0": None,
+        "02-seed0": "TrainingError: The loss of step 9 is nan.",
+        "control1-seed0": None,
+    }
     assert set(sweep.results()) == {"01-seed0", "control1-seed0"}
     monkeypatch.undo()
     list(sweep.events())
-    assert set(sweep.results()) == {"01-seed0", "02-seed0", "control1-seed0"} and sweep.failures == {}
+    assert (
+        set(sweep.results()) == {"01-seed0", "02-seed0", "control1-seed0"} and sweep.failures == {}
+    )
 
 
-def test_the_same_call_finds_its_folder_and_another_sweep_is_refused(small, tiny_recipe, tmp_path, monkeypatch):
+def test_the_same_call_finds_its_folder_and_another_sweep_is_refused(
+    small, tiny_recipe, tmp_path, monkeypatch
+):
     monkeypatch.setenv("VITSEG_RUNS", str(tmp_path))
     sweep = Sweep(small)
     next(sweep.events())
@@ -198,7 +239,11 @@ def test_a_sweep_over_tuples_and_schedules_is_found_again(tiny_recipe, tmp_path)
         "data.effects": [(), (Blur(),), (Blur(p=1.0), RightAngle())],
     }
     grid = make_grid(tiny_recipe, axes, 1, FACTS)
-    assert {grid.words(i)[2] for i in range(6)} == {"()", "blur p 0.5", "blur p 1.0, then right angle"}
+    assert {grid.words(i)[2] for i in range(6)} == {
+        "()",
+        "blur p 0.5",
+        "blur p 1.0, then right angle",
+    }
     next(Sweep(grid, tmp_path / "sweep").events())
     assert Sweep(make_grid(tiny_recipe, axes, 1, FACTS), tmp_path / "sweep").file.exists()
 
@@ -216,7 +261,9 @@ def test_steps_of_a_trial_are_the_steps_of_its_recipe(small, tmp_path):
     assert len(steps) == 15 + (15) + 15  # inherited ones are passed on too
 
 
-def test_a_save_that_fails_when_a_sweep_is_left_is_said_and_frees_the_folder(small, tmp_path, monkeypatch):
+def test_a_save_that_fails_when_a_sweep_is_left_is_said_and_frees_the_folder(
+    small, tmp_path, monkeypatch
+):
     def no_room(*_):
         raise OSError(28, "No space left on device")
 
@@ -233,9 +280,14 @@ def test_a_save_that_fails_when_a_sweep_is_left_is_said_and_frees_the_folder(sma
 
 def test_all_blocks_of_another_encoder_are_not_counted_as_this_one_s(tiny_recipe):
     facts = Facts(10, 4, tiny_recipe.model.encoder)
-    axes = {"model.encoder": [tiny_recipe.model.encoder, "facebook/dinov2-large"], "stages.2.unfrozen_blocks": [4, "all"]}
+    axes = {
+        "model.encoder": [tiny_recipe.model.encoder, "facebook/dinov2-large"],
+        "stages.2.unfrozen_blocks": [4, "all"],
+    }
     grid = make_grid(tiny_recipe, axes, 1, facts)
-    assert len(grid.settings) == 3  # 4 and "all" are the same for the encoder that is known to have four
+    assert (
+        len(grid.settings) == 3
+    )  # 4 and "all" are the same for the encoder that is known to have four
 
 
 def test_a_sweep_whose_trials_have_all_been_trained_before_is_soon_over(small, tmp_path):
@@ -245,4 +297,9 @@ def test_a_sweep_whose_trials_have_all_been_trained_before_is_soon_over(small, t
     session.trials.start()
     list(session.trials.follow())
     assert session.progress()[0] == 1.0 and not session.sweep.todo()
-    assert all(e.parent for t in small.trials for e in session.sweep.run_of(t.name).events() if isinstance(e, RunStarted))
+    assert all(
+        e.parent
+        for t in small.trials
+        for e in session.sweep.run_of(t.name).events()
+        if isinstance(e, RunStarted)
+    )

@@ -14,7 +14,9 @@ from vitseg.training.loop import StageTraining
 
 @pytest.fixture
 def small_recipe(tiny_recipe: Recipe) -> Recipe:
-    """`tiny_recipe` at 28 x 28 pixels: 10 images to train on, 2 to validate, batches of 2, encoder of 4 blocks."""
+    """`tiny_recipe` at 28 x 28 pixels: 10 images to train on, 2 to validate, batches of 2, encoder
+    of 4 blocks.
+    """
     return tiny_recipe.replace({"data.size": [28, 28], "data.source.side": 32})
 
 

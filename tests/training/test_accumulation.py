@@ -1,4 +1,6 @@
-"""A batch in portions is the same batch: the same losses and the same weights, dropout and the last step included."""
+"""A batch in portions is the same batch: the same losses and the same weights, dropout and the last
+step included.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,9 @@ from vitseg.recipe import Recipe
 from vitseg.training import loop
 
 SGD = {"optimizer": {"kind": "sgd"}}
-"""Where weights are compared most closely. Adam divides a gradient by its own size, and so makes a difference of a last
-bit, where gradients cancel to nearly 0, into one of the size of the LR."""
+"""Where weights are compared most closely. Adam divides a gradient by its own size, and so makes a
+difference of a last bit, where gradients cancel to nearly 0, into one of the size of the LR.
+"""
 
 NOISY = {"model.dropout": 0.3, "stages.1.drop_path": 0.3, "stages.1.unfrozen_blocks": 2}
 PARTIAL = {10: 2, 11: 3}  # images to train on: images in the last step, where a step is four
@@ -24,11 +27,17 @@ PARTIAL = {10: 2, 11: 3}  # images to train on: images in the last step, where a
 
 @pytest.fixture
 def recipe(small_recipe: Recipe) -> Recipe:
-    """Stage 2 with dropout and drop-path; rotated views, so that portions differ in the number of pixels that count."""
-    return small_recipe.replace({**NOISY, "data.views": "fresh", "data.augment.rotate_degrees": 90.0, "stages.1.epochs": 3})
+    """Stage 2 with dropout and drop-path; rotated views, so that portions differ in the number of
+    pixels that count.
+    """
+    return small_recipe.replace(
+        {**NOISY, "data.views": "fresh", "data.augment.rotate_degrees": 90.0, "stages.1.epochs": 3}
+    )
 
 
-def trained(begin, recipe: Recipe, portion: int, portions: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+def trained(
+    begin, recipe: Recipe, portion: int, portions: int
+) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and weights of stage 2, its steps taken as so many portions of so many images."""
     stage = begin(recipe.replace({"batch_size": portion, "accumulate": portions}), 2)
     return [e.loss for e in stage if isinstance(e, BatchEnded)], stage.trained_weights()
@@ -61,7 +70,9 @@ def test_two_portions_of_two_are_one_of_four(begin, recipe, changes, images):
 
 @pytest.mark.parametrize(("portion", "portions"), [(1, 4), (3, 2), (10, 2)])
 def test_other_ways_to_cut_a_batch(begin, recipe, portion, portions):
-    """Portions that divide neither the step nor the epoch; `accumulate` may even exceed the epoch."""
+    """Portions that divide neither the step nor the epoch; `accumulate` may even exceed the
+    epoch.
+    """
     recipe = recipe.replace(SGD)
     losses, weights = trained(begin, recipe, portion * portions, 1)
     losses_in_portions, weights_in_portions = trained(begin, recipe, portion, portions)
@@ -77,7 +88,8 @@ def test_the_learning_rate_moves_with_steps_and_not_with_portions(begin, recipe)
     assert lrs(2, 2) == lrs(4, 1) == lrs(1, 4)
 
 
-# ------------------------------------------------------------------ controls: the test above can fail
+# ------------------------------------------------------------------ controls: the test above can
+# fail
 
 
 def test_portions_that_draw_the_same_dropout_are_noticed(begin, recipe, monkeypatch):
@@ -95,7 +107,9 @@ def test_a_mean_of_the_portions_means_is_noticed(begin, recipe, monkeypatch):
     def means_of_means(self, portions) -> float:
         self.optimizer.zero_grad()
         size = self.recipe.data.size
-        losses = [self.loss(self.model.suffix(p.levels, size), p.masks) / len(portions) for p in portions]
+        losses = [
+            self.loss(self.model.suffix(p.levels, size), p.masks) / len(portions) for p in portions
+        ]
         sum(losses).backward()
         return sum(losses).item()
 
@@ -113,7 +127,10 @@ def test_portions_of_these_images_do_differ_in_the_number_of_pixels_that_count(b
 
 
 def test_dice_over_the_batch_refuses_portions(recipe):
-    with pytest.raises(RecipeError, match=r'loss\.dice_over="batch" needs the whole batch at once; set accumulate to 1'):
+    with pytest.raises(
+        RecipeError,
+        match=r'loss\.dice_over="batch" needs the whole batch at once; set accumulate to 1',
+    ):
         recipe.replace({"loss.dice_over": "batch", "accumulate": 2})
 
 

@@ -1,4 +1,5 @@
-"""The detectors catch what goes wrong, in our loop and in a plain one, say where, and are silent when all is well.
+"""The detectors catch what goes wrong, in our loop and in a plain one, say where, and are silent
+when all is well.
 
 Every fault is committed from outside, between two events, by the means that any caller has.
 """
@@ -13,11 +14,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler
-from transformers import BeitConfig, BeitModel, Dinov2Config, Dinov2ForImageClassification, Dinov2Model, SwinConfig, SwinModel
+from transformers import (
+    BeitConfig,
+    BeitModel,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    Dinov2Model,
+    SwinConfig,
+    SwinModel,
+)
 
 import vitseg
 from vitseg.errors import ConfigError, FreezeBreach, LRBreach, VitsegError
-from vitseg.events import BatchEnded, EpochEnded, FeaturesUsed, StageEnded, StageStarted, ValidationBatch
+from vitseg.events import (
+    BatchEnded,
+    EpochEnded,
+    FeaturesUsed,
+    StageEnded,
+    StageStarted,
+    ValidationBatch,
+)
 from vitseg.settings import CosineRestarts, Exponential
 
 EPOCHS, BATCHES, LAYERS = 2, 5, 4
@@ -49,12 +65,18 @@ class Training:
         return self
 
 
-# ------------------------------------------------------------------ a plain loop, without anything of ours but the detectors
+# ------------------------------------------------------------------ a plain loop, without anything
+# of ours but the detectors
 
 
 def _config(num_hidden_layers: int = LAYERS) -> Dinov2Config:
     return Dinov2Config(
-        hidden_size=32, num_hidden_layers=num_hidden_layers, num_attention_heads=2, mlp_ratio=2, patch_size=14, image_size=28
+        hidden_size=32,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        patch_size=14,
+        image_size=28,
     )
 
 
@@ -76,7 +98,9 @@ class Plain(nn.Module):
         self.train()
         self.vit.requires_grad_(False).eval()
         count = LAYERS if unfrozen == "all" else unfrozen
-        for part in [*self.vit.encoder.layer[LAYERS - count :], self.vit.layernorm] if count else []:
+        for part in (
+            [*self.vit.encoder.layer[LAYERS - count :], self.vit.layernorm] if count else []
+        ):
             part.requires_grad_(True).train()
 
 
@@ -91,7 +115,9 @@ def plain(unfrozen: int | str) -> Training:
     scheduler = ExponentialLR(optimizer, gamma=0.5)
 
     def loop() -> Iterator[str]:
-        contract = vitseg.LRContract([1e-2 * 0.5 ** (n // BATCHES) for n in range(EPOCHS * BATCHES + 1)])
+        contract = vitseg.LRContract(
+            [1e-2 * 0.5 ** (n // BATCHES) for n in range(EPOCHS * BATCHES + 1)]
+        )
         before = vitseg.audit(model, optimizer, unfrozen).check()
         yield "start"
         for epoch in range(EPOCHS):
@@ -111,11 +137,19 @@ def plain(unfrozen: int | str) -> Training:
         vitseg.audit(model, optimizer, unfrozen, since=before.hashes).check()
         yield "end"
 
-    return Training(model, model.vit, model.head, model.vit.encoder.layer, optimizer, scheduler, loop())
+    return Training(
+        model, model.vit, model.head, model.vit.encoder.layer, optimizer, scheduler, loop()
+    )
 
 
-MOMENTS = {StageStarted: "start", BatchEnded: "batch", ValidationBatch: "validation", FeaturesUsed: "features",
-           EpochEnded: "epoch", StageEnded: "end"}  # fmt: skip
+MOMENTS = {
+    StageStarted: "start",
+    BatchEnded: "batch",
+    ValidationBatch: "validation",
+    FeaturesUsed: "features",
+    EpochEnded: "epoch",
+    StageEnded: "end",
+}
 
 
 @pytest.fixture
@@ -123,11 +157,20 @@ def ours(small_recipe, begin) -> Callable[..., Training]:
     """A stage of our own loop."""
 
     def _ours(unfrozen: int | str, **changes: object) -> Training:
-        settings = {"unfrozen_blocks": unfrozen, "lr": 1e-2, "schedule": Exponential(gamma=0.5), "epochs": EPOCHS} | changes
-        stage = begin(small_recipe.replace({f"stages.0.{name}": value for name, value in settings.items()}))
+        settings = {
+            "unfrozen_blocks": unfrozen,
+            "lr": 1e-2,
+            "schedule": Exponential(gamma=0.5),
+            "epochs": EPOCHS,
+        } | changes
+        stage = begin(
+            small_recipe.replace({f"stages.0.{name}": value for name, value in settings.items()})
+        )
         encoder, moments = stage.model.encoder, (MOMENTS[type(event)] for event in stage)
         decoder, scheduler = stage.model.decoder, stage.schedule.inner
-        return Training(stage.model, encoder.vit, decoder, encoder.blocks, stage.optimizer, scheduler, moments)
+        return Training(
+            stage.model, encoder.vit, decoder, encoder.blocks, stage.optimizer, scheduler, moments
+        )
 
     return _ours
 
@@ -153,7 +196,11 @@ def train_the_embeddings(t: Training) -> None:
 
 
 def hold_a_frozen_block(t: Training) -> None:
-    more = {"params": list(t.blocks[0].parameters()), "name": "more", "lr": t.optimizer.param_groups[0]["lr"]}
+    more = {
+        "params": list(t.blocks[0].parameters()),
+        "name": "more",
+        "lr": t.optimizer.param_groups[0]["lr"],
+    }
     t.optimizer.add_param_group(more)
 
 
@@ -234,7 +281,9 @@ def test_a_freeze_fault_is_caught_before_the_next_step_and_names_the_parts(train
 
 
 @pytest.mark.parametrize("moment", [None, "start", "epoch"])
-@pytest.mark.parametrize("fault", [leave_the_last_two_blocks_trainable, hold_a_frozen_block, wake_a_frozen_block])
+@pytest.mark.parametrize(
+    "fault", [leave_the_last_two_blocks_trainable, hold_a_frozen_block, wake_a_frozen_block]
+)
 def test_a_freeze_fault_before_an_epoch_is_caught_before_its_first_step(train, fault, moment):
     training = train(0)
     if moment:
@@ -255,8 +304,12 @@ def test_a_freeze_fault_after_the_last_step_is_caught_at_the_end(train, fault):
     assert "end" not in training.seen
 
 
-@pytest.mark.parametrize("moment", [("start", 1), ("batch", 3), ("epoch", 1), ("batch", EPOCHS * BATCHES)])
-def test_a_frozen_weight_written_in_place_is_caught_at_the_end_by_its_hash_or_sooner_by_what_it_computes(train, moment):
+@pytest.mark.parametrize(
+    "moment", [("start", 1), ("batch", 3), ("epoch", 1), ("batch", EPOCHS * BATCHES)]
+)
+def test_a_frozen_weight_written_in_place_is_caught_by_its_hash_or_by_what_it_computes(
+    train, moment
+):
     training = train(1).until(*moment)
     with torch.no_grad():
         training.blocks[1].mlp.fc2.weight[0, 0] += 1e-6
@@ -323,15 +376,22 @@ def test_a_scheduler_that_never_steps_is_caught_in_the_second_epoch(train):
     training = train(0).until("epoch")
     for group in training.optimizer.param_groups:
         group["lr"] = 1e-2
-    with pytest.raises(LRBreach, match=rf"^Step {BATCHES + 1}: .* is 0\.01, promised was 0\.005 \(2 times\)"):
+    with pytest.raises(
+        LRBreach, match=rf"^Step {BATCHES + 1}: .* is 0\.01, promised was 0\.005 \(2 times\)"
+    ):
         training.to_the_end()
 
 
 def test_a_contract_holds_every_group_to_its_own_factor_and_knows_where_it_ends():
-    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": 1e-2}, {"params": [nn.Parameter(torch.zeros(1))], "lr": 1e-3}]
+    groups = [
+        {"params": [nn.Parameter(torch.zeros(1))], "lr": 1e-2},
+        {"params": [nn.Parameter(torch.zeros(1))], "lr": 1e-3},
+    ]
     optimizer = torch.optim.SGD(groups)
     contract = vitseg.LRContract([1e-2])
-    with pytest.raises(LRBreach, match=r"^Step 1: the LR of 'group 1' is 0\.001, promised was 0\.01"):
+    with pytest.raises(
+        LRBreach, match=r"^Step 1: the LR of 'group 1' is 0\.001, promised was 0\.01"
+    ):
         contract.check(1, optimizer)
     optimizer.param_groups[1]["lr_factor"] = 0.1
     contract.check(1, optimizer)
@@ -349,7 +409,8 @@ def test_the_step_named_is_counted_over_the_whole_run_as_in_the_records(small_re
         list(stage)
 
 
-# ------------------------------------------------------------------ controls: silent when all is well
+# ------------------------------------------------------------------ controls: silent when all is
+# well
 
 
 @pytest.mark.parametrize("unfrozen", EVERY_DEPTH)
@@ -367,8 +428,17 @@ def test_the_audit_of_a_plain_model_counts_what_it_has(unfrozen):
     for parameter in training.model.parameters():
         sizes[parameter.requires_grad] += parameter.numel()
     assert report.ok
-    assert (report.total, report.trainable, report.optimizer_holds) == (sum(sizes.values()), sizes[True], sizes[True])
-    assert [p.name for p in report.parts] == ["embeddings", *(f"block {i}" for i in range(1, 5)), "final norm", "decoder"]
+    assert (report.total, report.trainable, report.optimizer_holds) == (
+        sum(sizes.values()),
+        sizes[True],
+        sizes[True],
+    )
+    assert [p.name for p in report.parts] == [
+        "embeddings",
+        *(f"block {i}" for i in range(1, 5)),
+        "final norm",
+        "decoder",
+    ]
     assert [p.gradient for p in report.parts] == [p.should_train for p in report.parts]
 
 
@@ -376,7 +446,9 @@ def test_the_audit_of_a_plain_model_counts_what_it_has(unfrozen):
 def test_a_right_model_is_a_breach_of_any_other_promise(promised):
     training = plain(2).until("batch")
     assert vitseg.audit(training.model, training.optimizer, 2).ok
-    report = vitseg.audit(training.model, training.optimizer, promised)  # reports, and leaves raising to check()
+    report = vitseg.audit(
+        training.model, training.optimizer, promised
+    )  # reports, and leaves raising to check()
     assert not report.ok
     with pytest.raises(FreezeBreach):
         report.check()
@@ -412,9 +484,13 @@ def test_a_bare_vit_has_no_decoder_to_miss():
     assert vitseg.audit(vit, optimizer, 1, since=before.hashes).breach == ""
 
 
-def test_unfrozen_blocks_above_the_last_skip_are_refused_before_the_stage_is_trained(small_recipe, begin, tmp_path):
+def test_unfrozen_blocks_above_the_last_skip_are_refused_before_the_stage_is_trained(
+    small_recipe, begin, tmp_path
+):
     Dinov2Model(_config(num_hidden_layers=6)).save_pretrained(tmp_path)
-    recipe = small_recipe.replace({"model.encoder": str(tmp_path), "model.skip_depths": [1, 2, 3, 4]})
+    recipe = small_recipe.replace(
+        {"model.encoder": str(tmp_path), "model.skip_depths": [1, 2, 3, 4]}
+    )
     with pytest.raises(ConfigError):
         list(begin(recipe, 2))
 
@@ -428,22 +504,38 @@ def test_a_model_without_a_vit_is_refused_by_name():
 @pytest.mark.parametrize(
     "vit",
     [
-        SwinModel(SwinConfig(embed_dim=8, depths=[2, 2], num_heads=[2, 2], window_size=2, image_size=32)),
-        BeitModel(BeitConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, image_size=32)),
+        SwinModel(
+            SwinConfig(embed_dim=8, depths=[2, 2], num_heads=[2, 2], window_size=2, image_size=32)
+        ),
+        BeitModel(
+            BeitConfig(
+                hidden_size=8,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=8,
+                image_size=32,
+            )
+        ),
     ],
     ids=["stages of blocks", "no norm after the last block"],
 )
 def test_a_model_of_another_make_is_refused_and_not_misread(vit):
-    with pytest.raises(ConfigError, match="a plain ViT of transformers: one list of like blocks, then a LayerNorm"):
+    with pytest.raises(
+        ConfigError, match="a plain ViT of transformers: one list of like blocks, then a LayerNorm"
+    ):
         vitseg.audit(vit, torch.optim.SGD(vit.parameters(), lr=0.1), 1)
 
 
 def test_the_audit_does_not_share_the_mistakes_of_the_freezing(encoders, monkeypatch):
-    """With `[-n:]` in the freezing, 0 blocks are all of them; the promise is worked out elsewhere, and says so."""
+    """With `[-n:]` in the freezing, 0 blocks are all of them; the promise is worked out elsewhere,
+    and says so.
+    """
     import vitseg
     from vitseg.model import freeze
 
-    model = vitseg.build_segmenter(vitseg.Model(encoder=encoders["dinov2"]), ("a", "b"), (70, 70), seed=0)
+    model = vitseg.build_segmenter(
+        vitseg.Model(encoder=encoders["dinov2"]), ("a", "b"), (70, 70), seed=0
+    )
     blocks = [f"block {i}" for i in range(1, 5)]
     monkeypatch.setattr(freeze, "trained_parts", lambda n, depth: {"decoder", *blocks[-n:]})
     vitseg.set_freeze_depth(model, 0)
@@ -458,8 +550,14 @@ def test_the_audit_does_not_share_the_mistakes_of_the_freezing(encoders, monkeyp
 @pytest.mark.parametrize(
     ("fault", "mend"),
     [
-        (lambda t: t.model.train(), "Call eval() on what is frozen after every train() of the model."),
-        (lambda t: t.blocks[0].requires_grad_(True), "Switch requires_grad off in what should be frozen."),
+        (
+            lambda t: t.model.train(),
+            "Call eval() on what is frozen after every train() of the model.",
+        ),
+        (
+            lambda t: t.blocks[0].requires_grad_(True),
+            "Switch requires_grad off in what should be frozen.",
+        ),
         (
             lambda t: t.vit.layernorm.requires_grad_(False),
             "Switch requires_grad on in what should train; the final norm goes with",

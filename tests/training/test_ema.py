@@ -1,4 +1,6 @@
-"""The moving average is torch's own, is really updated, and changes nothing about the training beside it."""
+"""The moving average is torch's own, is really updated, and changes nothing about the training
+beside it.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def training(recipe, number=2):
 
 def test_the_average_is_that_of_torch_and_the_training_is_not_changed(tiny_recipe):
     alone, followed = training(tiny_recipe), training(tiny_recipe)
-    plain = [e for e in alone if not isinstance(e, FeaturesUsed)]  # of which the second reads what the first has computed
+    plain = [
+        e for e in alone if not isinstance(e, FeaturesUsed)
+    ]  # of which the second reads what the first has computed
     oracle = AveragedModel(followed.model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     ema, events = Ema(followed.model, decay=0.9), []
     for event in ema.follow(followed):
@@ -36,7 +40,11 @@ def test_the_average_is_that_of_torch_and_the_training_is_not_changed(tiny_recip
     assert averaged.keys() == expected.keys()
     for name, weight in averaged.items():
         assert torch.allclose(weight, expected[name], atol=1e-7), name
-    moved = [n for n, p in averaged.items() if not torch.equal(p, dict(followed.model.named_parameters())[n])]
+    moved = [
+        n
+        for n, p in averaged.items()
+        if not torch.equal(p, dict(followed.model.named_parameters())[n])
+    ]
     assert any(n.startswith("decoder.") for n in moved)
     assert any("encoder.vit" in n for n in moved)
     assert len(ema._average) < len(averaged), "what is frozen is not kept twice"

@@ -1,4 +1,6 @@
-"""What is kept of the frozen blocks changes no number, whatever is there of it; and what changes makes stale what it must."""
+"""What is kept of the frozen blocks changes no number, whatever is there of it; and what changes
+makes stale what it must.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +45,14 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def result(recipe: Recipe, folder: Path) -> tuple[list[str], dict[str, bytes], list[FeaturesUsed]]:
-    """The log without its first line, which holds the recipe; the weights; and where the features came from."""
+    """The log without its first line, which holds the recipe; the weights; and where the features
+    came from.
+    """
     used = [e for e in train(recipe, folder) if isinstance(e, FeaturesUsed)]
     lines = (folder / "events.jsonl").read_text().splitlines()
-    weights = sorted([*folder.glob("stages/*/*.safetensors"), *folder.glob("best/**/*.safetensors")])
+    weights = sorted(
+        [*folder.glob("stages/*/*.safetensors"), *folder.glob("best/**/*.safetensors")]
+    )
     return lines[1:], {str(w.relative_to(folder)): w.read_bytes() for w in weights}, used
 
 
@@ -112,13 +118,17 @@ class TestSameBits:
         result(tiny_recipe, tmp_path / "cold")
         for number, path in enumerate(rows(cache)):
             content = path.read_bytes()
-            path.write_bytes([content[:-9], content[:100] + bytes(100) + content[200:], b""][number % 3])
+            path.write_bytes(
+                [content[:-9], content[:100] + bytes(100) + content[200:], b""][number % 3]
+            )
         assert same(result(tiny_recipe, tmp_path / "again"), plain)
         default_cache().verify()  # drops those that this run did not need
         assert default_cache().verify() == (len(rows(cache)), []) and len(rows(cache)) > 50
 
     def test_a_stale_row_is_not_the_same(self, tiny_recipe, plain, cache, tmp_path, monkeypatch):
-        """The negative control: if rows were not read, or did not matter, the tests above would pass too."""
+        """The negative control: if rows were not read, or did not matter, the tests above would
+        pass too.
+        """
         result(tiny_recipe, tmp_path / "cold")
         stale = spoil_one_row(cache)
         monkeypatch.setattr(Features, "_compare", lambda *_: False)
@@ -133,11 +143,16 @@ class TestSameBits:
         with pytest.raises(FeatureBreach, match=r"generated-.* the kept features are not those"):
             result(tiny_recipe, tmp_path / "stale")
 
-    def test_an_encoder_whose_rows_depend_on_the_batch_is_not_kept(self, tiny_recipe, cache, tmp_path, monkeypatch):
+    def test_an_encoder_whose_rows_depend_on_the_batch_is_not_kept(
+        self, tiny_recipe, cache, tmp_path, monkeypatch
+    ):
         monkeypatch.setattr(Features, "_same", lambda *_, **__: False)
         *_, used = result(tiny_recipe, tmp_path / "run")
         assert rows(cache) == [] and all(u.read == 0 for u in used)
-        assert used[0].note == "Features are not kept: this encoder gives a view other features in another batch."
+        assert (
+            used[0].note
+            == "Features are not kept: this encoder gives a view other features in another batch."
+        )
 
     @pytest.mark.weights
     def test_the_real_encoder(self, tmp_path):
@@ -151,15 +166,22 @@ class TestSameBits:
         warm = result(recipe, tmp_path / "warm")
         assert same(off, cold) and same(off, warm) and all(used.computed == 0 for used in warm[2])
         half = result(recipe.replace({"features": "half"}), tmp_path / "half")
-        losses, exact = ([json.loads(x)["loss"] for x in lines if '"BatchEnded"' in x] for lines in (half[0], off[0]))
+        losses, exact = (
+            [json.loads(x)["loss"] for x in lines if '"BatchEnded"' in x]
+            for lines in (half[0], off[0])
+        )
         assert losses[:8] == pytest.approx(exact[:8], abs=2e-3) and losses != exact
 
 
 def spoil_one_row(cache: Path) -> Path | None:
-    """Another row's content under a row's name, whole by its checksum: as if the key had missed something."""
+    """Another row's content under a row's name, whole by its checksum: as if the key had missed
+    something.
+    """
     for folder in sorted((cache / "features").iterdir()):
         first, *others = (p for p in sorted(folder.iterdir()) if p.name != "about.json")
-        if (folder / "about.json").exists() and (fresh := [p for p in others if p.read_bytes() != first.read_bytes()]):
+        if (folder / "about.json").exists() and (
+            fresh := [p for p in others if p.read_bytes() != first.read_bytes()]
+        ):
             fresh[0].write_bytes(first.read_bytes())
             return fresh[0]
     return None
@@ -170,7 +192,11 @@ class TestHalf:
         recipe = tiny_recipe.replace({"features": "half"})
         cold, warm, off = (
             result(r, tmp_path / name)
-            for r, name in ((recipe, "cold"), (recipe, "warm"), (recipe.replace({"cache": False}), "off"))
+            for r, name in (
+                (recipe, "cold"),
+                (recipe, "warm"),
+                (recipe.replace({"cache": False}), "off"),
+            )
         )
         assert same(cold, warm) and same(cold, off) and not same(cold, plain)
 
@@ -186,12 +212,19 @@ class TestHalf:
         features, _, data = stage(tiny_recipe.replace({"features": "half", "cache": False}))
         (key,) = [(data.splits["train"][0], "0")]
         prefix = features.model.prefix
-        features.model.prefix = lambda x: {level: tokens * 1e6 for level, tokens in prefix(x).items()}
+        features.model.prefix = lambda x: {
+            level: tokens * 1e6 for level, tokens in prefix(x).items()
+        }
         (batch,) = features.batches([[key]])
-        assert all(t.isfinite().all() for t in batch.levels.values()) and max(t.max() for t in batch.levels.values()) > 65504
+        assert (
+            all(t.isfinite().all() for t in batch.levels.values())
+            and max(t.max() for t in batch.levels.values()) > 65504
+        )
 
 
-def stage(recipe: Recipe, number: int = 1, change=lambda model: None) -> tuple[Features, torch.nn.Module, SegmentationData]:
+def stage(
+    recipe: Recipe, number: int = 1, change=lambda model: None
+) -> tuple[Features, torch.nn.Module, SegmentationData]:
     """The features of a stage, as its training would see them."""
     from vitseg.model.freeze import set_freeze_depth
 
@@ -204,10 +237,14 @@ def stage(recipe: Recipe, number: int = 1, change=lambda model: None) -> tuple[F
     return Features(recipe, model, data, report.hashes), model, data
 
 
-def computed(recipe: Recipe, views: tuple[str, ...] = ("0", "1"), number: int = 1, change=lambda model: None) -> int:
+def computed(
+    recipe: Recipe, views: tuple[str, ...] = ("0", "1"), number: int = 1, change=lambda model: None
+) -> int:
     """How many views of the training images are computed rather than read."""
     features, _, data = stage(recipe, number, change)
-    for _ in features.batches(chunked([(name, view) for view in views for name in data.splits["train"]], 4)):
+    for _ in features.batches(
+        chunked([(name, view) for view in views for name in data.splits["train"]], 4)
+    ):
         pass
     return features.computed
 
@@ -245,7 +282,9 @@ class TestWhatMakesRowsStale:
         assert computed(recipe.replace({"data.size": [84, 70]})) == 12
 
     @pytest.mark.parametrize(
-        "setting", [{"data.augment": Augment(zoom=0.5)}, {"data.effects": (Hue(),)}, {"data.crop": Crop()}], ids=str
+        "setting",
+        [{"data.augment": Augment(zoom=0.5)}, {"data.effects": (Hue(),)}, {"data.crop": Crop()}],
+        ids=str,
     )
     def test_an_augmentation_all_but_the_clean_view(self, recipe, setting):
         changed = recipe.replace(setting)
@@ -257,11 +296,23 @@ class TestWhatMakesRowsStale:
 
     def test_a_normalisation_value_all(self, recipe, encoders, tmp_path):
         folder = shutil.copytree(encoders["dinov2"], tmp_path / "encoder")
-        (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2]}')
+        (folder / "preprocessor_config.json").write_text(
+            '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2]}'
+        )
         assert computed(recipe.replace({"model.encoder": str(folder)})) == 12
 
-    @pytest.mark.parametrize("setting", [{"seed": 3}, {"workers": 1}, {"batch_size": 3}, {"model.dropout": 0.5}, {"name": "x"},
-                                         {"loss.dice": 2.0}, {"data.split_seed": 0}])  # fmt: skip
+    @pytest.mark.parametrize(
+        "setting",
+        [
+            {"seed": 3},
+            {"workers": 1},
+            {"batch_size": 3},
+            {"model.dropout": 0.5},
+            {"name": "x"},
+            {"loss.dice": 2.0},
+            {"data.split_seed": 0},
+        ],
+    )
     def test_what_concerns_only_later_parts_nothing(self, recipe, setting):
         assert computed(recipe.replace(setting)) == 0
 
@@ -275,8 +326,16 @@ class TestWhatMakesRowsStale:
                 next(model.encoder.blocks[2].parameters()).add_(0.1)
 
         before, after = (stage(recipe, 1, c)[0].groups[False] for c in (lambda model: None, change))
-        assert [before[level] == after[level] for level in range(5)] == [True, True, True, False, False]
-        assert computed(recipe, change=change) == 0, "the blocks above level 2 are run on what is kept of it"
+        assert [before[level] == after[level] for level in range(5)] == [
+            True,
+            True,
+            True,
+            False,
+            False,
+        ]
+        assert computed(recipe, change=change) == 0, (
+            "the blocks above level 2 are run on what is kept of it"
+        )
         broken = {"change": change}
         assert computed(recipe, **broken) == 0
 
@@ -293,11 +352,17 @@ class TestWhatMakesRowsStale:
 
 class TestNoRoom:
     def test_a_full_disk_is_no_end(self, tiny_recipe, plain, tmp_path, cache, monkeypatch):
-        """On a real small disk where one can be mounted; else the operating system's answer is played."""
+        """On a real small disk where one can be mounted; else the operating system's answer is
+        played.
+        """
         disk = cache / "features"
         disk.mkdir()
-        mounted = not subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True).returncode
-        monkeypatch.setattr("vitseg.training.cache._free", lambda folder: 10**12)  # so that it is found out by writing
+        mounted = not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True
+        ).returncode
+        monkeypatch.setattr(
+            "vitseg.training.cache._free", lambda folder: 10**12
+        )  # so that it is found out by writing
         write, written = Path.write_bytes, []
 
         def play(path: Path, content: bytes) -> int:
@@ -337,7 +402,9 @@ class TestNoRoom:
         assert sorted(p.name for p in (root / "a").iterdir()) == ["row0", "row3", "row4", "row5"]
         assert not late.why_not
 
-    def test_rows_of_this_run_are_not_dropped_for_each_other(self, tiny_recipe, cache, tmp_path, monkeypatch):
+    def test_rows_of_this_run_are_not_dropped_for_each_other(
+        self, tiny_recipe, cache, tmp_path, monkeypatch
+    ):
         monkeypatch.setenv("VITSEG_CACHE_GB", "0.0001")
         *_, used = result(tiny_recipe, tmp_path / "run")
         assert "its limit of 0.0001 GB is reached; $VITSEG_CACHE_GB sets another" in used[-1].note
@@ -391,13 +458,23 @@ class TestNoRoom:
     @pytest.mark.parametrize("text", ["many", "-1", "nan", "inf"])
     def test_a_limit_that_is_none(self, monkeypatch, text):
         monkeypatch.setenv("VITSEG_CACHE_GB", text)
-        with pytest.raises(ConfigError, match=r"\$VITSEG_CACHE_GB: got .*; allowed: a number of gigabytes, 0 or more"):
+        with pytest.raises(
+            ConfigError,
+            match=r"\$VITSEG_CACHE_GB: got .*; allowed: a number of gigabytes, 0 or more",
+        ):
             default_cache()
 
 
 def test_kill_while_building_keeps_the_rows_that_are_whole(tiny_recipe, plain, cache, tmp_path):
     tiny_recipe.save(tmp_path / "recipe.json")
-    command = [sys.executable, "-m", "vitseg", "run", str(tmp_path / "recipe.json"), str(tmp_path / "killed")]
+    command = [
+        sys.executable,
+        "-m",
+        "vitseg",
+        "run",
+        str(tmp_path / "recipe.json"),
+        str(tmp_path / "killed"),
+    ]
     with (tmp_path / "output").open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
         until(lambda: len(rows(cache)) > 10, 60)

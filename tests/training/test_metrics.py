@@ -1,4 +1,6 @@
-"""Scores come from one confusion matrix over the epoch; scikit-learn and torchmetrics are the judges."""
+"""Scores come from one confusion matrix over the epoch; scikit-learn and torchmetrics are the
+judges.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn
 from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassF1Score, MulticlassJaccardIndex
+from torchmetrics.classification import (
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassJaccardIndex,
+)
 
 from vitseg.images import IGNORE
 from vitseg.training.metrics import confusion, scores
@@ -27,7 +33,9 @@ def score(truth: Tensor, predicted: Tensor, classes: int = CLASSES, **how) -> di
 
 @st.composite
 def epochs(draw, least_classes: int = 2, most_classes: int = 5) -> tuple[int, Tensor, Tensor]:
-    """(classes, truth, predicted): few enough pixels that classes are often absent from either, some of them ignored."""
+    """(classes, truth, predicted): few enough pixels that classes are often absent from either,
+    some of them ignored.
+    """
     classes = draw(st.integers(least_classes, most_classes))
     pixels = draw(st.integers(1, 30))
     truth = st.lists(st.sampled_from([*range(classes), IGNORE]), min_size=pixels, max_size=pixels)
@@ -41,7 +49,10 @@ def pixels(*runs: tuple[int, int]) -> Tensor:
 
 
 ADVERSARIAL = {
-    "all classes": (pixels((0, 5), (1, 3), (2, 2), (3, 4)), pixels((0, 4), (1, 5), (3, 1), (2, 1), (3, 3))),
+    "all classes": (
+        pixels((0, 5), (1, 3), (2, 2), (3, 4)),
+        pixels((0, 4), (1, 5), (3, 1), (2, 1), (3, 3)),
+    ),
     "class absent from the truth": (pixels((0, 6), (1, 6)), pixels((0, 3), (2, 3), (1, 6))),
     "class never predicted": (pixels((0, 6), (1, 3), (3, 3)), pixels((0, 9), (3, 3))),
     "class absent from both": (pixels((0, 8), (3, 4)), pixels((0, 7), (3, 5))),
@@ -53,33 +64,53 @@ ADVERSARIAL = {
 adversarial = pytest.mark.parametrize(("truth", "predicted"), ADVERSARIAL.values(), ids=ADVERSARIAL)
 
 
-def assert_scikit_learn_agrees(truth: Tensor, predicted: Tensor, classes: int, background: bool) -> None:
+def assert_scikit_learn_agrees(
+    truth: Tensor, predicted: Tensor, classes: int, background: bool
+) -> None:
     found = score(truth, predicted, classes, score_background=background)
     t, p = truth[truth != IGNORE].numpy(), predicted[truth != IGNORE].numpy()
     present = sorted(set(t.tolist()))
     counted = [c for c in present if c > 0 or background]
     assert [f is not None for f in found["per_class_iou"]] == [c in present for c in range(classes)]
     for c in present:
-        assert found["per_class_iou"][c] == pytest.approx(sklearn.jaccard_score(t, p, labels=[c], average=None)[0])
-        assert found["per_class_f1"][c] == pytest.approx(sklearn.f1_score(t, p, labels=[c], average=None)[0])
+        assert found["per_class_iou"][c] == pytest.approx(
+            sklearn.jaccard_score(t, p, labels=[c], average=None)[0]
+        )
+        assert found["per_class_f1"][c] == pytest.approx(
+            sklearn.f1_score(t, p, labels=[c], average=None)[0]
+        )
     assert found["accuracy"] == (pytest.approx(sklearn.accuracy_score(t, p)) if present else None)
     expected = dict.fromkeys(("iou", "f1", "f1_macro", "f1_micro", "f1_weighted"))
     if counted:
-        f1 = {a: sklearn.f1_score(t, p, labels=counted, average=a) for a in ("macro", "micro", "weighted")}
-        expected = {"iou": sklearn.jaccard_score(t, p, labels=counted, average="macro"), "f1": f1["macro"]}
+        f1 = {
+            a: sklearn.f1_score(t, p, labels=counted, average=a)
+            for a in ("macro", "micro", "weighted")
+        }
+        expected = {
+            "iou": sklearn.jaccard_score(t, p, labels=counted, average="macro"),
+            "f1": f1["macro"],
+        }
         expected |= {f"f1_{average}": value for average, value in f1.items()}
-    assert {k: found[k] for k in expected} == {k: v if v is None else pytest.approx(v) for k, v in expected.items()}
+    assert {k: found[k] for k in expected} == {
+        k: v if v is None else pytest.approx(v) for k, v in expected.items()
+    }
 
 
 @adversarial
-@pytest.mark.parametrize("background", [True, False], ids=["with background", "background excluded"])
-def test_multiclass_scores_are_those_of_scikit_learn(truth: Tensor, predicted: Tensor, background: bool):
+@pytest.mark.parametrize(
+    "background", [True, False], ids=["with background", "background excluded"]
+)
+def test_multiclass_scores_are_those_of_scikit_learn(
+    truth: Tensor, predicted: Tensor, background: bool
+):
     assert_scikit_learn_agrees(truth, predicted, CLASSES, background)
 
 
 @often
 @given(epochs(), st.booleans())
-def test_scores_of_any_epoch_are_those_of_scikit_learn(epoch: tuple[int, Tensor, Tensor], background: bool):
+def test_scores_of_any_epoch_are_those_of_scikit_learn(
+    epoch: tuple[int, Tensor, Tensor], background: bool
+):
     classes, truth, predicted = epoch
     assert_scikit_learn_agrees(truth, predicted, classes, background)
 
@@ -87,11 +118,19 @@ def test_scores_of_any_epoch_are_those_of_scikit_learn(epoch: tuple[int, Tensor,
 @adversarial
 def test_matrix_and_class_scores_are_those_of_torchmetrics(truth: Tensor, predicted: Tensor):
     how = {"num_classes": CLASSES, "ignore_index": IGNORE}
-    assert confusion(predicted, truth, CLASSES).equal(MulticlassConfusionMatrix(**how)(predicted, truth))
+    assert confusion(predicted, truth, CLASSES).equal(
+        MulticlassConfusionMatrix(**how)(predicted, truth)
+    )
     found = score(truth, predicted)
-    for metric, key in ((MulticlassJaccardIndex, "per_class_iou"), (MulticlassF1Score, "per_class_f1")):
+    for metric, key in (
+        (MulticlassJaccardIndex, "per_class_iou"),
+        (MulticlassF1Score, "per_class_f1"),
+    ):
         theirs = metric(**how, average=None)(predicted, truth).tolist()
-        assert all(ours is None or ours == pytest.approx(t, abs=1e-6) for ours, t in zip(found[key], theirs, strict=True))
+        assert all(
+            ours is None or ours == pytest.approx(t, abs=1e-6)
+            for ours, t in zip(found[key], theirs, strict=True)
+        )
 
 
 @often
@@ -118,11 +157,16 @@ def test_binary_scores_do_not_depend_on_score_background(background: bool):
 
 @often
 @given(epochs(), st.data())
-def test_any_split_into_batches_gives_the_same_epoch_matrix(epoch: tuple[int, Tensor, Tensor], data: st.DataObject):
+def test_any_split_into_batches_gives_the_same_epoch_matrix(
+    epoch: tuple[int, Tensor, Tensor], data: st.DataObject
+):
     classes, truth, predicted = epoch
     cuts = sorted(data.draw(st.lists(st.integers(0, len(truth)), max_size=4)))
     batches = zip(torch.tensor_split(truth, cuts), torch.tensor_split(predicted, cuts), strict=True)
-    total = sum((confusion(p, t, classes) for t, p in batches), torch.zeros(classes, classes, dtype=torch.int64))
+    total = sum(
+        (confusion(p, t, classes) for t, p in batches),
+        torch.zeros(classes, classes, dtype=torch.int64),
+    )
     assert total.equal(confusion(predicted, truth, classes))
 
 
@@ -131,14 +175,24 @@ def test_mean_over_batches_is_another_number_than_the_epochs_iou():
     truth, predicted = pixels((0, 8), (1, 8)), pixels((0, 8), (1, 6), (0, 2))
     batches = [(truth[:8], predicted[:8]), (truth[8:], predicted[8:])]
     means = [
-        np.mean([sklearn.jaccard_score(t, p, labels=[c], average=None, zero_division=0)[0] for t, p in batches]) for c in (0, 1)
+        np.mean(
+            [
+                sklearn.jaccard_score(t, p, labels=[c], average=None, zero_division=0)[0]
+                for t, p in batches
+            ]
+        )
+        for c in (0, 1)
     ]
     assert means == [0.5, 0.375]
     assert score(truth, predicted, 2)["per_class_iou"] == [8 / 10, 6 / 8]
 
 
 def test_matrix_has_truth_by_row_and_prediction_by_column():
-    assert confusion(pixels((2, 3)), pixels((1, 3)), 3).tolist() == [[0, 0, 0], [0, 0, 3], [0, 0, 0]]
+    assert confusion(pixels((2, 3)), pixels((1, 3)), 3).tolist() == [
+        [0, 0, 0],
+        [0, 0, 3],
+        [0, 0, 0],
+    ]
 
 
 def test_matrix_of_two_dimensional_masks_counts_every_valid_pixel():
@@ -161,13 +215,20 @@ def test_absent_foreground_is_none_in_binary_mode():
 
 def test_one_class_predicted_perfectly_scores_one():
     found = score(pixels((2, 9)), pixels((2, 9)))
-    assert (found["iou"], found["f1"], found["per_class_iou"]) == (1.0, 1.0, [None, None, 1.0, None])
+    assert (found["iou"], found["f1"], found["per_class_iou"]) == (
+        1.0,
+        1.0,
+        [None, None, 1.0, None],
+    )
 
 
 @pytest.mark.parametrize("mode", ["binary", "multiclass"])
 def test_epoch_that_is_ignored_altogether_has_no_scores(mode: str):
     found = score(pixels((IGNORE, 9)), pixels((1, 9)), 2, mode=mode)
-    assert found == dict.fromkeys(found) | {"per_class_iou": [None, None], "per_class_f1": [None, None]}
+    assert found == dict.fromkeys(found) | {
+        "per_class_iou": [None, None],
+        "per_class_f1": [None, None],
+    }
 
 
 def test_epoch_of_background_alone_has_no_mean_when_background_is_excluded():
@@ -179,4 +240,9 @@ def test_epoch_of_background_alone_has_no_mean_when_background_is_excluded():
 @given(epochs(), st.sampled_from(["binary", "multiclass"]))
 def test_scores_are_plain_numbers_that_json_can_hold(epoch: tuple[int, Tensor, Tensor], mode: str):
     classes, truth, predicted = epoch
-    assert json.loads(json.dumps(found := score(truth, predicted, classes, mode=mode), allow_nan=False)) == found
+    assert (
+        json.loads(
+            json.dumps(found := score(truth, predicted, classes, mode=mode), allow_nan=False)
+        )
+        == found
+    )

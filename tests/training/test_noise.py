@@ -47,7 +47,14 @@ def test_the_same_key_draws_the_same(draw, x):
 
 @each_kind
 @pytest.mark.parametrize(
-    "other", [(1, "noise", 2, 7), (0, "else", 2, 7), (0, "noise", 3, 7), (0, "noise", 2, 8), (0, "noise", 27)]
+    "other",
+    [
+        (1, "noise", 2, 7),
+        (0, "else", 2, 7),
+        (0, "noise", 3, 7),
+        (0, "noise", 2, 8),
+        (0, "noise", 27),
+    ],
 )
 def test_another_key_draws_something_else(draw, x, other):
     assert not torch.equal(draw(x, 0, "noise", 2, 7), draw(x, *other))
@@ -62,7 +69,9 @@ def test_another_layer_draws_something_else(draw, x):
 @pytest.mark.parametrize("sizes", [(32, 32), (1, 63), (20, 20, 20, 4), (1,) * 64])
 def test_a_batch_in_portions_draws_what_it_draws_in_one(draw, x, sizes):
     portions, first = x[:64].split(sizes), [sum(sizes[:i]) for i in range(len(sizes))]
-    in_portions = [draw(p, 0, "noise", 1, 1, first_sample=f) for p, f in zip(portions, first, strict=True)]
+    in_portions = [
+        draw(p, 0, "noise", 1, 1, first_sample=f) for p, f in zip(portions, first, strict=True)
+    ]
     assert torch.equal(torch.cat(in_portions), draw(x[:64], 0, "noise", 1, 1))
 
 
@@ -76,11 +85,17 @@ def test_portions_that_do_not_say_where_they_begin_draw_the_same_twice(draw, x):
 
 @each_kind
 def test_the_mean_is_preserved_and_what_is_kept_is_scaled(draw, x):
-    change = draw(x, 0) if draw is drop_channels else draw(x, 0) - x  # of the ones, or of what the block added
+    change = (
+        draw(x, 0) if draw is drop_channels else draw(x, 0) - x
+    )  # of the ones, or of what the block added
     assert set(change.unique().tolist()) == {0.0, KEPT}
     units = change.flatten(2)[:, :, 0] if draw is drop_channels else change[:, 0, :1]
-    assert torch.equal(change, units.reshape(units.shape + (1,) * (change.ndim - units.ndim)).expand_as(change))  # whole units
-    deviation = (RATE / (1 - RATE) / units.numel()) ** 0.5  # of the mean of so many independent draws
+    assert torch.equal(
+        change, units.reshape(units.shape + (1,) * (change.ndim - units.ndim)).expand_as(change)
+    )  # whole units
+    deviation = (
+        RATE / (1 - RATE) / units.numel()
+    ) ** 0.5  # of the mean of so many independent draws
     assert abs(units.mean().item() - 1) < 4 * deviation
 
 
@@ -114,7 +129,9 @@ def global_states() -> list:
 
 
 def test_a_whole_stage_with_dropout_and_drop_path_touches_no_global_generator(small_recipe, begin):
-    """Building the model and loading the data included; other cells of a notebook draw from the same generators."""
+    """Building the model and loading the data included; other cells of a notebook draw from the
+    same generators.
+    """
     recipe = small_recipe.replace({"model.dropout": 0.3, "data.views": "fresh"})
     before = global_states()
     events = list(begin(recipe, 2))
@@ -142,21 +159,31 @@ def test_what_other_cells_draw_meanwhile_changes_no_number(small_recipe, begin):
 @each_kind
 def test_nothing_is_dropped_in_eval_mode_nor_at_rate_0_even_without_a_key(draw, x):
     for rate, training in ((RATE, False), (0.0, True), (0.0, False)):
-        dropout, path = KeyedDropout(rate, "decoder").train(training), KeyedDropPath(rate, "block 1").train(training)
+        dropout, path = (
+            KeyedDropout(rate, "decoder").train(training),
+            KeyedDropPath(rate, "block 1").train(training),
+        )
         assert dropout(x) is x
         assert path(x, x + 1).equal(x + 1)
 
 
 def test_training_without_a_key_is_an_error_with_a_mend():
     x = torch.ones(2, 3, 4, 4)
-    for forward in (lambda: KeyedDropout(RATE, "decoder")(x), lambda: KeyedDropPath(RATE, "block 1")(x[0], x[0])):
-        with pytest.raises(TrainingError, match=r"no key\. Call key_noise\(model, seed, step\) before each step\."):
+    for forward in (
+        lambda: KeyedDropout(RATE, "decoder")(x),
+        lambda: KeyedDropPath(RATE, "block 1")(x[0], x[0]),
+    ):
+        with pytest.raises(
+            TrainingError, match=r"no key\. Call key_noise\(model, seed, step\) before each step\."
+        ):
             forward()
 
 
 @pytest.fixture
 def model(encoders) -> Segmenter:
-    return build_segmenter(Model(encoder=encoders["dinov2"], dropout=0.3), ("a", "b"), (28, 28), seed=0)
+    return build_segmenter(
+        Model(encoder=encoders["dinov2"], dropout=0.3), ("a", "b"), (28, 28), seed=0
+    )
 
 
 def test_a_model_in_train_mode_wants_a_key_and_in_eval_mode_does_not(model):

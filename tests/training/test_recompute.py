@@ -10,14 +10,21 @@ from vitseg.model.noise import key_noise
 from vitseg.runs.forecast import forecast, measure
 from vitseg.runs.work import prepare
 
-NOISY = {"model.dropout": 0.3, "stages.1.drop_path": 0.3, "stages.1.unfrozen_blocks": 3, "stages.1.layer_decay": 0.8}
+NOISY = {
+    "model.dropout": 0.3,
+    "stages.1.drop_path": 0.3,
+    "stages.1.unfrozen_blocks": 3,
+    "stages.1.layer_decay": 0.8,
+}
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_stage_with_drop_path_has_the_same_bits(begin, small_recipe, accumulate):
     recipe = small_recipe.replace(NOISY | {"accumulate": accumulate, "batch_size": 2})
     kept, again = (begin(recipe.replace({"recompute": flag}), 2) for flag in (False, True))
-    numbers = [[e for e in stage if isinstance(e, BatchEnded | EpochEnded)] for stage in (kept, again)]
+    numbers = [
+        [e for e in stage if isinstance(e, BatchEnded | EpochEnded)] for stage in (kept, again)
+    ]
     assert numbers[0] == numbers[1] and len(numbers[0]) > 2
     for name, weight in kept.trained_weights().items():
         assert torch.equal(weight, again.trained_weights()[name]), name

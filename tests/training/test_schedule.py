@@ -1,4 +1,6 @@
-"""The LR is the promised one: the design's closed form, `plan.preview`, PyTorch and what a run records agree."""
+"""The LR is the promised one: the design's closed form, `plan.preview`, PyTorch and what a run
+records agree.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +38,16 @@ def closed_form(stage: Stage, batch: int, per_epoch: int, factor: float = 1.0) -
         return lr * schedule.gamma ** (math.ceil(batch / per_epoch) - 1)
     if isinstance(schedule, WarmupPoly):
         warmup, total = schedule.warmup_batches, stage.epochs * per_epoch
-        return lr * (batch / warmup if batch <= warmup else (1 - (batch - 1 - warmup) / (total - warmup)) ** schedule.power)
+        return lr * (
+            batch / warmup
+            if batch <= warmup
+            else (1 - (batch - 1 - warmup) / (total - warmup)) ** schedule.power
+        )
     if batch <= schedule.burn_in_batches + 1:  # at the default, batches 1..61
         return lr
-    t = Fraction(batch - (schedule.burn_in_batches + 1), per_epoch if schedule.unit == "epoch" else 1)
+    t = Fraction(
+        batch - (schedule.burn_in_batches + 1), per_epoch if schedule.unit == "epoch" else 1
+    )
     for length in (schedule.T_0 * schedule.T_mult**cycle for cycle in count()):
         if t < length:
             break
@@ -49,7 +57,9 @@ def closed_form(stage: Stage, batch: int, per_epoch: int, factor: float = 1.0) -
 
 
 def factor_of(group: str, stage: Stage) -> float:
-    """LR factor of a named parameter group: 1 for the decoder, the encoder's less for every block below the last."""
+    """LR factor of a named parameter group: 1 for the decoder, the encoder's less for every block
+    below the last.
+    """
     if group.startswith("decoder"):
         return 1.0
     if group.startswith("encoder"):
@@ -62,7 +72,13 @@ def factor_of(group: str, stage: Stage) -> float:
 
 
 def a_stage(unfrozen: int | str, epochs: int, schedule: dict, **more: float) -> dict:
-    return {"name": "A", "unfrozen_blocks": unfrozen, "epochs": epochs, "lr": 1e-3, "schedule": schedule} | more
+    return {
+        "name": "A",
+        "unfrozen_blocks": unfrozen,
+        "epochs": epochs,
+        "lr": 1e-3,
+        "schedule": schedule,
+    } | more
 
 
 def cosine(**settings) -> dict:
@@ -76,61 +92,90 @@ def exponential(gamma: float) -> dict:
 # name: (settings changed, stages, batches in an epoch)
 RUNS = {
     "the defaults, fewer than 60 batches an epoch, then the other schedule": (
-        {"batch_size": 1}, [a_stage(0, 8, cosine()), a_stage(1, 2, exponential(0.999))], 10,
+        {"batch_size": 1},
+        [a_stage(0, 8, cosine()), a_stage(1, 2, exponential(0.999))],
+        10,
     ),
     "more than 60 batches an epoch": (
-        {"data.source.images": 80, "batch_size": 1}, [a_stage(0, 2, cosine())], 66,
+        {"data.source.images": 80, "batch_size": 1},
+        [a_stage(0, 2, cosine())],
+        66,
     ),
     "the cosine after the exponential, and again": (
         {},
-        [a_stage(0, 2, exponential(0.5)), a_stage(1, 2, cosine(T_0=3, burn_in_batches=4)),
-         a_stage(2, 2, cosine(T_0=2, burn_in_batches=0)), a_stage(1, 2, exponential(0.1))],
+        [
+            a_stage(0, 2, exponential(0.5)),
+            a_stage(1, 2, cosine(T_0=3, burn_in_batches=4)),
+            a_stage(2, 2, cosine(T_0=2, burn_in_batches=0)),
+            a_stage(1, 2, exponential(0.1)),
+        ],
         5,
     ),
     "two portions a step, the last one alone": (
-        {"accumulate": 2}, [a_stage(0, 5, cosine(T_0=3, burn_in_batches=4)), a_stage(1, 3, exponential(0.5))], 3,
-    ),
-    "four portions of one image, the last step of two": (
-        {"accumulate": 4, "batch_size": 1}, [a_stage(0, 4, cosine(T_0=3, burn_in_batches=4)), a_stage(1, 2, exponential(0.5))],
+        {"accumulate": 2},
+        [a_stage(0, 5, cosine(T_0=3, burn_in_batches=4)), a_stage(1, 3, exponential(0.5))],
         3,
     ),
-    "cycles that double": (
-        {}, [a_stage(0, 5, cosine(T_0=2, T_mult=2, burn_in_batches=3))], 5,
+    "four portions of one image, the last step of two": (
+        {"accumulate": 4, "batch_size": 1},
+        [a_stage(0, 4, cosine(T_0=3, burn_in_batches=4)), a_stage(1, 2, exponential(0.5))],
+        3,
     ),
-    "cycles in epochs": (
-        {}, [a_stage(0, 6, cosine(T_0=2, unit="epoch", burn_in_batches=7))], 5,
-    ),
+    "cycles that double": ({}, [a_stage(0, 5, cosine(T_0=2, T_mult=2, burn_in_batches=3))], 5),
+    "cycles in epochs": ({}, [a_stage(0, 6, cosine(T_0=2, unit="epoch", burn_in_batches=7))], 5),
     "cycles in epochs that double, in portions": (
-        {"accumulate": 2}, [a_stage(0, 8, cosine(T_0=1, T_mult=2, unit="epoch", burn_in_batches=2))], 3,
+        {"accumulate": 2},
+        [a_stage(0, 8, cosine(T_0=1, T_mult=2, unit="epoch", burn_in_batches=2))],
+        3,
     ),
     "a factor for the encoder and for every block": (
         {},
-        [a_stage(2, 3, cosine(T_0=4, burn_in_batches=3, eta_min=2e-4), encoder_lr_factor=0.5, layer_decay=0.8),
-         a_stage("all", 3, exponential(0.5), encoder_lr_factor=0.3, layer_decay=0.7)],
+        [
+            a_stage(
+                2,
+                3,
+                cosine(T_0=4, burn_in_batches=3, eta_min=2e-4),
+                encoder_lr_factor=0.5,
+                layer_decay=0.8,
+            ),
+            a_stage("all", 3, exponential(0.5), encoder_lr_factor=0.3, layer_decay=0.7),
+        ],
         5,
     ),
     "a factor for the encoder as a whole": (
         {},
-        [a_stage(1, 3, cosine(T_0=4, burn_in_batches=3, eta_min=2e-4), encoder_lr_factor=0.25),
-         a_stage(2, 2, exponential(0.5), encoder_lr_factor=0.1)],
+        [
+            a_stage(1, 3, cosine(T_0=4, burn_in_batches=3, eta_min=2e-4), encoder_lr_factor=0.25),
+            a_stage(2, 2, exponential(0.5), encoder_lr_factor=0.1),
+        ],
         5,
     ),
     "warm-up and polynomial, then constant": (
-        {}, [a_stage(1, 3, {"kind": "warmup_poly", "warmup_batches": 4}, encoder_lr_factor=0.5),
-             a_stage(0, 2, {"kind": "constant"})], 5,
+        {},
+        [
+            a_stage(1, 3, {"kind": "warmup_poly", "warmup_batches": 4}, encoder_lr_factor=0.5),
+            a_stage(0, 2, {"kind": "constant"}),
+        ],
+        5,
     ),
-}  # fmt: skip
+}
 
 
 def groups_of(stage: Stage) -> set[str]:
     depth = LAYERS if stage.unfrozen_blocks == "all" else stage.unfrozen_blocks
-    blocks = {f"block {i}" for i in range(LAYERS - depth + 1, LAYERS + 1)} if stage.layer_decay < 1 else {"encoder"}
+    blocks = (
+        {f"block {i}" for i in range(LAYERS - depth + 1, LAYERS + 1)}
+        if stage.layer_decay < 1
+        else {"encoder"}
+    )
     names = {"decoder"} | (blocks if depth else set())
     return names | {f"{name}, no decay" for name in names}
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_every_recorded_lr_is_the_closed_form_and_the_previewed_one_in_every_group(small_recipe, tmp_path, run):
+def test_every_recorded_lr_is_the_closed_form_and_the_previewed_one_in_every_group(
+    small_recipe, tmp_path, run
+):
     changes, stages, per_epoch = RUNS[run]
     recipe = small_recipe.replace(changes | {"stages": stages})
     batches = [e for e in train(recipe, tmp_path / "run") if isinstance(e, BatchEnded)]
@@ -138,11 +183,17 @@ def test_every_recorded_lr_is_the_closed_form_and_the_previewed_one_in_every_gro
 
     assert [(b.stage, b.step) for b in batches] == [(p.stage, p.step) for p in previewed]
     assert [b.epoch for b in batches] == [math.ceil(p.epoch) for p in previewed]
-    assert [b.step for b in batches] == list(range(1, per_epoch * sum(s["epochs"] for s in stages) + 1))
+    assert [b.step for b in batches] == list(
+        range(1, per_epoch * sum(s["epochs"] for s in stages) + 1)
+    )
     for number, stage in enumerate(recipe.stages, start=1):
         recorded = [b for b in batches if b.stage == number]
-        for n, (batch, planned) in enumerate(zip(recorded, (p for p in previewed if p.stage == number), strict=True), start=1):
-            promised = {g: closed_form(stage, n, per_epoch, factor_of(g, stage)) for g in groups_of(stage)}
+        for n, (batch, planned) in enumerate(
+            zip(recorded, (p for p in previewed if p.stage == number), strict=True), start=1
+        ):
+            promised = {
+                g: closed_form(stage, n, per_epoch, factor_of(g, stage)) for g in groups_of(stage)
+            }
             assert batch.lr == pytest.approx(promised, **exactly), f"stage {number}, batch {n}"
             assert planned.lr == pytest.approx(closed_form(stage, n, per_epoch), **exactly)
 
@@ -162,15 +213,21 @@ def test_the_comparison_notices_each_setting(small_recipe, begin, mistake):
     recipe = small_recipe.replace({"stages.0.epochs": 3})
     wrong = recipe.replace({f"stages.0.{path}": value for path, value in mistake.items()})
     used = [e.lr["decoder"] for e in begin(recipe) if isinstance(e, BatchEnded)]
-    promised, other = ([closed_form(r.stages[0], n, 5) for n in range(1, 16)] for r in (recipe, wrong))
+    promised, other = (
+        [closed_form(r.stages[0], n, 5) for n in range(1, 16)] for r in (recipe, wrong)
+    )
     assert used == pytest.approx(promised, **exactly)
     assert used != pytest.approx(other, rel=1e-5, abs=0.0)
 
 
 def test_exponential_steps_once_per_epoch_validation_included(small_recipe, begin):
-    recipe = small_recipe.replace({"stages.0.schedule": Exponential(gamma=0.5), "stages.0.epochs": 3})
+    recipe = small_recipe.replace(
+        {"stages.0.schedule": Exponential(gamma=0.5), "stages.0.epochs": 3}
+    )
     events = list(begin(recipe))
-    assert [e.lr["decoder"] for e in events if isinstance(e, BatchEnded)] == [1e-3] * 5 + [5e-4] * 5 + [2.5e-4] * 5
+    assert [e.lr["decoder"] for e in events if isinstance(e, BatchEnded)] == [1e-3] * 5 + [
+        5e-4
+    ] * 5 + [2.5e-4] * 5
     assert events[-1].schedule_steps == 3
 
 
@@ -189,7 +246,8 @@ def test_the_record_of_an_epoch_holds_the_lr_that_its_last_batch_used(small_reci
     assert [e.lr for e in events if isinstance(e, EpochEnded)] == last
 
 
-# ------------------------------------------------------------------ the schedule alone, without training
+# ------------------------------------------------------------------ the schedule alone, without
+# training
 
 
 class Clock:
@@ -198,7 +256,12 @@ class Clock:
     def __init__(self, stage: Stage, per_epoch: int, factors: tuple[float, ...] = (1.0, 0.5, 0.1)):
         self.stage, self.per_epoch, self.batch = stage, per_epoch, 0
         groups = [
-            {"name": str(f), "lr_factor": f, "lr": stage.lr * f, "params": [torch.nn.Parameter(torch.zeros(1))]}
+            {
+                "name": str(f),
+                "lr_factor": f,
+                "lr": stage.lr * f,
+                "params": [torch.nn.Parameter(torch.zeros(1))],
+            }
             for f in factors
         ]
         self.optimizer = torch.optim.SGD(groups)
@@ -246,12 +309,18 @@ def test_the_schedule_walks_the_closed_form_in_every_group_and_the_contract_agre
     contract = LRContract([plan.planned_lr(stage, n, 7) for n in range(1, 282)])
     for n in range(1, 281):
         contract.check(n, clock.optimizer)
-        assert clock.tick() == pytest.approx([closed_form(stage, n, 7, f) for f in (1.0, 0.5, 0.1)], **exactly), n
+        assert clock.tick() == pytest.approx(
+            [closed_form(stage, n, 7, f) for f in (1.0, 0.5, 0.1)], **exactly
+        ), n
     contract.check(281, clock.optimizer)  # where the last step left it
 
 
-def torch_cosine(optimizer, cfg: CosineRestarts, eta_min: float, per_epoch: int) -> Callable[[int], None]:
-    """PyTorch's own warm restarts, stepped after every batch past the burn-in. Takes the batch's number."""
+def torch_cosine(
+    optimizer, cfg: CosineRestarts, eta_min: float, per_epoch: int
+) -> Callable[[int], None]:
+    """PyTorch's own warm restarts, stepped after every batch past the burn-in. Takes the batch's
+    number.
+    """
     scheduler = CosineAnnealingWarmRestarts(optimizer, cfg.T_0, cfg.T_mult, eta_min)
 
     def after_batch(n: int) -> None:
@@ -261,7 +330,9 @@ def torch_cosine(optimizer, cfg: CosineRestarts, eta_min: float, per_epoch: int)
     return after_batch
 
 
-def torch_exponential(optimizer, cfg: Exponential, eta_min: float, per_epoch: int) -> Callable[[int], None]:
+def torch_exponential(
+    optimizer, cfg: Exponential, eta_min: float, per_epoch: int
+) -> Callable[[int], None]:
     """PyTorch's own decay, stepped after the last batch of an epoch."""
     scheduler = ExponentialLR(optimizer, cfg.gamma)
     return lambda n: scheduler.step() if n % per_epoch == 0 else None
@@ -285,27 +356,59 @@ def test_burn_in_is_61_batches_at_the_full_lr_once_per_stage_and_restarts_come_e
     stage = forty_epochs(CosineRestarts())
     clock = Clock(stage, 7)
     lrs = [clock.tick()[0] for _ in range(280)]
-    assert [n for n, lr in enumerate(lrs, start=1) if lr == 1e-3] == [*range(1, 62), *range(76, 281, 15)]
+    assert [n for n, lr in enumerate(lrs, start=1) if lr == 1e-3] == [
+        *range(1, 62),
+        *range(76, 281, 15),
+    ]
     assert lrs[61] == 1e-7 + (1e-3 - 1e-7) * (1 + math.cos(math.pi / 15)) / 2
-    assert min(lrs) == pytest.approx(1e-7 + (1e-3 - 1e-7) * (1 + math.cos(math.pi * 14 / 15)) / 2, **exactly)
+    assert min(lrs) == pytest.approx(
+        1e-7 + (1e-3 - 1e-7) * (1 + math.cos(math.pi * 14 / 15)) / 2, **exactly
+    )
     assert plan.restarts(stage, 7) == len(range(76, 281, 15))
 
 
 def test_gamma_0_999_from_1e_4_is_9_91e_5_in_epoch_10_and_9_06e_5_in_epoch_100(small_recipe):
-    stage = Stage(name="A", unfrozen_blocks=0, epochs=100, lr=1e-4, schedule=Exponential(gamma=0.999))
+    stage = Stage(
+        name="A", unfrozen_blocks=0, epochs=100, lr=1e-4, schedule=Exponential(gamma=0.999)
+    )
     clock = Clock(stage, 8)
     driven = [clock.tick()[0] for _ in range(800)]
-    previewed = [p.lr for p in plan.preview(small_recipe.replace({"stages": [stage.model_dump(mode="json")]}), 8)]
+    previewed = [
+        p.lr
+        for p in plan.preview(small_recipe.replace({"stages": [stage.model_dump(mode="json")]}), 8)
+    ]
     for lrs in (driven, previewed):
-        by_epoch = {epoch: {f"{lr:.2e}" for lr in lrs[8 * (epoch - 1) : 8 * epoch]} for epoch in (1, 10, 100)}
+        by_epoch = {
+            epoch: {f"{lr:.2e}" for lr in lrs[8 * (epoch - 1) : 8 * epoch]}
+            for epoch in (1, 10, 100)
+        }
         assert by_epoch == {1: {"1.00e-04"}, 10: {"9.91e-05"}, 100: {"9.06e-05"}}
         assert lrs[8 * 99] == pytest.approx(1e-4 * 0.999**99, **exactly)
 
 
 def test_warm_up_rises_by_equal_steps_and_polynomial_decay_ends_at_0():
-    stage = Stage(name="A", unfrozen_blocks=0, epochs=3, lr=1.0, schedule=WarmupPoly(warmup_batches=4, power=1.0))
+    stage = Stage(
+        name="A",
+        unfrozen_blocks=0,
+        epochs=3,
+        lr=1.0,
+        schedule=WarmupPoly(warmup_batches=4, power=1.0),
+    )
     clock = Clock(stage, 4, (1.0,))
-    assert [clock.tick()[0] for _ in range(12)] == [0.25, 0.5, 0.75, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
+    assert [clock.tick()[0] for _ in range(12)] == [
+        0.25,
+        0.5,
+        0.75,
+        1.0,
+        1.0,
+        0.875,
+        0.75,
+        0.625,
+        0.5,
+        0.375,
+        0.25,
+        0.125,
+    ]
     assert clock.lrs() == [0.0]
     assert plan.planned_lr(stage, 13, 4) == 0.0
 
@@ -328,7 +431,9 @@ def test_a_schedule_goes_on_from_where_it_stood_as_if_it_had_not_stopped(schedul
 
 @every_schedule
 def test_a_skipped_step_holds_back_a_clock_that_counts_batches_and_no_other(schedule):
-    """Mixed precision may skip an optimizer step; then the loop does not tell the schedule of that batch."""
+    """Mixed precision may skip an optimizer step; then the loop does not tell the schedule of that
+    batch.
+    """
     stage = forty_epochs(schedule)
     clock, skipped = Clock(stage, 7), 0
     for n in range(1, 141):
@@ -355,7 +460,9 @@ def test_cycles_in_epochs_that_pytorch_would_lose_by_rounding_are_refused(T_mult
 # ------------------------------------------------------------------ what the reader is told
 
 
-@pytest.mark.parametrize(("epochs", "per_epoch", "moves"), [(1, 61, False), (6, 10, False), (1, 62, True), (7, 10, True)])
+@pytest.mark.parametrize(
+    ("epochs", "per_epoch", "moves"), [(1, 61, False), (6, 10, False), (1, 62, True), (7, 10, True)]
+)
 def test_a_note_says_so_exactly_when_the_cosine_never_moves(epochs, per_epoch, moves):
     stage = Stage(name="A", unfrozen_blocks=0, epochs=epochs, lr=1e-3, schedule=CosineRestarts())
     lrs = {closed_form(stage, n, per_epoch) for n in range(1, epochs * per_epoch + 1)}
@@ -364,9 +471,9 @@ def test_a_note_says_so_exactly_when_the_cosine_never_moves(epochs, per_epoch, m
     assert note.startswith("The cosine never moves") is not moves
     if not moves:
         assert (
-            f"the burn-in is 60 batches, the one after it still has the full rate, and the stage has {epochs * per_epoch}."
-            in note
-        )
+            f"the burn-in is 60 batches, the one after it still has the full rate, and the stage "
+            f"has {epochs * per_epoch}."
+        ) in note
 
 
 def test_a_note_says_so_when_a_cycle_of_one_batch_keeps_the_cosine_from_moving():
@@ -377,10 +484,20 @@ def test_a_note_says_so_when_a_cycle_of_one_batch_keeps_the_cosine_from_moving()
 
 @pytest.mark.parametrize(
     ("epochs", "words"),
-    [(3, "One cosine, which does not come to a restart, in 21"), (4, "1 warm restart in 28"), (6, "2 warm restarts in 42")],
+    [
+        (3, "One cosine, which does not come to a restart, in 21"),
+        (4, "1 warm restart in 28"),
+        (6, "2 warm restarts in 42"),
+    ],
 )
 def test_the_note_counts_the_restarts_in_words(epochs, words):
-    stage = Stage(name="A", unfrozen_blocks=0, epochs=epochs, lr=1e-3, schedule=CosineRestarts(burn_in_batches=8))
+    stage = Stage(
+        name="A",
+        unfrozen_blocks=0,
+        epochs=epochs,
+        lr=1e-3,
+        schedule=CosineRestarts(burn_in_batches=8),
+    )
     assert plan.notes(stage, 7) == [f"{words} batches (T_0 = 15 batches, after a burn-in of 8)."]
 
 
@@ -405,4 +522,7 @@ def test_other_schedules_need_no_note(schedule):
 
 def test_an_exponential_says_how_far_it_falls():
     (note,) = plan.notes(forty_epochs(Exponential(gamma=0.9)), 7)
-    assert note == f"The LR falls from 0.001 in the first epoch to {1e-3 * 0.9**39:.3g} in the last (gamma = 0.9)."
+    assert note == (
+        f"The LR falls from 0.001 in the first epoch to {1e-3 * 0.9**39:.3g} in the last "
+        f"(gamma = 0.9)."
+    )

@@ -1,7 +1,7 @@
 """A step shared by several is the step of one, and whatever happens to one of them is heard by all.
 
-The real `Team`, but its members are threads, which exchange through a list what processes exchange through torch.distributed:
-`tests/runs/test_together.py` has real ones.
+The real `Team`, but its members are threads, which exchange through a list what processes exchange
+through torch.distributed: `tests/runs/test_together.py` has real ones.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class Threads:
         self._barrier.wait()
         return said
 
-    def all_reduce(self, tensor: torch.Tensor, op: Any = dist.ReduceOp.SUM, *, async_op: bool) -> Any:
+    def all_reduce(
+        self, tensor: torch.Tensor, op: Any = dist.ReduceOp.SUM, *, async_op: bool
+    ) -> Any:
         said = torch.stack(self._everybody(tensor.clone()))
         tensor.copy_(said.amax(0) if op == dist.ReduceOp.MAX else said.sum(0))
         return SimpleNamespace(is_completed=lambda: True, wait=lambda: None)
@@ -79,9 +81,18 @@ def each(monkeypatch) -> Callable[..., list[Any]]:
 
 @pytest.fixture
 def recipe(small_recipe: Recipe) -> Recipe:
-    """Stage 2 with dropout and drop-path; rotated views, so that parts differ in the number of pixels that count."""
-    noisy = {"model.dropout": 0.3, "stages.1.drop_path": 0.3, "stages.1.unfrozen_blocks": 2, "stages.1.epochs": 2}
-    return small_recipe.replace(noisy | {"data.views": "fresh", "data.augment.rotate_degrees": 90.0, "batch_size": 4})
+    """Stage 2 with dropout and drop-path; rotated views, so that parts differ in the number of
+    pixels that count.
+    """
+    noisy = {
+        "model.dropout": 0.3,
+        "stages.1.drop_path": 0.3,
+        "stages.1.unfrozen_blocks": 2,
+        "stages.1.epochs": 2,
+    }
+    return small_recipe.replace(
+        noisy | {"data.views": "fresh", "data.augment.rotate_degrees": 90.0, "batch_size": 4}
+    )
 
 
 @pytest.fixture
@@ -110,13 +121,25 @@ def logged(events: list[Event]) -> list[Event]:
     ("size", "images", "changes"),
     [
         (2, 11, {"stages.1.lr": 3e-5}),
-        (2, 10, SGD | {"loss": {"class_weights": [0.2, 1.0, 3.0], "focal": 0.5, "label_smoothing": 0.1}}),
+        (
+            2,
+            10,
+            SGD
+            | {"loss": {"class_weights": [0.2, 1.0, 3.0], "focal": 0.5, "label_smoothing": 0.1}},
+        ),
         (2, 10, SGD | {"model.decoder": "unet"}),
         (2, 11, SGD | {"batch_size": 2, "accumulate": 2}),
         (3, 9, SGD),
         (4, 10, SGD | {"batch_size": 1, "accumulate": 4}),
     ],
-    ids=["AdamW", "class weights and focal", "unet", "accumulate", "two without an image", "portions of one"],
+    ids=[
+        "AdamW",
+        "class weights and focal",
+        "unet",
+        "accumulate",
+        "two without an image",
+        "portions of one",
+    ],
 )
 def test_a_step_shared_by_several_is_the_step_of_one(trained, recipe, size, images, changes):
     recipe = recipe.replace({"data.source.images": images + 2} | changes)
@@ -136,7 +159,8 @@ def test_all_of_them_tell_the_same(trained, recipe):
     assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
-# ------------------------------------------------------------------ controls: the test above can fail
+# ------------------------------------------------------------------ controls: the test above can
+# fail
 
 
 def wrong_gradients(self: Team, parameters: Any) -> None:
@@ -170,7 +194,8 @@ def test_without_exchange_the_weights_part_and_the_epoch_does_not_end(trained, r
     assert str(first) == f"Process 1 of 2: {second}"
 
 
-# ------------------------------------------------------------------ what happens to one is heard by all
+# ------------------------------------------------------------------ what happens to one is heard by
+# all
 
 
 def test_a_member_that_fails_ends_all_with_its_words(begin, each, recipe, monkeypatch):
@@ -210,8 +235,13 @@ def test_members_that_are_out_of_step_do_not_wait_for_each_other(each):
 
 
 def test_facts_that_differ_are_named(each):
-    first, second = each(lambda team: team.same("an environment", {"threads": 2 - team.rank, "device": "cpu"}), 2)
-    assert str(second) == "an environment is not that of process 0. threads: 1, there 2. All must have the same."
+    first, second = each(
+        lambda team: team.same("an environment", {"threads": 2 - team.rank, "device": "cpu"}), 2
+    )
+    assert (
+        str(second)
+        == "an environment is not that of process 0. threads: 1, there 2. All must have the same."
+    )
     assert isinstance(first, TrainingError) and "threads: 1" in str(first)
 
 
@@ -240,10 +270,20 @@ def test_a_gradient_that_nobody_has_stays_none(each):
     [
         (
             {"model.decoder": "linear"},
-            'model.decoder="linear" has a BatchNorm, which needs the whole batch; set processes to 1',
+            (
+                'model.decoder="linear" has a BatchNorm, which needs the whole batch; set '
+                "processes "
+                "to 1"
+            ),
         ),
-        ({"loss.dice_over": "batch"}, 'loss.dice_over="batch" needs the whole batch at once; set processes to 1'),
-        ({"processes": 5}, "processes=5 for steps of 4: some would get no image; set processes to 4"),
+        (
+            {"loss.dice_over": "batch"},
+            'loss.dice_over="batch" needs the whole batch at once; set processes to 1',
+        ),
+        (
+            {"processes": 5},
+            "processes=5 for steps of 4: some would get no image; set processes to 4",
+        ),
         ({"processes": 0}, "processes"),
     ],
 )

@@ -1,4 +1,6 @@
-"""The ablation on the screen: the plan before it runs, a table that fills, and what is said at the end."""
+"""The ablation on the screen: the plan before it runs, a table that fills, and what is said at the
+end.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ def recipe(tiny_recipe):
 def test_the_plan_is_there_before_anything_is_trained(recipe):
     ablation = vitseg.ablate(recipe, AXES, seeds=2)
     plan = ablation._plan.value
-    assert "6: 2 settings x 2 seeds, and 2 controls" in plan and "12 to train; 2 are taken from an earlier trial" in plan
+    assert (
+        "6: 2 settings x 2 seeds, and 2 controls" in plan
+        and "12 to train; 2 are taken from an earlier trial" in plan
+    )
     assert ablation.state == "ready" and not ablation.sweep.path.exists()
     assert "0 of 6 trials have ended. Start trains them." in ablation._steering.status.value
     assert ablation.session.predicted_seconds() > 0
@@ -42,19 +47,31 @@ def test_a_sweep_from_start_to_sentence(recipe):
     ablation = vitseg.ablate(recipe, AXES, seeds=2)
     ablation._steering.buttons["Start"].click()
     assert ablation.wait() == "ended"
-    until(lambda: "All 6 trials have ended" in ablation._steering.status.value and ablation._steering.bar.value == 1.0)
+    until(
+        lambda: (
+            "All 6 trials have ended" in ablation._steering.status.value
+            and ablation._steering.bar.value == 1.0
+        )
+    )
     frame = ablation.frame()
-    assert list(frame["trial"]) == [t.name for t in ablation.grid.trials] and frame["iou"].notna().all()
+    assert (
+        list(frame["trial"]) == [t.name for t in ablation.grid.trials]
+        and frame["iou"].notna().all()
+    )
     assert frame["control"].sum() == 2 and frame["error"].isna().all()
     for name, iou in zip(frame["trial"], frame["iou"], strict=True):
         assert ablation.sweep.run_of(name).summary["best"]["iou"] == iou
-    assert ablation.table.rows[0][1:3] == tuple(f"{v:.3f}" for v in frame[frame.trial.str.startswith("01")]["iou"])
+    assert ablation.table.rows[0][1:3] == tuple(
+        f"{v:.3f}" for v in frame[frame.trial.str.startswith("01")]["iou"]
+    )
     assert "against the same 3 epochs spent wholly in stage 1" in ablation.sentence
     assert ablation.sentence in ablation._said.value
     heat = next(t for t in ablation.show().data if t.type == "heatmap")
     means = frame[~frame.control].groupby("stages.1.unfrozen_blocks")["iou"].mean()
     np.testing.assert_allclose(np.array(heat.z, float).ravel(), means.to_numpy())
-    assert [len(t.x) for t in ablation._figure.data if t.type == "scatter" and t.mode == "lines"] == [3] * 6
+    assert [
+        len(t.x) for t in ablation._figure.data if t.type == "scatter" and t.mode == "lines"
+    ] == [3] * 6
     assert len(pd.read_csv(ablation.csv())) == 6
     page = ablation.report().read_text()
     assert ablation.sentence in page and not re.findall(r"<(?:script|img|link)[^>]*https?:", page)
@@ -83,7 +100,10 @@ def test_the_cell_run_again_gives_the_live_one_and_no_second_trainer(recipe):
     with pytest.raises(TrainingError, match="is training in this kernel"):
         workbench.start()
     other = vitseg.ablate(recipe, {"stages.1.unfrozen_blocks": [0, 1]}, seeds=1)
-    assert other._steering.buttons["Start"].disabled and "is training in this kernel" in other._steering.status.value
+    assert (
+        other._steering.buttons["Start"].disabled
+        and "is training in this kernel" in other._steering.status.value
+    )
     ablation.stop()
     ablation.wait()
 
@@ -91,7 +111,9 @@ def test_the_cell_run_again_gives_the_live_one_and_no_second_trainer(recipe):
 def test_pause_and_resume_change_no_number(recipe, tmp_path):
     ablation = vitseg.ablate(recipe, AXES, seeds=1)
     for verb in (ablation.pause, ablation.resume):
-        with pytest.raises(RunError, match=r"Nothing has been started that one could .+ Press Start\."):
+        with pytest.raises(
+            RunError, match=r"Nothing has been started that one could .+ Press Start\."
+        ):
             verb()
     ablation.start()
     until(lambda: any(isinstance(e, EpochEnded) for e in ablation.trials.live.events))
@@ -111,7 +133,10 @@ def test_a_trial_that_fails_is_shown_and_the_others_go_on(recipe, monkeypatch):
     ablation = vitseg.ablate(recipe, AXES, seeds=1)
     ablation.start()
     ablation.wait()
-    assert "02-seed0 failed: TrainingError: The loss of step 9 is nan." in ablation._steering.status.value
+    assert (
+        "02-seed0 failed: TrainingError: The loss of step 9 is nan."
+        in ablation._steering.status.value
+    )
     assert [row[1] for row in ablation.table.rows][1] == "failed"
     assert not ablation._steering.buttons["Start"].disabled
 
@@ -120,7 +145,9 @@ def test_a_trial_that_fails_is_shown_and_the_others_go_on(recipe, monkeypatch):
 
 
 class Page:
-    """The model of a figure in a page, which stores whatever a message holds, "_undefined_" too; a null removes."""
+    """The model of a figure in a page, which stores whatever a message holds, "_undefined_" too; a
+    null removes.
+    """
 
     def __init__(self, figure: go.FigureWidget):
         self.traces = figure.get_state()["_widget_data"]
@@ -140,16 +167,28 @@ class Page:
 
 
 def sweep_figures(recipe):
-    grid = make_grid(recipe, {"stages.1.unfrozen_blocks": [0, 2], "stages.1.lr": [3e-4, 1e-4]}, 2, Facts(10, 4))
-    for ended in range(len(grid.trials) + 1):  # each message is of a curve, the heat map, the gains, or some of them
-        results = {t.name: Result(0.5 + 0.01 * n, 0.5, (), 1.0) for n, t in enumerate(grid.trials[:ended])}
-        yield sweep_charts.figure(grid, results, {name: [(1, 0.4), (2, r.iou)] for name, r in results.items()})
+    grid = make_grid(
+        recipe, {"stages.1.unfrozen_blocks": [0, 2], "stages.1.lr": [3e-4, 1e-4]}, 2, Facts(10, 4)
+    )
+    for ended in range(
+        len(grid.trials) + 1
+    ):  # each message is of a curve, the heat map, the gains, or some of them
+        results = {
+            t.name: Result(0.5 + 0.01 * n, 0.5, (), 1.0) for n, t in enumerate(grid.trials[:ended])
+        }
+        yield sweep_charts.figure(
+            grid, results, {name: [(1, 0.4), (2, r.iou)] for name, r in results.items()}
+        )
 
 
 def curve_figures(recipe):
-    """As the workbench and a search have them: one curve grows, while of another the heights change alone, or it is removed."""
+    """As the workbench and a search have them: one curve grows, while of another the heights change
+    alone, or it is removed.
+    """
     for x, other in (([1], [1]), ([1, 2], [2]), ([1, 2, 3], [3]), ([1, 2, 3, 4], None)):
-        yield go.Figure([go.Scatter(x=x, y=x), go.Scatter(x=other and [1], y=other, error_x={"array": other})])
+        yield go.Figure(
+            [go.Scatter(x=x, y=x), go.Scatter(x=other and [1], y=other, error_x={"array": other})]
+        )
 
 
 @pytest.mark.parametrize("figures", [sweep_figures, curve_figures])
@@ -174,8 +213,15 @@ def test_plotly_s_own_figure_would_leave_the_page_without(recipe):
 def test_words_wrap_numbers_do_not_and_the_caption_stands_outside_of_what_scrolls():
     numbers = ("+0.012 (+0.004 to +0.019)", "85.67 M of 86.6 M", "1.00e-03", "2.0 x")
     words = ("cosine restarts / batch", "2 (stopped early)", "<b>bold</b>")
-    page = Table(("a head", "b"), tuple((cell, "") for cell in numbers + words), "What it <says>")._repr_html_()
+    page = Table(
+        ("a head", "b"), tuple((cell, "") for cell in numbers + words), "What it <says>"
+    )._repr_html_()
     found = {text: wrap for wrap, text in re.findall(r"white-space:(\w+)\">([^<]+)</", page)}
     assert {found[n] for n in numbers} == {"nowrap"} and found["a head"] == "normal"
-    assert {found[w] for w in ("cosine restarts / batch", "2 (stopped early)", "&lt;b&gt;bold&lt;/b&gt;")} == {"normal"}
-    assert page.index("What it &lt;says&gt;") < page.index("overflow-x:auto") < page.index("<table>")
+    assert {
+        found[w]
+        for w in ("cosine restarts / batch", "2 (stopped early)", "&lt;b&gt;bold&lt;/b&gt;")
+    } == {"normal"}
+    assert (
+        page.index("What it &lt;says&gt;") < page.index("overflow-x:auto") < page.index("<table>")
+    )

@@ -17,8 +17,16 @@ def run(encoders, tmp_path_factory):
         data=vitseg.Data(source=vitseg.Generated(images=8, classes=3, side=70), size=(70, 70)),
         model=vitseg.Model(encoder=encoders["dinov2"]),
         stages=(
-            vitseg.Stage(name="one", unfrozen_blocks=0, epochs=2, lr=1e-3, schedule=vitseg.CosineRestarts(burn_in_batches=1)),
-            vitseg.Stage(name="two", unfrozen_blocks=1, epochs=2, lr=1e-4, encoder_lr_factor=0.1, patience=1),
+            vitseg.Stage(
+                name="one",
+                unfrozen_blocks=0,
+                epochs=2,
+                lr=1e-3,
+                schedule=vitseg.CosineRestarts(burn_in_batches=1),
+            ),
+            vitseg.Stage(
+                name="two", unfrozen_blocks=1, epochs=2, lr=1e-4, encoder_lr_factor=0.1, patience=1
+            ),
         ),
         batch_size=2,
         threads=1,
@@ -37,14 +45,23 @@ def test_the_curves_are_the_events(run):
     ended = [e for e in events if isinstance(e, EpochEnded)]
     shown = traces(charts.curves(events))
     assert shown.keys() == {
-        "LR", "LR (planned)", "LR, encoder", "train loss", "valid loss", "train IoU", "valid IoU", "valid F1",
-    }  # fmt: skip
+        "LR",
+        "LR (planned)",
+        "LR, encoder",
+        "train loss",
+        "valid loss",
+        "train IoU",
+        "valid IoU",
+        "valid F1",
+    }
     assert list(shown["train loss"].y) == [e.loss for e in batches]
     assert list(shown["LR"].y) == [e.lr["decoder"] for e in batches]
     assert list(shown["LR"].customdata) == [e.step for e in batches]
     assert list(shown["train IoU"].y) == [e.train["iou"] for e in ended]
     starts = [e.validation["iou"] for e in events if isinstance(e, StageStarted)]
-    assert {*starts, *(e.validation["iou"] for e in ended)} == {y for y in shown["valid IoU"].y if not np.isnan(y)}
+    assert {*starts, *(e.validation["iou"] for e in ended)} == {
+        y for y in shown["valid IoU"].y if not np.isnan(y)
+    }
 
 
 def test_an_earlier_run_lies_beneath_and_is_named(run):
@@ -54,7 +71,9 @@ def test_an_earlier_run_lies_beneath_and_is_named(run):
     assert beneath.keys() == {"valid loss, parent", "valid IoU, parent"}
     whole = traces(charts.curves(events))["valid IoU"].y
     assert 0 < len(beneath["valid IoU, parent"].y) < len(whole)
-    np.testing.assert_array_equal(beneath["valid IoU, parent"].y, whole[: len(beneath["valid IoU, parent"].y)])
+    np.testing.assert_array_equal(
+        beneath["valid IoU, parent"].y, whole[: len(beneath["valid IoU, parent"].y)]
+    )
     titles = [a.text for a in figure.layout.annotations[:3]]
     assert ["earlier run" in title for title in titles] == [False, True, True]
     assert not any("earlier run" in a.text for a in charts.curves(events).layout.annotations)
@@ -92,7 +111,9 @@ def test_a_planned_curve_needs_no_training():
 def test_an_absent_class_is_blank_in_the_class_map_and_n_a_in_the_table(run):
     figure = charts.class_map(run.events())
     ended = [e for e in run.events() if isinstance(e, EpochEnded)]
-    assert [list(row) for row in figure.data[0].z] == [[e.validation["per_class_iou"][c] for e in ended] for c in range(3)]
+    assert [list(row) for row in figure.data[0].z] == [
+        [e.validation["per_class_iou"][c] for e in ended] for c in range(3)
+    ]
     summary = run.summary
     summary["best"]["per_class_iou"][2] = None
     assert table.classes(summary).rows[2] == ("slough", "n/a")

@@ -21,7 +21,9 @@ SPACE = {"stages.1.unfrozen_blocks": [0, 1], "stages.1.lr": FloatDistribution(1e
 
 @pytest.fixture
 def recipe(tiny_recipe):
-    return tiny_recipe.replace({"stages": tiny_recipe.stages[:2], "stages.0.epochs": 1, "stages.1.epochs": 1})
+    return tiny_recipe.replace(
+        {"stages": tiny_recipe.stages[:2], "stages.0.epochs": 1, "stages.1.epochs": 1}
+    )
 
 
 def test_a_search_from_start_to_figures(recipe, tmp_path, capsys):
@@ -31,7 +33,9 @@ def test_a_search_from_start_to_figures(recipe, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert [len(page.table.rows), *page.frame()["state"]] == [3, "complete", "complete", "complete"]
     ious = [float(row[-1]) for row in page.table.rows]
-    assert ious == sorted(ious, reverse=True) and page.best.stages[1].lr in list(page.frame()["stages.1.lr"])
+    assert ious == sorted(ious, reverse=True) and page.best.stages[1].lr in list(
+        page.frame()["stages.1.lr"]
+    )
     best = page.show().data[1].y
     assert list(best) == sorted(best) and best[-1] == page.frame()["iou"].max()
     for figure in (page.show(), page.parallel(), page.slices()):
@@ -47,30 +51,49 @@ def test_the_figures_are_the_trials(recipe, tmp_path):
     search = Search(recipe, SPACE, 24, tmp_path / "s")
     for number in range(24):
         params = {"stages.1.unfrozen_blocks": number % 2, "stages.1.lr": 1e-4 * (1 + number)}
-        search.study.add_trial(optuna.trial.create_trial(params=params, distributions=search.space, value=1e-3 * (1 + number)))
+        search.study.add_trial(
+            optuna.trial.create_trial(
+                params=params, distributions=search.space, value=1e-3 * (1 + number)
+            )
+        )
     (bars,) = search_charts.importance(search).data
-    assert bars.y[0] == "stage 2 lr" and bars.x[0] == max(bars.x) and sum(bars.x) == pytest.approx(1)
+    assert (
+        bars.y[0] == "stage 2 lr" and bars.x[0] == max(bars.x) and sum(bars.x) == pytest.approx(1)
+    )
     depth, lr, iou = search_charts.parallel(search).data[0].dimensions
     assert list(depth.values) == [0, 1] * 12 and depth.ticktext == ("0", "1")
-    assert [10**v for v in lr.values] == pytest.approx([1e-4 * (1 + n) for n in range(24)]) and lr.tickvals == (-5, -4, -3, -2)
+    assert [10**v for v in lr.values] == pytest.approx(
+        [1e-4 * (1 + n) for n in range(24)]
+    ) and lr.tickvals == (-5, -4, -3, -2)
     assert list(iou.values) == [1e-3 * (1 + n) for n in range(24)]
     by_depth, by_lr = search_charts.slices(search).data
     assert list(by_depth.x) == ["0", "1"] * 12 and list(by_lr.y) == list(iou.values)
 
 
 def test_a_value_without_effect_is_no_result_of_that_value(recipe, tmp_path):
-    space = {"stages.1.unfrozen_blocks": [0, 1], "stages.1.encoder_lr_factor": FloatDistribution(0.1, 1.0)}
+    space = {
+        "stages.1.unfrozen_blocks": [0, 1],
+        "stages.1.encoder_lr_factor": FloatDistribution(0.1, 1.0),
+    }
     search = Search(recipe, space, 4, tmp_path / "s")
     for depth, factor, iou in ((0, 0.2, 0.9), (1, 0.3, 0.5), (0, 0.4, 0.8), (1, 0.6, 0.6)):
         params = {"stages.1.unfrozen_blocks": depth, "stages.1.encoder_lr_factor": factor}
-        search.study.add_trial(optuna.trial.create_trial(params=params, distributions=search.space, value=iou))
+        search.study.add_trial(
+            optuna.trial.create_trial(params=params, distributions=search.space, value=iou)
+        )
     by_depth, by_factor = search_charts.slices(search).data
     assert list(by_depth.x) == ["0", "1", "0", "1"] and list(by_depth.marker.color) == [0, 1, 2, 3]
-    assert list(zip(by_factor.x, by_factor.y, by_factor.marker.color, strict=True)) == [(0.3, 0.5, 1), (0.6, 0.6, 3)]
+    assert list(zip(by_factor.x, by_factor.y, by_factor.marker.color, strict=True)) == [
+        (0.3, 0.5, 1),
+        (0.6, 0.6, 3),
+    ]
     rows = {row[0]: row[1:3] for row in search_charts.result_table(search).rows}
     assert rows == {
-        "0000": ("0", "no effect"), "0002": ("0", "no effect"), "0003": ("1", "6.00e-01"), "0001": ("1", "3.00e-01"),
-    }  # fmt: skip
+        "0000": ("0", "no effect"),
+        "0002": ("0", "no effect"),
+        "0003": ("1", "6.00e-01"),
+        "0001": ("1", "3.00e-01"),
+    }
 
 
 def test_the_cell_run_again_gives_the_live_one_and_stop_lets_another_kernel_go_on(recipe, tmp_path):
@@ -80,17 +103,27 @@ def test_the_cell_run_again_gives_the_live_one_and_stop_lets_another_kernel_go_o
     until(lambda: page.search.results())
     page.stop()
     assert page.wait() == "stopped"
-    assert "Start trains the rest" in page._steering.status.value and not page._steering.buttons["Start"].disabled
+    assert (
+        "Start trains the rest" in page._steering.status.value
+        and not page._steering.buttons["Start"].disabled
+    )
 
 
 def test_stop_in_the_last_trial_and_start_goes_on_with_it(recipe, tmp_path):
-    page = vitseg.search(recipe.replace({"stages.1.epochs": 20}), SPACE, 1, tmp_path / "s", pruner="none")
+    page = vitseg.search(
+        recipe.replace({"stages.1.epochs": 20}), SPACE, 1, tmp_path / "s", pruner="none"
+    )
     page.start()
     until(lambda: any(isinstance(e, EpochEnded) for e in page.trials.live.events))
     page.stop()
     assert page.wait() == "stopped"
-    assert "Start trains the rest" in page._steering.status.value and not page._steering.buttons["Start"].disabled
-    again = vitseg.search(recipe.replace({"stages.1.epochs": 20}), SPACE, 1, tmp_path / "s", pruner="none")
+    assert (
+        "Start trains the rest" in page._steering.status.value
+        and not page._steering.buttons["Start"].disabled
+    )
+    again = vitseg.search(
+        recipe.replace({"stages.1.epochs": 20}), SPACE, 1, tmp_path / "s", pruner="none"
+    )
     assert again.state == "ready"
     again.finish()
     assert list(again.frame()["state"]) == ["complete"] and again.state == "ended"

@@ -14,7 +14,11 @@ from vitseg.effects import Blur, Crop, RightAngle
 
 
 def panel(columns: int = 3, **settings):
-    cfg = {"source": vitseg.Generated(images=6, classes=3, side=48), "size": (56, 56), "effects": (Blur(p=1.0), RightAngle())}
+    cfg = {
+        "source": vitseg.Generated(images=6, classes=3, side=48),
+        "size": (56, 56),
+        "effects": (Blur(p=1.0), RightAngle()),
+    }
     data = vitseg.SegmentationData(vitseg.Data(**cfg | settings))
     _, image, view, shown = vitseg.show_views(data, columns, 60).children
     return data, image, view, shown
@@ -32,7 +36,9 @@ def test_views_stand_side_by_side_and_the_slider_moves_on():
     view.value = 3
     assert titles(shown) == ["3", "4", "5"]
     assert [value for _, value in view.options] == [0, 1, 2, 3]
-    assert {name for _, name in image.options} == {name for split in data.splits.values() for name in split}
+    assert {name for _, name in image.options} == {
+        name for split in data.splits.values() for name in split
+    }
 
 
 def test_each_is_said_to_be_what_it_is():
@@ -60,7 +66,11 @@ def test_the_key_names_the_classes_that_are_trained(mode: str, monkeypatch: pyte
     from vitseg.ui import pictures
 
     named = []
-    monkeypatch.setattr(pictures, "legend", lambda classes, width: named.append(classes) or pictures.Image.new("RGB", (9, 9)))
+    monkeypatch.setattr(
+        pictures,
+        "legend",
+        lambda classes, width: named.append(classes) or pictures.Image.new("RGB", (9, 9)),
+    )
     data = panel(mode=mode)[0]
     assert named == [data.classes]
     assert len(data.classes) == {"binary": 2, "multiclass": 3}[mode]

@@ -57,10 +57,18 @@ def shown(wb):
 
 
 def test_every_control_and_button_of_the_design_is_there(wb):
-    labels = "Stage, Freeze depth, Scheduler, Learning rate, Epochs, Batch size, Seed, Device, Run, Start from, Retrain"
+    labels = (
+        "Stage, Freeze depth, Scheduler, Learning rate, Epochs, Batch size, Seed, Device, "
+        "Run, Start from, Retrain"
+    )
     assert list(wb._controls.by_label) == labels.split(", ")
     assert list(wb._steering.buttons) == ["Start", "Pause", "Stop", "Fork"]
-    assert [wb._steering.buttons[b].disabled for b in wb._steering.buttons] == [False, True, True, True]
+    assert [wb._steering.buttons[b].disabled for b in wb._steering.buttons] == [
+        False,
+        True,
+        True,
+        True,
+    ]
     assert wb.state == "ready" and "Ready. Start trains stages 1 to 3" in wb._steering.status.value
 
 
@@ -74,7 +82,9 @@ def test_what_an_earlier_run_has_trained_is_told_before_start(wb, tiny_recipe):
     assert wb._table.value.count("trained already") == 3
     assert "An earlier run has trained this stage alike" in wb._notes.value
     control(wb, "Learning rate").value = 1e-4
-    assert wb._table.value.count("trained already") == 1, "what follows from the change is trained anew"
+    assert wb._table.value.count("trained already") == 1, (
+        "what follows from the change is trained anew"
+    )
     control(wb, "Retrain").value = True
     assert "trained already" not in wb._table.value
 
@@ -119,7 +129,14 @@ def test_a_depth_of_0_takes_the_encoder_s_settings_with_it(wb):
 
 
 @pytest.mark.parametrize(
-    ("label", "value"), [("Learning rate", 0.0), ("Learning rate", -1.0), ("Epochs", 0), ("Batch size", 0), ("Batch size", -3)]
+    ("label", "value"),
+    [
+        ("Learning rate", 0.0),
+        ("Learning rate", -1.0),
+        ("Epochs", 0),
+        ("Batch size", 0),
+        ("Batch size", -3),
+    ],
 )
 def test_a_setting_that_cannot_work_says_so_beside_its_control(label, value, wb):
     control(wb, label).value = value
@@ -134,7 +151,10 @@ def test_a_setting_that_cannot_work_says_so_beside_its_control(label, value, wb)
 def test_a_later_stage_alone_needs_a_stage_to_start_from(wb):
     control(wb, "Stage").value = 2
     control(wb, "Run").value = ONE
-    assert "choose one in Start from" in wb._controls._says["Run"].value and wb._steering.buttons["Start"].disabled
+    assert (
+        "choose one in Start from" in wb._controls._says["Run"].value
+        and wb._steering.buttons["Start"].disabled
+    )
     control(wb, "Run").value = ALL
     assert not wb._steering.buttons["Start"].disabled
 
@@ -159,7 +179,10 @@ def test_what_kept_features_take_and_give_is_said_before_and_counted_after_each_
 def test_finish_prints_the_forecast_before_it_trains(wb, capsys):
     wb.finish()
     text = capsys.readouterr().out
-    assert text.index("Forecast, from a few timed batches") < text.index("Stage 1:") and " x as fast" in text
+    assert (
+        text.index("Forecast, from a few timed batches") < text.index("Stage 1:")
+        and " x as fast" in text
+    )
 
 
 # ---------------------------------------------------------------------- during the run
@@ -201,7 +224,11 @@ def test_what_stands_on_a_page_that_is_loaded_again_is_what_is_drawn_now(wb):
     wb.start()
     assert wb.wait() == "ended"
     state = {trace["name"]: trace for trace in wb._figure.get_state()["_widget_data"]}
-    assert state["train loss"]["x"]["shape"] == (sum(isinstance(e, BatchEnded) for e in wb.events),) != (0,)
+    assert (
+        state["train loss"]["x"]["shape"]
+        == (sum(isinstance(e, BatchEnded) for e in wb.events),)
+        != (0,)
+    )
 
 
 def test_a_breach_says_when_it_was_noticed(wb):
@@ -212,7 +239,10 @@ def test_a_breach_says_when_it_was_noticed(wb):
     step = [e for e in wb.events if isinstance(e, BatchEnded)][-1].step
     wb.session.work.model.encoder.blocks[0].requires_grad_(True)
     wb.resume()
-    assert wb.wait() == "failed" and f"Noticed before step {step + 1}, in stage 1." in wb._steering.status.value
+    assert (
+        wb.wait() == "failed"
+        and f"Noticed before step {step + 1}, in stage 1." in wb._steering.status.value
+    )
 
 
 def test_predictions_of_before_a_stop_stay_on_the_slider(wb):
@@ -257,9 +287,19 @@ def test_pause_saves_the_step_that_it_pauses_after(wb, tiny_recipe, monkeypatch)
     assert checkpoint.steps_saved(wb.folder / "checkpoints") == step
     monkeypatch.setattr(checkpoint, "save_file", no_room)
     wb.resume()
-    until(lambda: wb.state == "running" and any(isinstance(e, BatchEnded) and e.step > step for e in wb.events))
+    until(
+        lambda: (
+            wb.state == "running"
+            and any(isinstance(e, BatchEnded) and e.step > step for e in wb.events)
+        )
+    )
     wb.pause()
-    until(lambda: "is not saved: " in wb._steering.status.value and "No space left" in wb._steering.status.value)
+    until(
+        lambda: (
+            "is not saved: " in wb._steering.status.value
+            and "No space left" in wb._steering.status.value
+        )
+    )
     monkeypatch.undo()
     wb.resume()
     assert wb.wait(60) == "ended"
@@ -351,7 +391,9 @@ def test_running_the_cell_again_attaches_to_the_live_run(wb, tiny_recipe):
 
 
 @pytest.mark.parametrize("when", ["at once", "while scoring"])
-def test_stop_before_the_first_batch_or_while_scoring_can_be_resumed(when, wb, tiny_recipe, tmp_path, monkeypatch):
+def test_stop_before_the_first_batch_or_while_scoring_can_be_resumed(
+    when, wb, tiny_recipe, tmp_path, monkeypatch
+):
     take = wb.session._take
 
     def stop_while_scoring(event):
@@ -371,7 +413,9 @@ def test_stop_before_the_first_batch_or_while_scoring_can_be_resumed(when, wb, t
         press(wb, "Resume")
         assert wb.wait() == "ended"
         list(vitseg.train(tiny_recipe, tmp_path / "plain", reuse=False))
-        assert (wb.folder / "events.jsonl").read_bytes() == (tmp_path / "plain" / "events.jsonl").read_bytes()
+        assert (wb.folder / "events.jsonl").read_bytes() == (
+            tmp_path / "plain" / "events.jsonl"
+        ).read_bytes()
         assert [e for e in wb.events if isinstance(e, StageStarted)]
 
 
@@ -389,7 +433,10 @@ def test_an_error_in_training_is_a_sentence_and_the_run_can_go_on(wb, monkeypatc
     wb.start()
     assert wb.wait() == "failed"
     until(lambda: "No space left on device" in wb._steering.status.value)
-    assert "✗ Stopped by an error" in wb._tabs.checks.value and wb._steering.buttons["Pause"].description == "Resume"
+    assert (
+        "✗ Stopped by an error" in wb._tabs.checks.value
+        and wb._steering.buttons["Pause"].description == "Resume"
+    )
     monkeypatch.undo()
     monkeypatch.setenv("VITSEG_RUNS", str(wb.folder.parent))
     press(wb, "Resume")
@@ -431,7 +478,9 @@ def test_fork_starts_from_the_end_of_stage_1_and_lays_the_curves_over_each_other
     assert wb.wait() == "ended" and wb.folder != parent
     assert [e.unfrozen_blocks for e in wb.events if isinstance(e, StageStarted)] == [0, 3, 2]
     assert json.loads((wb.folder / "fork.json").read_text())["parent"] == str(parent)
-    until(lambda: shown(wb)["valid IoU, parent"].visible and len(shown(wb)["valid IoU, parent"].x) > 0)
+    until(
+        lambda: shown(wb)["valid IoU, parent"].visible and len(shown(wb)["valid IoU, parent"].x) > 0
+    )
 
 
 def test_a_fork_that_changes_what_was_inherited_is_refused_beside_start_from(wb):
@@ -440,7 +489,10 @@ def test_a_fork_that_changes_what_was_inherited_is_refused_beside_start_from(wb)
     control(wb, "Stage").value = 2
     press(wb, "Fork")
     control(wb, "Seed").value = 3
-    assert "seed: 3, the parent has 0" in wb._controls._says["Start from"].value and wb._steering.buttons["Start"].disabled
+    assert (
+        "seed: 3, the parent has 0" in wb._controls._says["Start from"].value
+        and wb._steering.buttons["Start"].disabled
+    )
 
 
 def test_fork_without_a_finished_stage_is_a_sentence(wb):
@@ -471,14 +523,21 @@ def test_a_run_of_the_past_is_shown_and_one_that_was_cut_off_goes_on(wb, tiny_re
     press(other, "Resume")
     assert other.wait() == "ended"
     list(vitseg.train(tiny_recipe, tmp_path / "plain", reuse=False))
-    assert (tmp_path / "runs" / "cut" / "events.jsonl").read_bytes() == (tmp_path / "plain" / "events.jsonl").read_bytes()
+    assert (tmp_path / "runs" / "cut" / "events.jsonl").read_bytes() == (
+        tmp_path / "plain" / "events.jsonl"
+    ).read_bytes()
     other._tabs.export_csv()
-    assert (tmp_path / "runs" / "cut" / "curves.csv").read_text().startswith("curve,epoch,step,value\nLR (planned),")
+    assert (
+        (tmp_path / "runs" / "cut" / "curves.csv")
+        .read_text()
+        .startswith("curve,epoch,step,value\nLR (planned),")
+    )
     other._tabs.export_report()
     assert (tmp_path / "runs" / "cut" / "report.html").exists()
 
 
-# ---------------------------------------------------------------------- other runs, other workbenches, odd folders
+# ---------------------------------------------------------------------- other runs, other
+# workbenches, odd folders
 
 
 @pytest.fixture
@@ -506,7 +565,10 @@ def test_show_draws_the_run_that_it_names_also_where_another_has_as_many_points(
     np.testing.assert_allclose(shown(wb)["train loss"].y, losses, rtol=1e-6)
     assert wb._tabs.picture.value == b""
     best = vitseg.load(first)
-    assert all((p == q).all() for p, q in zip(wb.model.decoder.parameters(), best.decoder.parameters(), strict=True))
+    assert all(
+        (p == q).all()
+        for p, q in zip(wb.model.decoder.parameters(), best.decoder.parameters(), strict=True)
+    )
 
 
 def test_a_shown_run_is_in_the_table_and_the_freeze_map_with_its_own_depths(wb, tiny_recipe):
@@ -525,7 +587,10 @@ def test_a_shown_run_is_in_the_table_and_the_freeze_map_with_its_own_depths(wb, 
 def test_a_run_with_other_data_is_refused_with_the_way_to_open_it(wb, tiny_recipe, tmp_path):
     list(vitseg.train(tiny_recipe.replace({"data.views": 3}), tmp_path / "runs" / "other"))
     show(wb, tmp_path / "runs" / "other")
-    assert "has other data" in wb._steering.status.value and "vitseg.Workbench(" in wb._steering.status.value
+    assert (
+        "has other data" in wb._steering.status.value
+        and "vitseg.Workbench(" in wb._steering.status.value
+    )
 
 
 def test_the_first_cell_run_again_attaches_after_a_second_workbench_was_made(tiny_recipe):
@@ -609,7 +674,10 @@ def test_a_picture_that_cannot_be_made_does_not_end_the_training(wb, monkeypatch
 def test_a_refused_value_goes_with_its_stage(wb):
     control(wb, "Learning rate").value = 0.0
     control(wb, "Stage").value = 2
-    assert not wb._steering.buttons["Start"].disabled and wb._controls._says["Learning rate"].value == ""
+    assert (
+        not wb._steering.buttons["Start"].disabled
+        and wb._controls._says["Learning rate"].value == ""
+    )
     control(wb, "Stage").value = 1
     assert control(wb, "Learning rate").value == 1e-3
 
@@ -625,7 +693,9 @@ def test_an_edited_run_s_stage_ends_are_offered(wb):
     wb.start()
     wb.wait()
     control(wb, "Stage").value = 2
-    assert [str(end) for end in wb.session.starts()] == [f"stage {n} of {wb.folder.name}" for n in (3, 2, 1)]
+    assert [str(end) for end in wb.session.starts()] == [
+        f"stage {n} of {wb.folder.name}" for n in (3, 2, 1)
+    ]
 
 
 def test_a_job_may_ask_for_a_job(wb):
@@ -634,7 +704,8 @@ def test_a_job_may_ask_for_a_job(wb):
     assert wb.session.live.between(lambda: wb.model) is not None
 
 
-# ---------------------------------------------------------------------- what is shown, and what Start would train
+# ---------------------------------------------------------------------- what is shown, and what
+# Start would train
 
 
 def heading(wb):
@@ -645,16 +716,25 @@ def test_the_heading_tells_a_run_from_what_start_would_train(wb):
     assert heading(wb) == "What Start would train."
     wb.start()
     until(lambda: len(wb.events) > 2)
-    assert heading(wb).startswith(f"Run {wb.folder.name}, in training.") and str(wb.folder) in heading(wb)
+    assert heading(wb).startswith(f"Run {wb.folder.name}, in training.") and str(
+        wb.folder
+    ) in heading(wb)
     wb.wait()
     name = wb.folder.name
-    assert heading(wb).startswith(f"Run {name}. The controls hold its settings; Start would train them as a new run.")
+    assert heading(wb).startswith(
+        f"Run {name}. The controls hold its settings; Start would train them as a new run."
+    )
     control(wb, "Learning rate").value = 5e-4
-    assert heading(wb).startswith(f"What Start would train. For comparison, grey and dotted: run {name}.")
+    assert heading(wb).startswith(
+        f"What Start would train. For comparison, grey and dotted: run {name}."
+    )
     control(wb, "Learning rate").value = 1e-3
     assert heading(wb).startswith(f"Run {name}."), "as it was"
     control(wb, "Learning rate").value = -1.0
-    assert heading(wb).startswith("What Start would train.") and "Start is off" in wb._steering.status.value
+    assert (
+        heading(wb).startswith("What Start would train.")
+        and "Start is off" in wb._steering.status.value
+    )
 
 
 def test_choosing_a_stage_to_look_at_does_not_throw_the_shown_run_away(wb):
@@ -675,10 +755,18 @@ def test_show_fills_the_controls_and_start_would_train_that(wb, tiny_recipe):
     list(vitseg.train(tiny_recipe.replace(edits), other.path))
     control(wb, "Learning rate").value = 5e-4
     show(wb, other.path)
-    assert (control(wb, "Batch size").value, control(wb, "Seed").value, control(wb, "Learning rate").value) == (5, 4, 1e-3)
+    assert (
+        control(wb, "Batch size").value,
+        control(wb, "Seed").value,
+        control(wb, "Learning rate").value,
+    ) == (5, 4, 1e-3)
     control(wb, "Stage").value = 2
     assert (control(wb, "Freeze depth").value, control(wb, "Epochs").value) == (3, 1)
-    assert wb.recipe == other.recipe and wb._table.value.count("last 3 blocks") == 1 and heading(wb).startswith("Run other-")
+    assert (
+        wb.recipe == other.recipe
+        and wb._table.value.count("last 3 blocks") == 1
+        and heading(wb).startswith("Run other-")
+    )
     press(wb, "Start")
     assert wb.wait() == "ended" and wb.folder != other.path
     assert vitseg.RunFolder(wb.folder).recipe == other.recipe
@@ -694,11 +782,18 @@ def test_a_run_that_was_cut_off_is_named_where_resume_would_not_train_what_is_sh
     press(wb, "Resume")
     assert wb.wait() == "ended"
     control(wb, "Stage").value = 2
-    assert heading(wb).startswith("What Start would train.") and wb.recipe.seed == 9, "which is not what was resumed"
+    assert heading(wb).startswith("What Start would train.") and wb.recipe.seed == 9, (
+        "which is not what was resumed"
+    )
 
 
-@pytest.mark.parametrize(("changes", "label"), [({"device": "cuda"}, "Device"), ({"processes": 2, "device": "mps"}, "Device")])
-def test_a_run_of_another_machine_is_shown_and_start_would_train_what_the_controls_say(wb, tiny_recipe, changes, label):
+@pytest.mark.parametrize(
+    ("changes", "label"),
+    [({"device": "cuda"}, "Device"), ({"processes": 2, "device": "mps"}, "Device")],
+)
+def test_a_run_of_another_machine_is_shown_and_start_would_train_what_the_controls_say(
+    wb, tiny_recipe, changes, label
+):
     run = vitseg.new_run("elsewhere")
     list(vitseg.train(tiny_recipe.replace({"seed": 5, "stages.0.lr": 2e-3}), run.path))
     changed = run.recipe.replace(changes)
@@ -726,8 +821,16 @@ def test_a_shown_run_of_one_stage_leaves_the_later_stages_at_hand(wb, short):
     run = vitseg.new_run("one")
     list(vitseg.train(short.replace({"seed": 6}), run.path))
     show(wb, run.path)
-    assert heading(wb).startswith("Run one-") and control(wb, "Run").value == ONE and wb.session.desk.chosen() == run.recipe
-    assert [label for label, _ in control(wb, "Stage").options] == ["1 Frozen", "2 Last", "3 Deeper"]
+    assert (
+        heading(wb).startswith("Run one-")
+        and control(wb, "Run").value == ONE
+        and wb.session.desk.chosen() == run.recipe
+    )
+    assert [label for label, _ in control(wb, "Stage").options] == [
+        "1 Frozen",
+        "2 Last",
+        "3 Deeper",
+    ]
     control(wb, "Stage").value = 2
     press(wb, "Fork")
     assert control(wb, "Start from").label == f"stage 1 of {run.path.name}"
@@ -758,13 +861,17 @@ def test_settings_that_timed_batches_depend_on_are_timed_again_after_show(wb, ti
     list(vitseg.train(recipe, run.path))
     wb.session.forecast()
     show(wb, run.path)
-    assert [f.memory for f in wb.session.forecast()] == [f.memory for f in Workbench(recipe).session.forecast()]
+    assert [f.memory for f in wb.session.forecast()] == [
+        f.memory for f in Workbench(recipe).session.forecast()
+    ]
 
 
 def test_furniture_of_the_chart_follows_the_number_of_stages_down_and_up(wb):
     def furniture():
         titles, numbers = 3, [a.text for a in wb._figure.layout.annotations][3:]
-        assert len(wb._figure.layout.annotations) == titles + len(numbers) and len(wb._figure.layout.shapes) == len(numbers)
+        assert len(wb._figure.layout.annotations) == titles + len(numbers) and len(
+            wb._figure.layout.shapes
+        ) == len(numbers)
         return numbers
 
     assert furniture() == ["<b>1</b>"] * 3 + ["<b>2</b>"] * 3 + ["<b>3</b>"] * 3
@@ -803,7 +910,10 @@ def test_more_memory_than_is_free_is_said_before_start(wb, capsys, monkeypatch):
     assert "is free on" not in wb._notes.value
     monkeypatch.setattr(Machine, "free_memory", lambda machine: 1_000_000)
     wb._changed()
-    assert re.search(r"<p class=bad>Stage 3 will need about \d+ MB of memory, but only 1 MB is free on cpu\.", wb._notes.value)
+    assert re.search(
+        r"<p class=bad>Stage 3 will need about \d+ MB of memory, but only 1 MB is free on cpu\.",
+        wb._notes.value,
+    )
     wb.finish()
     text = capsys.readouterr().out
     assert text.index("is free on cpu. Lower the batch size") < text.index("Stage 1:")
@@ -812,7 +922,9 @@ def test_more_memory_than_is_free_is_said_before_start(wb, capsys, monkeypatch):
 def test_a_device_that_no_batch_was_timed_on_has_no_forecast(wb, monkeypatch):
     wb.session.forecast()
     resolved = session.resolve
-    monkeypatch.setattr(session, "resolve", lambda r: replace(resolved(r), device=torch.device("meta")))
+    monkeypatch.setattr(
+        session, "resolve", lambda r: replace(resolved(r), device=torch.device("meta"))
+    )
     assert wb.session.forecast() == []
     wb._changed()
     assert "<td>...</td>" in wb._table.value
@@ -832,7 +944,12 @@ def test_the_run_in_training_is_among_the_runs_from_its_first_event_on(wb, monke
     ready.set()
     until(lambda: any(isinstance(e, BatchEnded) for e in wb.events))
     wb.pause()
-    until(lambda: (wb.state == "paused" and "paused here" in wb._tabs.runs.value) or "running here" in wb._tabs.runs.value)
+    until(
+        lambda: (
+            (wb.state == "paused" and "paused here" in wb._tabs.runs.value)
+            or "running here" in wb._tabs.runs.value
+        )
+    )
     assert wb.folder.name in wb._tabs.runs.value and str(wb.folder.parent) in wb._tabs.runs.value
     assert wb._tabs.which.value == wb.folder
 
@@ -849,7 +966,10 @@ def test_export_writes_the_chosen_run_and_not_the_one_on_the_screen(wb, short):
     assert wb._tabs.which.value == first.path, "until somebody chooses"
     wb._steering.attempt(wb._tabs.export_csv)
     wb._steering.attempt(wb._tabs.export_report)
-    assert (wb._tabs.said.words, wb._tabs.said.path) == ("Report written:", str(first.path / "report.html"))
+    assert (wb._tabs.said.words, wb._tabs.said.path) == (
+        "Report written:",
+        str(first.path / "report.html"),
+    )
     assert not (wb.folder / "curves.csv").exists() and not (wb.folder / "report.html").exists()
     rows = list(csv.DictReader((first.path / "curves.csv").read_text().splitlines()))
     losses = [float(row["value"]) for row in rows if row["curve"] == "train loss"]
@@ -897,14 +1017,21 @@ def test_curves_that_cannot_be_gathered_do_not_end_the_training(wb, monkeypatch)
 
 def test_stop_while_an_epoch_is_scored_and_go_on_to_the_same_bits(wb, tiny_recipe, tmp_path):
     wb.start()
-    until(lambda: type(wb.session.position).__name__ == "ValidationBatch" and wb.session.position.epoch > 1)
+    until(
+        lambda: (
+            type(wb.session.position).__name__ == "ValidationBatch"
+            and wb.session.position.epoch > 1
+        )
+    )
     wb.stop()
     assert wb.wait() == "stopped" and wb.session.resumable
     until(lambda: "Resume goes on after step" in wb._steering.status.value)
     press(wb, "Resume")
     assert wb.wait() == "ended"
     list(vitseg.train(tiny_recipe, tmp_path / "plain", reuse=False))
-    assert (wb.folder / "events.jsonl").read_bytes() == (tmp_path / "plain" / "events.jsonl").read_bytes()
+    assert (wb.folder / "events.jsonl").read_bytes() == (
+        tmp_path / "plain" / "events.jsonl"
+    ).read_bytes()
 
 
 def test_a_stop_before_the_first_epoch_s_end_loses_no_step(wb, tiny_recipe, tmp_path):
@@ -920,7 +1047,9 @@ def test_a_stop_before_the_first_epoch_s_end_loses_no_step(wb, tiny_recipe, tmp_
     press(wb, "Resume")
     assert wb.wait() == "ended"
     list(vitseg.train(tiny_recipe, tmp_path / "plain", reuse=False))
-    assert (wb.folder / "events.jsonl").read_bytes() == (tmp_path / "plain" / "events.jsonl").read_bytes()
+    assert (wb.folder / "events.jsonl").read_bytes() == (
+        tmp_path / "plain" / "events.jsonl"
+    ).read_bytes()
 
 
 def test_a_stop_that_cannot_save_says_so(wb, monkeypatch):
@@ -950,7 +1079,9 @@ def test_what_a_detector_caught_is_still_known_to_the_next_workbench(wb):
     wb.session.live.between(lambda: wb.session.work.model.encoder.blocks[-1].requires_grad_(True))
     assert wb.wait() == "failed"
     other = Workbench(wb.folder)
-    assert "✗ Freeze audit" in other._tabs.checks.value and "block 4" in other._steering.status.value
+    assert (
+        "✗ Freeze audit" in other._tabs.checks.value and "block 4" in other._steering.status.value
+    )
     assert "failed (FreezeBreach)" in other._tabs.runs.value and broken_cells(other) == ["block 4"]
 
 
@@ -971,7 +1102,10 @@ def test_a_run_that_another_process_trains_cannot_be_resumed_here(tiny_recipe, t
     stream = vitseg.train(tiny_recipe, tmp_path / "runs" / "busy")
     next(e for e in stream if isinstance(e, EpochEnded))
     wb = Workbench(tmp_path / "runs" / "busy")
-    assert "training elsewhere" in wb._tabs.runs.value and "is being trained elsewhere" in wb._steering.status.value
+    assert (
+        "training elsewhere" in wb._tabs.runs.value
+        and "is being trained elsewhere" in wb._steering.status.value
+    )
     assert wb._steering.buttons["Pause"].disabled
     stream.close()
 
@@ -990,18 +1124,27 @@ def test_this_stage_takes_the_newest_end_of_the_stage_before(wb):
     wb.wait()
     control(wb, "Stage").value = 2
     control(wb, "Run").value = ONE
-    assert control(wb, "Start from").label == f"stage 1 of {wb.folder.name}" and not wb._steering.buttons["Start"].disabled
+    assert (
+        control(wb, "Start from").label == f"stage 1 of {wb.folder.name}"
+        and not wb._steering.buttons["Start"].disabled
+    )
 
 
 def test_watch_passes_every_event_on_and_draws_now_and_then(tiny_recipe, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("vitseg.ui.watch.display", drawn.append)
     monkeypatch.setattr("vitseg.ui.watch.clear_output", lambda wait: None)
-    seen = [e for e in vitseg.watch(vitseg.train(tiny_recipe, tmp_path / "run"), every=5) if not e.transient]
+    seen = [
+        e
+        for e in vitseg.watch(vitseg.train(tiny_recipe, tmp_path / "run"), every=5)
+        if not e.transient
+    ]
     assert seen == list(vitseg.replay(tmp_path / "run"))
     assert len(drawn) == sum(not isinstance(e, BatchEnded) or e.step % 5 == 0 for e in seen)
     losses = next(t for t in drawn[-1].data if t.name == "train loss")
-    np.testing.assert_allclose(losses.y, [e.loss for e in seen if isinstance(e, BatchEnded)], rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.y, [e.loss for e in seen if isinstance(e, BatchEnded)], rtol=1e-6
+    )
 
 
 def test_a_run_that_was_trained_before_is_taken_and_retrained_only_if_told_to(wb, tiny_recipe):
@@ -1011,9 +1154,15 @@ def test_a_run_that_was_trained_before_is_taken_and_retrained_only_if_told_to(wb
     wb.start()
     assert wb.wait() == "ended"
     words = "Stages 1 to 3 are those of run"
-    assert words in status.value and "Tick Retrain to do so." in status.value and words in wb._tabs.checks.value
+    assert (
+        words in status.value
+        and "Tick Retrain to do so." in status.value
+        and words in wb._tabs.checks.value
+    )
     assert wb.events[1:] == first[1:] and wb.events[0].parent["stage"] == 3
-    assert list(wb.session.predictions) == [5]  # of the best weights, since no epoch was trained here
+    assert list(wb.session.predictions) == [
+        5
+    ]  # of the best weights, since no epoch was trained here
     control(wb, "Retrain").value = True
     wb.start()
     assert wb.wait() == "ended"

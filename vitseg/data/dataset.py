@@ -38,7 +38,9 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One view of one image, on the network's canvas. Masks hold class ids, IGNORE where nothing counts."""
+    """One view of one image, on the network's canvas. Masks hold class ids, IGNORE where nothing
+    counts.
+    """
 
     name: str
     image: Tensor  # (3, H, W) uint8 RGB
@@ -49,7 +51,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Samples stacked: images (B, 3, H, W) uint8, masks (B, H, W) int64 of the mode that is trained."""
+    """Samples stacked: images (B, 3, H, W) uint8, masks (B, H, W) int64 of the mode that is
+    trained.
+    """
 
     names: list[str]
     images: Tensor
@@ -74,23 +78,37 @@ class SegmentationData(Dataset[Sample]):
             placed = dict.fromkeys(f"generated-{i:04d}" for i in range(cfg.source.images))
         else:
             pairs, self.code, looks = read_folder(cfg.source)
-            self.pairs, self._looks = {p.name: p for p in pairs}, {p.name: look for p, look in zip(pairs, looks, strict=True)}
+            self.pairs, self._looks = (
+                {p.name: p for p in pairs},
+                {p.name: look for p, look in zip(pairs, looks, strict=True)},
+            )
             stored, self.masks = self.code.classes, self.code.description
             self.warnings = in_brief(warning for look in looks for warning in look.warnings)
             placed = {p.name: p.split for p in pairs}
         self.map = class_map(stored, cfg.classes)
-        self.all_classes, self.masks = self.map.classes, "; ".join(filter(None, (self.masks, self.map.description)))
-        dropped = {n for n in placed if not self.map.keeps(self._stored(n))} if self.map.dropping else frozenset()
+        self.all_classes, self.masks = (
+            self.map.classes,
+            "; ".join(filter(None, (self.masks, self.map.description))),
+        )
+        dropped = (
+            {n for n in placed if not self.map.keeps(self._stored(n))}
+            if self.map.dropping
+            else frozenset()
+        )
         if len(dropped) == len(placed):
             held = " or ".join(cfg.classes.drop_images_with)
-            raise DataError(f"data.classes.drop_images_with: every image holds one of {held}.", "Leave one out.")
+            raise DataError(
+                f"data.classes.drop_images_with: every image holds one of {held}.", "Leave one out."
+            )
         placed = {name: split for name, split in placed.items() if name not in dropped}
         self.splits = splits_of(placed, cfg, lambda name: self.counts(name).keys(), dropped)
         self._rarity = rarity(self.pixels("train")) if cfg.sampler == "rarity" else {}
         if cfg.mode == "binary" and len(self.all_classes) < 2:
             raise ConfigError("data.mode", cfg.mode, "multiclass", "The masks hold one class only.")
         if self.mode == "binary" and not cfg.score_background:
-            raise ConfigError("data.score_background", False, "True", "Binary scores are the foreground's anyway.")
+            raise ConfigError(
+                "data.score_background", False, "True", "Binary scores are the foreground's anyway."
+            )
 
     @property
     def mode(self) -> str:
@@ -116,7 +134,9 @@ class SegmentationData(Dataset[Sample]):
         return self.code.counts(self._looks[name].counts)
 
     def pixels(self, split: str) -> dict[str, dict[int, float]]:
-        """Pixels that each trained class takes on the canvas, by image; of the clean view, by its share of the image."""
+        """Pixels that each trained class takes on the canvas, by image; of the clean view, by its
+        share of the image.
+        """
         found = {}
         for name in self.splits[split]:
             counts, size = self.counts(name), self._size(name)
@@ -128,7 +148,9 @@ class SegmentationData(Dataset[Sample]):
 
     def _size(self, name: str) -> Size:
         source = self.cfg.source
-        return (source.side, source.side) if isinstance(source, Generated) else self._looks[name].size
+        return (
+            (source.side, source.side) if isinstance(source, Generated) else self._looks[name].size
+        )
 
     def _draw(self, name: str) -> tuple[Image.Image, np.ndarray]:
         if name not in self._drawn:
@@ -169,7 +191,9 @@ class SegmentationData(Dataset[Sample]):
         return torch.from_numpy(self.map.binary_ids())[mask.long()].to(mask.dtype)
 
     def foreground(self, ids: np.ndarray) -> np.ndarray:
-        """Where (h, w) bool the classes are that binary mode looks for, of class ids as `load` gives them."""
+        """Where (h, w) bool the classes are that binary mode looks for, of class ids as `load`
+        gives them.
+        """
         return self.map.binary_ids()[ids] == 1
 
     def trained(self, ids: np.ndarray) -> np.ndarray:
@@ -177,7 +201,9 @@ class SegmentationData(Dataset[Sample]):
         return self.map.binary_ids()[ids].astype(np.uint8) if self.mode == "binary" else ids
 
     def batches(self, keys: list[Key], size: int, workers: int = 0) -> Iterator[Batch]:
-        """Batches of `size` in the order of `keys`; the last may be smaller. The same for any number of workers."""
+        """Batches of `size` in the order of `keys`; the last may be smaller. The same for any
+        number of workers.
+        """
         return self.loaded(chunked(keys, size), workers)
 
     def loaded(self, chunks: list[list[Key]], workers: int = 0) -> Iterator[Batch]:
@@ -195,11 +221,15 @@ class SegmentationData(Dataset[Sample]):
                 if isinstance(batch, VitsegError):
                     raise batch
                 yield batch
-        except RuntimeError as error:  # so says torch when the system has killed a worker; our own errors are values
+        except (
+            RuntimeError
+        ) as error:  # so says torch when the system has killed a worker; our own errors are values
             if "DataLoader worker" not in str(error):
                 raise
             mend = "Often there was too little memory for so many: set workers to 0, or fewer."
-            raise DataError(f"workers: one of {workers} that load the images was ended from outside.", mend) from None
+            raise DataError(
+                f"workers: one of {workers} that load the images was ended from outside.", mend
+            ) from None
 
     def _collate(self, samples: list[Sample | VitsegError]) -> Batch | VitsegError:
         if error := next((s for s in samples if isinstance(s, VitsegError)), None):
@@ -213,30 +243,53 @@ class SegmentationData(Dataset[Sample]):
         )
 
     def fingerprint(self, name: str, view: str) -> tuple[str, str]:
-        """Digests of all that a view's pixels, and its mask, follow from: content of the files, canvas, augmentation."""
+        """Digests of all that a view's pixels, and its mask, follow from: content of the files,
+        canvas, augmentation.
+        """
         cfg, source = self.cfg, self.cfg.source
         place: list[object] = [NUMERICS, PIL.__version__, cfg.size]
         if view != CLEAN:
-            place += [cfg.augment, cfg.effects, cfg.crop, libraries(cfg.effects), cfg.view_seed, name, view]
+            place += [
+                cfg.augment,
+                cfg.effects,
+                cfg.crop,
+                libraries(cfg.effects),
+                cfg.view_seed,
+                name,
+                view,
+            ]
         if isinstance(source, Generated):
             image = mask = [name, source.model_dump_json(exclude={"images"})]
         else:
             pair = self.pairs[name]
             try:
-                image, mask = [self._digest(pair.image)], [self._digest(pair.mask), str(self.code.values)]
+                image, mask = (
+                    [self._digest(pair.image)],
+                    [self._digest(pair.mask), str(self.code.values)],
+                )
                 doubts = {warning.kind for warning in self._looks[name].warnings}
                 if NO_ALPHA in doubts and pair.image.suffix.lower() in {".tif", ".tiff"}:
                     image += ["alpha not blended"]  # as it once was
             except OSError as error:
                 raise _changed(pair, error) from None
         mask = [self.map.table.tobytes().hex(), self.map.foreground, *mask]
-        seen = [*image, *mask] if cfg.crop and view != CLEAN else image  # where to crop is for the mask to say
+        seen = (
+            [*image, *mask] if cfg.crop and view != CLEAN else image
+        )  # where to crop is for the mask to say
         return _digest(*place, *seen), _digest(*place, self.mode, *mask)
 
     def digest(self) -> str:
-        """A digest of all that training and validation read: names, split, and the content of every image and mask."""
+        """A digest of all that training and validation read: names, split, and the content of every
+        image and mask.
+        """
         parts = ("train", "validation")
-        return _digest(*((part, name, *self.fingerprint(name, "0")) for part in parts for name in self.splits[part]))
+        return _digest(
+            *(
+                (part, name, *self.fingerprint(name, "0"))
+                for part in parts
+                for name in self.splits[part]
+            )
+        )
 
     def _digest(self, path: Path) -> str:
         """SHA-256 of a file, computed again when it has changed."""
@@ -247,12 +300,18 @@ class SegmentationData(Dataset[Sample]):
         return known[1]
 
     def distinct_share(self) -> float:
-        """How much of the training images an epoch shows at all, as expected: 1 unless they are drawn with replacement."""
+        """How much of the training images an epoch shows at all, as expected: 1 unless they are
+        drawn with replacement.
+        """
         total, n = sum(self._rarity.values()), len(self._rarity)
-        return fmean(1 - (1 - w / total) ** n for w in self._rarity.values()) if self._rarity else 1.0
+        return (
+            fmean(1 - (1 - w / total) ** n for w in self._rarity.values()) if self._rarity else 1.0
+        )
 
     def order(self, seed: int, stage: int, epoch: int) -> list[str]:
-        """The training images of an epoch, shuffled, or drawn with replacement, as (seed, stage, epoch) says."""
+        """The training images of an epoch, shuffled, or drawn with replacement, as (seed, stage,
+        epoch) says.
+        """
         if self._rarity:
             return drawn_by(self._rarity, seed_for(seed, "order", stage, epoch))
         names = list(self.splits["train"])
@@ -266,13 +325,17 @@ def chunked(keys: list[Key], size: int) -> list[list[Key]]:
 
 
 def _deaf_to_interrupts(worker: int) -> None:
-    """A notebook's interrupt reaches every process of the kernel; it is meant for a cell, not for a run in the background."""
+    """A notebook's interrupt reaches every process of the kernel; it is meant for a cell, not for a
+    run in the background.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the trainer's process may be holding it back
 
 
 class _Guarded(Dataset["Sample | VitsegError"]):
-    """Hands errors over as values: raised in a loader's worker, they would come back inside torch's own traceback."""
+    """Hands errors over as values: raised in a loader's worker, they would come back inside torch's
+    own traceback.
+    """
 
     def __init__(self, data: SegmentationData):
         self.data = data
@@ -286,7 +349,9 @@ class _Guarded(Dataset["Sample | VitsegError"]):
 
 def _changed(pair: Pair, error: Exception) -> DataError:
     changed = "changed or vanished since it was first looked at"
-    return DataError(f"{pair.image} or its mask {pair.mask}: {changed} ({type(error).__name__}: {error}).")
+    return DataError(
+        f"{pair.image} or its mask {pair.mask}: {changed} ({type(error).__name__}: {error})."
+    )
 
 
 def _digest(*words: object) -> str:

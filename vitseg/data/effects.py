@@ -1,6 +1,8 @@
-"""The pixels of the effects. Each draws its numbers from a generator of its own, and works in 8-bit integers.
+"""The pixels of the effects. Each draws its numbers from a generator of its own, and works in 8-bit
+integers.
 
-The three distortions are one resampling by PIL through a mesh, image and mask through the same; see decision 18.
+The three distortions are one resampling by PIL through a mesh, image and mask through the same; see
+decision 18.
 """
 
 from __future__ import annotations
@@ -15,7 +17,17 @@ import torch
 from PIL import Image, ImageFilter
 
 from vitseg.draws import seed_for
-from vitseg.effects import Blur, Clahe, CoarseDropout, Effect, Elastic, GridDistortion, Hue, OpticalDistortion, RightAngle
+from vitseg.effects import (
+    Blur,
+    Clahe,
+    CoarseDropout,
+    Effect,
+    Elastic,
+    GridDistortion,
+    Hue,
+    OpticalDistortion,
+    RightAngle,
+)
 from vitseg.images import FILL, IGNORE, fit_image, fit_mask
 from vitseg.settings import Data
 
@@ -27,12 +39,16 @@ _LENS_CELLS = 12
 
 
 def occurring(data: Data, name: str, view: str) -> Iterator[tuple[Effect, np.random.Generator]]:
-    """The effects that chance gives a view, in order, each with the generator that its numbers come from.
+    """The effects that chance gives a view, in order, each with the generator that its numbers come
+    from.
 
-    A generator is a function of the effect's place too, so that no effect changes what another one draws.
+    A generator is a function of the effect's place too, so that no effect changes what another one
+    draws.
     """
     for place, effect in enumerate(data.effects):
-        rng = np.random.default_rng(seed_for(data.view_seed, "effect", name, view, place, effect.kind))
+        rng = np.random.default_rng(
+            seed_for(data.view_seed, "effect", name, view, place, effect.kind)
+        )
         if rng.random() < effect.p:
             yield effect, rng
 
@@ -50,7 +66,9 @@ def libraries(effects: tuple[Effect, ...]) -> dict[str, str]:
 
 def _right_angle(pair: Pair, cfg: RightAngle, rng: np.random.Generator) -> Pair:
     image, mask = pair
-    turn = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)[rng.integers(3)]
+    turn = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)[
+        rng.integers(3)
+    ]
     size = (image.height, image.width)
     return fit_image(image.transpose(turn), size), fit_mask(np.asarray(mask.transpose(turn)), size)
 
@@ -105,20 +123,25 @@ def _clahe(pair: Pair, cfg: Clahe, rng: np.random.Generator) -> Pair:
     values = torch.from_numpy(np.array(y)).double()[None] / 255
     limit = rng.uniform(1, cfg.clip_limit)
     equal = equalize_clahe(values, limit, (cfg.cells, cfg.cells))[0] * 255
-    # Counts are whole numbers, so sums are exact in any order. What is left to the threads is the last bit of a mixture of
-    # four of them, a multiple of 1 / (4 x pixels of a tile): far from a half, or on it, which is always rounded up.
+    # Counts are whole numbers, so sums are exact in any order. What is left to the threads is the
+    # last bit of a mixture of
+    # four of them, a multiple of 1 / (4 x pixels of a tile): far from a half, or on it, which is
+    # always rounded up.
     rounded = (equal + (0.5 + 1e-9)).floor().clamp(0, 255).to(torch.uint8)
     return Image.merge("YCbCr", (Image.fromarray(rounded.numpy()), cb, cr)).convert("RGB"), pair[1]
 
 
 def _lattice(image: Image.Image, cells: int) -> np.ndarray:
-    """Nodes (cells + 1, cells + 1, 2) of an even lattice over the image: (x, y) in whole pixels, as float64."""
+    """Nodes (cells + 1, cells + 1, 2) of an even lattice over the image: (x, y) in whole pixels, as
+    float64.
+    """
     x, y = (np.linspace(0, length, cells + 1).round() for length in image.size)
     return np.stack(np.meshgrid(x, y), axis=-1)
 
 
 def _through_mesh(pair: Pair, taken_from: np.ndarray) -> Pair:
-    """Image and mask resampled at once: what is to lie on each node of the even lattice is `taken_from` (x, y) there.
+    """Image and mask resampled at once: what is to lie on each node of the even lattice is
+    `taken_from` (x, y) there.
 
     Between the nodes places are mixed bilinearly, so that neighbouring cells meet.
     """
@@ -126,7 +149,12 @@ def _through_mesh(pair: Pair, taken_from: np.ndarray) -> Pair:
     cells = len(taken_from) - 1
     even, mesh = _lattice(image, cells).astype(int), []
     for row, column in product(range(cells), repeat=2):
-        corners = ((row, column), (row + 1, column), (row + 1, column + 1), (row, column + 1))  # PIL's order: NW SW SE NE
+        corners = (
+            (row, column),
+            (row + 1, column),
+            (row + 1, column + 1),
+            (row, column + 1),
+        )  # PIL's order: NW SW SE NE
         box = (*even[row, column].tolist(), *even[row + 1, column + 1].tolist())
         mesh.append((box, [float(v) for corner in corners for v in taken_from[corner]]))
     method = Image.Transform.MESH

@@ -1,4 +1,6 @@
-"""Public data sets by name, as folders that vitseg reads: fetched once, checked by their SHA-256, converted and kept."""
+"""Public data sets by name, as folders that vitseg reads: fetched once, checked by their SHA-256,
+converted and kept.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ class Archive:
 
 @dataclass(frozen=True, slots=True)
 class PublicSet:
-    """What a set is made of. `convert(unpacked, folder)` writes the folder, and gives what `about.json` should say of it.
+    """What a set is made of. `convert(unpacked, folder)` writes the folder, and gives what
+    `about.json` should say of it.
 
     `room_gb` is what archives and images take together while it is made.
     """
@@ -57,8 +60,14 @@ SETS = {
         room_gb=1.8,
         convert=write_pets,
         archives=(
-            Archive(f"{PETS}/images.tar.gz", "67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d"),
-            Archive(f"{PETS}/annotations.tar.gz", "52425fb6de5c424942b7626b428656fcbd798db970a937df61750c0f1d358e91"),
+            Archive(
+                f"{PETS}/images.tar.gz",
+                "67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d",
+            ),
+            Archive(
+                f"{PETS}/annotations.tar.gz",
+                "52425fb6de5c424942b7626b428656fcbd798db970a937df61750c0f1d358e91",
+            ),
         ),
     ),
     "voc2007": PublicSet(
@@ -67,8 +76,14 @@ SETS = {
         room_gb=2.0,
         convert=write_voc,
         archives=(
-            Archive(f"{VOC}/VOCtrainval_06-Nov-2007.tar", "7d8cd951101b0957ddfd7a530bdc8a94f06121cfc1e511bb5937e973020c7508"),
-            Archive(f"{VOC}/VOCtest_06-Nov-2007.tar", "6836888e2e01dca84577a849d339fa4f73e1e4f135d312430c4856b5609b4892"),
+            Archive(
+                f"{VOC}/VOCtrainval_06-Nov-2007.tar",
+                "7d8cd951101b0957ddfd7a530bdc8a94f06121cfc1e511bb5937e973020c7508",
+            ),
+            Archive(
+                f"{VOC}/VOCtest_06-Nov-2007.tar",
+                "6836888e2e01dca84577a849d339fa4f73e1e4f135d312430c4856b5609b4892",
+            ),
         ),
     ),
     "mni-brain": PublicSet(
@@ -78,20 +93,26 @@ SETS = {
         convert=lambda _, folder: write_slices(folder),
     ),
 }
-"""The SHA-256 are those that tensorflow-datasets publishes in its url_checksums; see docs/decisions/0019."""
+"""The SHA-256 are those that tensorflow-datasets publishes in its url_checksums; see
+docs/decisions/0019.
+"""
 
 
 def fetch(name: str) -> Path:
-    """The folder of a public data set, kept under `cache_folder()/data`. Made the first time; then no network is asked.
+    """The folder of a public data set, kept under `cache_folder()/data`. Made the first time; then
+    no network is asked.
 
-    What was cut off is begun again; an archive that has come whole is not downloaded twice. `about.json` in the folder says
-    where it is from, under which licence, and which images were left out, and why. Delete the folder to have it made anew.
-    Raises ConfigError for an unknown name; DataError without a network, for an archive that is not the published one, or
-    where there is no room.
+    What was cut off is begun again; an archive that has come whole is not downloaded twice.
+    `about.json` in the folder says where it is from, under which licence, and which images were
+    left out, and why. Delete the folder to have it made anew. Raises ConfigError for an unknown
+    name; DataError without a network, for an archive that is not the published one, or where there
+    is no room.
     """
     if name not in SETS:
         close = difflib.get_close_matches(name, SETS, n=1, cutoff=0.4)
-        raise ConfigError("name", name, ", ".join(SETS), f"Did you mean {close[0]!r}?" if close else "")
+        raise ConfigError(
+            "name", name, ", ".join(SETS), f"Did you mean {close[0]!r}?" if close else ""
+        )
     folder = cache_folder() / "data" / name
     if folder.is_dir():
         return folder
@@ -112,14 +133,20 @@ def about(folder: Path) -> dict[str, Any]:
 
 def _make(wanted: PublicSet, folder: Path) -> None:
     """Download, unpack and convert beside the folder; the last step gives it its name."""
-    archives, partial = (folder.with_name(f"{folder.name}.{end}") for end in ("archives", "partial"))
+    archives, partial = (
+        folder.with_name(f"{folder.name}.{end}") for end in ("archives", "partial")
+    )
     if partial.exists():
         shutil.rmtree(partial)  # was cut off
     unpacked, ready = partial / "unpacked", partial / "ready"
     ready.mkdir(parents=True)
     for archive in wanted.archives:
         _unpack(_download(archive, archives), unpacked)
-    said = {"source": wanted.source, "licence": wanted.licence, "archives": {a.url: a.sha256 for a in wanted.archives}}
+    said = {
+        "source": wanted.source,
+        "licence": wanted.licence,
+        "archives": {a.url: a.sha256 for a in wanted.archives},
+    }
     said |= wanted.convert(unpacked, ready)
     (ready / "about.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
     ready.rename(folder)
@@ -132,27 +159,53 @@ def _download(archive: Archive, folder: Path) -> Path:
     from requests import RequestException
 
     try:
-        path = pooch.retrieve(archive.url, f"sha256:{archive.sha256}", fname=archive.name, path=folder, progressbar=True)
+        path = pooch.retrieve(
+            archive.url,
+            f"sha256:{archive.sha256}",
+            fname=archive.name,
+            path=folder,
+            progressbar=True,
+        )
     except RequestException as error:
-        why = type(error).__name__ if error.response is None else f"the server answered {error.response.status_code}"
-        mend = f"Is there a network? The file can also be brought from elsewhere: put it into {folder} and fetch again."
+        why = (
+            type(error).__name__
+            if error.response is None
+            else f"the server answered {error.response.status_code}"
+        )
+        mend = (
+            f"Is there a network? The file can also be brought from elsewhere: put it into "
+            f"{folder} and fetch again."
+        )
         raise DataError(f"{archive.url}: cannot be downloaded ({why}).", mend) from None
     except ValueError:  # this is how pooch says that the hash is another one
-        mend = "Fetch again; if it stays so, something on the way, or the publisher, has changed the file."
-        raise DataError(f"{archive.url}: its SHA-256 is not the published {archive.sha256[:12]}....", mend) from None
+        mend = (
+            "Fetch again; if it stays so, something on the way, or the publisher, has changed "
+            "the file."
+        )
+        raise DataError(
+            f"{archive.url}: its SHA-256 is not the published {archive.sha256[:12]}....", mend
+        ) from None
     return Path(path)
 
 
 def _unpack(archive: Path, folder: Path) -> None:
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")  # nothing outside the folder, no devices, no links that lead out
+            tar.extractall(
+                folder, filter="data"
+            )  # nothing outside the folder, no devices, no links that lead out
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise DataError(f"{archive}: cannot be unpacked ({error}).", "Nothing of it is used.") from None
+        raise DataError(
+            f"{archive}: cannot be unpacked ({error}).", "Nothing of it is used."
+        ) from None
 
 
 def _unwritten(error: OSError, wanted: PublicSet, folder: Path) -> DataError:
     elsewhere = "or name another place in $VITSEG_CACHE."
     if error.errno == errno.ENOSPC:
-        return DataError(f"{folder}: the disk is full.", f"Make room for {wanted.room_gb} GB, {elsewhere}")
-    return DataError(f"{folder}: cannot be made ({error.strerror or error}).", f"Mend that, {elsewhere}")
+        return DataError(
+            f"{folder}: the disk is full.", f"Make room for {wanted.room_gb} GB, {elsewhere}"
+        )
+    return DataError(
+        f"{folder}: cannot be made ({error.strerror or error}).", f"Mend that, {elsewhere}"
+    )

@@ -1,4 +1,6 @@
-"""A folder of images and masks, looked through before anything is trained: all that is wrong is said at once."""
+"""A folder of images and masks, looked through before anything is trained: all that is wrong is
+said at once.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,10 @@ from vitseg.words import shown
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A folder that has been looked through: `looks` are those of the `pairs`; `code` is None where no code fits the masks,
-    for the reason `unclear`. `warnings` are of the names and of the looks; they stop nothing."""
+    """A folder that has been looked through: `looks` are those of the `pairs`; `code` is None where
+    no code fits the masks, for the reason `unclear`. `warnings` are of the names and of the looks;
+    they stop nothing.
+    """
 
     root: Path
     pairs: list[Pair]
@@ -31,24 +35,37 @@ class Found:
     def without(self, kinds: Collection[str]) -> Found:
         """The pairs that have no problem of these kinds, and the problems of other kinds."""
         bad = {p.path for p in self.problems if p.kind in kinds}
-        kept = [(p, look) for p, look in zip(self.pairs, self.looks, strict=True) if not {p.image, p.mask} & bad]
+        kept = [
+            (p, look)
+            for p, look in zip(self.pairs, self.looks, strict=True)
+            if not {p.image, p.mask} & bad
+        ]
         left = [p for p in self.problems if p.kind not in kinds]
-        return replace(self, pairs=[p for p, _ in kept], looks=[look for _, look in kept], problems=left)
+        return replace(
+            self, pairs=[p for p, _ in kept], looks=[look for _, look in kept], problems=left
+        )
 
 
 OF_A_PAIR = (
-    "no mask", "no image", "unreadable image", "unreadable mask", "sizes differ", "unknown label", "masks of two kinds",
-    "name that is no text", "palette differs",
-)  # fmt: skip
+    "no mask",
+    "no image",
+    "unreadable image",
+    "unreadable mask",
+    "sizes differ",
+    "unknown label",
+    "masks of two kinds",
+    "name that is no text",
+    "palette differs",
+)
 """Kinds of problems that concern a pair alone, which may be left out."""
 
 
 def read_folder(cfg: Folder) -> tuple[list[Pair], MaskCode, list[Look]]:
-    """All pairs of a folder, the code of their masks, and what was seen of each pair; with `cfg.on_problem="skip"` of those
-    that are whole.
+    """All pairs of a folder, the code of their masks, and what was seen of each pair; with
+    `cfg.on_problem="skip"` of those that are whole.
 
-    Raises DataError with everything that is wrong, not only the first: missing masks, unreadable files, sizes that
-    differ, labels outside the classes.
+    Raises DataError with everything that is wrong, not only the first: missing masks, unreadable
+    files, sizes that differ, labels outside the classes.
     """
     found = look_through(cfg)
     if found.unclear and len(found.problems) == 1:
@@ -61,26 +78,42 @@ def read_folder(cfg: Folder) -> tuple[list[Pair], MaskCode, list[Look]]:
     if kept.problems or not kept.pairs:
         raise _report(found.root, [p.says for p in kept.problems or found.problems])
     left_out = len({p.path for p in found.problems})
-    words = f"; {left_out} file{'s' * (left_out != 1)} with problems and what belongs to them left out" if left_out else ""
-    return kept.pairs, replace(found.code, description=f"{found.code.description}{words}"), kept.looks
+    words = (
+        f"; {left_out} file{'s' * (left_out != 1)} with problems and what belongs to them left out"
+        if left_out
+        else ""
+    )
+    return (
+        kept.pairs,
+        replace(found.code, description=f"{found.code.description}{words}"),
+        kept.looks,
+    )
 
 
 def look_through(cfg: Folder, watch: Watch = unwatched) -> Found:
-    """Find every pair, look at it, and say all that is wrong. Raises DataError where there is no data set at all."""
+    """Find every pair, look at it, and say all that is wrong. Raises DataError where there is no
+    data set at all.
+    """
     root = Path(cfg.path).expanduser()
     names = find_pairs(root)
     cfg = with_classes_file(cfg)
     looks = look_at(names.pairs, watch)
     problems = names.problems + [p for look in looks for p in look.problems]
-    good = [(pair, look) for pair, look in zip(names.pairs, looks, strict=True) if not look.problems]
+    good = [
+        (pair, look) for pair, look in zip(names.pairs, looks, strict=True) if not look.problems
+    ]
     odd = _of_another_kind(cfg, good)
     good = [(pair, look) for pair, look in good if pair.mask not in odd]
     problems += [problem("masks of two kinds", mask, says) for mask, says in odd.items()]
-    problems += [problem("palette differs", mask, says) for mask, says in _of_another_palette(good).items()]
+    problems += [
+        problem("palette differs", mask, says) for mask, says in _of_another_palette(good).items()
+    ]
     stored = {v for _, look in good for v in look.counts}
     code = unclear = None
     try:
-        code = find_code(cfg, stored, any(look.color for _, look in good), [pair.image.stem for pair, _ in good])
+        code = find_code(
+            cfg, stored, any(look.color for _, look in good), [pair.image.stem for pair, _ in good]
+        )
     except DataError as error:
         unclear = error
         problems.append(Problem("unclear masks", root, str(error)))
@@ -91,7 +124,9 @@ def look_through(cfg: Folder, watch: Watch = unwatched) -> Found:
 
 
 def _of_another_kind(cfg: Folder, good: list[tuple[Pair, Look]]) -> dict[Path, str]:
-    """Masks in colour and masks in grey cannot share a code: those of the kind that was not declared, else of the rarer one."""
+    """Masks in colour and masks in grey cannot share a code: those of the kind that was not
+    declared, else of the rarer one.
+    """
     colored = sum(look.color for _, look in good)
     if cfg.encoding == "rgb" or cfg.colors is not None:
         color, why = True, "colours are declared"
@@ -105,7 +140,9 @@ def _of_another_kind(cfg: Folder, good: list[tuple[Pair, Look]]) -> dict[Path, s
 
 
 def _of_another_palette(good: list[tuple[Pair, Look]]) -> dict[Path, str]:
-    """Masks whose palette gives an index another colour than most palettes do: the index may mean another class there."""
+    """Masks whose palette gives an index another colour than most palettes do: the index may mean
+    another class there.
+    """
     colors: dict[int, Counter[tuple[int, ...]]] = {}
     for _, look in good:
         for index, color in look.palette.items():
@@ -113,11 +150,18 @@ def _of_another_palette(good: list[tuple[Pair, Look]]) -> dict[Path, str]:
     usual = {index: counts.most_common(1)[0] for index, counts in colors.items()}
     odd = {}
     for pair, look in good:
-        if strange := sorted(index for index, color in look.palette.items() if color != usual[index][0]):
+        if strange := sorted(
+            index for index, color in look.palette.items() if color != usual[index][0]
+        ):
             (color, count), here = usual[strange[0]], look.palette[strange[0]]
             others = f"{color} in {count} other mask{'s' * (count != 1)}"
-            hint = "If its indices are right, save it without one: Image.fromarray(np.asarray(Image.open(path))).save(path)."
-            odd[pair.mask] = f"palette differs: index {strange[0]} is {here} here and {others}. {hint}"
+            hint = (
+                "If its indices are right, save it without one: "
+                "Image.fromarray(np.asarray(Image.open(path))).save(path)."
+            )
+            odd[pair.mask] = (
+                f"palette differs: index {strange[0]} is {here} here and {others}. {hint}"
+            )
     return odd
 
 
@@ -135,5 +179,9 @@ def _report(root: Path, problems: Iterable[str]) -> DataError:
     problems = list(problems)
     head = f"{shown(root)}: {len(problems)} problem{'s' if len(problems) > 1 else ''}."
     more = [f"... and {len(problems) - 20} more."] if len(problems) > 20 else []
-    declare = ", or declare the classes in classes.json" if any("classes" in p for p in problems) else ""
-    return DataError("\n  ".join([head, *problems[:20], *more]), f"\nMend or remove these files{declare}.")
+    declare = (
+        ", or declare the classes in classes.json" if any("classes" in p for p in problems) else ""
+    )
+    return DataError(
+        "\n  ".join([head, *problems[:20], *more]), f"\nMend or remove these files{declare}."
+    )

@@ -1,7 +1,9 @@
-"""The built-in data set: wound-like regions on skin-like ground, in uneven light. Every figure on it says so.
+"""The built-in data set: wound-like regions on skin-like ground, in uneven light. Every figure on
+it says so.
 
-Each sample is a function of (seed, index) and of nothing else. Classes are of unequal size and frequency, and the
-ground carries blotches in the colours of the tissue, so that colour alone does not solve it.
+Each sample is a function of (seed, index) and of nothing else. Classes are of unequal size and
+frequency, and the ground carries blotches in the colours of the tissue, so that colour alone does
+not solve it.
 """
 
 from __future__ import annotations
@@ -13,13 +15,28 @@ from vitseg.draws import seed_for
 from vitseg.settings import Generated
 
 NAMES = (
-    "background", "granulation", "slough", "necrosis", "rim", "bruise", "ointment", "scab", "ink", "suture",
-)  # fmt: skip
+    "background",
+    "granulation",
+    "slough",
+    "necrosis",
+    "rim",
+    "bruise",
+    "ointment",
+    "scab",
+    "ink",
+    "suture",
+)
 _COLORS = {
-    "granulation": (150, 45, 42), "slough": (196, 168, 96), "necrosis": (48, 36, 34), "rim": (214, 140, 132),
-    "bruise": (112, 84, 118), "ointment": (228, 222, 206), "scab": (98, 58, 40), "ink": (62, 66, 120),
+    "granulation": (150, 45, 42),
+    "slough": (196, 168, 96),
+    "necrosis": (48, 36, 34),
+    "rim": (214, 140, 132),
+    "bruise": (112, 84, 118),
+    "ointment": (228, 222, 206),
+    "scab": (98, 58, 40),
+    "ink": (62, 66, 120),
     "suture": (34, 40, 60),
-}  # fmt: skip
+}
 _TISSUES = 5
 """The first classes, which make up a wound; what follows lies beside one."""
 
@@ -61,7 +78,9 @@ def _noise(rng: np.random.Generator, side: int, roughness: float) -> np.ndarray:
 
 
 def _skin(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Ground (side, side, 3): a skin tone with blotches, some of them as red as a wound, pores and freckles."""
+    """Ground (side, side, 3): a skin tone with blotches, some of them as red as a wound, pores and
+    freckles.
+    """
     a, b = rng.choice(len(_SKIN), 2)
     tone = np.array(_SKIN[a]) * 0.7 + np.array(_SKIN[b]) * 0.3
     image = np.broadcast_to(tone, (side, side, 3)).astype(np.float64).copy()
@@ -74,18 +93,24 @@ def _skin(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def _outline(rng: np.random.Generator, side: int, low: float, high: float) -> np.ndarray:
-    """Distance from a random centre in units of a wobbly ellipse's radius (side, side): below 1 is inside."""
+    """Distance from a random centre in units of a wobbly ellipse's radius (side, side): below 1 is
+    inside.
+    """
     cy, cx = rng.uniform(0.2, 0.8, 2) * side
     ry, rx = rng.uniform(low, high, 2) * side
     y, x = np.mgrid[:side, :side].astype(np.float64)
     angle = np.arctan2((y - cy) / ry, (x - cx) / rx)
     harmonics = range(2, 7)
-    wobble = sum(rng.normal(0, 0.22 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in harmonics)
+    wobble = sum(
+        rng.normal(0, 0.22 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in harmonics
+    )
     return np.hypot((y - cy) / ry, (x - cx) / rx) / (1 + wobble) + 0.05 * _noise(rng, side, 1.5)
 
 
 def _exp(x: np.ndarray) -> np.ndarray:
-    """e ** x, cut off before it overflows at 709: where an outline's wobble nears -1, distances have no bound."""
+    """e ** x, cut off before it overflows at 709: where an outline's wobble nears -1, distances
+    have no bound.
+    """
     return np.exp(np.minimum(x, 700.0))
 
 
@@ -106,7 +131,9 @@ def _wound(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> Non
 
 
 def _patch(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, kind: int) -> None:
-    """A small lesion of a rarer kind; where its class is not asked for it stays in the image as a distraction."""
+    """A small lesion of a rarer kind; where its class is not asked for it stays in the image as a
+    distraction.
+    """
     distance = _outline(rng, len(mask), 0.03, 0.1)
     inside = (distance < 1) & (mask == 0)
     _paint(rng, image, inside * 0.8 / (1 + _exp((distance - 0.9) / 0.06)), NAMES[kind])
@@ -114,7 +141,9 @@ def _patch(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, kind: 
 
 
 def _paint(rng: np.random.Generator, image: np.ndarray, alpha: np.ndarray, name: str) -> None:
-    """Lay a tissue over the image: its colour, varied from wound to wound, with a texture of its own."""
+    """Lay a tissue over the image: its colour, varied from wound to wound, with a texture of its
+    own.
+    """
     color = np.array(_COLORS[name]) + rng.normal(0, 12, 3)
     texture = _noise(rng, len(image), 1.0)[..., None] * rng.uniform(6, 16)
     image += alpha[..., None] * (color + texture - image)

@@ -1,7 +1,8 @@
 """Views: augmented versions of an image, each a function of (view seed, image name, view).
 
-Image and mask go through one affine warp with the same parameters, then through the effects of the recipe. PIL does the
-work in 8-bit integers on one thread, so a view is the same bits whatever the number of threads or loader workers.
+Image and mask go through one affine warp with the same parameters, then through the effects of the
+recipe. PIL does the work in 8-bit integers on one thread, so a view is the same bits whatever the
+number of threads or loader workers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from vitseg.images import FILL, IGNORE
 from vitseg.settings import Data
 
 CLEAN = "0"
-_COLOURS = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "saturation": ImageEnhance.Color}
+_COLOURS = {
+    "brightness": ImageEnhance.Brightness,
+    "contrast": ImageEnhance.Contrast,
+    "saturation": ImageEnhance.Color,
+}
 
 
 class _Drawn(NamedTuple):
@@ -39,7 +44,9 @@ def view_name(data: Data, stage: int, epoch: int) -> str:
 def crop(
     image: Image.Image, ids: np.ndarray, foreground: np.ndarray, data: Data, name: str, view: str
 ) -> tuple[Image.Image, np.ndarray]:
-    """Of an image and its class ids (h, w) what the view is made of: the whole, or a box around the foreground (h, w) bool."""
+    """Of an image and its class ids (h, w) what the view is made of: the whole, or a box around the
+    foreground (h, w) bool.
+    """
     box = crop_box(foreground, data, name, view)
     if box is None:
         return image, ids
@@ -47,7 +54,9 @@ def crop(
     return image.crop(box), np.ascontiguousarray(ids[top:bottom, left:right])
 
 
-def crop_box(foreground: np.ndarray, data: Data, name: str, view: str) -> tuple[int, int, int, int] | None:
+def crop_box(
+    foreground: np.ndarray, data: Data, name: str, view: str
+) -> tuple[int, int, int, int] | None:
     """(left, top, right, bottom) in pixels of the original image; None where it stays whole."""
     if data.crop is None or view == CLEAN:
         return None
@@ -55,13 +64,22 @@ def crop_box(foreground: np.ndarray, data: Data, name: str, view: str) -> tuple[
     rows, columns = np.nonzero(foreground)
     if rng.random() >= data.crop.p or not len(rows):
         return None
-    top, bottom, left, right = (int(v) for v in (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1))
+    top, bottom, left, right = (
+        int(v) for v in (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1)
+    )
     margin = round(data.crop.margin * max(bottom - top, right - left))
     height, width = foreground.shape
-    return max(0, left - margin), max(0, top - margin), min(width, right + margin), min(height, bottom + margin)
+    return (
+        max(0, left - margin),
+        max(0, top - margin),
+        min(width, right + margin),
+        min(height, bottom + margin),
+    )
 
 
-def make_view(image: Image.Image, mask: Image.Image, data: Data, name: str, view: str) -> tuple[Image.Image, Image.Image]:
+def make_view(
+    image: Image.Image, mask: Image.Image, data: Data, name: str, view: str
+) -> tuple[Image.Image, Image.Image]:
     """The view of a fitted image (RGB) and its mask (class ids, mode L)."""
     if view == CLEAN:
         return image, mask
@@ -75,7 +93,9 @@ def make_view(image: Image.Image, mask: Image.Image, data: Data, name: str, view
 
 
 def description(foreground: np.ndarray, data: Data, name: str, view: str) -> str:
-    """What is done to make the view of an image with class ids (h, w), in a few words and in order."""
+    """What is done to make the view of an image with class ids (h, w), in a few words and in
+    order.
+    """
     if view == CLEAN:
         return "clean"
     drawn = _draw(data, name, view)
@@ -85,7 +105,10 @@ def description(foreground: np.ndarray, data: Data, name: str, view: str) -> str
         "upside down": drawn.upside_down,
         f"turned {drawn.degrees:+.0f}°": abs(drawn.degrees) >= 0.5,
         f"zoom {drawn.zoom:.2f}": abs(drawn.zoom - 1) >= 0.005,
-        **{f"{colour} {change:+.0%}": abs(change) >= 0.005 for colour, change in drawn.colours.items()},
+        **{
+            f"{colour} {change:+.0%}": abs(change) >= 0.005
+            for colour, change in drawn.colours.items()
+        },
     }
     said = [word for word, done in words.items() if done]
     said += [effect.kind.replace("_", " ") for effect, _ in occurring(data, name, view)]
@@ -113,7 +136,8 @@ def _warp(image: Image.Image, mask: Image.Image, drawn: _Drawn) -> tuple[Image.I
     a, b = math.cos(angle) / zoom * fx, math.sin(angle) / zoom * fx
     d, e = -math.sin(angle) / zoom * fy, math.cos(angle) / zoom * fy
     cx, cy = image.width / 2, image.height / 2
-    # PIL maps output pixels to input pixels: (x, y) -> (ax + by + c, dx + ey + f), here about the centre
+    # PIL maps output pixels to input pixels: (x, y) -> (ax + by + c, dx + ey + f), here about the
+    # centre
     warp = (a, b, cx - a * cx - b * cy, d, e, cy - d * cx - e * cy)
     size, method = image.size, Image.Transform.AFFINE
     return (

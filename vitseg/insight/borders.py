@@ -13,8 +13,10 @@ TOLERANCE = 2.0
 
 
 class Border(NamedTuple):
-    """The borders of one class in one image. `distance` is the average symmetric surface distance: the mean way from a pixel of
-    either border to the nearest of the other; `within` is the share of those pixels with at most TOLERANCE to go."""
+    """The borders of one class in one image. `distance` is the average symmetric surface distance:
+    the mean way from a pixel of either border to the nearest of the other; `within` is the share of
+    those pixels with at most TOLERANCE to go.
+    """
 
     name: str
     class_id: int
@@ -22,19 +24,27 @@ class Border(NamedTuple):
     within: float
 
 
-def borders_of(name: str, truth: np.ndarray, predicted: np.ndarray, classes: Iterable[int]) -> list[Border]:
-    """Of each of these classes that is in the truth and in the prediction; where one is missing there is no way to go."""
+def borders_of(
+    name: str, truth: np.ndarray, predicted: np.ndarray, classes: Iterable[int]
+) -> list[Border]:
+    """Of each of these classes that is in the truth and in the prediction; where one is missing
+    there is no way to go.
+    """
     found = []
     for class_id in classes:
         mine, theirs = _edge(predicted == class_id), _edge(truth == class_id)
         if mine.any() and theirs.any():
             ways = np.concatenate([_ways(mine, theirs), _ways(theirs, mine)])
-            found.append(Border(name, class_id, float(ways.mean()), float((ways <= TOLERANCE).mean())))
+            found.append(
+                Border(name, class_id, float(ways.mean()), float((ways <= TOLERANCE).mean()))
+            )
     return found
 
 
 def _edge(region: np.ndarray) -> np.ndarray:
-    """The pixels of a region (h, w) bool with a neighbour outside; what is cut off by the frame ends there."""
+    """The pixels of a region (h, w) bool with a neighbour outside; what is cut off by the frame
+    ends there.
+    """
     return region & ~ndimage.binary_erosion(region)
 
 

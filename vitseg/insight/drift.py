@@ -15,7 +15,8 @@ from vitseg.training.weights import load_weights
 
 
 def drift(folder: str | Path) -> dict[int, dict[str, float]]:
-    """By stage that has ended, for each part of the encoder |w - w0| / |w0| over all its weights, w0 the pretrained ones.
+    """By stage that has ended, for each part of the encoder |w - w0| / |w0| over all its weights,
+    w0 the pretrained ones.
 
     0 is exactly unmoved. Of the weights that the stage hands on as its best.
     """
@@ -27,10 +28,14 @@ def drift(folder: str | Path) -> dict[int, dict[str, float]]:
     found = {}
     for stage in run.ended_stages():
         load_weights(model, load_file(run.stage(stage) / "best.safetensors"))
-        found[stage] = {name: _moved(parameters, before[name]) for name, parameters in parts.items()}
+        found[stage] = {
+            name: _moved(parameters, before[name]) for name, parameters in parts.items()
+        }
     return found
 
 
 def _moved(now: list, before: list) -> float:
-    way = sum(float((a.detach() - b).double().square().sum()) for a, b in zip(now, before, strict=True))
+    way = sum(
+        float((a.detach() - b).double().square().sum()) for a, b in zip(now, before, strict=True)
+    )
     return (way / sum(float(b.double().square().sum()) for b in before)) ** 0.5

@@ -1,4 +1,6 @@
-"""Looking into a model: what attends to what, what a class rests on, what features have in common. It is left as it was."""
+"""Looking into a model: what attends to what, what a class rests on, what features have in common.
+It is left as it was.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,13 @@ def all_levels(model: Segmenter, image: Image.Image) -> Levels:
     encoder = model.encoder
     with in_eval_mode(model), torch.no_grad():
         pixels = model.normalise(model.canvas(image))
-        return encoder.run(encoder.embed(pixels), 0, encoder.depth, set(range(encoder.depth + 1)), tuple(pixels.shape[2:]))
+        return encoder.run(
+            encoder.embed(pixels),
+            0,
+            encoder.depth,
+            set(range(encoder.depth + 1)),
+            tuple(pixels.shape[2:]),
+        )
 
 
 def attention(model: Segmenter, image: Image.Image, block: int) -> Tensor:
@@ -34,10 +42,12 @@ def attention(model: Segmenter, image: Image.Image, block: int) -> Tensor:
 
 
 def grad_cam(model: Segmenter, image: Image.Image, class_id: int, level: int) -> Tensor:
-    """Where the tokens of a level speak for a class: (h, w) on the patch grid, at least 0, the largest 1 unless all are 0.
+    """Where the tokens of a level speak for a class: (h, w) on the patch grid, at least 0, the
+    largest 1 unless all are 0.
 
-    Grad-CAM for segmentation (Vinogradova et al. 2020): channels are weighed by the mean gradient of the class's logits, summed
-    over the pixels predicted as that class, or over all if there are none.
+    Grad-CAM for segmentation (Vinogradova et al. 2020): channels are weighed by the mean gradient
+    of the class's logits, summed over the pixels predicted as that class, or over all if there are
+    none.
     """
     encoder = model.encoder
     _check("level", level, 0, model.shape.skip_depths[-1])
@@ -56,7 +66,9 @@ def grad_cam(model: Segmenter, image: Image.Image, class_id: int, level: int) ->
             logits = logits_from(levels[level])
         where = likeliest(logits[None])[0] == class_id
         where = where if where.any() else torch.ones_like(where)
-        gradient = torch.func.grad(lambda tokens: logits_from(tokens)[class_id][where].sum())(levels[level]).detach()
+        gradient = torch.func.grad(lambda tokens: logits_from(tokens)[class_id][where].sum())(
+            levels[level]
+        ).detach()
     patches, slopes = (t[0, encoder.prefix_tokens :] for t in (levels[level], gradient))
     cam = (patches @ slopes.mean(0)).relu().unflatten(0, _grid(model))
     cam = _of_the_image(cam, model, image)
@@ -64,15 +76,19 @@ def grad_cam(model: Segmenter, image: Image.Image, class_id: int, level: int) ->
 
 
 def pca_colors(maps: Sequence[Tensor]) -> list[Tensor]:
-    """Feature maps (D, h, w) in colours (h, w, 3) in 0..1: their three main directions, common to all, as red, green and blue.
+    """Feature maps (D, h, w) in colours (h, w, 3) in 0..1: their three main directions, common to
+    all, as red, green and blue.
 
-    So the same colour means the same features in every map. Of each direction the outer 2 % are cut off.
+    So the same colour means the same features in every map. Of each direction the outer 2 % are cut
+    off.
     """
     rows = torch.cat([m.flatten(1).T for m in maps]).double()
     rows = rows - rows.mean(0)
     _, directions = torch.linalg.eigh(rows.T @ rows)  # rising; not pca_lowrank, which draws
     directions = directions[:, -3:].flip(1)
-    directions = directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()  # else the sign is free
+    directions = (
+        directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
+    )  # else the sign is free
     found = rows @ directions
     low, high = found.quantile(torch.tensor([0.01, 0.99], dtype=torch.float64), dim=0)
     colors = ((found - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).float()
@@ -81,19 +97,32 @@ def pca_colors(maps: Sequence[Tensor]) -> list[Tensor]:
 
 
 def feature_map(model: Segmenter, image: Image.Image, level: int) -> Tensor:
-    """Features (D, h, w) of the patches of an image at level 0 .. L, normed as the decoder gets them."""
+    """Features (D, h, w) of the patches of an image at level 0 .. L, normed as the decoder gets
+    them.
+    """
     _check("level", level, 0, model.encoder.depth)
     with torch.no_grad():
-        features = model.encoder.to_map(all_levels(model, image)[level], model.padded(model.shape.size))[0]
+        features = model.encoder.to_map(
+            all_levels(model, image)[level], model.padded(model.shape.size)
+        )[0]
     return _of_the_image(features, model, image)
 
 
 def spread(grid: Tensor, model: Segmenter, image: Image.Image) -> Tensor:
-    """A map (h, w) on the patch grid, as `attention` and `grad_cam` give it, at the image's own size and in 0..1."""
-    canvas = F.interpolate(grid[None, None].float(), scale_factor=model.encoder.patch, mode="bilinear", align_corners=False)
+    """A map (h, w) on the patch grid, as `attention` and `grad_cam` give it, at the image's own
+    size and in 0..1.
+    """
+    canvas = F.interpolate(
+        grid[None, None].float(),
+        scale_factor=model.encoder.patch,
+        mode="bilinear",
+        align_corners=False,
+    )
     original = (image.height, image.width)
     height, width = fitted_size(original, model.shape.size)
-    heat = F.interpolate(canvas[..., :height, :width], size=original, mode="bilinear", align_corners=False)[0, 0]
+    heat = F.interpolate(
+        canvas[..., :height, :width], size=original, mode="bilinear", align_corners=False
+    )[0, 0]
     return (heat - heat.min()) / (heat.max() - heat.min()).clamp(min=1e-12)
 
 
@@ -104,7 +133,10 @@ def _grid(model: Segmenter) -> tuple[int, int]:
 
 def _of_the_image(grid: Tensor, model: Segmenter, image: Image.Image) -> Tensor:
     """Of a map (..., h, w) on the canvas, the patches that the image reaches, on the CPU."""
-    height, width = (math.ceil(s / model.encoder.patch) for s in fitted_size((image.height, image.width), model.shape.size))
+    height, width = (
+        math.ceil(s / model.encoder.patch)
+        for s in fitted_size((image.height, image.width), model.shape.size)
+    )
     return grid[..., :height, :width].cpu()
 
 

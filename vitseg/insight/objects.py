@@ -1,4 +1,6 @@
-"""Objects of the truth, and how much of each was found: a score over pixels hides what happens to small ones."""
+"""Objects of the truth, and how much of each was found: a score over pixels hides what happens to
+small ones.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ EIGHT = np.ones((3, 3), dtype=bool)
 
 
 class Thing(NamedTuple):
-    """A connected piece of one class in the truth. `found` is the share of its pixels that were predicted as its class; `iou`
-    is its overlap with the predicted pieces that touch it."""
+    """A connected piece of one class in the truth. `found` is the share of its pixels that were
+    predicted as its class; `iou` is its overlap with the predicted pieces that touch it.
+    """
 
     name: str
     class_id: int
@@ -23,7 +26,9 @@ class Thing(NamedTuple):
     iou: float
 
 
-def things_of(name: str, truth: np.ndarray, predicted: np.ndarray, classes: Iterable[int]) -> list[Thing]:
+def things_of(
+    name: str, truth: np.ndarray, predicted: np.ndarray, classes: Iterable[int]
+) -> list[Thing]:
     """The pieces of these classes in class ids (h, w); ignored pixels are of no class in either."""
     found: list[Thing] = []
     for class_id in classes:
@@ -36,7 +41,9 @@ def things_of(name: str, truth: np.ndarray, predicted: np.ndarray, classes: Iter
     return found
 
 
-def _thing(name: str, class_id: int, piece: np.ndarray, guesses: np.ndarray, sizes: np.ndarray) -> Thing:
+def _thing(
+    name: str, class_id: int, piece: np.ndarray, guesses: np.ndarray, sizes: np.ndarray
+) -> Thing:
     inside = guesses[piece]
     hit, touching = int((inside > 0).sum()), np.unique(inside[inside > 0])
     union = len(inside) + int(sizes[touching].sum()) - hit

@@ -15,9 +15,11 @@ def probabilities(model: Segmenter, image: Image.Image) -> Tensor:
 
 
 def flipped(model: Segmenter, image: Image.Image) -> Tensor:
-    """Test-time augmentation: the mean of the probabilities of the image and of its mirror image, turned back.
+    """Test-time augmentation: the mean of the probabilities of the image and of its mirror image,
+    turned back.
 
-    Probabilities, not logits: a mean of logits is a geometric mean, in which the surer of two passes has more than a vote.
+    Probabilities, not logits: a mean of logits is a geometric mean, in which the surer of two
+    passes has more than a vote.
     """
     mirrored = probabilities(model, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).flip(2)
     return torch.stack([probabilities(model, image), mirrored]).mean(0)

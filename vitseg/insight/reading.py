@@ -1,4 +1,6 @@
-"""What a trained model makes of the images of a split: scores image by image, confusions, objects, borders, calibration."""
+"""What a trained model makes of the images of a split: scores image by image, confusions, objects,
+borders, calibration.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from vitseg.model.segmenter import Segmenter
 from vitseg.training.metrics import confusion, mean_of_known, scores
 
 Predict = Callable[[Segmenter, Image.Image], Tensor]
-"""From a model and an image to probabilities (classes, h, w) at the image's own size: `probabilities`, or `flipped`."""
+"""From a model and an image to probabilities (classes, h, w) at the image's own size:
+`probabilities`, or `flipped`.
+"""
 
 
 class Interval(NamedTuple):
@@ -36,7 +40,9 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
-    """A model on a split. `matrices` (N, C, C) int64 are pixel counts by image, truth by row, ignored pixels left out."""
+    """A model on a split. `matrices` (N, C, C) int64 are pixel counts by image, truth by row,
+    ignored pixels left out.
+    """
 
     classes: tuple[str, ...]
     mode: str
@@ -62,10 +68,12 @@ class Reading:
         return [self._scores(matrix)["iou"] for matrix in self.matrices]
 
     def means(self, batch_size: int) -> dict[str, float | None]:
-        """One and the same predictions, three usual ways to say "IoU": they differ where images hold unequally much.
+        """One and the same predictions, three usual ways to say "IoU": they differ where images
+        hold unequally much.
 
-        Over the data set pixels count alike, so large objects decide. Over images each image counts alike, an image without
-        a class is left out of that class. Over batches is an accident of their order, and what many training loops print.
+        Over the data set pixels count alike, so large objects decide. Over images each image counts
+        alike, an image without a class is left out of that class. Over batches is an accident of
+        their order, and what many training loops print.
         """
         batches = [self._scores(part.sum(0))["iou"] for part in self.matrices.split(batch_size)]
         return {
@@ -75,10 +83,11 @@ class Reading:
         }
 
     def interval(self, resamples: int = 1000) -> Interval | None:
-        """95 % interval of the data set's IoU over images like these: percentiles of a bootstrap over images (Efron 1979).
+        """95 % interval of the data set's IoU over images like these: percentiles of a bootstrap
+        over images (Efron 1979).
 
-        It knows nothing of what another seed of training would have changed. The draws are the same each time. None where no
-        image holds anything that is scored.
+        It knows nothing of what another seed of training would have changed. The draws are the same
+        each time. None where no image holds anything that is scored.
         """
         rng = np.random.default_rng(seed_for("bootstrap"))
         counts = rng.multinomial(n := len(self.names), np.full(n, 1 / n), size=resamples)
@@ -88,24 +97,37 @@ class Reading:
 
     def ranked(self) -> list[str]:
         """Names of the images that can be scored, from the worst to the best."""
-        scored = [(iou, name) for iou, name in zip(self.iou_by_image(), self.names, strict=True) if iou is not None]
+        scored = [
+            (iou, name)
+            for iou, name in zip(self.iou_by_image(), self.names, strict=True)
+            if iou is not None
+        ]
         return [name for _, name in sorted(scored)]
 
     def examples(self, each: int = 2) -> dict[str, list[str]]:
-        """Names of the `each` best images, those around the median, and the worst; of three images or more none twice."""
+        """Names of the `each` best images, those around the median, and the worst; of three images
+        or more none twice.
+        """
         ranked = self.ranked()
         each = min(each, len(ranked) // 3) or 1
         middle = (len(ranked) - each) // 2
-        return {"best": ranked[-each:][::-1], "median": ranked[middle : middle + each], "worst": ranked[:each]}
+        return {
+            "best": ranked[-each:][::-1],
+            "median": ranked[middle : middle + each],
+            "worst": ranked[:each],
+        }
 
     def confused(self, truth: int | str, predicted: int | str) -> list[tuple[str, int]]:
-        """Images in which pixels of class `truth` were taken for `predicted`, with how many, the most first."""
+        """Images in which pixels of class `truth` were taken for `predicted`, with how many, the
+        most first.
+        """
         counts = self.matrices[:, self._id(truth), self._id(predicted)].tolist()
         found = [(name, n) for name, n in zip(self.names, counts, strict=True) if n]
         return sorted(found, key=lambda item: (-item[1], item[0]))
 
     def shares(self, of: str) -> Tensor:
-        """The matrix (C, C) as shares: `of="truth"` (rows add up to 1, recall on the diagonal) or "prediction" (columns).
+        """The matrix (C, C) as shares: `of="truth"` (rows add up to 1, recall on the diagonal) or
+        "prediction" (columns).
 
         nan where a class does not occur.
         """
@@ -132,18 +154,30 @@ def read_images(
     by: Predict = probabilities,
     watch: Callable[[list[str]], Iterator[str]] = iter,
 ) -> Reading:
-    """Predict every image of a split at its own size, and keep what can be counted. The model is left as it was.
+    """Predict every image of a split at its own size, and keep what can be counted. The model is
+    left as it was.
 
-    `watch` hands on the names as they are asked for: room for a progress bar. Raises ConfigError for a split without images,
-    and for a model of other classes.
+    `watch` hands on the names as they are asked for: room for a progress bar. Raises ConfigError
+    for a split without images, and for a model of other classes.
     """
     if model.shape.classes != data.classes:
         raise ConfigError(
-            "model", model.shape.classes, f"a model of the data's classes, {data.classes}", "Read its own run's data."
+            "model",
+            model.shape.classes,
+            f"a model of the data's classes, {data.classes}",
+            "Read its own run's data.",
         )
     if split not in data.splits or not data.splits[split]:
-        raise ConfigError("split", split, ", ".join(repr(s) for s, names in data.splits.items() if names))
-    names, matrices, things, borders, calibration = data.splits[split], [], [], [], Calibration.empty()
+        raise ConfigError(
+            "split", split, ", ".join(repr(s) for s, names in data.splits.items() if names)
+        )
+    names, matrices, things, borders, calibration = (
+        data.splits[split],
+        [],
+        [],
+        [],
+        Calibration.empty(),
+    )
     ground = data.mode == "binary" or data.classes[0] == "background"
     objects = range(1 if ground else 0, len(data.classes))
     for name in watch(names):
@@ -156,6 +190,13 @@ def read_images(
         things += things_of(name, truth, mask, objects)
         borders += borders_of(name, truth, mask, objects)
     return Reading(
-        data.classes, data.mode, data.cfg.score_background, split, tuple(names), torch.stack(matrices),
-        tuple(things), tuple(borders), calibration,
-    )  # fmt: skip
+        data.classes,
+        data.mode,
+        data.cfg.score_background,
+        split,
+        tuple(names),
+        torch.stack(matrices),
+        tuple(things),
+        tuple(borders),
+        calibration,
+    )

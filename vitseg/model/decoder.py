@@ -1,8 +1,9 @@
 """Decoders: from feature maps of four depths, all on the patch grid, to logits.
 
-A ViT has no pyramid: its four skips have one size. `lean` and `unet` make one, by upsampling the deeper maps and
-meeting the shallower ones on the way. Convolutions on the patch grid are cheap; those at x8 set the price. What the
-encoder knows already need not squeeze through the pyramid's few channels: it goes to the logits directly.
+A ViT has no pyramid: its four skips have one size. `lean` and `unet` make one, by upsampling the
+deeper maps and meeting the shallower ones on the way. Convolutions on the patch grid are cheap;
+those at x8 set the price. What the encoder knows already need not squeeze through the pyramid's few
+channels: it goes to the logits directly.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from vitseg.model.noise import KeyedDropout
 
 
 class _Meet(nn.Module):
-    """Upsample the map from below, join the skip, convolve. GroupNorm: batches are small and may be split."""
+    """Upsample the map from below, join the skip, convolve. GroupNorm: batches are small and may be
+    split.
+    """
 
     def __init__(self, below: int, skip: int, width: int, scale: int, convolutions: int):
         super().__init__()
@@ -23,7 +26,9 @@ class _Meet(nn.Module):
         self.project = nn.Conv2d(skip, width, 1)
         layers: list[nn.Module] = []
         for i in range(convolutions):
-            layers += [nn.Conv2d(below + width if i == 0 else width, width, 3, padding=1, bias=False)]
+            layers += [
+                nn.Conv2d(below + width if i == 0 else width, width, 3, padding=1, bias=False)
+            ]
             layers += [nn.GroupNorm(8, width), nn.ReLU()]
         self.convolve = nn.Sequential(*layers)
 
@@ -37,13 +42,25 @@ class _Meet(nn.Module):
 class PyramidDecoder(nn.Module):
     """A U-Net decoder: deepest skip first, one level a skip, `scales` times the patch grid.
 
-    Its logits are added to those of `direct`, a linear reading of the four skips. Channels of a ViT differ in scale
-    by an order of magnitude; each skip is normed as a whole, image by image, which puts the four on an equal footing.
+    Its logits are added to those of `direct`, a linear reading of the four skips. Channels of a ViT
+    differ in scale by an order of magnitude; each skip is normed as a whole, image by image, which
+    puts the four on an equal footing.
     """
 
-    def __init__(self, width: int, classes: int, dropout: float, *, widths: tuple, scales: tuple, convolutions: int):
+    def __init__(
+        self,
+        width: int,
+        classes: int,
+        dropout: float,
+        *,
+        widths: tuple,
+        scales: tuple,
+        convolutions: int,
+    ):
         super().__init__()
-        self.start = nn.Sequential(nn.Conv2d(width, widths[0], 1, bias=False), nn.GroupNorm(8, widths[0]), nn.ReLU())
+        self.start = nn.Sequential(
+            nn.Conv2d(width, widths[0], 1, bias=False), nn.GroupNorm(8, widths[0]), nn.ReLU()
+        )
         inputs = (widths[0], *widths[:-1])
         self.levels = nn.ModuleList(
             _Meet(below, width, out, scale, convolutions)
@@ -61,9 +78,12 @@ class PyramidDecoder(nn.Module):
         return _enlarge(self.classify(self.dropout(x)), size) + _enlarge(self.read(skips), size)
 
     def read(self, skips: list[Tensor]) -> Tensor:
-        """The direct reading (B, classes, h, w): `direct` of the four maps, each normed as a whole."""
+        """The direct reading (B, classes, h, w): `direct` of the four maps, each normed as a
+        whole.
+        """
         parts = [
-            F.conv2d(_normed(skip), weight) for skip, weight in zip(skips, self.direct.weight.chunk(4, dim=1), strict=True)
+            F.conv2d(_normed(skip), weight)
+            for skip, weight in zip(skips, self.direct.weight.chunk(4, dim=1), strict=True)
         ]
         return sum(parts, start=self.direct.bias[:, None, None])
 
@@ -88,11 +108,21 @@ def build_decoder(name: str, width: int, classes: int, dropout: float, seed: int
         match name:
             case "lean":
                 decoder = PyramidDecoder(
-                    width, classes, dropout, widths=(128, 128, 64, 32), scales=(1, 1, 2, 4), convolutions=1
+                    width,
+                    classes,
+                    dropout,
+                    widths=(128, 128, 64, 32),
+                    scales=(1, 1, 2, 4),
+                    convolutions=1,
                 )
             case "unet":
                 decoder = PyramidDecoder(
-                    width, classes, dropout, widths=(256, 128, 64, 32), scales=(1, 2, 4, 8), convolutions=2
+                    width,
+                    classes,
+                    dropout,
+                    widths=(256, 128, 64, 32),
+                    scales=(1, 2, 4, 8),
+                    convolutions=2,
                 )
             case "linear":
                 decoder = LinearDecoder(width, classes, dropout)
@@ -101,7 +131,9 @@ def build_decoder(name: str, width: int, classes: int, dropout: float, seed: int
 
 @torch.no_grad()
 def _initialise(decoder: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Convolutions after He et al. 2015, norms at identity; the direct reading begins at 0 and adds nothing yet."""
+    """Convolutions after He et al. 2015, norms at identity; the direct reading begins at 0 and adds
+    nothing yet.
+    """
     for name, module in decoder.named_modules():
         if isinstance(module, nn.Conv2d):
             follows = "linear" if name == "classify" else "relu"
@@ -119,10 +151,12 @@ def _initialise(decoder: nn.Module, generator: torch.Generator) -> nn.Module:
 
 
 def _normed(x: Tensor) -> Tensor:
-    """A map (B, D, h, w) at mean 0 and variance 1, image by image; scale and shift are left to what reads it.
+    """A map (B, D, h, w) at mean 0 and variance 1, image by image; scale and shift are left to what
+    reads it.
 
-    By the layer norm of what lies channels last: a GroupNorm takes three times as long, and its backward pass ends the
-    process where it has weights and its input needs no gradient (torch 2.13, CPU).
+    By the layer norm of what lies channels last: a GroupNorm takes three times as long, and its
+    backward pass ends the process where it has weights and its input needs no gradient (torch 2.13,
+    CPU).
     """
     x = x.permute(0, 2, 3, 1)
     return F.layer_norm(x, x.shape[1:]).permute(0, 3, 1, 2)
@@ -133,4 +167,8 @@ def _enlarge(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return x if x.shape[2:] == size else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    return (
+        x
+        if x.shape[2:] == size
+        else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    )

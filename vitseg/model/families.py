@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A ViT family: its class, the path of its final norm and of its rotary embedding, if it has one."""
+    """A ViT family: its class, the path of its final norm and of its rotary embedding, if it has
+    one.
+    """
 
     model: str
     norm: str
@@ -24,9 +26,14 @@ class Family:
     def load(self, folder: Path, config: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
         """The pretrained model and transformers' own loading report."""
         return getattr(transformers, self.model).from_pretrained(
-            folder, config=config, local_files_only=True, dtype=torch.float32, use_safetensors=True, output_loading_info=True,
+            folder,
+            config=config,
+            local_files_only=True,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
             **dict(self.arguments),
-        )  # fmt: skip
+        )
 
 
 FAMILIES = {
@@ -40,10 +47,17 @@ FAMILIES = {
 def find_blocks(vit: PreTrainedModel) -> nn.ModuleList | None:
     """The transformer blocks: the only list of like modules as long as `config.num_hidden_layers`.
 
-    None if there is none, or if its modules are lists of blocks themselves: the stages of a hierarchical model.
+    None if there is none, or if its modules are lists of blocks themselves: the stages of a
+    hierarchical model.
     """
     depth = getattr(vit.config, "num_hidden_layers", None)
     for module in vit.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth and len({type(m) for m in module}) == 1:
-            return None if any(isinstance(m, nn.ModuleList) for m in module[0].modules()) else module
+        if (
+            isinstance(module, nn.ModuleList)
+            and len(module) == depth
+            and len({type(m) for m in module}) == 1
+        ):
+            return (
+                None if any(isinstance(m, nn.ModuleList) for m in module[0].modules()) else module
+            )
     return None

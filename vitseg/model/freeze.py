@@ -1,6 +1,7 @@
 """Freezing: the only place where `requires_grad` is written.
 
-What is to train is said absolutely, never as a change, so calling twice or out of order gives the same model.
+What is to train is said absolutely, never as a change, so calling twice or out of order gives the
+same model.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ DECODER, EMBEDDINGS, NORM = "decoder", "embeddings", "final norm"
 
 @dataclass(frozen=True, slots=True)
 class FreezeReport:
-    """What trains after freezing: parameters in all and trainable, and the names of the parts that train."""
+    """What trains after freezing: parameters in all and trainable, and the names of the parts that
+    train.
+    """
 
     total: int
     trainable: int
@@ -33,17 +36,24 @@ class FreezeReport:
         percent = 100 * self.trainable / self.total
         frozen = f"frozen {millions(self.total - self.trainable)} ({100 - percent:.1f} %)"
         what = name_parts(self.parts) or "nothing"
-        return f"trainable {millions(self.trainable)} of {millions(self.total)} ({percent:.1f} %), {frozen}; trains: {what}"
+        return (
+            f"trainable {millions(self.trainable)} of {millions(self.total)} ({percent:.1f} "
+            f"%), {frozen}; trains: {what}"
+        )
 
 
 def set_freeze_depth(model: Segmenter, unfrozen_blocks: int | Literal["all"]) -> FreezeReport:
     """Train the decoder and the last `unfrozen_blocks` encoder blocks; freeze everything else.
 
-    The final norm trains together with the last block; embeddings never train. Frozen modules are put in eval mode.
-    Calling it twice changes nothing. Raises ConfigError unless 0 <= unfrozen_blocks <= number of blocks.
+    The final norm trains together with the last block; embeddings never train. Frozen modules are
+    put in eval mode. Calling it twice changes nothing. Raises ConfigError unless 0 <=
+    unfrozen_blocks <= number of blocks.
     """
     if not hasattr(model, "encoder"):
-        mend = "On a model of your own call requires_grad_(False) and eval() on what is frozen; vitseg.audit looks at any."
+        mend = (
+            "On a model of your own call requires_grad_(False) and eval() on what is frozen; "
+            "vitseg.audit looks at any."
+        )
         raise ConfigError("model", type(model).__name__, "a model that vitseg has built", mend)
     depth = model.encoder.depth
     count = checked_depth(unfrozen_blocks, depth)
@@ -54,13 +64,17 @@ def set_freeze_depth(model: Segmenter, unfrozen_blocks: int | Literal["all"]) ->
             parameter.requires_grad_(name in names)
             parameter.grad = None
     model.encoder.unfrozen_blocks = count
-    model.encoder.frozen = [m for name, part in parts.items() if name not in names for m in part.modules]
+    model.encoder.frozen = [
+        m for name, part in parts.items() if name not in names for m in part.modules
+    ]
     model.encoder.frozen += model.encoder.drop_paths[: depth - count]
     model.train(model.training)
     return freeze_report(model)
 
 
-def checked_depth(unfrozen_blocks: int | Literal["all"], depth: int, field: str = "unfrozen_blocks") -> int:
+def checked_depth(
+    unfrozen_blocks: int | Literal["all"], depth: int, field: str = "unfrozen_blocks"
+) -> int:
     """The number of blocks meant. Raises ConfigError when the encoder has fewer."""
     count = depth if unfrozen_blocks == "all" else unfrozen_blocks
     if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= depth:
@@ -70,7 +84,9 @@ def checked_depth(unfrozen_blocks: int | Literal["all"], depth: int, field: str 
 
 
 def trained_parts(unfrozen_blocks: int, depth: int) -> set[str]:
-    """The names of exactly the parts that train: blocks counted from the last, so not [-n:], which is all at n = 0."""
+    """The names of exactly the parts that train: blocks counted from the last, so not [-n:], which
+    is all at n = 0.
+    """
     blocks = {f"block {i}" for i in range(depth - unfrozen_blocks + 1, depth + 1)}
     return {DECODER} | blocks | ({NORM} if unfrozen_blocks else set())
 
@@ -86,25 +102,35 @@ class Part:
 def model_parts(model: nn.Module) -> dict[str, Part]:
     """The model in parts, in order of computation: embeddings, block 1 .. L, final norm, decoder.
 
-    Works on any module that holds a transformers ViT: what is outside it counts as decoder; what is in it, but
-    neither block nor final norm, as embeddings.
+    Works on any module that holds a transformers ViT: what is outside it counts as decoder; what is
+    in it, but neither block nor final norm, as embeddings.
     """
     vit, norms, blocks = _find_vit(model)
     parts = {EMBEDDINGS: _outside(vit, [blocks, *norms])}
-    parts |= {f"block {i}": Part([block], list(block.parameters())) for i, block in enumerate(blocks, start=1)}
+    parts |= {
+        f"block {i}": Part([block], list(block.parameters()))
+        for i, block in enumerate(blocks, start=1)
+    }
     parts[NORM] = Part(norms, [p for norm in norms for p in norm.parameters()])
     return parts | {DECODER: _outside(model, [vit])}
 
 
 def _find_vit(model: nn.Module) -> tuple[PreTrainedModel, list[nn.Module], nn.ModuleList]:
-    """The ViT itself, not a transformers model with a head around it: the one whose own child is the final norm."""
+    """The ViT itself, not a transformers model with a head around it: the one whose own child is
+    the final norm.
+    """
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             norms = [child for child in module.children() if isinstance(child, nn.LayerNorm)]
             if norms and (blocks := find_blocks(module)):
                 return module, norms, blocks
-    allowed = "a module that holds a plain ViT of transformers: one list of like blocks, then a LayerNorm"
-    mend = "DINOv2, DINOv3, ViT and DeiT are such; Swin (stages of blocks) and BEiT (no norm after its last block) are not."
+    allowed = (
+        "a module that holds a plain ViT of transformers: one list of like blocks, then a LayerNorm"
+    )
+    mend = (
+        "DINOv2, DINOv3, ViT and DeiT are such; Swin (stages of blocks) and BEiT (no norm "
+        "after its last block) are not."
+    )
     raise ConfigError("model", type(model).__name__, allowed, mend)
 
 
@@ -116,13 +142,19 @@ def _outside(module: nn.Module, excluded: list[nn.Module]) -> Part:
         return Part([module], list(module.parameters()))
     pieces = [_outside(child, excluded) for child in module.children()]
     own = list(module.parameters(recurse=False))
-    return Part([m for p in pieces for m in p.modules], own + [q for p in pieces for q in p.parameters])
+    return Part(
+        [m for p in pieces for m in p.modules], own + [q for p in pieces for q in p.parameters]
+    )
 
 
 def freeze_report(model: nn.Module) -> FreezeReport:
     """What trains now, counted from `requires_grad` itself."""
     parameters = list(model.parameters())
-    parts = [name for name, part in model_parts(model).items() if any(p.requires_grad for p in part.parameters)]
+    parts = [
+        name
+        for name, part in model_parts(model).items()
+        if any(p.requires_grad for p in part.parameters)
+    ]
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     return FreezeReport(sum(p.numel() for p in parameters), trainable, tuple(parts))
 

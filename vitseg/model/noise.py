@@ -1,6 +1,8 @@
-"""Dropout and drop-path whose draws are a function of (key, layer, sample), never of a generator's state.
+"""Dropout and drop-path whose draws are a function of (key, layer, sample), never of a generator's
+state.
 
-Other cells of a notebook draw from torch's global generator while training runs; these modules never touch it.
+Other cells of a notebook draw from torch's global generator while training runs; these modules
+never touch it.
 """
 
 from __future__ import annotations
@@ -20,11 +22,18 @@ class _KeyedNoise(nn.Module):
         self.first_sample = 0
 
     def keep(self, samples: int, units: int, like: Tensor) -> Tensor:
-        """Factors (samples, units): 0 where dropped, else 1 / (1 - rate), so that the mean stays."""
+        """Factors (samples, units): 0 where dropped, else 1 / (1 - rate), so that the mean
+        stays.
+        """
         if self.key is None:
-            raise TrainingError("Dropout in training mode has no key.", "Call key_noise(model, seed, step) before each step.")
+            raise TrainingError(
+                "Dropout in training mode has no key.",
+                "Call key_noise(model, seed, step) before each step.",
+            )
         generator = torch.Generator().manual_seed(seed_for(*self.key, self.layer))
-        draws = torch.rand(self.first_sample + samples, units, generator=generator)[self.first_sample :]
+        draws = torch.rand(self.first_sample + samples, units, generator=generator)[
+            self.first_sample :
+        ]
         return ((draws >= self.rate) / (1 - self.rate)).to(like)
 
 
@@ -38,7 +47,9 @@ class KeyedDropout(_KeyedNoise):
 
 
 class KeyedDropPath(_KeyedNoise):
-    """Drops what a block adds to its input, sample by sample (stochastic depth, Huang et al. 2016)."""
+    """Drops what a block adds to its input, sample by sample (stochastic depth, Huang et al.
+    2016).
+    """
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
         """`before` and `after` the block, (B, N, D)."""
@@ -50,8 +61,8 @@ class KeyedDropPath(_KeyedNoise):
 def key_noise(model: nn.Module, *key: object, first_sample: int = 0) -> None:
     """Give all noise in `model` the key of the coming forward pass.
 
-    `first_sample` is the place in the batch of the first sample passed, so that a batch in two portions draws what
-    it would draw in one.
+    `first_sample` is the place in the batch of the first sample passed, so that a batch in two
+    portions draws what it would draw in one.
     """
     for module in model.modules():
         if isinstance(module, _KeyedNoise):

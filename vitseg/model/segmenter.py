@@ -1,4 +1,6 @@
-"""The segmenter: a ViT encoder, four skips, a decoder. From an image to a mask at the image's own size."""
+"""The segmenter: a ViT encoder, four skips, a decoder. From an image to a mask at the image's own
+size.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ class Shape(Words):
 class Segmenter(nn.Module):
     """RGB images (B, 3, H, W), uint8 or float in 0..1, to logits (B, classes, H, W). Any H and W.
 
-    `forward` is prefix, the frozen blocks without gradient, then suffix, the blocks that train and the decoder.
+    `forward` is prefix, the frozen blocks without gradient, then suffix, the blocks that train and
+    the decoder.
     """
 
     def __init__(self, encoder: Encoder, decoder: nn.Module, shape: Shape):
@@ -60,22 +63,30 @@ class Segmenter(nn.Module):
 
     @torch.no_grad()
     def prefix(self, images: Tensor) -> Levels:
-        """What the frozen blocks make of the images: the skip levels among them, and the level at the cut."""
+        """What the frozen blocks make of the images: the skip levels among them, and the level at
+        the cut.
+        """
         encoder = self.encoder
         x = self.normalise(images)
-        return encoder.run(encoder.embed(x), 0, encoder.cut, set(self.shape.skip_depths), tuple(x.shape[2:]))
+        return encoder.run(
+            encoder.embed(x), 0, encoder.cut, set(self.shape.skip_depths), tuple(x.shape[2:])
+        )
 
     def suffix(self, levels: Levels, size: Size) -> Tensor:
         """From the frozen levels on: logits (B, classes, *size)."""
         encoder, padded = self.encoder, self.padded(size)
         depths = set(self.shape.skip_depths)
-        levels = levels | encoder.run(levels[encoder.cut], encoder.cut, max(depths | {encoder.cut}), depths, padded)
+        levels = levels | encoder.run(
+            levels[encoder.cut], encoder.cut, max(depths | {encoder.cut}), depths, padded
+        )
         skips = [encoder.to_map(levels[d], padded) for d in self.shape.skip_depths]
         logits = self.decoder(skips, padded)
         return logits[:, :, : size[0], : size[1]]
 
     def normalise(self, images: Tensor) -> Tensor:
-        """RGB to the encoder's own statistics, padded with their mean to whole patches, at the bottom and right."""
+        """RGB to the encoder's own statistics, padded with their mean to whole patches, at the
+        bottom and right.
+        """
         x = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
         x = (x - self.mean) / self.std
         height, width = self.padded(tuple(x.shape[2:]))
@@ -90,13 +101,27 @@ class Segmenter(nn.Module):
         return self.mean.device
 
     def make(self) -> list[Any]:
-        """What decides its numbers besides its weights: configuration, attention, number format, colour statistics."""
+        """What decides its numbers besides its weights: configuration, attention, number format,
+        colour statistics.
+        """
         vit = self.encoder.vit
-        config = {k: v for k, v in vit.config.to_dict().items() if not k.startswith(("_", "transformers_version"))}
-        return [config, vit.config._attn_implementation, str(vit.dtype), self.shape.mean, self.shape.std]
+        config = {
+            k: v
+            for k, v in vit.config.to_dict().items()
+            if not k.startswith(("_", "transformers_version"))
+        }
+        return [
+            config,
+            vit.config._attn_implementation,
+            str(vit.dtype),
+            self.shape.mean,
+            self.shape.std,
+        ]
 
     def snapshot(self) -> Segmenter:
-        """A copy in eval mode, for other cells to use while this one trains. Take it between two steps."""
+        """A copy in eval mode, for other cells to use while this one trains. Take it between two
+        steps.
+        """
         return copy.deepcopy(self).eval()
 
     def predict(self, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
@@ -107,20 +132,27 @@ class Segmenter(nn.Module):
         return likeliest(self.logits(image)[None])[0].to(torch.uint8).cpu().numpy()
 
     def logits(self, image: str | Path | Image.Image | np.ndarray) -> Tensor:
-        """What `predict` takes the largest of: logits (classes, h, w) of one image at its own size, in eval mode."""
+        """What `predict` takes the largest of: logits (classes, h, w) of one image at its own size,
+        in eval mode.
+        """
         rgb = _as_rgb(image)
         return restored(self._logits_of(self.canvas(rgb)[0]), (rgb.height, rgb.width))
 
     def canvas(self, image: Image.Image) -> Tensor:
-        """An RGB image as the network sees it: (1, 3, H, W) uint8, fitted to the size that the model was trained at."""
+        """An RGB image as the network sees it: (1, 3, H, W) uint8, fitted to the size that the
+        model was trained at.
+        """
         return _pixels(fit_image(image, self.shape.size))[None].to(self.device)
 
-    def predict_windows(self, image: str | Path | Image.Image | np.ndarray, overlap: float = 0.5) -> np.ndarray:
-        """Like `predict`, but nothing is scaled: windows of the network's canvas lie over the image, logits are averaged.
+    def predict_windows(
+        self, image: str | Path | Image.Image | np.ndarray, overlap: float = 0.5
+    ) -> np.ndarray:
+        """Like `predict`, but nothing is scaled: windows of the network's canvas lie over the
+        image, logits are averaged.
 
-        For images much larger than the canvas, on which a thing is as many pixels large as it was in training; with a
-        crop in `data.crop`, say. `overlap` is the share of a window that the next one repeats. An image smaller than the
-        canvas is one padded window.
+        For images much larger than the canvas, on which a thing is as many pixels large as it was
+        in training; with a crop in `data.crop`, say. `overlap` is the share of a window that the
+        next one repeats. An image smaller than the canvas is one padded window.
         """
         rgb, size = _as_rgb(image), self.shape.size
         pixels = _pixels(padded_image(rgb, size))
@@ -133,11 +165,18 @@ class Segmenter(nn.Module):
             return self(pixels[None].to(self.device))[0]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """`config.json`, `decoder.safetensors`, and `encoder/`, which transformers can load by itself."""
+        """`config.json`, `decoder.safetensors`, and `encoder/`, which transformers can load by
+        itself.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(self.shape.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        save_file({k: v.contiguous() for k, v in self.decoder.state_dict().items()}, folder / "decoder.safetensors")
+        (folder / "config.json").write_text(
+            self.shape.model_dump_json(indent=2) + "\n", encoding="utf-8"
+        )
+        save_file(
+            {k: v.contiguous() for k, v in self.decoder.state_dict().items()},
+            folder / "decoder.safetensors",
+        )
         with quiet():
             self.encoder.vit.save_pretrained(folder / "encoder")
         write_color_statistics(folder / "encoder", self.shape.mean, self.shape.std)
@@ -146,7 +185,10 @@ class Segmenter(nn.Module):
 def _as_rgb(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise DataError(f"image: an array {image.shape} of {image.dtype}.", "Give RGB (h, w, 3) uint8, or a path.")
+            raise DataError(
+                f"image: an array {image.shape} of {image.dtype}.",
+                "Give RGB (h, w, 3) uint8, or a path.",
+            )
         return Image.fromarray(image)
     try:
         return to_rgb(image) if isinstance(image, Image.Image) else open_rgb(image)
@@ -184,20 +226,28 @@ def restore(logits: Tensor, original: Size) -> Tensor:
 
 
 def likeliest(logits: Tensor) -> Tensor:
-    """Class ids (B, H, W) int64 of logits (B, classes, H, W), as `argmax(1)` gives them, which is far slower on a CPU."""
+    """Class ids (B, H, W) int64 of logits (B, classes, H, W), as `argmax(1)` gives them, which is
+    far slower on a CPU.
+    """
     return logits.max(1).indices
 
 
 def build_segmenter(cfg: Model, classes: tuple[str, ...], size: Size, seed: int) -> Segmenter:
-    """The model of a recipe: pretrained encoder, a decoder drawn from `seed`. All blocks frozen, in eval mode."""
+    """The model of a recipe: pretrained encoder, a decoder drawn from `seed`. All blocks frozen, in
+    eval mode.
+    """
     loaded = load_vit(cfg.encoder)
     encoder = Encoder(loaded.vit)
     depths = cfg.skip_depths or tuple(max(1, round(encoder.depth * i / 4)) for i in (1, 2, 3, 4))
     if depths[-1] > encoder.depth:
         raise ConfigError("model.skip_depths", depths, f"four rising numbers in 1..{encoder.depth}")
     if len(set(depths)) < 4:
-        raise ConfigError("model.skip_depths", depths, "four different depths", "The encoder has too few blocks.")
-    decoder = build_decoder(cfg.decoder, encoder.width, len(classes), cfg.dropout, seed_for(seed, "decoder"))
+        raise ConfigError(
+            "model.skip_depths", depths, "four different depths", "The encoder has too few blocks."
+        )
+    decoder = build_decoder(
+        cfg.decoder, encoder.width, len(classes), cfg.dropout, seed_for(seed, "decoder")
+    )
     shape = Shape(
         classes=tuple(classes),
         size=size,
@@ -216,7 +266,8 @@ def build_segmenter(cfg: Model, classes: tuple[str, ...], size: Size, seed: int)
 def load_segmenter(folder: str | Path) -> Segmenter:
     """The model of a `save_pretrained` folder, or of a run's `best/`. Frozen and in eval mode.
 
-    Raises WeightsError, naming the file, when the folder holds no model or one that does not fit its config.
+    Raises WeightsError, naming the file, when the folder holds no model or one that does not fit
+    its config.
     """
     folder = Path(folder).expanduser()
     folder = folder / "best" if (folder / "best").is_dir() else folder
@@ -224,12 +275,19 @@ def load_segmenter(folder: str | Path) -> Segmenter:
     try:
         shape = Shape.model_validate_json((folder / "config.json").read_bytes())
     except ValidationError as error:
-        raise WeightsError(f"{folder / 'config.json'}: {explain(error, Shape).problem}", mend) from None
+        raise WeightsError(
+            f"{folder / 'config.json'}: {explain(error, Shape).problem}", mend
+        ) from None
     except OSError as error:
-        raise WeightsError(f"{folder / 'config.json'}: not the config of a vitseg model ({error}).", mend) from None
+        raise WeightsError(
+            f"{folder / 'config.json'}: not the config of a vitseg model ({error}).", mend
+        ) from None
     encoder = Encoder(load_folder(folder / "encoder"))
     if not 1 <= shape.skip_depths[0] <= shape.skip_depths[-1] <= encoder.depth:
-        raise WeightsError(f"{folder / 'config.json'}: skip_depths {shape.skip_depths} of {encoder.depth} blocks.", mend)
+        raise WeightsError(
+            f"{folder / 'config.json'}: skip_depths {shape.skip_depths} of {encoder.depth} blocks.",
+            mend,
+        )
     decoder = build_decoder(shape.decoder, encoder.width, len(shape.classes), shape.dropout, 0)
     model = Segmenter(encoder, decoder, shape)
     try:

@@ -22,7 +22,9 @@ from vitseg.words import Strict, explain
 
 
 class Position(Strict):
-    """The content of a checkpoint's `state.json`: where training stood, and all of its state that is no tensor."""
+    """The content of a checkpoint's `state.json`: where training stood, and all of its state that
+    is no tensor.
+    """
 
     stage: PositiveInt
     epoch: NonNegativeInt
@@ -58,22 +60,31 @@ class Saver:
         return time.monotonic() - self.at > EVERY_SECONDS
 
     def save(self, event: Event, training: StageTraining | None) -> None:
-        """Between two stages there is nothing to go on with but the end of the last epoch, which is saved."""
+        """Between two stages there is nothing to go on with but the end of the last epoch, which is
+        saved.
+        """
         if training is None or isinstance(event, StageEnded) or self.run.sequence == self.saved:
             return
-        save_checkpoint(self.run.checkpoints, self.run.sequence, self.run.sync(), training.state_dict())
+        save_checkpoint(
+            self.run.checkpoints, self.run.sequence, self.run.sync(), training.state_dict()
+        )
         self.saved, self.at = self.run.sequence, time.monotonic()
 
 
 def save_checkpoint(folder: Path, sequence: int, offset: int, state: dict[str, Any]) -> None:
-    """Write `state` as checkpoint `sequence`: the number of events logged so far, `offset` bytes of them.
+    """Write `state` as checkpoint `sequence`: the number of events logged so far, `offset` bytes of
+    them.
 
     The newest KEEP checkpoints stay. Frozen weights are not in it: the recipe names them.
     """
     state = dict(state)
     weights = {f"now/{k}": v for k, v in state.pop("weights").items()}
     weights |= {f"best/{k}": v for k, v in state.pop("best_weights").items()}
-    tensors = {f"{i}/{k}": v.contiguous() for i, slots in state.pop("optimizer").items() for k, v in slots.items()}
+    tensors = {
+        f"{i}/{k}": v.contiguous()
+        for i, slots in state.pop("optimizer").items()
+        for k, v in slots.items()
+    }
     position = state | {"sequence": sequence, "offset": offset}
     need = sum(t.nbytes for t in [*weights.values(), *tensors.values()])
     with whole_folder(folder / f"{sequence:08d}", need) as aside:
@@ -85,7 +96,8 @@ def save_checkpoint(folder: Path, sequence: int, offset: int, state: dict[str, A
 
 
 def newest_checkpoint(folder: Path, log: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The state of the newest checkpoint that is whole, with its `sequence` and `offset`, and why newer ones were skipped.
+    """The state of the newest checkpoint that is whole, with its `sequence` and `offset`, and why
+    newer ones were skipped.
 
     One that knows of more bytes than the log has is no use either.
     """
@@ -98,12 +110,16 @@ def newest_checkpoint(folder: Path, log: Path) -> tuple[dict[str, Any] | None, l
             reason = f"it holds no state of a training ({error})"
         if not reason and state["offset"] <= there:
             return state, skipped
-        skipped.append(f"checkpoint {path.name} was skipped: {reason or f'{log.name} is shorter than it says'}")
+        skipped.append(
+            f"checkpoint {path.name} was skipped: {reason or f'{log.name} is shorter than it says'}"
+        )
     return None, skipped
 
 
 def drop_after(folder: Path, sequence: int) -> None:
-    """Delete the checkpoints of what is about to happen again: they were skipped, and would crowd out new ones."""
+    """Delete the checkpoints of what is about to happen again: they were skipped, and would crowd
+    out new ones.
+    """
     for path in _newest_first(folder):
         if int(path.name) > sequence:
             shutil.rmtree(path)
@@ -123,7 +139,9 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _load(folder: Path) -> dict[str, Any]:
-    """Raises ValueError or SafetensorError for what is no checkpoint, whatever its manifest says."""
+    """Raises ValueError or SafetensorError for what is no checkpoint, whatever its manifest
+    says.
+    """
     try:
         state = Position.model_validate_json((folder / "state.json").read_bytes()).model_dump()
     except ValidationError as error:
@@ -131,12 +149,18 @@ def _load(folder: Path) -> dict[str, Any]:
     if state["sequence"] != int(folder.name):
         raise ValueError(f"it is checkpoint {state['sequence']}")
     # bytes, not a file mapped into memory: Windows deletes no folder with a mapped file in it
-    weights, tensors = (load((folder / f"{name}.safetensors").read_bytes()) for name in ("weights", "optimizer"))
+    weights, tensors = (
+        load((folder / f"{name}.safetensors").read_bytes()) for name in ("weights", "optimizer")
+    )
     slots: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         index, _, slot = name.partition("/")
         slots.setdefault(int(index), {})[slot] = tensor
-    return state | {"optimizer": slots, "weights": _under("now/", weights), "best_weights": _under("best/", weights)}
+    return state | {
+        "optimizer": slots,
+        "weights": _under("now/", weights),
+        "best_weights": _under("best/", weights),
+    }
 
 
 def _under(prefix: str, weights: Weights) -> Weights:

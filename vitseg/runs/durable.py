@@ -24,15 +24,21 @@ LOCK, HOLDER = ".lock", ".holder"
 
 @contextlib.contextmanager
 def written(path: Path, need: int = 0) -> Iterator[None]:
-    """Turns whatever keeps `path` from being written into a RunError that says why, and how much room its disk has; also how
-    many bytes are needed, where that is known."""
+    """Turns whatever keeps `path` from being written into a RunError that says why, and how much
+    room its disk has; also how many bytes are needed, where that is known.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        mend = "Make room on that disk, or let it be written, then go on: what was saved before is whole."
+        mend = (
+            "Make room on that disk, or let it be written, then go on: what was saved before "
+            "is whole."
+        )
         needed = f"it needs {_megabytes(need)}, " if need else ""
-        raise RunError(f"{path}: cannot be written ({reason}; {needed}{_room(path.parent)}).", mend) from None
+        raise RunError(
+            f"{path}: cannot be written ({reason}; {needed}{_room(path.parent)}).", mend
+        ) from None
 
 
 def _room(folder: Path) -> str:
@@ -47,7 +53,9 @@ def _megabytes(count: int) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file that is either the old or the new, never half of it. Raises RunError if it cannot be written."""
+    """A text file that is either the old or the new, never half of it. Raises RunError if it cannot
+    be written.
+    """
     aside = path.with_name(f".{path.name}.new")
     try:
         with written(path):
@@ -68,9 +76,11 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def whole_folder(path: Path, need: int = 0) -> Iterator[Path]:
-    """A folder to write into, that becomes `path`, with a manifest of its files, when the block ends well.
+    """A folder to write into, that becomes `path`, with a manifest of its files, when the block
+    ends well.
 
-    Raises RunError if it cannot be written, with the bytes that it needs, if they are given; nothing half written is left.
+    Raises RunError if it cannot be written, with the bytes that it needs, if they are given;
+    nothing half written is left.
     """
     aside = path.with_name(f".{path.name}.new")
     shutil.rmtree(aside, ignore_errors=True)  # left by a kill
@@ -82,7 +92,9 @@ def whole_folder(path: Path, need: int = 0) -> Iterator[Path]:
             for file in files:
                 with file.open("r+b") as opened:  # Windows syncs only what may be written
                     os.fsync(opened.fileno())
-            write_json(aside / MANIFEST, {p.relative_to(aside).as_posix(): sha256_of(p) for p in files})
+            write_json(
+                aside / MANIFEST, {p.relative_to(aside).as_posix(): sha256_of(p) for p in files}
+            )
             if path.exists():
                 shutil.rmtree(path)
             aside.rename(path)
@@ -92,13 +104,19 @@ def whole_folder(path: Path, need: int = 0) -> Iterator[Path]:
 
 
 def flaw(path: Path) -> str:
-    """What keeps a folder from being what was written; "" if every file of its manifest is there, with its content."""
+    """What keeps a folder from being what was written; "" if every file of its manifest is there,
+    with its content.
+    """
     try:
         manifest = json_of((path / MANIFEST).read_text(encoding="utf-8"))
         changed = [name for name, digest in manifest.items() if sha256_of(path / name) != digest]
-        there = {p.relative_to(path).as_posix() for p in path.rglob("[!.]*") if p.is_file()}  # systems leave hidden files
+        there = {
+            p.relative_to(path).as_posix() for p in path.rglob("[!.]*") if p.is_file()
+        }  # systems leave hidden files
         unknown = sorted(there - manifest.keys() - {MANIFEST})
-        words = [f"{name} is not what was written" for name in changed] + [f"{name} was put there" for name in unknown]
+        words = [f"{name} is not what was written" for name in changed] + [
+            f"{name} was put there" for name in unknown
+        ]
         return words[0] if words else ""
     except OSError as error:
         return f"{Path(error.filename or path).name} cannot be read ({error.strerror})"
@@ -114,15 +132,24 @@ def sweep(folder: Path) -> None:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """A folder that nobody else, in this process or another, writes into meanwhile. Raises RunError while it is held."""
-    lock = FileLock(folder / LOCK, timeout=0.2, thread_local=False)  # `is_held` may have it for a moment
+    """A folder that nobody else, in this process or another, writes into meanwhile. Raises RunError
+    while it is held.
+    """
+    lock = FileLock(
+        folder / LOCK, timeout=0.2, thread_local=False
+    )  # `is_held` may have it for a moment
     try:
         lock.acquire()
     except Timeout:
-        raise RunError(f"{folder}: is being trained by {_holder(folder)}.", "Wait for its end, or stop it there.") from None
+        raise RunError(
+            f"{folder}: is being trained by {_holder(folder)}.",
+            "Wait for its end, or stop it there.",
+        ) from None
     try:
         with contextlib.suppress(OSError):  # who holds it is a courtesy
-            (folder / HOLDER).write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+            (folder / HOLDER).write_text(
+                f"process {os.getpid()} on {platform.node()}", encoding="utf-8"
+            )
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -138,7 +165,9 @@ def _holder(folder: Path) -> str:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether somebody holds the folder, in this process or another. Makes no file; False where it cannot be known."""
+    """Whether somebody holds the folder, in this process or another. Makes no file; False where it
+    cannot be known.
+    """
     if not (folder / LOCK).exists():
         return False
     try:

@@ -21,7 +21,8 @@ _OTHERS = ("vitseg", "safetensors", "pydantic")
 
 
 def environment(data: SegmentationData, model: Segmenter, machine: Machine) -> dict[str, Any]:
-    """What the numbers of a run depend on besides its recipe; data and start weights by digests of their content.
+    """What the numbers of a run depend on besides its recipe; data and start weights by digests of
+    their content.
 
     Nothing of the user's own environment. Takes as long as reading all files and weights once.
     """
@@ -31,12 +32,16 @@ def environment(data: SegmentationData, model: Segmenter, machine: Machine) -> d
         "versions": {name: version(name) for name in _COMPUTE} | libraries(data.cfg.effects),
         "other_versions": {name: version(name) for name in _OTHERS},
         "device": str(machine.device),
-        "device_name": torch.cuda.get_device_name() if machine.device.type == "cuda" else platform.machine(),
+        "device_name": torch.cuda.get_device_name()
+        if machine.device.type == "cuda"
+        else platform.machine(),
         "precision": machine.precision,
         "threads": machine.threads,
         "processes": machine.processes,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "encoder": model.shape.source,
         "data": data.digest(),
-        "weights": hashlib.sha256(json.dumps([part_hashes(model), model.make()], default=str).encode()).hexdigest(),
+        "weights": hashlib.sha256(
+            json.dumps([part_hashes(model), model.make()], default=str).encode()
+        ).hexdigest(),
     }

@@ -1,4 +1,6 @@
-"""A run told in words, from what its events really say: what trained, at which rates, and what came of it. No torch."""
+"""A run told in words, from what its events really say: what trained, at which rates, and what came
+of it. No torch.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class _Stage:
 
 
 def explain(folder: str | Path) -> str:
-    """The run in a folder, a paragraph for each stage; also of one that goes on, was cut off, or failed."""
+    """The run in a folder, a paragraph for each stage; also of one that goes on, was cut off, or
+    failed.
+    """
     run = RunFolder(folder)
     return explain_events(run.events(), run.failure())
 
@@ -45,7 +49,13 @@ def explain_events(events: Iterable[Event], failure: Failure | None = None) -> s
                 stages[-1].ended = event
             case RunEnded():
                 end = event
-    closing = _end(end) if end else f"It ended with {failure.kind}: {failure.says}" if failure else "It has not ended."
+    closing = (
+        _end(end)
+        if end
+        else f"It ended with {failure.kind}: {failure.says}"
+        if failure
+        else "It has not ended."
+    )
     return "\n\n".join([header, *map(_told, stages), closing])
 
 
@@ -55,11 +65,15 @@ def _header(event: RunStarted) -> str:
     inherited = ""
     if event.parent:
         last, of = event.parent["stage"], event.parent["run"]
-        inherited = f" {'Stage 1 is' if last == 1 else f'Stages 1 to {last} are'} taken from run {of}, not trained again."
+        inherited = (
+            f" {'Stage 1 is' if last == 1 else f'Stages 1 to {last} are'} taken from run "
+            f"{of}, not trained again."
+        )
+    score = score_name(event.mode, event.classes, event.recipe["data"]["score_background"])
     return (
-        f"Run {event.recipe['name']}: {event.encoder.get('name', 'an encoder')} with {event.blocks} blocks and the "
-        f"{event.recipe['model']['decoder']} decoder, {images}, on {event.device}. "
-        f"IoU is {score_name(event.mode, event.classes, event.recipe['data']['score_background'])}.{inherited}"
+        f"Run {event.recipe['name']}: {event.encoder.get('name', 'an encoder')} with "
+        f"{event.blocks} blocks and the {event.recipe['model']['decoder']} decoder, {images}, "
+        f"on {event.device}. IoU is {score}.{inherited}"
     )
 
 
@@ -77,7 +91,8 @@ def _told(stage: _Stage) -> str:
     count = sum(p["in_optimizer"] for p in start.parts)
     promised = [p["name"] for p in start.parts if p["trains"]]
     words = [
-        f"Stage {start.stage}, {start.name!r}: the optimizer held {count:,} of {start.total:,} parameters "
+        f"Stage {start.stage}, {start.name!r}: the optimizer held {count:,} of {start.total:,} "
+        f"parameters "
         f"({100 * count / start.total:.1f} %), those of {_listed(held)}."
     ]
     if held != promised:
@@ -92,23 +107,43 @@ def _listed(parts: Sequence[str]) -> str:
     """ "the decoder, blocks 11 to 12 and the final norm" """
     blocks = sorted(int(p.removeprefix("block ")) for p in parts if p.startswith("block "))
     names = (
-        [f"block{'s' * (len(blocks) > 1)} {' to '.join(map(str, dict.fromkeys((blocks[0], blocks[-1]))))}"] if blocks else []
+        [
+            (
+                f"block{'s' * (len(blocks) > 1)} "
+                f"{' to '.join(map(str, dict.fromkeys((blocks[0], blocks[-1]))))}"
+            )
+        ]
+        if blocks
+        else []
     )
     names += [f"the {p}" for p in parts if not p.startswith("block ")]
-    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0] if names else "nothing"
+    return (
+        f"{', '.join(names[:-1])} and {names[-1]}"
+        if len(names) > 1
+        else names[0]
+        if names
+        else "nothing"
+    )
 
 
 def _steps(stage: _Stage) -> str:
     if not stage.steps:
         return "It took no step."
-    names: dict[tuple[float, ...], str] = {}  # groups that differ in weight decay alone are told once
+    names: dict[
+        tuple[float, ...], str
+    ] = {}  # groups that differ in weight decay alone are told once
     for group, found in stage.lr.items():
         names.setdefault(tuple(found), group.partition(",")[0])
     groups = [f"{name} {_rates(*found)}" for found, name in names.items()]
     moved = f", which moved {stage.ended.schedule_steps:,} times" if stage.ended else ""
-    skipped = f" {stage.skipped} of them were skipped, for an overflow of half precision." if stage.skipped else ""
+    skipped = (
+        f" {stage.skipped} of them were skipped, for an overflow of half precision."
+        if stage.skipped
+        else ""
+    )
     return (
-        f"{stage.steps:,} steps{f' in {stage.ended.epochs} epochs' if stage.ended else ''}, at learning rates of "
+        f"{stage.steps:,} steps{f' in {stage.ended.epochs} epochs' if stage.ended else ''}, at "
+        f"learning rates of "
         f"{', '.join(groups)}; schedule {stage.started.schedule}{moved}.{skipped}"
     )
 
@@ -127,19 +162,33 @@ def _came_of_it(start: StageStarted, end: StageEnded) -> str:
     if before is None or after is None:
         result = "There is no IoU: the truth holds nothing that is scored."
     elif end.best_epoch == 0:
-        result = f"No epoch beat the weights that it began with (IoU {before:.3f}), so these are handed on."
+        result = (
+            f"No epoch beat the weights that it began with (IoU {before:.3f}), so these are "
+            f"handed on."
+        )
     else:
         result = (
-            f"Validation IoU {before:.3f} before, {after:.3f} after epoch {end.best_epoch}, its best ({after - before:+.3f})."
+            f"Validation IoU {before:.3f} before, {after:.3f} after epoch {end.best_epoch}, "
+            f"its best ({after - before:+.3f})."
         )
-    early = f" It stopped early, after {end.epochs} of {start.epochs} epochs." if end.stopped_early else ""
+    early = (
+        f" It stopped early, after {end.epochs} of {start.epochs} epochs."
+        if end.stopped_early
+        else ""
+    )
     return " ".join(filter(None, (f"{result}{early}", end.audit, end.warning)))
 
 
 def _end(end: RunEnded) -> str:
-    test = f" The test images, scored once at the end, gave {number_or_na(end.test['iou'])}." if end.test else ""
+    test = (
+        f" The test images, scored once at the end, gave {number_or_na(end.test['iou'])}."
+        if end.test
+        else ""
+    )
     return (
-        f"The best weights have a validation IoU of {number_or_na(end.best['iou'])}, and were chosen by it.{test} "
-        "Whether the later stages earned their part, or more epochs of the first would have done as well, one run cannot say: "
+        f"The best weights have a validation IoU of {number_or_na(end.best['iou'])}, and were "
+        f"chosen by it.{test} "
+        "Whether the later stages earned their part, or more epochs of the first would have done "
+        "as well, one run cannot say: "
         "vitseg.ablate can."
     )

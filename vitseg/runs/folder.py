@@ -1,4 +1,6 @@
-"""The run folder: what was to be done, with what, and everything that happened. No torch: a finished run needs none."""
+"""The run folder: what was to be done, with what, and everything that happened. No torch: a
+finished run needs none.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,9 @@ def new_run(name: str) -> RunFolder:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What ended a training: the kind of the error, what it says, the number of the last event, and of a FreezeBreach
-    the parts of the model that broke the promise."""
+    """What ended a training: the kind of the error, what it says, the number of the last event, and
+    of a FreezeBreach the parts of the model that broke the promise.
+    """
 
     kind: str
     says: str
@@ -58,11 +61,16 @@ class Failure:
 
 
 class RunFolder:
-    """Paths and logs of one run. `events.jsonl` holds nothing from the clock; `timings.jsonl` does."""
+    """Paths and logs of one run. `events.jsonl` holds nothing from the clock; `timings.jsonl`
+    does.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser().absolute()
-        self.events_file, self.timings_file = self.path / "events.jsonl", self.path / "timings.jsonl"
+        self.events_file, self.timings_file = (
+            self.path / "events.jsonl",
+            self.path / "timings.jsonl",
+        )
         self.checkpoints, self.best = self.path / "checkpoints", self.path / "best"
         self.summary_file = self.path / "summary.json"
         self.fork_file, self.failure_file = self.path / "fork.json", self.path / "failure.json"
@@ -88,22 +96,33 @@ class RunFolder:
             run.path.mkdir(parents=True, exist_ok=True)
             if run.events_file.exists():
                 over = "It has ended: choose another folder." if run.summary_file.exists() else ""
-                mend = over or f"Go on with it (vitseg resume {run.path}), or choose another folder."
+                mend = (
+                    over or f"Go on with it (vitseg resume {run.path}), or choose another folder."
+                )
                 raise RunError(f"{run.path}: holds a run already.", mend)
-            run.fork_file.unlink(missing_ok=True)  # of a fork that was cut off before its first event
+            run.fork_file.unlink(
+                missing_ok=True
+            )  # of a fork that was cut off before its first event
             if forked:
-                write_json(run.fork_file, forked)  # first of all: a fork that is cut off must not pass for a run of its own
+                write_json(
+                    run.fork_file, forked
+                )  # first of all: a fork that is cut off must not pass for a run of its own
             recipe.save(run.path / "recipe.json")
             write_json(run.path / "environment.json", environment)
             write_json(run.path / "split.json", splits)
         except OSError as error:
-            raise RunError(f"{run.path}: cannot be written ({error.strerror}).", "Choose another folder.") from None
+            raise RunError(
+                f"{run.path}: cannot be written ({error.strerror}).", "Choose another folder."
+            ) from None
         return run
 
     @property
     def recipe(self) -> Recipe:
         if not (self.path / "recipe.json").exists():
-            raise RunError(f"{self.path}: is not a run folder (no recipe.json in it).", f"Runs are kept in {runs_root()}.")
+            raise RunError(
+                f"{self.path}: is not a run folder (no recipe.json in it).",
+                f"Runs are kept in {runs_root()}.",
+            )
         return load_recipe(self.path / "recipe.json")
 
     def resolved_recipe(self) -> Recipe:
@@ -116,13 +135,18 @@ class RunFolder:
     def summary(self) -> dict[str, Any]:
         """The run in numbers. Raises RunError while it has not ended."""
         if not self.summary_file.exists():
-            raise RunError(f"{self.path}: this run has not ended.", "Go on with it: vitseg.resume(folder).")
+            raise RunError(
+                f"{self.path}: this run has not ended.", "Go on with it: vitseg.resume(folder)."
+            )
         return _read_json(self.summary_file, "stages", "best")
 
     def check_split(self, splits: Splits) -> None:
         """Raises RunError unless the images are split as they were when the run began."""
         if splits != _read_json(self.path / "split.json", *splits):
-            raise RunError(f"{self.path}: the images are not those of the run.", "Restore them, or start a new run.")
+            raise RunError(
+                f"{self.path}: the images are not those of the run.",
+                "Restore them, or start a new run.",
+            )
 
     def sweep(self) -> None:
         """Delete what a kill has left half written."""
@@ -144,35 +168,53 @@ class RunFolder:
     def changed(self, now: dict[str, Any], names: Iterable[str]) -> list[str]:
         """What of an environment is not as it was when the run began, in words."""
         then = self.environment()
-        return [f"{name}: {now[name]!r}, was {then[name]!r}" for name in names if name in then and then[name] != now[name]]
+        return [
+            f"{name}: {now[name]!r}, was {then[name]!r}"
+            for name in names
+            if name in then and then[name] != now[name]
+        ]
 
     def record(self, event: Event) -> None:
         """Append to the logs. Raises RunError if they cannot be written."""
         seconds = round(self._seconds_before + time.monotonic() - self._started, 3)
-        with written(self.events_file), self.events_file.open("a", encoding="utf-8", newline="\n") as file:
+        with (
+            written(self.events_file),
+            self.events_file.open("a", encoding="utf-8", newline="\n") as file,
+        ):
             file.write(to_json(event, self.sequence + 1) + "\n")
         self.sequence += 1
-        with written(self.timings_file), self.timings_file.open("a", encoding="utf-8", newline="\n") as file:
+        with (
+            written(self.timings_file),
+            self.timings_file.open("a", encoding="utf-8", newline="\n") as file,
+        ):
             file.write(json.dumps({"seq": self.sequence, "seconds": seconds}) + "\n")
 
     def sync(self) -> int:
-        """Make what is logged last, and say how many bytes that are: a checkpoint must not know more than the log."""
+        """Make what is logged last, and say how many bytes that are: a checkpoint must not know
+        more than the log.
+        """
         with written(self.events_file), self.events_file.open("a", encoding="utf-8") as file:
             os.fsync(file.fileno())
         return self.events_file.stat().st_size
 
     def handed(self, event: Event) -> Generator[Event]:
-        """Yield an event. Until the next one is asked for nobody works on the run, and its seconds stand still."""
+        """Yield an event. Until the next one is asked for nobody works on the run, and its seconds
+        stand still.
+        """
         left = time.monotonic()
         yield event
         self._started += time.monotonic() - left
 
     def cut_back(self, sequence: int, offset: int) -> None:
-        """Forget all events after the first `sequence`, which take `offset` bytes: they will happen again."""
+        """Forget all events after the first `sequence`, which take `offset` bytes: they will happen
+        again.
+        """
         for log in (self.events_file, self.timings_file):
             log.touch()
         if self.events_file.stat().st_size < offset:
-            raise RunError(f"{self.events_file}: is shorter than its checkpoint says.", "Start a new run.")
+            raise RunError(
+                f"{self.events_file}: is shorter than its checkpoint says.", "Start a new run."
+            )
         os.truncate(self.events_file, offset)
         kept = [(n, s) for n, s in self.timings() if n <= sequence]
         lines = [json.dumps({"seq": n, "seconds": s}) + "\n" for n, s in kept]
@@ -183,7 +225,10 @@ class RunFolder:
     def events(self) -> Iterator[Event]:
         """The events logged so far. A torn last line, left by a kill, ends them."""
         if not self.events_file.exists():
-            raise RunError(f"{self.path}: is not a run folder (no events.jsonl in it).", f"Runs are kept in {runs_root()}.")
+            raise RunError(
+                f"{self.path}: is not a run folder (no events.jsonl in it).",
+                f"Runs are kept in {runs_root()}.",
+            )
         with self.events_file.open(encoding="utf-8") as file:
             lines, stages = enumerate(file, start=1), 0
             while True:
@@ -195,31 +240,52 @@ class RunFolder:
                     if isinstance(event, RunStarted):
                         stages = len(parse(json.dumps(event.recipe)).stages)
                     elif getattr(event, "stage", 0) > stages:
-                        raise ValueError(f"line {number}: stage {event.stage}, of {stages} that have been announced")
+                        raise ValueError(
+                            f"line {number}: stage {event.stage}, of {stages} that have been "
+                            f"announced"
+                        )
                 except (ValueError, RecipeError) as error:  # also bytes that are no text
                     mend = "It was written by another version, or changed."
-                    raise RunError(f"{self.events_file}: {str(error).removesuffix('.')}.", mend) from None
+                    raise RunError(
+                        f"{self.events_file}: {str(error).removesuffix('.')}.", mend
+                    ) from None
                 yield event
 
     def up_to(self, stage: int) -> list[Event]:
-        """The events of stages 1 .. `stage`, the last one its StageEnded. Raises RunError if it has not ended."""
+        """The events of stages 1 .. `stage`, the last one its StageEnded. Raises RunError if it has
+        not ended.
+        """
         found: list[Event] = []
         for event in self.events():
             if not isinstance(event, RunStarted):
                 found.append(event)
-            if isinstance(event, StageEnded) and event.stage == stage and self.stage(stage).is_dir():
+            if (
+                isinstance(event, StageEnded)
+                and event.stage == stage
+                and self.stage(stage).is_dir()
+            ):
                 return found
-        raise RunError(f"{self.path}: stage {stage} of this run has not ended.", "Start from another stage, or resume it.")
+        raise RunError(
+            f"{self.path}: stage {stage} of this run has not ended.",
+            "Start from another stage, or resume it.",
+        )
 
     def forked(self) -> dict[str, Any] | None:
-        """Where a fork's own part begins: `parent`, `stage`, `sequence` and `offset`; None for a run of its own.
+        """Where a fork's own part begins: `parent`, `stage`, `sequence` and `offset`; None for a
+        run of its own.
 
         `sequence` and `offset` are 0 until all that it inherits is in its folder.
         """
-        return _read_json(self.fork_file, "parent", "stage", "sequence", "offset") if self.fork_file.exists() else None
+        return (
+            _read_json(self.fork_file, "parent", "stage", "sequence", "offset")
+            if self.fork_file.exists()
+            else None
+        )
 
     def fail(self, error: Exception) -> None:
-        """Keep what ended the training, if there is room for it: the error itself must not be lost to another."""
+        """Keep what ended the training, if there is room for it: the error itself must not be lost
+        to another.
+        """
         with contextlib.suppress(RunError, OSError):
             write_json(self.failure_file, asdict(Failure.of(error, self.sequence)))
 
@@ -239,7 +305,9 @@ class RunFolder:
         return sorted(int(p.name) for p in (self.path / "stages").glob("*") if p.name.isdecimal())
 
     def timings(self) -> list[tuple[int, float]]:
-        """(sequence number, seconds of work on the run until then) of every event; pauses are no work."""
+        """(sequence number, seconds of work on the run until then) of every event; pauses are no
+        work.
+        """
         try:
             lines = self.timings_file.read_text(encoding="utf-8").splitlines(keepends=True)
             records = [_Timing.model_validate_json(line) for line in lines if line.endswith("\n")]
@@ -263,7 +331,9 @@ def _read_json(path: Path, *names: str) -> dict[str, Any]:
 
 def _not_ours(path: Path, error: OSError | ValueError) -> RunError:
     reason = error.strerror if isinstance(error, OSError) else error
-    return RunError(f"{path}: not a file that vitseg wrote ({reason}).", "Delete the run, or restore the file.")
+    return RunError(
+        f"{path}: not a file that vitseg wrote ({reason}).", "Delete the run, or restore the file."
+    )
 
 
 def replay(folder: str | Path) -> Iterator[Event]:

@@ -1,4 +1,5 @@
-"""A process that shares the steps of a run whose folder another one keeps. It does as that one does, and leaves with it.
+"""A process that shares the steps of a run whose folder another one keeps. It does as that one
+does, and leaves with it.
 
 python -m vitseg.runs.follow MEETING RANK SIZE     what `assembled` begins
 """
@@ -57,13 +58,21 @@ def _train(team: Team) -> None:
 
 
 def follow_launched() -> int | None:
-    """An exit code of one that `torchrun` has begun; None where this is process 0, or the only one."""
+    """An exit code of one that `torchrun` has begun; None where this is process 0, or the only
+    one.
+    """
     launch = launched()
-    return follow("env://", launch.rank, launch.size, launch.local_rank) if launch and launch.rank else None
+    return (
+        follow("env://", launch.rank, launch.size, launch.local_rank)
+        if launch and launch.rank
+        else None
+    )
 
 
 def _end_with_the_parent(meeting: str) -> None:
-    """Standard input is the parent's hand: let go, also by a kill, nothing is left to do but to clear its folder away."""
+    """Standard input is the parent's hand: let go, also by a kill, nothing is left to do but to
+    clear its folder away.
+    """
     while os.read(0, 1024):
         pass
     shutil.rmtree(Path(url2pathname(urlparse(meeting).path)).parent, ignore_errors=True)

@@ -1,4 +1,6 @@
-"""What a run takes over from another: which stages it may, what is copied, and what is told of them."""
+"""What a run takes over from another: which stages it may, what is copied, and what is told of
+them.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,19 @@ from vitseg.runs.work import Work, run_started
 from vitseg.training.loop import stage_notes
 
 _FREE = {"name", "workers", "cache", "recompute", "device", "precision", "threads", "processes"}
-"""What a fork may change; device, precision, threads and processes are compared as what they became."""
+"""What a fork may change; device, precision, threads and processes are compared as what they
+became.
+"""
 
 
 def differences(old: Recipe, new: Recipe, stage: int) -> list[str]:
-    """What stages 1 .. `stage` of two recipes were, or would be, trained with, where that differs."""
-    before, after = (dict(_flat(r.model_copy(update={"stages": r.stages[:stage]}).model_dump(mode="json"))) for r in (old, new))
+    """What stages 1 .. `stage` of two recipes were, or would be, trained with, where that
+    differs.
+    """
+    before, after = (
+        dict(_flat(r.model_copy(update={"stages": r.stages[:stage]}).model_dump(mode="json")))
+        for r in (old, new)
+    )
     names = [name for name in before | after if name.partition(".")[0] not in _FREE]
     none = "nothing"
     return [
@@ -32,21 +41,37 @@ def differences(old: Recipe, new: Recipe, stage: int) -> list[str]:
     ]
 
 
-def check_fork(source: RunFolder, stage: int, recipe: Recipe, work: Work, environment: dict[str, Any]) -> None:
-    """Raises RunError, naming every difference, unless stages 1 .. `stage` of `source` were trained as a fork would."""
+def check_fork(
+    source: RunFolder, stage: int, recipe: Recipe, work: Work, environment: dict[str, Any]
+) -> None:
+    """Raises RunError, naming every difference, unless stages 1 .. `stage` of `source` were trained
+    as a fork would.
+    """
     _refuse(source, stage, differences(source.recipe, recipe, stage))
     source.check_split(work.data.splits)
-    now, before = run_started(recipe, work), next(e for e in source.events() if isinstance(e, RunStarted))
+    now, before = (
+        run_started(recipe, work),
+        next(e for e in source.events() if isinstance(e, RunStarted)),
+    )
     names = ("device", "precision", "threads", "processes", "encoder", "classes", "mode", "masks")
     there = [(name, getattr(now, name), getattr(before, name)) for name in names]
-    _refuse(source, stage, [f"{name}: {a!r}, the parent had {b!r}." for name, a, b in there if a != b])
-    _refuse(source, stage, [f"{words}." for words in source.changed(environment, ("data", "weights"))])
+    _refuse(
+        source, stage, [f"{name}: {a!r}, the parent had {b!r}." for name, a, b in there if a != b]
+    )
+    _refuse(
+        source, stage, [f"{words}." for words in source.changed(environment, ("data", "weights"))]
+    )
 
 
 def _refuse(source: RunFolder, stage: int, found: list[str]) -> None:
     if found:
-        mend = "Only later stages, name and workers of a fork may differ; train a new run for other changes."
-        raise RunError(f"{source.path}: stage {stage} was trained otherwise. {' '.join(found)}", mend)
+        mend = (
+            "Only later stages, name and workers of a fork may differ; train a new run for "
+            "other changes."
+        )
+        raise RunError(
+            f"{source.path}: stage {stage} was trained otherwise. {' '.join(found)}", mend
+        )
 
 
 def origin_of(source: RunFolder, stage: int) -> dict[str, Any]:
@@ -59,14 +84,23 @@ def copy_stages(run: RunFolder, origin: dict[str, Any]) -> None:
     for number in range(1, origin["stage"] + 1):
         theirs = RunFolder(origin["parent"]).stage(number)
         if reason := flaw(theirs):
-            raise RunError(f"{theirs}: {reason}.", "Start from another run, or train the stage again.")
+            raise RunError(
+                f"{theirs}: {reason}.", "Start from another run, or train the stage again."
+            )
         with whole_folder(run.stage(number)) as aside:
-            shutil.copytree(theirs, aside, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
+            shutil.copytree(
+                theirs, aside, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True
+            )
 
 
 def first_events(source: RunFolder, stage: int, recipe: Recipe, work: Work) -> list[Event]:
-    """What a fork begins with: its start, and its parent's stages in the words of its own recipe."""
-    return [run_started(recipe, work, {"run": source.path.name, "stage": stage}), *retold(source.up_to(stage), recipe, work)]
+    """What a fork begins with: its start, and its parent's stages in the words of its own
+    recipe.
+    """
+    return [
+        run_started(recipe, work, {"run": source.path.name, "stage": stage}),
+        *retold(source.up_to(stage), recipe, work),
+    ]
 
 
 def retold(events: Iterable[Event], recipe: Recipe, work: Work) -> Iterator[Event]:
@@ -80,7 +114,9 @@ def retold(events: Iterable[Event], recipe: Recipe, work: Work) -> Iterator[Even
 
 
 def first_events_again(run: RunFolder, origin: dict[str, Any], work: Work) -> list[Event]:
-    """Those of a fork that was cut off before it had them all. Raises RunError if its parent is gone."""
+    """Those of a fork that was cut off before it had them all. Raises RunError if its parent is
+    gone.
+    """
     source = RunFolder(origin["parent"])
     if not source.events_file.exists():
         problem = f"{run.path}: was cut off while it inherited from {source.path}, which is gone."
@@ -90,7 +126,13 @@ def first_events_again(run: RunFolder, origin: dict[str, Any], work: Work) -> li
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of nested settings with their dotted paths, as `Recipe.replace` takes them."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else None
+    )
     if inner is None:
         yield path, value
         return

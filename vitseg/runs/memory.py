@@ -1,11 +1,15 @@
-"""What a training step keeps in memory for its backward pass, from shapes alone: exact, and nothing is computed."""
+"""What a training step keeps in memory for its backward pass, from shapes alone: exact, and nothing
+is computed.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode  # what torch.compile and torch.export rest on
+from torch._subclasses.fake_tensor import (
+    FakeTensorMode,
+)  # what torch.compile and torch.export rest on
 
 from vitseg.model.freeze import set_freeze_depth
 from vitseg.model.noise import key_noise
@@ -15,7 +19,8 @@ from vitseg.training.losses import SegmentationLoss
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Bytes that a step's backward pass needs: those of the decoder, of the first block that trains, and of each further one.
+    """Bytes that a step's backward pass needs: those of the decoder, of the first block that
+    trains, and of each further one.
 
     `again` is what a block needs while it is run once more, where blocks are; else 0.
     """
@@ -27,7 +32,9 @@ class Kept:
 
     def at(self, unfrozen: int) -> int:
         """All of it at a freeze depth, at the moment at which it is most."""
-        return self.decoder + ((self.first + self.again + (unfrozen - 1) * self.block) if unfrozen else 0)
+        return self.decoder + (
+            (self.first + self.again + (unfrozen - 1) * self.block) if unfrozen else 0
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +50,24 @@ class StepMemory:
 
 
 def shapes_only() -> FakeTensorMode:
-    """In this context tensors have shapes and no content: a model that is made in it takes no memory."""
+    """In this context tensors have shapes and no content: a model that is made in it takes no
+    memory.
+    """
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def kept_by_a_step(
-    model: Segmenter, loss: SegmentationLoss, images: int, *, recompute: bool, autocast: torch.autocast, blocks: bool = True
+    model: Segmenter,
+    loss: SegmentationLoss,
+    images: int,
+    *,
+    recompute: bool,
+    autocast: torch.autocast,
+    blocks: bool = True,
 ) -> Kept:
-    """What a step over so many images keeps; without `blocks`, of the decoder alone. Call it under `shapes_only`, with a model
-    whose freeze depth may be changed."""
+    """What a step over so many images keeps; without `blocks`, of the decoder alone. Call it under
+    `shapes_only`, with a model whose freeze depth may be changed.
+    """
 
     def kept(unfrozen: int, recompute: bool) -> int:
         set_freeze_depth(model.train(), unfrozen)
@@ -61,7 +77,9 @@ def kept_by_a_step(
         masks = torch.zeros(images, height, width, dtype=torch.int64, device=model.device)
         saved = _Saved()
         with autocast:
-            levels = model.prefix(torch.zeros(images, 3, height, width, dtype=torch.uint8, device=model.device))
+            levels = model.prefix(
+                torch.zeros(images, 3, height, width, dtype=torch.uint8, device=model.device)
+            )
             with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
                 loss.sums(model.suffix(levels, model.shape.size), masks)
         return saved.bytes()
@@ -75,7 +93,9 @@ def kept_by_a_step(
 
 
 class _Saved:
-    """Memory that autograd holds on to, each piece once, parameters apart: they are there anyway."""
+    """Memory that autograd holds on to, each piece once, parameters apart: they are there
+    anyway.
+    """
 
     def __init__(self) -> None:
         self._held = dict[int, torch.UntypedStorage]()

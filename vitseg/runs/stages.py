@@ -1,5 +1,6 @@
-"""The stages of a run one after the other, as every process of it trains them; the one that has the run folder keeps what
-comes of them."""
+"""The stages of a run one after the other, as every process of it trains them; the one that has the
+run folder keeps what comes of them.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +25,9 @@ from vitseg.training.weights import Weights, load_weights
 
 
 class Start(NamedTuple):
-    """Where training begins: at a stage, before which were so many epochs and steps; from the weights of the stage before it,
-    which may be the last, or from a state within it."""
+    """Where training begins: at a stage, before which were so many epochs and steps; from the
+    weights of the stage before it, which may be the last, or from a state within it.
+    """
 
     stage: int = 1
     epochs: int = 0
@@ -37,17 +39,26 @@ class Start(NamedTuple):
 def stages(
     recipe: Recipe, work: Work, start: Start, team: Team, run: RunFolder | None = None
 ) -> Generator[tuple[Event, StageTraining | None], None, None]:
-    """Every event of the run with the stage it is of. The process that has the `run` keeps what comes of it."""
+    """Every event of the run with the stage it is of. The process that has the `run` keeps what
+    comes of it.
+    """
     if run and start == Start():
-        yield run_started(run.recipe, work), None  # as asked for; what "auto" became stands beside it
+        yield (
+            run_started(run.recipe, work),
+            None,
+        )  # as asked for; what "auto" became stands beside it
     if start.weights is not None:
-        set_freeze_depth(work.model.to(work.machine.device), depth_of_stage(recipe, start.stage - 1, work.model))
+        set_freeze_depth(
+            work.model.to(work.machine.device), depth_of_stage(recipe, start.stage - 1, work.model)
+        )
         load_weights(work.model, start.weights)
     cache, features = default_cache() if recipe.cache else None, None
     epochs, steps, state = start.epochs, start.steps, start.state
     for number in range(start.stage, len(recipe.stages) + 1):
         place = {"epochs_before": epochs, "steps_before": steps}
-        training = StageTraining(recipe, number, work.model, work.data, **place, cache=cache, team=team)
+        training = StageTraining(
+            recipe, number, work.model, work.data, **place, cache=cache, team=team
+        )
         if state is not None:
             training.load_state_dict(state)
             state = None
@@ -62,22 +73,34 @@ def stages(
     yield from ((event, None) for event in _end(recipe, work, features, team, run))
 
 
-def _end(recipe: Recipe, work: Work, features: Features | None, team: Team, run: RunFolder | None) -> Iterator[Event]:
+def _end(
+    recipe: Recipe, work: Work, features: Features | None, team: Team, run: RunFolder | None
+) -> Iterator[Event]:
     """Save the best weights, score them, and the test images, once."""
     data, model = work.data, work.model
     if run:
         with whole_folder(run.best) as aside:
             model.save_pretrained(aside)
     best = yield from evaluate(recipe, model, data, "validation", features=features, team=team)
-    test = (yield from evaluate(recipe, model, data, "test", team=team)) if data.splits["test"] else None
+    test = (
+        (yield from evaluate(recipe, model, data, "test", team=team))
+        if data.splits["test"]
+        else None
+    )
     yield RunEnded(best, test)
 
 
 def _keep_stage_end(run: RunFolder, number: int, training: StageTraining, work: Work) -> None:
-    """The weights, and the key under which they are found, unless somebody has changed an image in this stage or before."""
+    """The weights, and the key under which they are found, unless somebody has changed an image in
+    this stage or before.
+    """
     with whole_folder(run.stage(number)) as aside:
         save_file(training.best_weights, aside / "best.safetensors")
         save_file(training.trained_weights(), aside / "last.safetensors")
         before = number == 1 or key_of(run.stage(number - 1))
-        if before and (keys := run.keys()) and not run.changed({"data": work.data.digest()}, ("data",)):
+        if (
+            before
+            and (keys := run.keys())
+            and not run.changed({"data": work.data.digest()}, ("data",))
+        ):
             keep_key(aside, keys[number - 1])

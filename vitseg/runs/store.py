@@ -1,4 +1,6 @@
-"""The stage store: a stage that some run has finished is found again by the key of all that its numbers follow from."""
+"""The stage store: a stage that some run has finished is found again by the key of all that its
+numbers follow from.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,23 @@ from vitseg.recipe import Recipe
 from vitseg.runs.durable import flaw
 from vitseg.runs.folder import RunFolder
 
-DECISIVE = ("versions", "device", "device_name", "precision", "threads", "processes", "cpu_capability", "data", "weights")
+DECISIVE = (
+    "versions",
+    "device",
+    "device_name",
+    "precision",
+    "threads",
+    "processes",
+    "cpu_capability",
+    "data",
+    "weights",
+)
 """What of a run's environment its numbers follow from."""
 
 _BEST = "IoU, then loss, then the later epoch; never the start of stage 1"
-"""Which weights of a stage are its best, part of its key: stages that were finished by another rule are not taken over."""
+"""Which weights of a stage are its best, part of its key: stages that were finished by another rule
+are not taken over.
+"""
 
 _FILE = "key"
 _PLACES = (f"*/stages/*/{_FILE}", f"*/trials/*/stages/*/{_FILE}")
@@ -36,16 +50,30 @@ class StageEnd(NamedTuple):
         return f"stage {self.stage} of {self.run.name}"
 
 
-def stage_keys(recipe: Recipe, batches_per_epoch: int, blocks: int, environment: dict[str, Any]) -> list[str]:
-    """A key for each stage of a recipe. The same key, the same bits: names, folders, workers and cache are not in it."""
+def stage_keys(
+    recipe: Recipe, batches_per_epoch: int, blocks: int, environment: dict[str, Any]
+) -> list[str]:
+    """A key for each stage of a recipe. The same key, the same bits: names, folders, workers and
+    cache are not in it.
+    """
     decisive = [NUMERICS, _BEST, *(environment[name] for name in DECISIVE)]
     keys = []
     for number in range(1, len(recipe.stages) + 1):
         settings = effective(recipe, number, batches_per_epoch, blocks)
-        for files in ("source", "split_file", "group_file"):  # what was found there is in the environment, by its content
+        for files in (
+            "source",
+            "split_file",
+            "group_file",
+        ):  # what was found there is in the environment, by its content
             settings["data"].pop(files)
-        clocks = [describe(stage) for stage in recipe.stages[:number]]  # the log says how often each has moved
-        keys.append(hashlib.sha256(json.dumps([decisive, settings, clocks], sort_keys=True).encode()).hexdigest())
+        clocks = [
+            describe(stage) for stage in recipe.stages[:number]
+        ]  # the log says how often each has moved
+        keys.append(
+            hashlib.sha256(
+                json.dumps([decisive, settings, clocks], sort_keys=True).encode()
+            ).hexdigest()
+        )
     return keys
 
 
@@ -68,7 +96,9 @@ def key_of(folder: Path) -> str:
 
 
 def find_stage(keys: Sequence[str], places: Sequence[Path]) -> StageEnd | None:
-    """The run below `places` that has finished the most of these stages, the newest of several; None if there is none."""
+    """The run below `places` that has finished the most of these stages, the newest of several;
+    None if there is none.
+    """
     there: dict[str, list[tuple[float, Path]]] = {}
     for file in (file for place in places for pattern in _PLACES for file in place.glob(pattern)):
         with contextlib.suppress(OSError):  # somebody deletes the run this instant

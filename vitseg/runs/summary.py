@@ -11,7 +11,9 @@ _SHOWN = ("iou", "f1", "accuracy", "per_class_iou")
 
 
 def summarise(events: Iterable[Event], seconds: list[float]) -> dict[str, Any]:
-    """The content of `summary.json`. `seconds` are the times of the events, since the start of the run."""
+    """The content of `summary.json`. `seconds` are the times of the events, since the start of the
+    run.
+    """
     summary: dict[str, Any] = {"stages": []}
     rows: list[dict[str, Any]] = summary["stages"]
     began, last = 0.0, 0.0
@@ -52,7 +54,11 @@ def _header(event: RunStarted) -> dict[str, Any]:
         "classes": event.classes,
         "mode": event.mode,
         "score": score_name(event.mode, event.classes, event.recipe["data"]["score_background"]),
-        "images": {"train": event.train_images, "validation": event.validation_images, "test": event.test_images},
+        "images": {
+            "train": event.train_images,
+            "validation": event.validation_images,
+            "test": event.test_images,
+        },
         "masks": event.masks,
         "encoder": event.encoder,
     }

@@ -1,4 +1,6 @@
-"""What a recipe is carried out on: data, model and machine, made and checked before anything is trained."""
+"""What a recipe is carried out on: data, model and machine, made and checked before anything is
+trained.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,9 @@ def nothing() -> None:
 
 @dataclass(slots=True)
 class Work:
-    """What a recipe is carried out on. `save` writes a checkpoint of the run that is carried out on it: call it between two
-    of its events, where they are asked for."""
+    """What a recipe is carried out on. `save` writes a checkpoint of the run that is carried out on
+    it: call it between two of its events, where they are asked for.
+    """
 
     data: SegmentationData
     model: Segmenter
@@ -36,7 +39,9 @@ class Work:
 def prepare(recipe: Recipe) -> Work:
     """Data, model and machine of a recipe, every setting checked against them."""
     if not isinstance(recipe, Recipe):
-        raise ConfigError("recipe", recipe, "a Recipe", "Read one from a file with vitseg.load_recipe(path).")
+        raise ConfigError(
+            "recipe", recipe, "a Recipe", "Read one from a file with vitseg.load_recipe(path)."
+        )
     machine = resolve(recipe)
     machine.settle()
     data = SegmentationData(recipe.data)
@@ -54,15 +59,24 @@ def _refuse_a_norm_of_one_value(recipe: Recipe, data: SegmentationData, model: S
     one_patch = height * width == model.encoder.patch**2
     left = len(data.splits["train"]) % recipe.batch_size
     if recipe.model.decoder == "linear" and one_patch and (left == 1 or recipe.batch_size == 1):
-        allowed = f"what does not leave 1 of {len(data.splits['train'])} images over, and more than 1"
-        mend = 'The linear decoder has a BatchNorm, and the last batch would be one patch. Or raise data.size, or use "lean".'
+        allowed = (
+            f"what does not leave 1 of {len(data.splits['train'])} images over, and more than 1"
+        )
+        mend = (
+            "The linear decoder has a BatchNorm, and the last batch would be one patch. Or "
+            'raise data.size, or use "lean".'
+        )
         raise ConfigError("batch_size", recipe.batch_size, allowed, mend)
 
 
 def about_run(recipe: Recipe, work: Work) -> dict[str, Any]:
     """The content of a new run's `environment.json`."""
     found = environment(work.data, work.model, work.machine)
-    return found | {"keys": stage_keys(recipe, batches_per_epoch(recipe, work.data), work.model.encoder.depth, found)}
+    return found | {
+        "keys": stage_keys(
+            recipe, batches_per_epoch(recipe, work.data), work.model.encoder.depth, found
+        )
+    }
 
 
 def run_started(recipe: Recipe, work: Work, parent: dict[str, Any] | None = None) -> RunStarted:

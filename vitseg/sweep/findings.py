@@ -1,7 +1,8 @@
-"""What a sweep found: means over seeds with their intervals, main effects, and what unfreezing bought. No torch.
+"""What a sweep found: means over seeds with their intervals, main effects, and what unfreezing
+bought. No torch.
 
-Every comparison is paired: the same seed on both sides. Intervals are Student's, over seeds; they speak of initialisation,
-order and dropout on these images, and not of other images.
+Every comparison is paired: the same seed on both sides. Intervals are Student's, over seeds; they
+speak of initialisation, order and dropout on these images, and not of other images.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one trial ended with: IoU and F1 of its best weights, and (epoch, valid IoU) over the whole run."""
+    """What one trial ended with: IoU and F1 of its best weights, and (epoch, valid IoU) over the
+    whole run.
+    """
 
     iou: float | None
     f1: float | None
@@ -39,7 +42,9 @@ class Estimate:
     def __str__(self) -> str:
         """ "+0.012 (+0.004 to +0.020)" """
         spread = (
-            "one seed, no interval" if self.half is None else f"{self.mean - self.half:+.3f} to {self.mean + self.half:+.3f}"
+            "one seed, no interval"
+            if self.half is None
+            else f"{self.mean - self.half:+.3f} to {self.mean + self.half:+.3f}"
         )
         return f"{self.mean:+.3f} ({spread})"
 
@@ -53,8 +58,9 @@ class Estimate:
 class Comparison:
     """A value of an axis against the axis's first, `pairs` of settings alike in everything else.
 
-    Where the axis has no effect both values are one training, which is no pair. `where` says at which values of the other
-    axes the pairs lie, "" if at all of them. Every combination of those weighs the same, so a pair may stand here twice.
+    Where the axis has no effect both values are one training, which is no pair. `where` says at
+    which values of the other axes the pairs lie, "" if at all of them. Every combination of those
+    weighs the same, so a pair may stand here twice.
     """
 
     axis: str
@@ -65,12 +71,16 @@ class Comparison:
 
     def __str__(self) -> str:
         """ "stage 2 encoder_lr_factor 0.5, against 0.1, at stage 2 unfrozen_blocks 2, 4" """
-        return ", ".join(filter(None, [f"{self.axis} {self.value}", f"against {self.first}", self.where]))
+        return ", ".join(
+            filter(None, [f"{self.axis} {self.value}", f"against {self.first}", self.where])
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What a value of an axis gains over the axis's first, averaged over the pairs of the comparison `of`."""
+    """What a value of an axis gains over the axis's first, averaged over the pairs of the
+    comparison `of`.
+    """
 
     of: Comparison
     gain: Estimate
@@ -92,7 +102,9 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     n = len(values)
     if n < 2:
         return Estimate(values[0], None, 1) if values else None
-    return Estimate(fmean(values), float(stdtrit(n - 1, (1 + LEVEL) / 2)) * stdev(values) / math.sqrt(n), n)
+    return Estimate(
+        fmean(values), float(stdtrit(n - 1, (1 + LEVEL) / 2)) * stdev(values) / math.sqrt(n), n
+    )
 
 
 def scores(grid: Grid, results: Mapping[str, Result], setting: int) -> dict[int, float]:
@@ -101,8 +113,17 @@ def scores(grid: Grid, results: Mapping[str, Result], setting: int) -> dict[int,
 
 
 def gain(grid: Grid, results: Mapping[str, Result], setting: int) -> Estimate | None:
-    """IoU of a combination over that of its control, the same number of epochs wholly in stage 1."""
-    return estimate([d for t in grid.trials if t.setting == setting if (d := _over_control(t, results)) is not None])
+    """IoU of a combination over that of its control, the same number of epochs wholly in stage
+    1.
+    """
+    return estimate(
+        [
+            d
+            for t in grid.trials
+            if t.setting == setting
+            if (d := _over_control(t, results)) is not None
+        ]
+    )
 
 
 def comparisons(grid: Grid) -> list[Comparison]:
@@ -113,7 +134,14 @@ def comparisons(grid: Grid) -> list[Comparison]:
             paired = _paired(grid, place, level)
             if paired:
                 words = [value_words(v, values) for v in (value, values[0])]
-                found.append(Comparison(short_path(path), *words, _where(grid, place, paired), tuple(paired.values())))
+                found.append(
+                    Comparison(
+                        short_path(path),
+                        *words,
+                        _where(grid, place, paired),
+                        tuple(paired.values()),
+                    )
+                )
     return found
 
 
@@ -133,10 +161,16 @@ def main_effects(grid: Grid, results: Mapping[str, Result]) -> list[Effect]:
 
 
 def unfreezing(grid: Grid, results: Mapping[str, Result]) -> Estimate | None:
-    """IoU that the trials which unfreeze a block gain over their controls, averaged within each seed."""
+    """IoU that the trials which unfreeze a block gain over their controls, averaged within each
+    seed.
+    """
     differences = []
     for seed in grid.seeds:
-        trials = [t for t in grid.trials if t.seed == seed and t.control and any(s.unfrozen_blocks for s in t.recipe.stages)]
+        trials = [
+            t
+            for t in grid.trials
+            if t.seed == seed and t.control and any(s.unfrozen_blocks for s in t.recipe.stages)
+        ]
         own = [_over_control(t, results) for t in trials]
         if own and None not in own:
             differences.append(fmean(own))
@@ -147,16 +181,28 @@ def sentence(grid: Grid, results: Mapping[str, Result]) -> str:
     """What unfreezing bought, in words that say no more than the seeds do."""
     found = unfreezing(grid, results)
     if found is None:
-        return "What unfreezing bought is not known yet: no seed has all its trials and their controls."
+        return (
+            "What unfreezing bought is not known yet: no seed has all its trials and their "
+            "controls."
+        )
     lengths = sorted({sum(s.epochs for s in t.recipe.stages) for t in grid.trials})
     epochs = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
     against = f"against the same {epochs} epochs spent wholly in stage 1"
     if found.half is None:
-        return f"Unfreezing changed the IoU by {found.mean:+.3f} {against}, with one seed: nothing can be said about chance."
-    head = f"Unfreezing changed the IoU by {found} {against} (mean and 95 % interval over {found.n} seeds)."
+        return (
+            f"Unfreezing changed the IoU by {found.mean:+.3f} {against}, with one seed: "
+            f"nothing can be said about chance."
+        )
+    head = (
+        f"Unfreezing changed the IoU by {found} {against} (mean and 95 % interval over "
+        f"{found.n} seeds)."
+    )
     if found.covers_0:
         return f"{head} The interval covers 0: these seeds do not show that it helps, or harms."
-    return f"{head} The interval lies {'above' if found.mean > 0 else 'below'} 0, on these validation images."
+    return (
+        f"{head} The interval lies {'above' if found.mean > 0 else 'below'} 0, on these "
+        f"validation images."
+    )
 
 
 def _over_control(trial: Trial, results: Mapping[str, Result]) -> float | None:
@@ -167,11 +213,17 @@ def _over_control(trial: Trial, results: Mapping[str, Result]) -> float | None:
 
 
 def _by_seed(trials: Iterable[Trial], results: Mapping[str, Result]) -> dict[int, float]:
-    return {t.seed: results[t.name].iou for t in trials if t.name in results and results[t.name].iou is not None}
+    return {
+        t.seed: results[t.name].iou
+        for t in trials
+        if t.name in results and results[t.name].iou is not None
+    }
 
 
 def _paired(grid: Grid, axis: int, level: int) -> dict[tuple[int, ...], tuple[int, int]]:
-    """The settings at `level` and at the first value of an axis, by the levels of both; not where they are one training."""
+    """The settings at `level` and at the first value of an axis, by the levels of both; not where
+    they are one training.
+    """
     found = {}
     for levels, setting in grid.places.items():
         first = grid.places[(*levels[:axis], 0, *levels[axis + 1 :])]
@@ -181,12 +233,16 @@ def _paired(grid: Grid, axis: int, level: int) -> dict[tuple[int, ...], tuple[in
 
 
 def _where(grid: Grid, axis: int, paired: Collection[tuple[int, ...]]) -> str:
-    """At which values of the other axes the pairs lie: by axis, or one by one where that would name others, too."""
+    """At which values of the other axes the pairs lie: by axis, or one by one where that would name
+    others, too.
+    """
     values = list(grid.axes.values())
     words = [[value_words(v, known) for v in known] for known in values]
     taken = [sorted(set(column)) for column in zip(*paired, strict=True)]
     if len(paired) < math.prod(map(len, taken)):
-        others = [[words[i][level] for i, level in enumerate(levels) if i != axis] for levels in paired]
+        others = [
+            [words[i][level] for i, level in enumerate(levels) if i != axis] for levels in paired
+        ]
         return f"at {', '.join(map(' · '.join, others))}"
     limited = [
         f"{short_path(path)} {', '.join(words[i][level] for level in taken[i])}"

@@ -1,4 +1,6 @@
-"""A sweep on this machine: trial after trial, first stages trained once, everything found again in its folder."""
+"""A sweep on this machine: trial after trial, first stages trained once, everything found again in
+its folder.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,17 @@ from vitseg.training.loop import depth_of_stage
 
 
 def facts_of(work: Work) -> Facts:
-    return Facts(len(work.data.splits["train"]), work.model.encoder.depth, work.model.shape.source.get("name"))
+    return Facts(
+        len(work.data.splits["train"]),
+        work.model.encoder.depth,
+        work.model.shape.source.get("name"),
+    )
 
 
 def check_depths(recipes: Iterable[Recipe], model: Model, work: Work) -> None:
-    """Raises ConfigError where one of those that train this model unfreezes more blocks than it has."""
+    """Raises ConfigError where one of those that train this model unfreezes more blocks than it
+    has.
+    """
     for recipe in recipes:
         if recipe.model == model:
             for number in range(1, len(recipe.stages) + 1):
@@ -36,8 +44,9 @@ def check_depths(recipes: Iterable[Recipe], model: Model, work: Work) -> None:
 
 
 def train_or_resume(run: RunFolder, recipe: Recipe, beside: Path) -> Generator[Event]:
-    """Go on with a trial that has begun, or begin it. First stages that any run in the folder `beside` has finished, on its own
-    or in a sweep, are not trained again."""
+    """Go on with a trial that has begun, or begin it. First stages that any run in the folder
+    `beside` has finished, on its own or in a sweep, are not trained again.
+    """
     if run.events_file.exists():
         return resume(run.path)
     shutil.rmtree(run.path, ignore_errors=True)  # left by a kill before its first event
@@ -45,10 +54,12 @@ def train_or_resume(run: RunFolder, recipe: Recipe, beside: Path) -> Generator[E
 
 
 class Sweep:
-    """The folder of a grid, and what has been trained of it: `for event in sweep.events()` trains the rest.
+    """The folder of a grid, and what has been trained of it: `for event in sweep.events()` trains
+    the rest.
 
-    Its trials are ordinary run folders under `trials/`. Without a `folder` it is one under `runs_root()` that the grid's
-    own content names, so that the same call finds it again. Raises RunError if the folder holds another sweep.
+    Its trials are ordinary run folders under `trials/`. Without a `folder` it is one under
+    `runs_root()` that the grid's own content names, so that the same call finds it again. Raises
+    RunError if the folder holds another sweep.
     """
 
     elsewhere = False
@@ -56,7 +67,9 @@ class Sweep:
     def __init__(self, grid: Grid, folder: str | Path | None = None):
         self.grid, described = grid, _description(grid)
         self.path = (
-            Path(folder).expanduser().absolute() if folder else runs_root() / f"sweep-{grid.recipe.name}-{_key(described)}"
+            Path(folder).expanduser().absolute()
+            if folder
+            else runs_root() / f"sweep-{grid.recipe.name}-{_key(described)}"
         )
         self.file = self.path / "sweep.json"
         if self.file.exists():
@@ -70,7 +83,10 @@ class Sweep:
     def results(self) -> dict[str, Result]:
         """The scores of every trial that has ended, by its name."""
         for trial in self.grid.trials:
-            if trial.name not in self._results and (run := self.run_of(trial.name)).summary_file.exists():
+            if (
+                trial.name not in self._results
+                and (run := self.run_of(trial.name)).summary_file.exists()
+            ):
                 self._results[trial.name] = _result(run)
         return dict(self._results)
 
@@ -82,20 +98,26 @@ class Sweep:
         return len(self.todo())
 
     def events(self) -> Generator[Event]:
-        """Train what has not ended yet, in order. A trial that fails is told of, and the others go on."""
+        """Train what has not ended yet, in order. A trial that fails is told of, and the others go
+        on.
+        """
         self.lay_out()
         with held(self.path):
             for trial in self.todo():
                 yield TrialStarted(trial.name)
                 error, leaving = None, False
                 try:
-                    with closing(train_or_resume(self.run_of(trial.name), trial.recipe, self.path.parent)) as events:
+                    with closing(
+                        train_or_resume(self.run_of(trial.name), trial.recipe, self.path.parent)
+                    ) as events:
                         for event in events:
                             leaving = True
                             yield event
                             leaving = False
                 except (VitsegError, OSError, RuntimeError) as failure:
-                    if leaving:  # it failed to save when it was left: not the trial's failure, and nobody asks for more
+                    # it failed to save when it was left: not the trial's failure, and nobody asks
+                    # for more
+                    if leaving:
                         raise
                     error = f"{type(failure).__name__}: {failure}"
                 yield self.over(trial.name, error)
@@ -106,7 +128,9 @@ class Sweep:
             self.failures[trial] = error
         elif self.run_of(trial).summary_file.exists():
             self.failures.pop(trial, None)
-            shutil.rmtree(self.run_of(trial).checkpoints, ignore_errors=True)  # nothing is left to resume
+            shutil.rmtree(
+                self.run_of(trial).checkpoints, ignore_errors=True
+            )  # nothing is left to resume
         return TrialEnded(trial, error)
 
     def groups(self) -> list[list[Trial]]:
@@ -120,7 +144,9 @@ class Sweep:
         return groups
 
     def lay_out(self) -> None:
-        """The folder, and a recipe for each trial: in `recipes/1/` of those that go first, in `recipes/2/` of the others."""
+        """The folder, and a recipe for each trial: in `recipes/1/` of those that go first, in
+        `recipes/2/` of the others.
+        """
         try:
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
             write_json(self.file, _description(self.grid))
@@ -129,7 +155,9 @@ class Sweep:
                 turn.mkdir(parents=True, exist_ok=True)
                 trial.recipe.save(turn / f"{trial.name}.json")
         except OSError as error:
-            raise RunError(f"{self.path}: cannot be written ({error.strerror}).", "Choose another folder.") from None
+            raise RunError(
+                f"{self.path}: cannot be written ({error.strerror}).", "Choose another folder."
+            ) from None
 
     def _refuse_another(self, described: dict[str, Any]) -> None:
         try:
@@ -139,14 +167,18 @@ class Sweep:
             other = ["all of it"]
         if other:
             mend = "Give the same recipe, axes and seeds, or another folder."
-            raise RunError(f"{self.path}: holds another sweep; it differs in {', '.join(other)}.", mend)
+            raise RunError(
+                f"{self.path}: holds another sweep; it differs in {', '.join(other)}.", mend
+            )
 
 
 def _description(grid: Grid) -> dict[str, Any]:
     """What makes a sweep this one: the content of `sweep.json`."""
     recipe = grid.recipe.model_dump(mode="json")
     axes = [[path, [plain(v) for v in values]] for path, values in grid.axes.items()]
-    return json.loads(json.dumps({"recipe": recipe, "axes": axes, "seeds": grid.seeds}))  # as it is read back
+    return json.loads(
+        json.dumps({"recipe": recipe, "axes": axes, "seeds": grid.seeds})
+    )  # as it is read back
 
 
 def _key(described: dict[str, Any]) -> str:

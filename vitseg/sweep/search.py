@@ -1,4 +1,6 @@
-"""A search: Optuna proposes trials one after the other; every process that opens the folder trains some. Extra `search`."""
+"""A search: Optuna proposes trials one after the other; every process that opens the folder trains
+some. Extra `search`.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,16 @@ try:
 
     from vitseg.sweep.study import PRUNERS, SAMPLERS, asking, open_study, said
 except ModuleNotFoundError as error:
-    raise VitsegError(f"search: {error.name} is not installed.", "pip install 'vitseg[search]'") from None
+    raise VitsegError(
+        f"search: {error.name} is not installed.", "pip install 'vitseg[search]'"
+    ) from None
 
 Space = Mapping[str, Sequence[Any] | BaseDistribution]
-"""A setting's path, and the values it may have: a list of them, or one of Optuna's distributions, in which a range is written.
+"""A setting's path, and the values it may have: a list of them, or one of Optuna's distributions,
+in which a range is written.
 
-A list is always values, [1e-5, 1e-3] just two of them. A tuple of two numbers, which elsewhere often is a range, is refused
-for a setting that is continuous.
+A list is always values, [1e-5, 1e-3] just two of them. A tuple of two numbers, which elsewhere
+often is a range, is refused for a setting that is continuous.
 """
 
 ATTEMPTS = 3
@@ -42,50 +47,82 @@ ATTEMPTS = 3
 
 
 class Search:
-    """The folder of a search, and what has been tried: `for event in search.events()` tries until `trials` have ended.
+    """The folder of a search, and what has been tried: `for event in search.events()` tries until
+    `trials` have ended.
 
-    A trial is an ordinary run folder under `trials/`, with the recipe's own seed; what it ended with stands in the study, in
-    `study.db` or at `storage`, any URL that SQLAlchemy opens. Trials that do worse than the median of the others at the same
-    epoch are pruned. A trial whose process was killed, or which was left, goes on from its checkpoint, by whoever comes next.
-    Without a `folder` it is one under `runs_root()` named after recipe, space, sampler and pruner: ask for more trials later,
-    and the same study goes on. Raises ConfigError or RecipeError for a value that cannot be, RunError for another's folder.
+    A trial is an ordinary run folder under `trials/`, with the recipe's own seed; what it ended
+    with stands in the study, in `study.db` or at `storage`, any URL that SQLAlchemy opens. Trials
+    that do worse than the median of the others at the same epoch are pruned. A trial whose process
+    was killed, or which was left, goes on from its checkpoint, by whoever comes next. Without a
+    `folder` it is one under `runs_root()` named after recipe, space, sampler and pruner: ask for
+    more trials later, and the same study goes on. Raises ConfigError or RecipeError for a value
+    that cannot be, RunError for another's folder.
     """
 
     elsewhere = False
 
     def __init__(
-        self, recipe: Recipe, space: Space, trials: int = 30, folder: str | Path | None = None, *,
-        sampler: str = "tpe", pruner: str = "median", storage: str | None = None,
-    ):  # fmt: skip
+        self,
+        recipe: Recipe,
+        space: Space,
+        trials: int = 30,
+        folder: str | Path | None = None,
+        *,
+        sampler: str = "tpe",
+        pruner: str = "median",
+        storage: str | None = None,
+    ):
         if not isinstance(recipe, Recipe):
-            raise ConfigError("recipe", recipe, "a Recipe", "Read one from a file with vitseg.load_recipe(path).")
-        if not isinstance(space, Mapping) or not all(isinstance(path, str) for path in space) or not space:
-            raise ConfigError("space", space, 'paths of settings with their values: {"stages.1.unfrozen_blocks": [0, 2, 4]}')
+            raise ConfigError(
+                "recipe", recipe, "a Recipe", "Read one from a file with vitseg.load_recipe(path)."
+            )
+        if (
+            not isinstance(space, Mapping)
+            or not all(isinstance(path, str) for path in space)
+            or not space
+        ):
+            raise ConfigError(
+                "space",
+                space,
+                'paths of settings with their values: {"stages.1.unfrozen_blocks": [0, 2, 4]}',
+            )
         if type(trials) is not int or trials < 1:
             raise ConfigError("trials", trials, "how many, at least 1")
         if storage is not None and not isinstance(storage, str):
-            raise ConfigError("storage", storage, "the URL of a database, as in postgresql://user@host/name")
+            raise ConfigError(
+                "storage", storage, "the URL of a database, as in postgresql://user@host/name"
+            )
         _one_of("sampler", sampler, SAMPLERS)
         _one_of("pruner", pruner, PRUNERS)
         self.recipe, self.trials, self.sampler, self.pruner = recipe, trials, sampler, pruner
         self.choices = {path: _choices(path, v) for path, v in space.items() if not _is_range(v)}
-        self.space = {p: CategoricalDistribution(list(self.choices[p])) if p in self.choices else space[p] for p in space}
+        self.space = {
+            p: CategoricalDistribution(list(self.choices[p])) if p in self.choices else space[p]
+            for p in space
+        }
         self.extremes()
         for path in self.choices:
             self._refuse_what_may_be_a_range(path, space[path])
         described = self._description() | {"sampler": sampler, "pruner": pruner}
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:8]
-        self.path = Path(folder).expanduser().absolute() if folder else runs_root() / f"search-{recipe.name}-{key}"
+        self.path = (
+            Path(folder).expanduser().absolute()
+            if folder
+            else runs_root() / f"search-{recipe.name}-{key}"
+        )
         with said(self.path):
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
             with asking(self.path):
-                self._describe(described | {"storage": storage and make_url(storage).render_as_string()})
+                self._describe(
+                    described | {"storage": storage and make_url(storage).render_as_string()}
+                )
                 self.study = open_study(storage, self.path, key, PRUNERS[pruner]())
 
     def events(self) -> Generator[Event]:
         """Try what is left. A trial that fails is told of, and the others go on.
 
-        A disk or a study that cannot be written to ends it with a RunError; the next call goes on with the same trial.
+        A disk or a study that cannot be written to ends it with a RunError; the next call goes on
+        with the same trial.
         """
         while (claimed := self._claim()) is not None:
             trial, claim = claimed
@@ -94,12 +131,17 @@ class Search:
                     yield TrialStarted(self.name_of(trial))
                     yield from self._try(trial)
                 except (GeneratorExit, OSError, RunError):
-                    with suppress(RunError, optuna.exceptions.UpdateFinishedTrialError), said(self.path):
+                    with (
+                        suppress(RunError, optuna.exceptions.UpdateFinishedTrialError),
+                        said(self.path),
+                    ):
                         trial.set_user_attr("left", True)  # which is no attempt
                     raise
 
     def results(self) -> list[FrozenTrial]:
-        """All trials that have begun, but those which were cut off and begun again under another number."""
+        """All trials that have begun, but those which were cut off and begun again under another
+        number.
+        """
         with said(self.path):
             found = self.study.get_trials(deepcopy=False)
         again = {t.user_attrs.get("again") for t in found}
@@ -107,7 +149,9 @@ class Search:
 
     def left(self) -> int:
         """How many trials have not ended and are trained by nobody."""
-        return max(0, self.trials - sum(t.state.is_finished() or self._is_held(t) for t in self.results()))
+        return max(
+            0, self.trials - sum(t.state.is_finished() or self._is_held(t) for t in self.results())
+        )
 
     def error_of(self, trial: FrozenTrial) -> str | None:
         """Why a trial has failed, if it has."""
@@ -116,23 +160,35 @@ class Search:
         return trial.user_attrs.get("error", f"Its process was killed {ATTEMPTS} times.")
 
     def recipe_of(self, trial: Trial | FrozenTrial) -> Recipe:
-        """The recipe of a trial; settings without effect beside the proposed ones are put back to their defaults."""
+        """The recipe of a trial; settings without effect beside the proposed ones are put back to
+        their defaults.
+        """
         return self._settle(trial)[0].replace({"name": self.name_of(trial)})
 
     def idle_in(self, trial: Trial | FrozenTrial) -> Set[str]:
-        """The proposed settings that have no effect in a trial, such as the encoder's LR at depth 0."""
+        """The proposed settings that have no effect in a trial, such as the encoder's LR at depth
+        0.
+        """
         return self._settle(trial)[1].keys()
 
     def _settle(self, trial: Trial | FrozenTrial) -> tuple[Recipe, dict[str, Any]]:
-        values = {path: self.choices[path][v] if path in self.choices else v for path, v in trial.params.items()}
+        values = {
+            path: self.choices[path][v] if path in self.choices else v
+            for path, v in trial.params.items()
+        }
         return self.recipe.settle(values)
 
     @property
     def best(self) -> Recipe:
-        """The recipe of the trial with the highest IoU. Of many the best looks better than it is: `ablate` it, on new seeds."""
+        """The recipe of the trial with the highest IoU. Of many the best looks better than it is:
+        `ablate` it, on new seeds.
+        """
         done = [t for t in self.results() if t.state == TrialState.COMPLETE]
         if not done:
-            raise RunError(f"{self.path}: no trial has ended yet.", "Try some: for event in search.events(): ...")
+            raise RunError(
+                f"{self.path}: no trial has ended yet.",
+                "Try some: for event in search.events(): ...",
+            )
         return self.recipe_of(max(done, key=lambda t: t.value)).replace({"name": self.recipe.name})
 
     @staticmethod
@@ -154,26 +210,38 @@ class Search:
         return is_held(self._claim_of(trial.number))
 
     def _claim(self) -> tuple[Trial, ExitStack] | None:
-        """A trial that nobody else has, proposed, or begun and left; None once enough have begun."""
+        """A trial that nobody else has, proposed, or begun and left; None once enough have
+        begun.
+        """
         with said(self.path), asking(self.path):
             self._take_up_again()
             if not self.left():
                 return None
-            self.study.sampler = SAMPLERS[self.sampler](seed_for(self.recipe.seed, "search", len(self.results())) % 2**32)
+            self.study.sampler = SAMPLERS[self.sampler](
+                seed_for(self.recipe.seed, "search", len(self.results())) % 2**32
+            )
             trial, claim = self.study.ask(self.space), ExitStack()
             self._claim_of(trial.number).mkdir(parents=True, exist_ok=True)
             claim.enter_context(held(self._claim_of(trial.number)))
             return trial, claim
 
     def _take_up_again(self) -> None:
-        """Put trials whose process is gone in line again. Their claims are locks, which the system lets go of."""
+        """Put trials whose process is gone in line again. Their claims are locks, which the system
+        lets go of.
+        """
         trials = self.study.get_trials(deepcopy=False)
-        again = {t.user_attrs.get("again") for t in trials}  # in line before the first is over: a kill in between loses nothing
+        again = {
+            t.user_attrs.get("again") for t in trials
+        }  # in line before the first is over: a kill in between loses nothing
         for trial in trials:
             if trial.state == TrialState.RUNNING and not self._is_held(trial):
                 attempt = trial.user_attrs.get("attempt", 1) + (not trial.user_attrs.get("left"))
                 if attempt <= ATTEMPTS and trial.number not in again:
-                    more = {"again": trial.number, "folder": self.name_of(trial), "attempt": attempt}
+                    more = {
+                        "again": trial.number,
+                        "folder": self.name_of(trial),
+                        "attempt": attempt,
+                    }
                     self.study.enqueue_trial(trial.params, user_attrs=more)
                 self.study.tell(trial.number, state=TrialState.FAIL)
 
@@ -183,7 +251,10 @@ class Search:
             while not pruned:
                 try:
                     event = next(events, None)
-                except (OSError, RunError):  # of the disk, or of another's folder: no fault of these settings
+                except (
+                    OSError,
+                    RunError,
+                ):  # of the disk, or of another's folder: no fault of these settings
                     raise
                 except (VitsegError, RuntimeError) as failure:
                     error, event = f"{type(failure).__name__}: {failure}", None
@@ -200,7 +271,8 @@ class Search:
         run = self.run_of(trial)
         if run.events_file.exists() and run.recipe != self.recipe_of(trial):
             raise RunError(
-                f"{run.path}: is the run of other settings; the study was lost, or changed.", "Choose another folder."
+                f"{run.path}: is the run of other settings; the study was lost, or changed.",
+                "Choose another folder.",
             )
         if run.summary_file.exists():  # killed between its end and the word of it
             return (_ for _ in ())
@@ -224,7 +296,10 @@ class Search:
             best, state = run.summary["best"], TrialState.COMPLETE
             iou = best["iou"]
             if iou is None:
-                error, state = "The validation images have no IoU: no class is in their masks.", TrialState.FAIL
+                error, state = (
+                    "The validation images have no IoU: no class is in their masks.",
+                    TrialState.FAIL,
+                )
             trial.set_user_attr("f1", best["f1"])
             trial.set_user_attr("seconds", run.summary["seconds"])
         if error:
@@ -237,17 +312,25 @@ class Search:
     # ---- the folder
 
     def extremes(self) -> list[Recipe]:
-        """The recipe with each value that may be proposed, of a range its ends. Raises ConfigError or RecipeError."""
+        """The recipe with each value that may be proposed, of a range its ends. Raises ConfigError
+        or RecipeError.
+        """
         recipes = []
         for path, allowed in self.space.items():
             check_path("space", path)
-            ends = self.choices[path].values() if path in self.choices else (allowed.low, allowed.high)
+            ends = (
+                self.choices[path].values() if path in self.choices else (allowed.low, allowed.high)
+            )
             recipes += [self.recipe.settle({path: value})[0] for value in ends]
         return recipes
 
     def _refuse_what_may_be_a_range(self, path: str, values: Any) -> None:
-        """Raises ConfigError for a tuple of two numbers where a number between them could be meant, too."""
-        if not isinstance(values, tuple) or [isinstance(self._settled(path, v), float) for v in values] != [True, True]:
+        """Raises ConfigError for a tuple of two numbers where a number between them could be meant,
+        too.
+        """
+        if not isinstance(values, tuple) or [
+            isinstance(self._settled(path, v), float) for v in values
+        ] != [True, True]:
             return
         low, high = sorted(map(float, values))
         scale = ", log=True" if low > 0 and high >= 10 * low else ""
@@ -256,20 +339,31 @@ class Search:
             f"CategoricalDistribution({[low, high]!r}); both are in optuna.distributions."
         )
         raise ConfigError(
-            f"space[{path!r}]", values, "a distribution or a list; a tuple of two numbers could be a range or two values", hint
+            f"space[{path!r}]",
+            values,
+            "a distribution or a list; a tuple of two numbers could be a range or two values",
+            hint,
         )
 
     def _settled(self, path: str, value: Any) -> Any:
-        """What the recipe makes of a value: a float, for instance, of every number at a continuous setting."""
+        """What the recipe makes of a value: a float, for instance, of every number at a continuous
+        setting.
+        """
         found: Any = self.recipe.settle({path: value})[0].model_dump()
         for name in path.split("."):
             found = found[int(name) if isinstance(found, tuple | list) else name]
         return found
 
     def _description(self) -> dict[str, Any]:
-        space = {p: [plain(v) for v in self.choices[p].values()] if p in self.choices else distribution_to_json(d)
-                 for p, d in self.space.items()}  # fmt: skip
-        return json.loads(json.dumps({"recipe": self.recipe.model_dump(mode="json"), "space": space}))
+        space = {
+            p: [plain(v) for v in self.choices[p].values()]
+            if p in self.choices
+            else distribution_to_json(d)
+            for p, d in self.space.items()
+        }
+        return json.loads(
+            json.dumps({"recipe": self.recipe.model_dump(mode="json"), "space": space})
+        )
 
     def _describe(self, described: dict[str, Any]) -> None:
         file = self.path / "search.json"
@@ -283,7 +377,9 @@ class Search:
             other = ["all of it"]
         if other:
             mend = "Give the same recipe, space, sampler, pruner and storage, or another folder."
-            raise RunError(f"{self.path}: holds another search; it differs in {', '.join(other)}.", mend)
+            raise RunError(
+                f"{self.path}: holds another search; it differs in {', '.join(other)}.", mend
+            )
 
 
 def _one_of(field: str, value: str, known: Mapping[str, Any]) -> None:
@@ -300,8 +396,15 @@ def _choices(path: str, values: Any) -> dict[Any, Any]:
     """The values by what they are called in the study, which holds plain ones alone."""
     values = values.choices if isinstance(values, CategoricalDistribution) else values
     if isinstance(values, str | Mapping) or not isinstance(values, Sequence) or not values:
-        raise ConfigError(f"space[{path!r}]", values, "a list of at least one value, or a distribution of Optuna's")
-    called = [v if v is None or isinstance(v, bool | int | float | str) else value_words(v, values) for v in values]
+        raise ConfigError(
+            f"space[{path!r}]",
+            values,
+            "a list of at least one value, or a distribution of Optuna's",
+        )
+    called = [
+        v if v is None or isinstance(v, bool | int | float | str) else value_words(v, values)
+        for v in values
+    ]
     choices = dict(zip(called, values, strict=True))
     if len(choices) < len(called):
         raise ConfigError(f"space[{path!r}]", values, "values that differ")

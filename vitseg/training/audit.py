@@ -16,7 +16,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vitseg.errors import FreezeBreach, LRBreach
-from vitseg.model.freeze import DECODER, NORM, Part, checked_depth, millions, model_parts, name_parts
+from vitseg.model.freeze import (
+    DECODER,
+    NORM,
+    Part,
+    checked_depth,
+    millions,
+    model_parts,
+    name_parts,
+)
 from vitseg.model.noise import KeyedDropPath
 
 
@@ -24,7 +32,8 @@ from vitseg.model.noise import KeyedDropPath
 class PartAudit:
     """One part of the model: what was promised, and what is. Counts are of parameters (numbers).
 
-    `training` is whether all of a part that should train, or any of one that should not, is in training mode.
+    `training` is whether all of a part that should train, or any of one that should not, is in
+    training mode.
     """
 
     name: str
@@ -41,7 +50,9 @@ class PartAudit:
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What `audit` found. `breach` says which promises are broken, `broken` by which parts, `mend` what cures it."""
+    """What `audit` found. `breach` says which promises are broken, `broken` by which parts, `mend`
+    what cures it.
+    """
 
     parts: tuple[PartAudit, ...]
     optimizer_holds: int
@@ -67,9 +78,13 @@ class AuditReport:
         return {p.name: p.sha256 for p in self.parts}
 
     def check(self, noticed: str = "") -> AuditReport:
-        """Itself; raises FreezeBreach if a promise is broken. `noticed` says when that was seen: "before step 41"."""
+        """Itself; raises FreezeBreach if a promise is broken. `noticed` says when that was seen:
+        "before step 41".
+        """
         if self.breach:
-            raise FreezeBreach(f"{self.breach}{f' Noticed {noticed}.' if noticed else ''}", self.mend, self.broken)
+            raise FreezeBreach(
+                f"{self.breach}{f' Noticed {noticed}.' if noticed else ''}", self.mend, self.broken
+            )
         return self
 
     def rows(self) -> list[dict[str, Any]]:
@@ -80,7 +95,11 @@ class AuditReport:
         frozen = self.total - self.trainable
         trains = name_parts([p.name for p in self.parts if p.requires_grad]) or "nothing"
         wanted = sum(p.parameters for p in self.parts if p.should_train)
-        counts = [f"total {self.total:,}", f"trainable {self.trainable:,} ({percent:.1f} %)", f"frozen {frozen:,}"]
+        counts = [
+            f"total {self.total:,}",
+            f"trainable {self.trainable:,} ({percent:.1f} %)",
+            f"frozen {frozen:,}",
+        ]
         lines = [
             " · ".join(counts) + f" ({100 - percent:.1f} %)",
             f"trains: {trains} · optimizer holds {self.optimizer_holds:,} of {wanted:,}",
@@ -96,11 +115,13 @@ def audit(
     weights: bool = True,
     since: dict[str, str | None] | None = None,
 ) -> AuditReport:
-    """Compare a model and its optimizer with the promise that the last `unfrozen_blocks` blocks train.
+    """Compare a model and its optimizer with the promise that the last `unfrozen_blocks` blocks
+    train.
 
-    Any module that holds a transformers ViT will do; everything outside it is the decoder and should train. With
-    `weights` each part is hashed; against the `hashes` of an earlier report, `since`, it is seen what moved: a frozen
-    part must not have, a trained one must. Nothing is raised here; `.check()` raises FreezeBreach.
+    Any module that holds a transformers ViT will do; everything outside it is the decoder and
+    should train. With `weights` each part is hashed; against the `hashes` of an earlier report,
+    `since`, it is seen what moved: a frozen part must not have, a trained one must. Nothing is
+    raised here; `.check()` raises FreezeBreach.
     """
     parts = model_parts(model)
     depth = sum(name.startswith("block ") for name in parts)
@@ -109,28 +130,51 @@ def audit(
     drop_paths = [m for m in model.modules() if isinstance(m, KeyedDropPath)]
     before = since or {}
     found = tuple(
-        _look(name, part, _promised(name, unfrozen, depth), held, drop_paths, weights, before.get(name))
+        _look(
+            name,
+            part,
+            _promised(name, unfrozen, depth),
+            held,
+            drop_paths,
+            weights,
+            before.get(name),
+        )
         for name, part in parts.items()
     )
     known = {id(p) for part in parts.values() for p in part.parameters}
-    strangers = sum(p.numel() for g in optimizer.param_groups for p in g["params"] if id(p) not in known)
+    strangers = sum(
+        p.numel() for g in optimizer.param_groups for p in g["params"] if id(p) not in known
+    )
     holds = sum(p.in_optimizer for p in found) + strangers
     return AuditReport(found, holds, *_breach(found, strangers, model.training))
 
 
 def _promised(part: str, unfrozen: int, depth: int) -> bool:
-    """Whether a part should train. Not asked of `freeze`: a detector must not share the mistakes of what it checks."""
+    """Whether a part should train. Not asked of `freeze`: a detector must not share the mistakes of
+    what it checks.
+    """
     if part.startswith("block "):
         return int(part.removeprefix("block ")) > depth - unfrozen
     return part == DECODER or (part == NORM and unfrozen > 0)
 
 
 def _look(
-    name: str, part: Part, should: bool, held: set[int], drop_paths: list[KeyedDropPath], weights: bool, before: str | None
+    name: str,
+    part: Part,
+    should: bool,
+    held: set[int],
+    drop_paths: list[KeyedDropPath],
+    weights: bool,
+    before: str | None,
 ) -> PartAudit:
     digest = _sha256(part) if weights else None
     own = [d for d in drop_paths if d.layer == name]
-    modules = [m for module in part.modules for m in module.modules() if not isinstance(m, KeyedDropPath | nn.ModuleList)]
+    modules = [
+        m
+        for module in part.modules
+        for m in module.modules()
+        if not isinstance(m, KeyedDropPath | nn.ModuleList)
+    ]
     awake = [m.training for m in (*modules, *own)]
     gradients = [p.grad is not None for p in part.parameters]
     return PartAudit(
@@ -147,22 +191,50 @@ def _look(
     )
 
 
-def _breach(parts: Sequence[PartAudit], strangers: int, training: bool) -> tuple[str, tuple[str, ...], str]:
-    """Every broken promise in one sentence that names the parts; the parts; and what to do. Empty if there is none."""
+def _breach(
+    parts: Sequence[PartAudit], strangers: int, training: bool
+) -> tuple[str, tuple[str, ...], str]:
+    """Every broken promise in one sentence that names the parts; the parts; and what to do. Empty
+    if there is none.
+    """
     frozen, trained = [p for p in parts if not p.should_train], [p for p in parts if p.should_train]
     kinds = [
         ("can train (requires_grad is on)", _FREEZE, [p for p in frozen if p.requires_grad]),
         ("in the optimizer, but should be frozen", _BUILD, [p for p in frozen if p.in_optimizer]),
         ("in training mode, but should be frozen", _SLEEP, [p for p in frozen if p.training]),
-        ("changed, but should be frozen", "Find out what writes to them.", [p for p in frozen if p.moved]),
-        ("frozen (requires_grad is off), but should train", _THAW, [p for p in trained if p.requires_grad < p.parameters]),
-        ("not in the optimizer as a whole, but should train", _BUILD, [p for p in trained if p.in_optimizer < p.parameters]),
-        ("unchanged, but should have trained", _MOVE, [p for p in trained if p.moved is False and p.parameters]),
-        ("in eval mode, but should train", _WAKE, [p for p in trained if training and not p.training and p.parameters]),
+        (
+            "changed, but should be frozen",
+            "Find out what writes to them.",
+            [p for p in frozen if p.moved],
+        ),
+        (
+            "frozen (requires_grad is off), but should train",
+            _THAW,
+            [p for p in trained if p.requires_grad < p.parameters],
+        ),
+        (
+            "not in the optimizer as a whole, but should train",
+            _BUILD,
+            [p for p in trained if p.in_optimizer < p.parameters],
+        ),
+        (
+            "unchanged, but should have trained",
+            _MOVE,
+            [p for p in trained if p.moved is False and p.parameters],
+        ),
+        (
+            "in eval mode, but should train",
+            _WAKE,
+            [p for p in trained if training and not p.training and p.parameters],
+        ),
     ]
     wrong = {p.name for *_, bad in kinds for p in bad}
     found = [
-        f"{name_parts([p.name for p in bad])}: {what}, {millions(sum(p.parameters for p in bad))} parameters"
+        (
+            f"{name_parts([p.name for p in bad])}: {what}, "
+            f"{millions(sum(p.parameters for p in bad))} "
+            f"parameters"
+        )
         for what, _, bad in kinds
         if bad
     ]
@@ -192,20 +264,29 @@ def _sha256(part: Part) -> str:
 
 def part_hashes(model: nn.Module, names: Collection[str] | None = None) -> dict[str, str | None]:
     """SHA-256 of the weights by part, as an audit has them; of all parts by default."""
-    return {name: _sha256(part) for name, part in model_parts(model).items() if names is None or name in names}
+    return {
+        name: _sha256(part)
+        for name, part in model_parts(model).items()
+        if names is None or name in names
+    }
 
 
 def what_moved(report: AuditReport) -> str:
     """The audit's last word on a stage, in a sentence."""
-    frozen, trained = ([p.name for p in report.parts if p.should_train is side] for side in (False, True))
-    return f"Frozen and bit-equal to the start of the stage: {name_parts(frozen)}. Trained and moved: {name_parts(trained)}."
+    frozen, trained = (
+        [p.name for p in report.parts if p.should_train is side] for side in (False, True)
+    )
+    return (
+        f"Frozen and bit-equal to the start of the stage: {name_parts(frozen)}. Trained and "
+        f"moved: {name_parts(trained)}."
+    )
 
 
 class LRContract:
     """The promised learning rate of every step, to be held against what an optimizer would use.
 
-    `planned[n]` is the base LR of step `first_step + n`. Each parameter group is held to `planned * lr_factor`, its own
-    `lr_factor` if it has one, else 1.
+    `planned[n]` is the base LR of step `first_step + n`. Each parameter group is held to `planned *
+    lr_factor`, its own `lr_factor` if it has one, else 1.
     """
 
     def __init__(self, planned: Sequence[float], first_step: int = 1):
@@ -224,5 +305,8 @@ class LRContract:
                 raise LRBreach(
                     f"Step {step}: the LR of {name!r} is {used:.6g}, promised was {promised:.6g} "
                     f"({used / promised if promised else math.inf:.4g} times).",
-                    "Something moved the LR out of turn: a scheduler stepped too often, in validation, or not at all.",
+                    (
+                        "Something moved the LR out of turn: a scheduler stepped too often, in "
+                        "validation, or not at all."
+                    ),
                 )

@@ -1,4 +1,6 @@
-"""Rows of tensors on disk, each under the digest of all that it follows from. Any row may vanish at any time."""
+"""Rows of tensors on disk, each under the digest of all that it follows from. Any row may vanish at
+any time.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ _ABOUT = "about.json"
 
 
 def default_cache() -> FeatureCache:
-    """The cache of this user: `features/` in $VITSEG_CACHE, of at most $VITSEG_CACHE_GB gigabytes."""
+    """The cache of this user: `features/` in $VITSEG_CACHE, of at most $VITSEG_CACHE_GB
+    gigabytes.
+    """
     text = os.environ.get("VITSEG_CACHE_GB", str(DEFAULT_GB))
     try:
         limit = int(float(text) * 1e9)
@@ -35,18 +39,21 @@ def default_cache() -> FeatureCache:
 
 
 class FeatureCache:
-    """Rows in `root`/<group>/<row>, at most `limit` bytes in all; `reserve` bytes of the disk stay free.
+    """Rows in `root`/<group>/<row>, at most `limit` bytes in all; `reserve` bytes of the disk stay
+    free.
 
-    A row is written aside and renamed, and its content never changes: readers and writers need no lock, and a row cut
-    short by a power cut is found by its checksum, and is not there. When there is no room, `why_not` says so and nothing
-    more is written; no error is raised.
+    A row is written aside and renamed, and its content never changes: readers and writers need no
+    lock, and a row cut short by a power cut is found by its checksum, and is not there. When there
+    is no room, `why_not` says so and nothing more is written; no error is raised.
     """
 
     def __init__(self, root: Path, limit: int = int(DEFAULT_GB * 1e9), reserve: int = RESERVE):
         self.root, self.limit, self.reserve = root, limit, reserve
         self.why_not = ""
         self._names: dict[str, set[str]] = {}
-        self._ours: set[Path] = set()  # read or written here: checked, stamped as used, not to be dropped
+        self._ours: set[Path] = (
+            set()
+        )  # read or written here: checked, stamped as used, not to be dropped
         self._size: int | None = None
 
     def has(self, group: str, row: str) -> bool:
@@ -82,7 +89,9 @@ class FeatureCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             aside.write_bytes(zlib.crc32(payload).to_bytes(4, "big") + payload)
             aside.replace(path)
-        except FileNotFoundError:  # somebody has cleared the cache this instant; the next row finds it empty
+        except (
+            FileNotFoundError
+        ):  # somebody has cleared the cache this instant; the next row finds it empty
             return
         except OSError as error:
             self.why_not = f"{self.root} cannot be written ({error.strerror})"
@@ -105,20 +114,29 @@ class FeatureCache:
                 path.write_text(json.dumps(about), encoding="utf-8")
 
     def _room_for(self, size: int) -> bool:
-        """Make room by dropping the least recently used rows, of others; False, with the reason, where that is not enough."""
+        """Make room by dropping the least recently used rows, of others; False, with the reason,
+        where that is not enough.
+        """
         if self._size is None:
             self._size = sum(stat.st_size for _, stat in self._files())
         if self._size + size > self.limit:
             self._drop(self._size + size - int(0.9 * self.limit))
         free = _free(self.root)
         if self._size + size > self.limit:
-            self.why_not = f"its limit of {self.limit / 1e9:g} GB is reached; $VITSEG_CACHE_GB sets another"
+            self.why_not = (
+                f"its limit of {self.limit / 1e9:g} GB is reached; $VITSEG_CACHE_GB sets another"
+            )
         elif free - size < self.reserve:
-            self.why_not = f"the disk of {self.root} has {free / 1e9:.1f} GB left, and {self.reserve / 1e9:g} GB stay free"
+            self.why_not = (
+                f"the disk of {self.root} has {free / 1e9:.1f} GB left, and "
+                f"{self.reserve / 1e9:g} GB stay free"
+            )
         return not self.why_not
 
     def _drop(self, size: int) -> None:
-        """Drop rows, those first that nobody has used for longest, until `size` bytes are freed or all are ours."""
+        """Drop rows, those first that nobody has used for longest, until `size` bytes are freed or
+        all are ours.
+        """
         others = [(path, stat) for path, stat in self._files() if path not in self._ours]
         for path, stat in sorted(others, key=lambda pair: pair[1].st_mtime):
             if size <= 0:
@@ -132,7 +150,9 @@ class FeatureCache:
         """All rows, and what a kill has left of others."""
         for group in _entries(self.root):
             for entry in _entries(group.path):
-                with contextlib.suppress(OSError):  # another process may drop it between the two calls
+                with contextlib.suppress(
+                    OSError
+                ):  # another process may drop it between the two calls
                     if entry.name != _ABOUT:
                         yield Path(entry.path), entry.stat()
 
@@ -144,7 +164,13 @@ class FeatureCache:
         for path, stat in self._files():
             rows.setdefault(path.parent, []).append(stat)
         found = [
-            Group(folder.name, _about(folder), len(stats), sum(s.st_size for s in stats), max(s.st_mtime for s in stats))
+            Group(
+                folder.name,
+                _about(folder),
+                len(stats),
+                sum(s.st_size for s in stats),
+                max(s.st_mtime for s in stats),
+            )
             for folder, stats in rows.items()
         ]
         return sorted(found, key=lambda group: -group.used)
@@ -166,13 +192,18 @@ class FeatureCache:
     def clear(self, of: str | None = None) -> int:
         """Drop all rows, or those of one encoder (or "masks"), and say how many bytes that were.
 
-        A training that goes on meanwhile computes what it misses. Raises ConfigError where nothing is kept of `of`.
+        A training that goes on meanwhile computes what it misses. Raises ConfigError where nothing
+        is kept of `of`.
         """
         groups = self.groups()
         if of is not None and of not in (kept := sorted({group.of for group in groups})):
             raise ConfigError("cache", of, ", ".join(kept) or "nothing, for nothing is kept")
         held = sum(stat.st_size for _, stat in self._files())
-        for folder in [self.root] if of is None else [self.root / group.name for group in groups if group.of == of]:
+        for folder in (
+            [self.root]
+            if of is None
+            else [self.root / group.name for group in groups if group.of == of]
+        ):
             shutil.rmtree(folder, ignore_errors=True)
         self._names, self._ours, self._size, self.why_not = {}, set(), None, ""
         return held - sum(stat.st_size for _, stat in self._files())
@@ -180,7 +211,9 @@ class FeatureCache:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows of one kind: one level of one encoder at one size, or masks. `used` is seconds since the epoch of Unix."""
+    """Rows of one kind: one level of one encoder at one size, or masks. `used` is seconds since the
+    epoch of Unix.
+    """
 
     name: str
     about: dict[str, object]

@@ -13,10 +13,12 @@ from vitseg.training.weights import Weights, load_weights
 
 
 class Ema:
-    """An exponential moving average of what trains: `for event in ema.follow(training): ...`, then `ema.averaged()`.
+    """An exponential moving average of what trains: `for event in ema.follow(training): ...`, then
+    `ema.averaged()`.
 
-    The first step's weights, afterwards `decay` of the average and 1 - decay of the new ones, after every step of the
-    optimizer. Only what trains is kept twice. The training itself is not changed by it.
+    The first step's weights, afterwards `decay` of the average and 1 - decay of the new ones, after
+    every step of the optimizer. Only what trains is kept twice. The training itself is not changed
+    by it.
     """
 
     def __init__(self, model: Segmenter, decay: float = 0.99):
@@ -45,9 +47,14 @@ class Ema:
         self.updates += 1
 
     def averaged(self) -> Segmenter:
-        """A copy of the model with the averaged weights, in eval mode. Raises TrainingError before the first update."""
+        """A copy of the model with the averaged weights, in eval mode. Raises TrainingError before
+        the first update.
+        """
         if not self.updates:
-            raise TrainingError("Nothing has been averaged yet.", "Train through it: for event in ema.follow(training).")
+            raise TrainingError(
+                "Nothing has been averaged yet.",
+                "Train through it: for event in ema.follow(training).",
+            )
         model = self.model.snapshot()
         load_weights(model, self._average)
         return model

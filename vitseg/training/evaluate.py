@@ -30,8 +30,9 @@ def evaluate(
 ) -> Generator[ValidationBatch, None, dict[str, Any]]:
     """Score a split in eval mode: loss at network size, everything else at the images' own size.
 
-    Never given a schedule, so it cannot step one. No `with` that changes torch's mode spans a yield. `features` are those
-    of the model's stage, where they are kept. Of a `team` each process scores its part of the images, and all have the sums.
+    Never given a schedule, so it cannot step one. No `with` that changes torch's mode spans a
+    yield. `features` are those of the model's stage, where they are kept. Of a `team` each process
+    scores its part of the images, and all have the sums.
     """
     team = team or Team()
     machine, features = resolve(recipe), features or Features(recipe, model, data)
@@ -44,7 +45,9 @@ def evaluate(
         for number, batch in enumerate(features.batches(chunks), start=1):
             machine.settle()
             masks = batch.masks.to(machine.device)
-            with torch.no_grad():  # in full precision, as predict does: the score is that of the saved model
+            with (
+                torch.no_grad()
+            ):  # in full precision, as predict does: the score is that of the saved model
                 logits = model.suffix(batch.levels, recipe.data.size).float()
                 sums, counts = sums + loss.sums(logits, masks), counts + loss.counts(masks)
             for image_logits, original in zip(logits, batch.originals, strict=True):
@@ -52,4 +55,6 @@ def evaluate(
                 matrix += confusion(predicted, original, len(data.classes))
             yield ValidationBatch(stage, epoch, number, len(chunks))
     matrix, sums, counts = team.sum(matrix), team.sum(sums), team.sum(counts)
-    return {"loss": loss.mean(sums, counts).item()} | scores(matrix, data.mode, recipe.data.score_background)
+    return {"loss": loss.mean(sums, counts).item()} | scores(
+        matrix, data.mode, recipe.data.score_background
+    )

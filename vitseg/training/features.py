@@ -1,7 +1,9 @@
-"""What the frozen blocks make of a view, computed once: afterwards it is read from the cache, the same bits.
+"""What the frozen blocks make of a view, computed once: afterwards it is read from the cache, the
+same bits.
 
-A row is one level of one view, kept under the digest of all that it follows from: the weights up to that level, the image,
-the view, the machine. So training a block makes nothing stale below it, and a changed image concerns its own rows alone.
+A row is one level of one view, kept under the digest of all that it follows from: the weights up to
+that level, the image, the view, the machine. So training a block makes nothing stale below it, and
+a changed image concerns its own rows alone.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from vitseg.training.device import Machine, resolve
 
 @dataclass(frozen=True, slots=True)
 class FeatureBatch:
-    """What the suffix of a model starts from: levels (B, N, D), and masks (B, H, W) int64 of the mode that is trained."""
+    """What the suffix of a model starts from: levels (B, N, D), and masks (B, H, W) int64 of the
+    mode that is trained.
+    """
 
     names: list[str]
     levels: Levels
@@ -46,10 +50,11 @@ class _Row:
 
 
 class Features:
-    """The frozen part of a model, as a stage sees it. `hashes` are those of its parts (`AuditReport.hashes`).
+    """The frozen part of a model, as a stage sees it. `hashes` are those of its parts
+    (`AuditReport.hashes`).
 
-    With `recipe.cache`, rows are kept as they are computed and read from then on; without it, or without hashes, every
-    pass computes. Both give the same bits on the CPU.
+    With `recipe.cache`, rows are kept as they are computed and read from then on; without it, or
+    without hashes, every pass computes. Both give the same bits on the CPU.
     """
 
     def __init__(
@@ -65,7 +70,11 @@ class Features:
         self.cut, self.size = model.encoder.cut, recipe.data.size
         self.wanted = {d for d in model.shape.skip_depths if d <= self.cut} | {self.cut}
         self.cache = (cache or default_cache()) if hashes and recipe.cache else None
-        self.groups = {amp: self._groups(hashes, amp) for amp in {False, self.machine.amp is not None}} if self.cache else {}
+        self.groups = (
+            {amp: self._groups(hashes, amp) for amp in {False, self.machine.amp is not None}}
+            if self.cache
+            else {}
+        )
         self.read = self.computed = 0
         self.why_not = ""
         self._trusted, self._fresh = False, True
@@ -73,7 +82,8 @@ class Features:
     def batches(self, chunks: list[list[Key]], *, training: bool = False) -> Iterator[FeatureBatch]:
         """A batch for each chunk of keys; for training under autocast, and counted.
 
-        For training, and in the first call, a view that is read is computed as well. Raises FeatureBreach if they differ.
+        For training, and in the first call, a view that is read is computed as well. Raises
+        FeatureBreach if they differ.
         """
         amp = training and self.machine.amp is not None
         if training and self.cache and self.machine.processes > 1:
@@ -87,14 +97,23 @@ class Features:
         for chunk, unknown in zip(chunks, missing, strict=True):
             before = self.computed
             rows = self._from_pixels(unknown, next(pixels), amp) if unknown else {}
-            rows |= self._kept({key: self.cut if bases[key] is None else bases[key] for key in chunk if key not in rows}, amp)
+            rows |= self._kept(
+                {
+                    key: self.cut if bases[key] is None else bases[key]
+                    for key in chunk
+                    if key not in rows
+                },
+                amp,
+            )
             self.read += len(chunk) - (self.computed - before)
             if check and (known := [key for key in chunk if bases[key] is not None]):
                 check = self._compare(known[0], rows[known[0]], amp)
             yield self._stacked([rows[key] for key in chunk], chunk)
 
     def _missing(self, chunks: list[list[Key]], bases: dict[Key, int | None]) -> list[list[Key]]:
-        """The views of each chunk that begin with pixels. One that occurs again is read then, if it is kept till then."""
+        """The views of each chunk that begin with pixels. One that occurs again is read then, if it
+        is kept till then.
+        """
         coming: set[Key] = set()
         missing = []
         for chunk in chunks:
@@ -105,18 +124,27 @@ class Features:
 
     def known(self, keys: list[Key]) -> float:
         """The share of training's views of which something is kept, 0..1."""
-        return sum(self._base(key, self.machine.amp is not None) is not None for key in keys) / len(keys)
+        return sum(self._base(key, self.machine.amp is not None) is not None for key in keys) / len(
+            keys
+        )
 
     def used(self) -> tuple[int, int, str]:
-        """Views that the last epoch of training read and computed, and why none are kept; "" if they are, or were not to be."""
+        """Views that the last epoch of training read and computed, and why none are kept; "" if
+        they are, or were not to be.
+        """
         reason = self.why_not or (self.cache.why_not if self.cache else "")
         return self.read, self.computed, f"Features are not kept: {reason}." if reason else ""
 
     def _stacked(self, rows: list[_Row], keys: list[Key]) -> FeatureBatch:
         device = self.machine.device
-        levels = {level: torch.stack([row.levels[level].to(device) for row in rows]) for level in self.wanted}
+        levels = {
+            level: torch.stack([row.levels[level].to(device) for row in rows])
+            for level in self.wanted
+        }
         masks = torch.stack([row.mask for row in rows]).long()
-        return FeatureBatch([name for name, _ in keys], levels, masks, [row.original for row in rows])
+        return FeatureBatch(
+            [name for name, _ in keys], levels, masks, [row.original for row in rows]
+        )
 
     # ---- computing
 
@@ -133,12 +161,16 @@ class Features:
         """From pixels to rows."""
         with self.machine.autocast(amp):
             levels = self.model.prefix(batch.images.to(self.machine.device))
-        rows = [_Row(m.to(torch.uint8), o) for m, o in zip(batch.masks, batch.originals, strict=True)]
+        rows = [
+            _Row(m.to(torch.uint8), o) for m, o in zip(batch.masks, batch.originals, strict=True)
+        ]
         self._fill(rows, levels, self.wanted)
         return dict(zip(keys, rows, strict=True))
 
     def _kept(self, bases: dict[Key, int], amp: bool) -> dict[Key, _Row]:
-        """Rows read from the cache; where only levels below the cut are there, the blocks in between are run."""
+        """Rows read from the cache; where only levels below the cut are there, the blocks in
+        between are run.
+        """
         rows: dict[Key, _Row] = {}
         for base in sorted(set(bases.values())):
             read = {key: self._read(key, base, amp) for key, b in bases.items() if b == base}
@@ -171,18 +203,27 @@ class Features:
     # ---- keeping
 
     def _groups(self, hashes: dict[str, str | None], amp: bool) -> dict[int, str]:
-        """Where each level up to the cut is kept: a digest of all that decides it, the view apart."""
+        """Where each level up to the cut is kept: a digest of all that decides it, the view
+        apart.
+        """
         model, machine = self.model, self.machine
         digest = hashlib.sha256(
             json.dumps(
                 [
-                    NUMERICS, torch.__version__, transformers.__version__, torch.backends.cpu.get_cpu_capability(),
-                    str(machine.device), machine.threads, machine.precision if amp else "fp32", self.recipe.features,
-                    *model.make(), self.size,
+                    NUMERICS,
+                    torch.__version__,
+                    transformers.__version__,
+                    torch.backends.cpu.get_cpu_capability(),
+                    str(machine.device),
+                    machine.threads,
+                    machine.precision if amp else "fp32",
+                    self.recipe.features,
+                    *model.make(),
+                    self.size,
                 ],
                 default=str,
             ).encode()
-        )  # fmt: skip
+        )
         groups = {}
         for level in range(self.cut + 1):
             digest.update((hashes[f"block {level}" if level else EMBEDDINGS] or "").encode())
@@ -190,9 +231,11 @@ class Features:
         return groups
 
     def _base(self, key: Key, amp: bool) -> int | None:
-        """The highest level from which a view can go on, with all skips below it; None if it has to begin with pixels.
+        """The highest level from which a view can go on, with all skips below it; None if it has to
+        begin with pixels.
 
-        From a rounded level only the cut itself: blocks run on it would not give what they give on the exact one.
+        From a rounded level only the cut itself: blocks run on it would not give what they give on
+        the exact one.
         """
         if self.cache is None or key[1].startswith("fresh"):
             return None
@@ -201,7 +244,14 @@ class Features:
             return None
         there = {level for level, group in self.groups[amp].items() if self.cache.has(group, view)}
         lowest = self.cut if self.recipe.features == "half" else 0
-        return next((b for b in range(self.cut, lowest - 1, -1) if {w for w in self.wanted if w <= b} | {b} <= there), None)
+        return next(
+            (
+                b
+                for b in range(self.cut, lowest - 1, -1)
+                if {w for w in self.wanted if w <= b} | {b} <= there
+            ),
+            None,
+        )
 
     def _read(self, key: Key, base: int, amp: bool) -> _Row | None:
         if self.cache is None:
@@ -217,36 +267,55 @@ class Features:
         return row
 
     def _keep(self, key: Key, row: _Row, levels: set[int], amp: bool) -> None:
-        if self.cache is None or self.cache.why_not or key[1].startswith("fresh"):  # nobody will ask for it again
+        if (
+            self.cache is None or self.cache.why_not or key[1].startswith("fresh")
+        ):  # nobody will ask for it again
             return
         view, mask = self.data.fingerprint(*key)
         for level in levels:
             tokens = row.levels[level].cpu()
             half = tokens.half() if self.recipe.features == "half" else tokens
-            self.cache.put(self.groups[amp][level], view, {"tokens": half if half.isfinite().all() else tokens})
+            self.cache.put(
+                self.groups[amp][level], view, {"tokens": half if half.isfinite().all() else tokens}
+            )
             self.cache.describe(self.groups[amp][level], self._about(level))
         self.cache.put("masks", mask, {"mask": row.mask, "original": row.original})
 
     def _about(self, level: int) -> dict[str, object]:
-        return {"encoder": self.model.shape.source.get("name", ""), "level": level, "size": self.size}
+        return {
+            "encoder": self.model.shape.source.get("name", ""),
+            "level": level,
+            "size": self.size,
+        }
 
     # ---- trusting
 
     def _trust(self, keys: list[Key], rows: dict[Key, _Row], amp: bool) -> None:
         """Keep rows only where they do not depend on the batch that they were computed in.
 
-        Measured: with fewer than 17 tokens, or an odd width, all of a batch's rows differ from those alone, or none.
+        Measured: with fewer than 17 tokens, or an odd width, all of a batch's rows differ from
+        those alone, or none.
         """
         self._trusted = True
         if not self._same(keys[0], rows[keys[0]], amp, times=1 if len(keys) > 1 else 2):
-            self.cache, self.why_not = None, "this encoder gives a view other features in another batch"
+            self.cache, self.why_not = (
+                None,
+                "this encoder gives a view other features in another batch",
+            )
 
     def _compare(self, key: Key, row: _Row, amp: bool) -> bool:
         """False: done. Raises FeatureBreach if what was kept is not what would be computed."""
         if not self._same(key, row, amp):
             raise FeatureBreach(
-                f"{key[0]}, view {key[1]}: the kept features are not those that the frozen blocks compute.",
-                "Either the weights of a frozen block have changed, or the cache is damaged: clear it with vitseg cache clear.",
+                (
+                    f"{key[0]}, view {key[1]}: the kept features are not those that the frozen "
+                    f"blocks "
+                    f"compute."
+                ),
+                (
+                    "Either the weights of a frozen block have changed, or the cache is damaged: "
+                    "clear it with vitseg cache clear."
+                ),
             )
         return False
 

@@ -19,15 +19,17 @@ _SMOOTH = 1e-5
 class SegmentationLoss:
     """The weighted sum of cross-entropy, focal and Dice that a recipe asks for.
 
-    `sums` / `counts`, element by element, added up, is the loss: cross-entropy and focal per pixel (weighted by the
-    class weight of the truth, as PyTorch's mean does), Dice per image. Logits are (B, classes, H, W), masks
-    (B, H, W) with IGNORE where nothing counts.
+    `sums` / `counts`, element by element, added up, is the loss: cross-entropy and focal per pixel
+    (weighted by the class weight of the truth, as PyTorch's mean does), Dice per image. Logits are
+    (B, classes, H, W), masks (B, H, W) with IGNORE where nothing counts.
     """
 
     def __init__(self, cfg: Loss, classes: int, device: torch.device | str = "cpu"):
         if isinstance(cfg.class_weights, ByFrequency):
             allowed = "numbers here, for there is nothing to count"
-            raise ConfigError("loss.class_weights", cfg.class_weights, allowed, "Use loss_of(recipe, data).")
+            raise ConfigError(
+                "loss.class_weights", cfg.class_weights, allowed, "Use loss_of(recipe, data)."
+            )
         if cfg.class_weights is not None and len(cfg.class_weights) != classes:
             allowed = f"{classes} positive numbers, one a class"
             raise ConfigError("loss.class_weights", cfg.class_weights, allowed)
@@ -46,7 +48,9 @@ class SegmentationLoss:
     def counts(self, masks: Tensor) -> Tensor:
         """What the sums are to be divided by: (weight of the pixels, number of images)."""
         valid = masks != IGNORE
-        seen = torch.bincount(masks.flatten(), minlength=IGNORE + 1)[: len(self.weights)]  # faster than to take pixels out
+        seen = torch.bincount(masks.flatten(), minlength=IGNORE + 1)[
+            : len(self.weights)
+        ]  # faster than to take pixels out
         pixels = seen.to(self.weights).mul(self.weights).sum()
         images = valid.flatten(1).any(1).sum() if self.cfg.dice_over == "image" else valid.any()
         return torch.stack([pixels, images.to(self.weights)])
@@ -57,7 +61,12 @@ class SegmentationLoss:
         pixels = logits.new_zeros(())
         if self.cfg.cross_entropy:
             pixels = pixels + self.cfg.cross_entropy * F.cross_entropy(
-                logits, masks, self.weights, ignore_index=IGNORE, reduction="sum", label_smoothing=self.cfg.label_smoothing
+                logits,
+                masks,
+                self.weights,
+                ignore_index=IGNORE,
+                reduction="sum",
+                label_smoothing=self.cfg.label_smoothing,
             )
         if self.cfg.focal:
             pixels = pixels + self.cfg.focal * self._focal(logits, masks)
@@ -69,18 +78,26 @@ class SegmentationLoss:
         valid = masks != IGNORE
         truth = torch.where(valid, masks, 0)
         log_p = logits.log_softmax(1).gather(1, truth[:, None])[:, 0]
-        doubt = (-torch.expm1(log_p)).clamp(min=1e-7)  # at 0 the gradient of a power below 1 is infinite
+        doubt = (-torch.expm1(log_p)).clamp(
+            min=1e-7
+        )  # at 0 the gradient of a power below 1 is infinite
         return (-self.weights[truth] * doubt**self.cfg.focal_gamma * log_p)[valid].sum()
 
     def _dice(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """1 - 2|P T| / (|P| + |T|) (Milletari et al. 2016), mean over the classes present, summed over images."""
+        """1 - 2|P T| / (|P| + |T|) (Milletari et al. 2016), mean over the classes present, summed
+        over images.
+        """
         overlap, size = self._overlap_and_size(logits, masks)
         present = size[1] > 0
         dice = (2 * overlap + _SMOOTH) / (size[0] + size[1] + _SMOOTH)
         return (((1 - dice) * present).sum(1) / present.sum(1).clamp(min=1)).sum()
 
-    def _overlap_and_size(self, logits: Tensor, masks: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """|P T| and (|P|, |T|), each (images or 1, classes); gathered rather than one-hot, which costs three times."""
+    def _overlap_and_size(
+        self, logits: Tensor, masks: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """|P T| and (|P|, |T|), each (images or 1, classes); gathered rather than one-hot, which
+        costs three times.
+        """
         valid = masks != IGNORE
         truth = torch.where(valid, masks, 0)
         p = logits.softmax(1) * valid[:, None]
@@ -90,11 +107,15 @@ class SegmentationLoss:
         truths = empty.scatter_add(1, truth.flatten(1), valid.to(p).flatten(1))
         predicted = p.sum((2, 3))
         if self.cfg.dice_over == "batch":
-            overlap, predicted, truths = (x.sum(0, keepdim=True) for x in (overlap, predicted, truths))
+            overlap, predicted, truths = (
+                x.sum(0, keepdim=True) for x in (overlap, predicted, truths)
+            )
         return overlap, (predicted, truths)
 
 
-def loss_of(recipe: Recipe, data: SegmentationData, device: torch.device | str = "cpu") -> SegmentationLoss:
+def loss_of(
+    recipe: Recipe, data: SegmentationData, device: torch.device | str = "cpu"
+) -> SegmentationLoss:
     """A recipe's loss on its data; weights by frequency are counted over the training images."""
     cfg, classes = recipe.loss, len(data.classes)
     if isinstance(cfg.class_weights, ByFrequency):
@@ -104,15 +125,22 @@ def loss_of(recipe: Recipe, data: SegmentationData, device: torch.device | str =
 
 
 def loss_notes(recipe: Recipe, data: SegmentationData) -> list[str]:
-    """What a reader should know about class weights before training: counted ones, and what smoothing does to them."""
+    """What a reader should know about class weights before training: counted ones, and what
+    smoothing does to them.
+    """
     weights, smoothing = tuple(loss_of(recipe, data).weights.tolist()), recipe.loss.label_smoothing
     names, said = data.classes, []
     if isinstance(recipe.loss.class_weights, ByFrequency):
-        said.append(f"Class weights: {', '.join(f'{n} {w:.3g}' for n, w in zip(names, weights, strict=True))}.")
+        said.append(
+            f"Class weights: "
+            f"{', '.join(f'{n} {w:.3g}' for n, w in zip(names, weights, strict=True))}."
+        )
     best = min(range(len(weights)), key=lambda i: best_of_an_oracle(weights, smoothing, i))
     if (p := best_of_an_oracle(weights, smoothing, best)) < 0.5:
         said.append(
-            f"With these class weights label_smoothing={smoothing:g} asks even of a model that knows every pixel for "
-            f"P({names[best]}) = {p:.2f} where it is {names[best]}. Lower the smoothing, or the weights."
+            f"With these class weights label_smoothing={smoothing:g} asks even of a model that "
+            f"knows every pixel for "
+            f"P({names[best]}) = {p:.2f} where it is {names[best]}. Lower the smoothing, or the "
+            f"weights."
         )
     return said

@@ -11,8 +11,12 @@ from vitseg.images import IGNORE
 
 
 def confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """Pixel counts (classes, classes) int64, truth by row, prediction by column; ignored pixels left out."""
-    index = truth.long() * classes + predicted  # IGNORE has a row of its own: faster than to take pixels out
+    """Pixel counts (classes, classes) int64, truth by row, prediction by column; ignored pixels
+    left out.
+    """
+    index = (
+        truth.long() * classes + predicted
+    )  # IGNORE has a row of its own: faster than to take pixels out
     counts = torch.bincount(index.flatten(), minlength=(IGNORE + 1) * classes)
     return counts.reshape(-1, classes)[:classes].cpu()
 
@@ -20,17 +24,23 @@ def confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
 def scores(matrix: Tensor, mode: str, score_background: bool = True) -> dict[str, Any]:
     """Scores of a confusion matrix; a class absent from the truth is None, neither 0 nor 1.
 
-    `iou` and `f1` are the foreground's in binary mode, else the mean over the classes present in the truth, the
-    background among them if `score_background`. `f1_macro`, `f1_micro`, `f1_weighted` and `accuracy` are over the
-    same classes as scikit-learn has them with those labels (binary: both).
+    `iou` and `f1` are the foreground's in binary mode, else the mean over the classes present in
+    the truth, the background among them if `score_background`. `f1_macro`, `f1_micro`,
+    `f1_weighted` and `accuracy` are over the same classes as scikit-learn has them with those
+    labels (binary: both).
     """
     counts = matrix.double()
     hit, truth, predicted = counts.diag(), counts.sum(1), counts.sum(0)
     present = truth > 0
     union = truth + predicted - hit
     per_iou = [float(h / u) if p else None for h, u, p in zip(hit, union, present, strict=True)]
-    per_f1 = [float(2 * h / (t + q)) if p else None for h, t, q, p in zip(hit, truth, predicted, present, strict=True)]
-    counted = [i for i in range(len(hit)) if present[i] and (i > 0 or score_background or mode == "binary")]
+    per_f1 = [
+        float(2 * h / (t + q)) if p else None
+        for h, t, q, p in zip(hit, truth, predicted, present, strict=True)
+    ]
+    counted = [
+        i for i in range(len(hit)) if present[i] and (i > 0 or score_background or mode == "binary")
+    ]
     total = float(truth.sum())
     f1_of = torch.tensor([f if f is not None else 0.0 for f in per_f1], dtype=torch.float64)
     support = truth[counted].sum()

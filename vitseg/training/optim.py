@@ -16,8 +16,8 @@ from vitseg.settings import Optimizer as OptimizerSettings
 def build_optimizer(model: nn.Module, cfg: OptimizerSettings, stage: Stage) -> Optimizer:
     """An optimizer over exactly what trains, in named groups with an `lr_factor` each.
 
-    Groups: the decoder, and the encoder as a whole or, with `layer_decay`, block by block; each in two, since norms,
-    biases and layer scale take no weight decay.
+    Groups: the decoder, and the encoder as a whole or, with `layer_decay`, block by block; each in
+    two, since norms, biases and layer scale take no weight decay.
     """
     groups = parameter_groups(model, stage, cfg.weight_decay)
     match cfg:
@@ -52,7 +52,9 @@ def parameter_groups(model: nn.Module, stage: Stage, weight_decay: float) -> lis
 
 
 def _group_of(part: str, depth: int, stage: Stage) -> tuple[str, float]:
-    """Name and LR factor of the group that a part belongs to. The final norm goes with the last block."""
+    """Name and LR factor of the group that a part belongs to. The final norm goes with the last
+    block.
+    """
     if part == DECODER:
         return "decoder", 1.0
     if stage.layer_decay == 1.0 or not (part.startswith("block ") or part == NORM):

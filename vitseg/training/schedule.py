@@ -1,7 +1,8 @@
-"""Learning-rate schedules. Each owns its clock: the loop tells all of them the same, and each knows when to move.
+"""Learning-rate schedules. Each owns its clock: the loop tells all of them the same, and each knows
+when to move.
 
-PyTorch's own schedulers do the moving. `vitseg.plan` promises by closed form; `vitseg.training.audit.LRContract`
-compares.
+PyTorch's own schedulers do the moving. `vitseg.plan` promises by closed form;
+`vitseg.training.audit.LRContract` compares.
 """
 
 from __future__ import annotations
@@ -9,13 +10,20 @@ from __future__ import annotations
 import math
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, ExponentialLR, LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import (
+    CosineAnnealingWarmRestarts,
+    ExponentialLR,
+    LambdaLR,
+    LRScheduler,
+)
 
 from vitseg.settings import Constant, CosineRestarts, Exponential, Stage, WarmupPoly
 
 
 class Schedule:
-    """A PyTorch scheduler and the clock that steps it. `steps` counts how often the LR was moved."""
+    """A PyTorch scheduler and the clock that steps it. `steps` counts how often the LR was
+    moved.
+    """
 
     def __init__(self, inner: LRScheduler):
         self.inner, self.seen, self.steps = inner, 0, 0
@@ -31,7 +39,9 @@ class Schedule:
         self.inner.step()
 
     def fast_forward(self, batches: int, epochs: int) -> None:
-        """From the start to where so many batches and epochs have taken it: nothing else decides where it stands."""
+        """From the start to where so many batches and epochs have taken it: nothing else decides
+        where it stands.
+        """
         for _ in range(batches):
             self.after_batch()
         for _ in range(epochs):
@@ -71,12 +81,18 @@ class CosineRestartsSchedule(Schedule):
 
 
 class _Restarts(CosineAnnealingWarmRestarts):
-    """PyTorch's, with `eta_min` scaled by each group's LR factor; PyTorch has one for all groups."""
+    """PyTorch's, with `eta_min` scaled by each group's LR factor; PyTorch has one for all
+    groups.
+    """
 
     def get_lr(self) -> list[float]:
         fall = (1 + math.cos(math.pi * self.T_cur / self.T_i)) / 2
-        floors = [self.eta_min * group.get("lr_factor", 1.0) for group in self.optimizer.param_groups]
-        return [floor + (lr - floor) * fall for lr, floor in zip(self.base_lrs, floors, strict=True)]
+        floors = [
+            self.eta_min * group.get("lr_factor", 1.0) for group in self.optimizer.param_groups
+        ]
+        return [
+            floor + (lr - floor) * fall for lr, floor in zip(self.base_lrs, floors, strict=True)
+        ]
 
 
 def build_schedule(stage: Stage, optimizer: Optimizer, batches_per_epoch: int) -> Schedule:
@@ -87,7 +103,9 @@ def build_schedule(stage: Stage, optimizer: Optimizer, batches_per_epoch: int) -
         case Exponential():
             return PerEpoch(ExponentialLR(optimizer, stage.schedule.gamma))
         case WarmupPoly():
-            return PerBatch(LambdaLR(optimizer, _warmup_poly(stage.schedule, stage.epochs * batches_per_epoch)))
+            return PerBatch(
+                LambdaLR(optimizer, _warmup_poly(stage.schedule, stage.epochs * batches_per_epoch))
+            )
         case Constant():
             return Schedule(LambdaLR(optimizer, lambda _: 1.0))
 
@@ -98,6 +116,9 @@ def _warmup_poly(cfg: WarmupPoly, batches: int):
     def factor(done: int) -> float:
         if done < cfg.warmup_batches:
             return (done + 1) / cfg.warmup_batches
-        return max(0.0, 1 - (done - cfg.warmup_batches) / max(1, batches - cfg.warmup_batches)) ** cfg.power
+        return (
+            max(0.0, 1 - (done - cfg.warmup_batches) / max(1, batches - cfg.warmup_batches))
+            ** cfg.power
+        )
 
     return factor

@@ -1,4 +1,6 @@
-"""A quick ablation in one cell: the plan before it runs, a table that fills, and the sentence at the end."""
+"""A quick ablation in one cell: the plan before it runs, a table that fills, and the sentence at
+the end.
+"""
 
 from __future__ import annotations
 
@@ -31,21 +33,32 @@ from vitseg.ui.trials import Source, TrialsScreen
 
 
 def ablate(
-    recipe: Recipe, axes: Mapping[str, Sequence[Any]], seeds: int | Sequence[int] = 3, folder: str | Path | None = None, *,
-    where: Literal["here", "ray"] = "here", address: str | None = None, gpus: float = 0,
-) -> Ablation:  # fmt: skip
+    recipe: Recipe,
+    axes: Mapping[str, Sequence[Any]],
+    seeds: int | Sequence[int] = 3,
+    folder: str | Path | None = None,
+    *,
+    where: Literal["here", "ray"] = "here",
+    address: str | None = None,
+    gpus: float = 0,
+) -> Ablation:
     """Train every combination of the axes' values with every seed, and ask what unfreezing bought.
 
-    `ablate(recipe, {"stages.1.unfrozen_blocks": [0, 2, 4]}, seeds=3)` shows the plan; Start, or `start()`, trains it in the
-    background. First stages that trials share are trained once. Beside the trials run controls, which spend the same epochs
-    wholly in stage 1. The same call in a later kernel finds the folder and goes on. Raises VitsegError for an axis, a value
-    or a folder that cannot be.
+    `ablate(recipe, {"stages.1.unfrozen_blocks": [0, 2, 4]}, seeds=3)` shows the plan; Start, or
+    `start()`, trains it in the background. First stages that trials share are trained once. Beside
+    the trials run controls, which spend the same epochs wholly in stage 1. The same call in a later
+    kernel finds the folder and goes on. Raises VitsegError for an axis, a value or a folder that
+    cannot be.
 
-    `where="ray"` trains trials side by side on a Ray cluster; `address` and `gpus` are those of `vitseg.sweep.cluster.Spread`,
-    and docs/cluster.md says how.
+    `where="ray"` trains trials side by side on a Ray cluster; `address` and `gpus` are those of
+    `vitseg.sweep.cluster.Spread`, and docs/cluster.md says how.
     """
     session = SweepSession(recipe, axes, seeds, folder, _spread(where, address, gpus))
-    if (live := current()) and isinstance(live.owner, SweepSession) and live.owner.sweep.path == session.sweep.path:
+    if (
+        (live := current())
+        and isinstance(live.owner, SweepSession)
+        and live.owner.sweep.path == session.sweep.path
+    ):
         session = live.owner
     return Ablation(session)
 
@@ -63,7 +76,9 @@ def _spread(where: str, address: str | None, gpus: float) -> Callable[[Sweep], S
 
 
 class Ablation(TrialsScreen):
-    """A sweep on the screen; see `ablate`. `start`, `pause`, `resume`, `stop` and `wait` do what the buttons do."""
+    """A sweep on the screen; see `ablate`. `start`, `pause`, `resume`, `stop` and `wait` do what
+    the buttons do.
+    """
 
     def __init__(self, session: SweepSession):
         super().__init__(session.trials)
@@ -74,12 +89,17 @@ class Ablation(TrialsScreen):
             self._paint_while_alive()
 
     def finish(self) -> Path:
-        """Start, print a line for each trial, and give the sweep's folder at the end. Raises what stopped the sweep."""
+        """Start, print a line for each trial, and give the sweep's folder at the end. Raises what
+        stopped the sweep.
+        """
         for name, found in self.sweep.results().items() if self.trials.live is None else ():
             say(f"{name}: IoU {number_or_na(found.iou)}, from before")
         for event in self._follow():
             if isinstance(event, TrialEnded):
-                say(f"{event.trial}: {event.error or f'IoU {number_or_na(self.sweep.results()[event.trial].iou)}'}")
+                say(
+                    f"{event.trial}: "
+                    f"{event.error or f'IoU {number_or_na(self.sweep.results()[event.trial].iou)}'}"
+                )
         return self.sweep.path
 
     # ---- what was found
@@ -129,10 +149,15 @@ class Ablation(TrialsScreen):
         self._plan, self._table, self._said = w.HTML(), w.HTML(), w.HTML()
         self._figure = live_figure(self.show())
         style = w.HTML(panels.STYLE)
-        self.box = w.VBox([style, self._plan, self._steering.box, self._table, self._figure, Fit(), self._said])
+        self.box = w.VBox(
+            [style, self._plan, self._steering.box, self._table, self._figure, Fit(), self._said]
+        )
 
     def __str__(self) -> str:
-        return f"{sweep_charts.plan_table(self.grid)}\n(An ablation: live in JupyterLab; here, ablation.finish().)"
+        return (
+            f"{sweep_charts.plan_table(self.grid)}\n(An ablation: live in JupyterLab; here, "
+            f"ablation.finish().)"
+        )
 
     def _repr_mimebundle_(self, **more: Any) -> Any:
         if self.session.cost is None and not self.trials.alive:
@@ -152,7 +177,10 @@ class Ablation(TrialsScreen):
 
     def _draw_all(self) -> None:
         with self._steering.lock:
-            quiet = "".join(f"<p class=quiet>{escape(note)}</p>" for note in (*self.grid.notes, self._cost_and_place()))
+            quiet = "".join(
+                f"<p class=quiet>{escape(note)}</p>"
+                for note in (*self.grid.notes, self._cost_and_place())
+            )
             self._plan.value = panels.html(sweep_charts.plan_table(self.grid)._repr_html_() + quiet)
             self._table.value = panels.html(self.table._repr_html_())
             self._said.value = panels.html(f"<p><b>{escape(self.sentence)}</b></p>")
@@ -161,9 +189,12 @@ class Ablation(TrialsScreen):
 
     def _cost_and_place(self) -> str:
         s = self.session
-        known = s.cost and self.sweep.todo() and not self.trials.alive  # the bar knows better, once it moves
+        known = (
+            s.cost and self.sweep.todo() and not self.trials.alive
+        )  # the bar knows better, once it moves
         timing = "A few batches are being timed. " if s.cost is None and self.sweep.todo() else ""
-        return f"{timing}{f'About {duration(s.predicted_seconds())} to go, in ' if known else ''}{self.sweep.path}"
+        to_go = f"About {duration(s.predicted_seconds())} to go, in " if known else ""
+        return f"{timing}{to_go}{self.sweep.path}"
 
     def _draw(self) -> None:
         with self._steering.lock:

@@ -1,4 +1,6 @@
-"""What is known of the time to come: the forecast, stages that are trained already, how fast a run really goes. No widgets."""
+"""What is known of the time to come: the forecast, stages that are trained already, how fast a run
+really goes. No widgets.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ LONGEST = 60.0
 
 
 class Ahead:
-    """`cost` is None until a few batches have been timed. `count` is told of every event of a run."""
+    """`cost` is None until a few batches have been timed. `count` is told of every event of a
+    run.
+    """
 
     def __init__(self):
         self.cost: Cost | None = None
@@ -36,7 +40,9 @@ class Ahead:
         self._seconds = self._done = 0.0
 
     def measure(self, recipe: Recipe, work: Work, untouched: bool) -> None:
-        """Time a few batches, once. `untouched` work has the weights that a run begins with: only then are they looked up."""
+        """Time a few batches, once. `untouched` work has the weights that a run begins with: only
+        then are they looked up.
+        """
         with self._timing:
             if self.cost is None:
                 facts = environment(work.data, work.model, work.machine) if untouched else {}
@@ -52,7 +58,9 @@ class Ahead:
         facts = {"device": str(machine.device)} | {name: getattr(machine, name) for name in names}
         if not facts.items() <= self._facts.items():
             return 0
-        keys = stage_keys(recipe, batches_per_epoch(recipe, work.data), work.model.encoder.depth, self._facts)
+        keys = stage_keys(
+            recipe, batches_per_epoch(recipe, work.data), work.model.encoder.depth, self._facts
+        )
         found = trained_already(keys)
         return found.stage if found else 0
 
@@ -61,7 +69,10 @@ class Ahead:
         if self.cost is None or recipe is None:
             return 1.0
         if self._weighed is not recipe:
-            self._weighed, self._weights = recipe, [f.seconds / f.steps for f in self.forecast(recipe, work)]
+            self._weighed, self._weights = (
+                recipe,
+                [f.seconds / f.steps for f in self.forecast(recipe, work)],
+            )
         return self._weights[stage - 1]
 
     def count(self, working: bool, weight: float) -> None:

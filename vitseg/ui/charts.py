@@ -1,4 +1,6 @@
-"""Charts as pure functions of events: the same for a live run, a replayed one and one in a report. No torch."""
+"""Charts as pure functions of events: the same for a live run, a replayed one and one in a report.
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ POINTS = 1000
 
 
 def curves(events: Iterable[Event], beneath: Iterable[Event] | None = None) -> go.Figure:
-    """Learning rate, loss, IoU and F1 over epochs, a band for each stage; those of another run grey and dotted beneath."""
+    """Learning rate, loss, IoU and F1 over epochs, a band for each stage; those of another run grey
+    and dotted beneath.
+    """
     return curves_figure(Curves.of(events), None if beneath is None else Curves.of(beneath))
 
 
@@ -46,8 +50,11 @@ _PARENT = {"valid loss": 2, "valid IoU": 3}
 """What is shown of another run laid beneath."""
 
 
-def curves_figure(curves: Curves, beneath: Curves | None = None, most: int | None = None) -> go.Figure:
-    """Three charts side by side on one epoch axis. `beneath`, the curves of another run, is drawn grey and dotted.
+def curves_figure(
+    curves: Curves, beneath: Curves | None = None, most: int | None = None
+) -> go.Figure:
+    """Three charts side by side on one epoch axis. `beneath`, the curves of another run, is drawn
+    grey and dotted.
 
     `most` is the number of points of a curve above which it is thinned.
     """
@@ -58,39 +65,87 @@ def curves_figure(curves: Curves, beneath: Curves | None = None, most: int | Non
         for name, column in _PARENT.items():
             figure.add_trace(_parent_trace(name, beneath, most), row=1, col=column)
     figure.update_xaxes(title={"text": "epoch", "font": {"size": 12}})
-    figure.update_yaxes(type="log", exponentformat="power", dtick=1, tickfont={"size": 11}, row=1, col=1)
+    figure.update_yaxes(
+        type="log", exponentformat="power", dtick=1, tickfont={"size": 11}, row=1, col=1
+    )
     figure.update_yaxes(rangemode="tozero", row=1, col=2)
     figure.update_yaxes(range=[0, 1], row=1, col=3)
     figure.update_layout(**around(curves, beneath))
     margin = {"l": 52, "r": 12, "t": 76, "b": 48}
     return figure.update_layout(
-        template=theme.TEMPLATE, height=352, hovermode="x", margin=margin, uirevision="stay", showlegend=False, autosize=True
+        template=theme.TEMPLATE,
+        height=352,
+        hovermode="x",
+        margin=margin,
+        uirevision="stay",
+        showlegend=False,
+        autosize=True,
     )
 
 
 def around(curves: Curves, beneath: Curves | None = None) -> dict[str, list]:
-    """Shapes and annotations of a figure: titles, and a coloured band with its number for each stage in each chart."""
+    """Shapes and annotations of a figure: titles, and a coloured band with its number for each
+    stage in each chart.
+    """
     shapes, words = [], _titles(beneath)
     for band in curves.bands:
         color = theme.stage_color(band.stage)
         for column in ("", "2", "3"):
-            where = {"xref": f"x{column}", "x0": band.start, "x1": band.end, "yref": "paper", "y0": 0, "y1": 1}
-            shapes.append({"type": "rect", "fillcolor": color, "opacity": 0.09, "line": {"width": 0}, "layer": "below"} | where)
-            at = {"xref": f"x{column}", "x": (band.start + band.end) / 2, "yref": "paper", "y": 1.0, "yanchor": "bottom"}
+            where = {
+                "xref": f"x{column}",
+                "x0": band.start,
+                "x1": band.end,
+                "yref": "paper",
+                "y0": 0,
+                "y1": 1,
+            }
+            shapes.append(
+                {
+                    "type": "rect",
+                    "fillcolor": color,
+                    "opacity": 0.09,
+                    "line": {"width": 0},
+                    "layer": "below",
+                }
+                | where
+            )
+            at = {
+                "xref": f"x{column}",
+                "x": (band.start + band.end) / 2,
+                "yref": "paper",
+                "y": 1.0,
+                "yanchor": "bottom",
+            }
             text = {"text": f"<b>{band.stage}</b>", "hovertext": f"stage {band.stage}: {band.name}"}
             words.append(text | {"showarrow": False, "font": {"color": color, "size": 11}} | at)
     return {"shapes": shapes, "annotations": words}
 
 
 def _titles(beneath: Curves | None) -> list[dict[str, Any]]:
-    """Of each chart, and in place of a legend, which would take width, its curves in their colours."""
+    """Of each chart, and in place of a legend, which would take width, its curves in their
+    colours.
+    """
     titles = []
     for column, (title, names) in enumerate(_TITLES, start=1):
-        if beneath is not None and column in {_PARENT[name] for name in _PARENT if beneath.points[name].x}:
+        if beneath is not None and column in {
+            _PARENT[name] for name in _PARENT if beneath.points[name].x
+        }:
             names = (*names, ("earlier run", theme.PLAN))
         words = " ".join(f'<span style="color:{color}">■ {name}</span>' for name, color in names)
-        where = {"xref": f"x{column if column > 1 else ''} domain", "x": 0, "xanchor": "left", "align": "left"}
-        where |= {"yref": "paper", "y": 1.0, "yanchor": "bottom", "yshift": 16, "showarrow": False, "font": {"size": 12}}
+        where = {
+            "xref": f"x{column if column > 1 else ''} domain",
+            "x": 0,
+            "xanchor": "left",
+            "align": "left",
+        }
+        where |= {
+            "yref": "paper",
+            "y": 1.0,
+            "yanchor": "bottom",
+            "yshift": 16,
+            "showarrow": False,
+            "font": {"size": 12},
+        }
         titles.append({"text": f"<b>{title}</b><br>{words}"} | where)
     return titles
 
@@ -105,7 +160,11 @@ def _trace(name: str, curves: Curves, most: int | None) -> go.Scatter:
     _, color, line, more = _STYLE[name]
     line = {"color": color, "width": 2, "shape": "vh" if name.startswith("LR") else "linear"} | line
     digits = ".3g" if name.startswith("LR") else ".3f"
-    more = {"mode": "lines", "marker": {"size": 6}, "hovertemplate": f"%{{y:{digits}}} (step %{{customdata}})"} | more
+    more = {
+        "mode": "lines",
+        "marker": {"size": 6},
+        "hovertemplate": f"%{{y:{digits}}} (step %{{customdata}})",
+    } | more
     return go.Scatter(name=name, line=line, **more, **trace_data(curves.points[name], most))
 
 
@@ -140,12 +199,17 @@ def planned_lr(recipe: Recipe, batches_per_epoch: int) -> go.Figure:
 
 
 def freeze_map(rows: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> go.Figure:
-    """Which parts train: a row for each (label, parts), a cell for each part with its `name`, `trains`, `parameters`."""
+    """Which parts train: a row for each (label, parts), a cell for each part with its `name`,
+    `trains`, `parameters`.
+    """
     names = [p["name"] for p in rows[0][1]]
     short = [_SHORT.get(n, n.removeprefix("block ")) for n in names]
     z = [[int(p["trains"]) for p in parts] for _, parts in rows]
     text = [
-        [f"{p['name']}: {p['parameters']:,} parameters, {'trains' if p['trains'] else 'frozen'}" for p in parts]
+        [
+            f"{p['name']}: {p['parameters']:,} parameters, {'trains' if p['trains'] else 'frozen'}"
+            for p in parts
+        ]
         for _, parts in rows
     ]
     figure = go.Figure(
@@ -166,8 +230,12 @@ def freeze_map(rows: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> go.Figur
     for label, color in (("frozen", theme.FROZEN), ("trains", theme.TRAINED)):
         marker = {"color": color, "symbol": "square", "size": 12}
         figure.add_scatter(x=[None], y=[None], mode="markers", name=label, marker=marker)
-    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=short, side="top", showgrid=False, ticks="")
-    figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", type="category", automargin=True)
+    figure.update_xaxes(
+        tickvals=list(range(len(names))), ticktext=short, side="top", showgrid=False, ticks=""
+    )
+    figure.update_yaxes(
+        autorange="reversed", showgrid=False, ticks="", type="category", automargin=True
+    )
     legend = {"orientation": "h", "y": -0.05, "yanchor": "top"}
     return figure.update_layout(template=theme.TEMPLATE, height=110 + 42 * len(rows), legend=legend)
 
@@ -187,7 +255,18 @@ def class_map(events: Iterable[Event]) -> go.Figure:
     bar = {"title": "IoU", "thickness": 12}
     hover = "epoch %{x}, %{y}: %{z:.3f}<extra></extra>"
     x = [e.epoch for e in ended]
-    figure = go.Figure(go.Heatmap(z=z, x=x, y=classes, zmin=0, zmax=1, colorscale="Cividis", colorbar=bar, hovertemplate=hover))
+    figure = go.Figure(
+        go.Heatmap(
+            z=z,
+            x=x,
+            y=classes,
+            zmin=0,
+            zmax=1,
+            colorscale="Cividis",
+            colorbar=bar,
+            hovertemplate=hover,
+        )
+    )
     figure.update_yaxes(autorange="reversed", type="category", automargin=True, showgrid=False)
     figure.update_xaxes(title_text="epoch", showgrid=False)
     return figure.update_layout(template=theme.TEMPLATE, height=140 + 26 * len(classes))
@@ -197,8 +276,20 @@ _SHORT = {"embeddings": "E", "final norm": "N", "decoder": "decoder"}
 
 
 def _band(figure: go.Figure, stage: int, name: str, start: float, end: float) -> None:
-    figure.add_vrect(x0=start, x1=end, fillcolor=theme.stage_color(stage), opacity=0.09, line_width=0, layer="below")
+    figure.add_vrect(
+        x0=start,
+        x1=end,
+        fillcolor=theme.stage_color(stage),
+        opacity=0.09,
+        line_width=0,
+        layer="below",
+    )
     figure.add_annotation(
-        x=(start + end) / 2, y=1.0, yref="paper", yanchor="bottom", text=f"{stage} {name}", showarrow=False,
+        x=(start + end) / 2,
+        y=1.0,
+        yref="paper",
+        yanchor="bottom",
+        text=f"{stage} {name}",
+        showarrow=False,
         font={"color": theme.stage_color(stage)},
-    )  # fmt: skip
+    )

@@ -7,7 +7,16 @@ from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
-from vitseg.events import BatchEnded, EpochEnded, Event, FeaturesUsed, RunResumed, RunStarted, StageEnded, StageStarted
+from vitseg.events import (
+    BatchEnded,
+    EpochEnded,
+    Event,
+    FeaturesUsed,
+    RunResumed,
+    RunStarted,
+    StageEnded,
+    StageStarted,
+)
 from vitseg.ui.table import inherited_words, number_or_na
 
 
@@ -25,14 +34,19 @@ def progress(events: Iterable[Event]) -> Iterator[Event]:
             case RunResumed():
                 say("\n".join([*event.skipped, f"Going on after step {event.step}."]))
             case StageStarted():
-                say(f"\nStage {event.stage}: {event.name} · {event.schedule} · {event.epochs} epoch{'s' * (event.epochs != 1)}")
+                say(
+                    f"\nStage {event.stage}: {event.name} · {event.schedule} · {event.epochs} "
+                    f"epoch{'s' * (event.epochs != 1)}"
+                )
                 say("\n".join(f"  {line}" for line in [*event.audit.splitlines(), *event.notes]))
                 say(f"  start weights: valid IoU {number_or_na(event.validation['iou'])}")
                 bar = _bar(event.stage, event.epochs * batches)
             case BatchEnded():
                 batches = event.batches
                 bar = _bar(event.stage) if bar is None else bar  # a resumed stage has begun before
-                bar.set_postfix_str(f"loss {event.loss:.3f}, LR {event.lr['decoder']:.2e}", refresh=False)
+                bar.set_postfix_str(
+                    f"loss {event.loss:.3f}, LR {event.lr['decoder']:.2e}", refresh=False
+                )
                 bar.update()
             case FeaturesUsed() if event.note not in ("", told):
                 told = event.note
@@ -58,15 +72,30 @@ def _best(event: StageEnded) -> str:
 
 
 def _bar(stage: int, batches: int | None = None) -> tqdm:
-    return tqdm(total=batches, desc=f"stage {stage}", unit="batch", file=sys.stdout, leave=False, mininterval=0.5)
+    return tqdm(
+        total=batches,
+        desc=f"stage {stage}",
+        unit="batch",
+        file=sys.stdout,
+        leave=False,
+        mininterval=0.5,
+    )
 
 
 def _run_line(event: RunStarted) -> str:
-    images = f"{event.train_images} train, {event.validation_images} validation, {event.test_images} test"
-    encoder = f"{event.encoder['name']} ({event.encoder['source']}, sha256 {event.encoder['sha256'][:12]})"
+    images = (
+        f"{event.train_images} train, {event.validation_images} validation, "
+        f"{event.test_images} test"
+    )
+    encoder = (
+        f"{event.encoder['name']} ({event.encoder['source']}, sha256 "
+        f"{event.encoder['sha256'][:12]})"
+    )
     return (
-        f"{event.recipe['name']}: {images} images · {len(event.classes)} classes, {event.mode}; masks: {event.masks}\n"
-        f"encoder {encoder}\n{event.device}, {event.precision}, {event.threads} thread{'s' * (event.threads != 1)}"
+        f"{event.recipe['name']}: {images} images · {len(event.classes)} classes, {event.mode}; "
+        f"masks: {event.masks}\n"
+        f"encoder {encoder}\n{event.device}, {event.precision}, {event.threads} "
+        f"thread{'s' * (event.threads != 1)}"
         f"{f' in each of {event.processes} processes' * (event.processes > 1)}"
     )
 
@@ -74,8 +103,10 @@ def _run_line(event: RunStarted) -> str:
 def _epoch_line(event: EpochEnded) -> str:
     v = event.validation
     return (
-        f"  epoch {event.epoch:3d}  last LR {event.lr['decoder']:.2e}  loss {event.train['loss']:.3f}, valid {v['loss']:.3f}  "
-        f"IoU {number_or_na(v['iou'])}  F1 {number_or_na(v['f1'])}{'  best so far' if event.best else ''}"
+        f"  epoch {event.epoch:3d}  last LR {event.lr['decoder']:.2e}  loss "
+        f"{event.train['loss']:.3f}, valid {v['loss']:.3f}  "
+        f"IoU {number_or_na(v['iou'])}  F1 "
+        f"{number_or_na(v['f1'])}{'  best so far' if event.best else ''}"
     )
 
 

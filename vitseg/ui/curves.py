@@ -1,4 +1,5 @@
-"""The curves of a run, gathered event by event: learning rate, loss, IoU and F1 over epochs. No torch.
+"""The curves of a run, gathered event by event: learning rate, loss, IoU and F1 over epochs. No
+torch.
 
 One gatherer serves live, replayed and reported runs, so all of them show the same.
 """
@@ -17,7 +18,16 @@ from vitseg import plan
 from vitseg.events import BatchEnded, EpochEnded, Event, RunStarted, StageEnded, StageStarted
 from vitseg.recipe import Recipe
 
-NAMES = ("LR (planned)", "LR", "LR, encoder", "train loss", "valid loss", "train IoU", "valid IoU", "valid F1")
+NAMES = (
+    "LR (planned)",
+    "LR",
+    "LR, encoder",
+    "train loss",
+    "valid loss",
+    "train IoU",
+    "valid IoU",
+    "valid F1",
+)
 
 
 @dataclass(slots=True)
@@ -34,9 +44,15 @@ class Points:
         self.steps.append(step)
 
     def arrays(self, most: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """x, y and steps. Of more than `most` points every bucket's lowest and highest stay: no spike is lost."""
+        """x, y and steps. Of more than `most` points every bucket's lowest and highest stay: no
+        spike is lost.
+        """
         n = len(self.steps)  # appended last: another thread may be adding a point
-        x, y, steps = np.frombuffer(self.x[:n]), np.frombuffer(self.y[:n]), np.frombuffer(self.steps[:n], np.int64)
+        x, y, steps = (
+            np.frombuffer(self.x[:n]),
+            np.frombuffer(self.y[:n]),
+            np.frombuffer(self.steps[:n], np.int64),
+        )
         if most is not None:
             x, y, steps = x.astype(np.float32), y.astype(np.float32), steps.astype(np.int32)
         if most is None or n <= most:
@@ -46,13 +62,18 @@ class Points:
 
 
 def _extremes(y: np.ndarray, buckets: int) -> np.ndarray:
-    """Places of the first lowest and first highest value of each bucket, in order; the last bucket may be shorter."""
+    """Places of the first lowest and first highest value of each bucket, in order; the last bucket
+    may be shorter.
+    """
     width = -(-len(y) // buckets)
     padded = np.full(-(-len(y) // width) * width, np.nan)
     padded[: len(y)] = y
     rows = padded.reshape(-1, width)
     starts = np.arange(len(rows)) * width
-    low, high = np.where(np.isnan(rows), np.inf, rows).argmin(1), np.where(np.isnan(rows), -np.inf, rows).argmax(1)
+    low, high = (
+        np.where(np.isnan(rows), np.inf, rows).argmin(1),
+        np.where(np.isnan(rows), -np.inf, rows).argmax(1),
+    )
     return np.unique(np.concatenate([starts + low, starts + high, [len(y) - 1]]))
 
 
@@ -69,8 +90,8 @@ class Band:
 class Curves:
     """Give it the events of a run with `add`; read `points` and `bands` at any time.
 
-    With a recipe the promised LR of all stages is there before the first event. Where a stage ended early, the plan
-    of the later ones is moved to where they really began.
+    With a recipe the promised LR of all stages is there before the first event. Where a stage ended
+    early, the plan of the later ones is moved to where they really began.
     """
 
     def __init__(self, recipe: Recipe | None = None, batches_per_epoch: int = 0):
@@ -99,7 +120,10 @@ class Curves:
                 planned.add(x, plan.planned_lr(stage, batch, self._n), step + batch)
             bands.append(Band(number, stage.name, epoch, epoch + epochs))
             epoch, step = epoch + epochs, step + epochs * self._n
-        self.points["LR (planned)"], self.bands = planned, bands  # whole: another thread may be drawing them
+        self.points["LR (planned)"], self.bands = (
+            planned,
+            bands,
+        )  # whole: another thread may be drawing them
 
     def stage_began(self, stage: int) -> tuple[int, int]:
         """(epoch, step) of the whole run at which a stage began."""
@@ -108,7 +132,9 @@ class Curves:
     def add(self, event: Event) -> None:
         match event:
             case RunStarted():
-                self.promise(Recipe.model_validate_json(json.dumps(event.recipe)), event.batches_per_epoch)
+                self.promise(
+                    Recipe.model_validate_json(json.dumps(event.recipe)), event.batches_per_epoch
+                )
             case StageStarted():
                 self._began[event.stage] = (event.epoch, event.step)
                 self.promise(self._recipe, self._n)

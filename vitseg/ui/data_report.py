@@ -1,4 +1,6 @@
-"""What a look at a data set has found: as text, in a notebook, as JSON, and as one HTML file with pictures."""
+"""What a look at a data set has found: as text, in a notebook, as JSON, and as one HTML file with
+pictures.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ from vitseg.ui.table import Table
 from vitseg.words import shown
 
 SHOWN = 12
-"""Lines of one kind that are shown in a notebook or on a terminal; the JSON and the page have all."""
+"""Lines of one kind that are shown in a notebook or on a terminal; the JSON and the page have all.
+"""
 
 PICTURES = 24
 
@@ -34,7 +37,9 @@ MOMENT = 0.5
 
 
 class DataReport:
-    """Made by `vitseg.check(folder)`. `check` holds what was found; `ok` is whether nothing stops a training."""
+    """Made by `vitseg.check(folder)`. `check` holds what was found; `ok` is whether nothing stops a
+    training.
+    """
 
     def __init__(self, check: Check):
         self.check = check
@@ -49,19 +54,26 @@ class DataReport:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        said = "".join(f"<pre style='white-space:pre-wrap'>{escape(text)}</pre>" for text in [self._head(), *self._said()])
+        said = "".join(
+            f"<pre style='white-space:pre-wrap'>{escape(text)}</pre>"
+            for text in [self._head(), *self._said()]
+        )
         return said + "".join(table._repr_html_() for table in self._tables())
 
     def to_json(self) -> str:
         return json.dumps(self.check.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     def save(self, path: str | Path, *, page: bool = True) -> Path:
-        """Write the page, with all that was found and pictures of it, or the JSON. Raises RunError if it cannot be written."""
+        """Write the page, with all that was found and pictures of it, or the JSON. Raises RunError
+        if it cannot be written.
+        """
         path = Path(path).expanduser().absolute()
         try:
             path.write_text(self._page() if page else self.to_json(), encoding="utf-8")
         except OSError as error:
-            raise RunError(f"{path}: cannot be written ({error.strerror}).", "Choose another file.") from None
+            raise RunError(
+                f"{path}: cannot be written ({error.strerror}).", "Choose another file."
+            ) from None
         return path
 
     def _head(self) -> str:
@@ -69,11 +81,18 @@ class DataReport:
         splits = ", ".join(f"{count} {split}" for split, count in c.splits.items())
         counts = [(c.problems, "problem"), (c.warnings, "warning"), (c.notes, "note")]
         found = ", ".join(f"{len(items)} {word}{'s' * (len(items) != 1)}" for items, word in counts)
-        return f"{shown(c.root)}: {c.found} pairs, {len(c.whole)} whole ({splits})\nmasks: {c.masks}\n{found}"
+        return (
+            f"{shown(c.root)}: {c.found} pairs, {len(c.whole)} whole ({splits})\nmasks: "
+            f"{c.masks}\n{found}"
+        )
 
     def _said(self, most: int | None = SHOWN) -> Iterator[str]:
         """A paragraph for each kind of problem, warning and note."""
-        for rank, items in (("PROBLEM", self.check.problems), ("WARNING", self.check.warnings), ("note", self.check.notes)):
+        for rank, items in (
+            ("PROBLEM", self.check.problems),
+            ("WARNING", self.check.warnings),
+            ("note", self.check.notes),
+        ):
             for kind, count in Counter(p.kind for p in items).items():
                 lines = [self._short(p) for p in items if p.kind == kind]
                 more = [f"... and {count - most} more"] if most and count > most else []
@@ -86,33 +105,50 @@ class DataReport:
         splits = list(c.splits)
         total = {split: sum(row.pixels.get(split, 0) for row in c.classes) or 1 for split in splits}
         rows = tuple(
-            (row.name, *(_cell(row.images.get(s, 0), row.pixels.get(s, 0) / total[s]) for s in splits)) for row in c.classes
+            (
+                row.name,
+                *(_cell(row.images.get(s, 0), row.pixels.get(s, 0) / total[s]) for s in splits),
+            )
+            for row in c.classes
         )
         heads = tuple(f"{split}: images, pixels" for split in splits)
         yield Table(("class", *heads), rows, "Classes")
         if 2 < len(c.classes) <= 24:
             names = [row.name for row in c.classes]
-            cells = tuple((name, *map(str, counts)) for name, counts in zip(names, c.together, strict=True))
+            cells = tuple(
+                (name, *map(str, counts)) for name, counts in zip(names, c.together, strict=True)
+            )
             yield Table(("together in images", *names), cells, "Which classes occur together")
 
     def _page(self) -> str:
         c = self.check
         said = "".join(f"<pre>{escape(text)}</pre>" for text in self._said(most=None))
         tables = "".join(table._repr_html_() for table in self._tables())
-        flagged, good = self._flagged(), list(c.whole)[:: max(1, len(c.whole) // PICTURES)][:PICTURES]
+        flagged, good = (
+            self._flagged(),
+            list(c.whole)[:: max(1, len(c.whole) // PICTURES)][:PICTURES],
+        )
         sheets = [("Flagged", flagged)] if flagged else []
-        sheets += [("Some of the others", [(name, self._picture(name)) for name in good])] if good else []
-        body = "".join(f"<h2>{title}</h2><div class=sheet>{''.join(map(_figure, items))}</div>" for title, items in sheets)
+        sheets += (
+            [("Some of the others", [(name, self._picture(name)) for name in good])] if good else []
+        )
+        body = "".join(
+            f"<h2>{title}</h2><div class=sheet>{''.join(map(_figure, items))}</div>"
+            for title, items in sheets
+        )
         title = f"Data: {escape(shown(c.root))}"
         return (
             f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}"
-            ".sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 1rem; }"
+            ".sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, "
+            "1fr)); gap: 1rem; }"
             "figure { margin: 0; } figcaption { overflow-wrap: anywhere; font-size: 12px; }</style>"
             f"<h1>{title}</h1><pre>{escape(self._head())}</pre>{said}{tables}{body}</html>\n"
         )
 
     def _flagged(self) -> list[tuple[str, Image.Image | None]]:
-        """A picture for each file that something was said of, of a mask its image, as far as it can be opened."""
+        """A picture for each file that something was said of, of a mask its image, as far as it can
+        be opened.
+        """
         items: dict[Path, Problem] = {}
         for problem in [*self.check.problems, *self.check.warnings, *self.check.notes]:
             items.setdefault(problem.path, problem)
@@ -133,14 +169,22 @@ def check(folder: str | Path | Data) -> DataReport:
 
     Raises DataError where there is no data set to look at.
     """
-    data = folder if isinstance(folder, Data) else Data(source=Folder(path=str(Path(folder).absolute())))
+    data = (
+        folder
+        if isinstance(folder, Data)
+        else Data(source=Folder(path=str(Path(folder).absolute())))
+    )
     return DataReport(check_data(data, _counted))
 
 
 def _counted(looks: Iterator[Look], doing: str, count: int) -> Iterator[Look]:
-    """Pass looks on, under a bar if it takes longer than a moment: in a notebook, and on a terminal beside the output."""
+    """Pass looks on, under a bar if it takes longer than a moment: in a notebook, and on a terminal
+    beside the output.
+    """
     bad = 0
-    with tqdm(looks, desc=doing, total=count, unit="pair", leave=False, delay=MOMENT, disable=None) as bar:
+    with tqdm(
+        looks, desc=doing, total=count, unit="pair", leave=False, delay=MOMENT, disable=None
+    ) as bar:
         for look in bar:
             if look.problems:
                 bad += 1
@@ -150,7 +194,11 @@ def _counted(looks: Iterator[Look], doing: str, count: int) -> Iterator[Look]:
 
 def _cell(images: int, share: float) -> str:
     percent = 100 * share
-    return f"{images:,}, {percent:.{0 if percent >= 10 else 1 if percent >= 1 else 2}f} %" if images else "absent"
+    return (
+        f"{images:,}, {percent:.{0 if percent >= 10 else 1 if percent >= 1 else 2}f} %"
+        if images
+        else "absent"
+    )
 
 
 def _opened(image: Path, ids: Callable[[], np.ndarray | None] = lambda: None) -> Image.Image | None:
@@ -165,5 +213,9 @@ def _opened(image: Path, ids: Callable[[], np.ndarray | None] = lambda: None) ->
 
 def _figure(item: tuple[str, Image.Image | None]) -> str:
     words, image = item
-    shown = f'<img alt="" src="{pictures.data_uri(image)}">' if image else "<p class=quiet>cannot be shown</p>"
+    shown = (
+        f'<img alt="" src="{pictures.data_uri(image)}">'
+        if image
+        else "<p class=quiet>cannot be shown</p>"
+    )
     return f"<figure>{shown}<figcaption>{escape(words)}</figcaption></figure>"

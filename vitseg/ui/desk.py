@@ -1,4 +1,6 @@
-"""What the controls say: a recipe with changes, where to start from, and what cannot work. No widgets."""
+"""What the controls say: a recipe with changes, where to start from, and what cannot work. No
+widgets.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +42,11 @@ MOST_EPOCHS = 10_000
 
 @dataclass
 class Desk:
-    """The controls' state. `stage` is the row being edited, from 1; `this_stage_only` ends the run after it; with `retrain`
-    stages that an earlier run has finished alike are trained all the same.
+    """The controls' state. `stage` is the row being edited, from 1; `this_stage_only` ends the run
+    after it; with `retrain` stages that an earlier run has finished alike are trained all the same.
 
-    `recipe` is the base with all edits; `problems` says by control what is wrong, and is empty if Start may be pressed.
+    `recipe` is the base with all edits; `problems` says by control what is wrong, and is empty if
+    Start may be pressed.
     """
 
     base: Recipe
@@ -60,7 +63,9 @@ class Desk:
         self._whole: dict[str, Any] = {}
 
     def take(self, recipe: Recipe) -> None:
-        """Another recipe in place of what the controls said. After one that has only stage 1 the later stages stay at hand."""
+        """Another recipe in place of what the controls said. After one that has only stage 1 the
+        later stages stay at hand.
+        """
         later = self.base.stages[1:] if len(recipe.stages) == 1 else ()
         self.this_stage_only = bool(later)
         recipe = recipe.replace({"stages": recipe.stages + later})
@@ -69,18 +74,24 @@ class Desk:
         self.check()
 
     def edit(self, setting: str, value: Any) -> None:
-        """Change a setting of the stage being edited (`lr`), or of the whole recipe (`batch_size`)."""
+        """Change a setting of the stage being edited (`lr`), or of the whole recipe
+        (`batch_size`).
+        """
         of_stage = setting in {"unfrozen_blocks", "schedule", "lr", "epochs"}
         self.edits[f"stages.{self.stage - 1}.{setting}" if of_stage else setting] = value
         self.check()
 
     def turn_to(self, stage: int) -> None:
-        """Edit another stage. An edit that was refused is dropped: its control would not show it any more."""
+        """Edit another stage. An edit that was refused is dropped: its control would not show it
+        any more.
+        """
         self.stage, self.edits = stage, dict(self._whole) if self.problems else self.edits
         self.check()
 
     def check(self) -> None:
-        """Work out `recipe` and `problems` anew. With a problem, `recipe` stays the last one that was whole."""
+        """Work out `recipe` and `problems` anew. With a problem, `recipe` stays the last one that
+        was whole.
+        """
         self.problems = {}
         try:
             recipe, _ = self.base.settle(self.edits)  # at depth 0 the encoder's own settings go
@@ -94,12 +105,19 @@ class Desk:
             self.problems["Start from"] = f"{error} Choose another place to start from."
 
     def _check_here(self, recipe: Recipe) -> None:
-        """What only this machine and this encoder know: is there such a device, are there so many blocks?"""
+        """What only this machine and this encoder know: is there such a device, are there so many
+        blocks?
+        """
         resolve(recipe)
         for number in range(1, len(recipe.stages) + 1):
             depth_of_stage(recipe, number, self.model)
         if (epochs := sum(s.epochs for s in recipe.stages)) > MOST_EPOCHS:
-            raise ConfigError("epochs", epochs, f"at most {MOST_EPOCHS:,} in all", "vitseg.train takes any number.")
+            raise ConfigError(
+                "epochs",
+                epochs,
+                f"at most {MOST_EPOCHS:,} in all",
+                "vitseg.train takes any number.",
+            )
 
     def chosen(self) -> Recipe:
         """The recipe that Start trains: up to the edited stage if only that one is to run."""
@@ -114,29 +132,45 @@ class Desk:
         return next(name for name, schedule in SCHEDULERS.items() if schedule is kind)
 
     def schedule_of(self, name: str) -> Schedule:
-        """The scheduler of that name: as the base has it in this stage, else in the first other one, else its defaults."""
+        """The scheduler of that name: as the base has it in this stage, else in the first other
+        one, else its defaults.
+        """
         stages = self.base.stages
-        has = [s.schedule for s in (stages[self.stage - 1], *stages) if isinstance(s.schedule, SCHEDULERS[name])]
+        has = [
+            s.schedule
+            for s in (stages[self.stage - 1], *stages)
+            if isinstance(s.schedule, SCHEDULERS[name])
+        ]
         return has[0] if has else SCHEDULERS[name]()
 
     def _blame(self, error: VitsegError) -> None:
         """Put the sentence beside the control it is about, or beside Start."""
-        text = re.sub(r"stages\.(\d+)", lambda m: f"stage {int(m[1]) + 1}", str(error).removeprefix("Recipe refused. "))
+        text = re.sub(
+            r"stages\.(\d+)",
+            lambda m: f"stage {int(m[1]) + 1}",
+            str(error).removeprefix("Recipe refused. "),
+        )
         words = text.replace(":", " ").replace("=", " ").replace(".", " ").split()
         label = next((_LABELS[word] for word in words if word in _LABELS), "Start")
         self.problems[label] = text
 
     def _check_start(self) -> None:
         if self.start and self.start.stage >= self.stage and self.this_stage_only:
-            self.problems["Start from"] = f"Stage {self.stage} cannot start from {self.start}: that is not before it."
+            self.problems["Start from"] = (
+                f"Stage {self.stage} cannot start from {self.start}: that is not before it."
+            )
         elif self.start and self.start.stage >= len(self.recipe.stages):
             self.problems["Start from"] = f"There is no stage after {self.start} to train."
-        elif self.start and (found := differences(RunFolder(self.start.run).recipe, self.recipe, self.start.stage)):
+        elif self.start and (
+            found := differences(RunFolder(self.start.run).recipe, self.recipe, self.start.stage)
+        ):
             self.problems["Start from"] = (
-                f"{self.start} was trained otherwise. {' '.join(found)} Change that back, or start anew."
+                f"{self.start} was trained otherwise. {' '.join(found)} Change that back, or "
+                f"start anew."
             )
         elif self.this_stage_only and self.first_stage() < self.stage:
             need = self.stage - 1
             self.problems["Run"] = (
-                f"Stage {self.stage} alone starts from the end of stage {need}: choose one in Start from, or run all stages."
+                f"Stage {self.stage} alone starts from the end of stage {need}: choose one in "
+                f"Start from, or run all stages."
             )

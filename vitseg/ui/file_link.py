@@ -1,4 +1,6 @@
-"""A sentence that ends with a file: a link where the Jupyter server can give the file out, else its path."""
+"""A sentence that ends with a file: a link where the Jupyter server can give the file out, else its
+path.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,9 @@ import traitlets
 
 
 class FileLink(anywidget.AnyWidget):
-    """`say` sets the sentence. A file below the server's root opens in a browser tab of its own, where its scripts may run:
-    JupyterLab's viewer would leave the charts of a report blank."""
+    """`say` sets the sentence. A file below the server's root opens in a browser tab of its own,
+    where its scripts may run: JupyterLab's viewer would leave the charts of a report blank.
+    """
 
     words = traitlets.Unicode("").tag(sync=True)
     path = traitlets.Unicode("").tag(sync=True)

@@ -6,7 +6,9 @@ import anywidget
 
 
 class Fit(anywidget.AnyWidget):
-    """Put beside a plotly figure with `responsive` on: whenever the box they share changes size, the figure follows."""
+    """Put beside a plotly figure with `responsive` on: whenever the box they share changes size,
+    the figure follows.
+    """
 
     _esm = """
     function render({ el }) {

@@ -1,4 +1,6 @@
-"""Looking at a result in a notebook: read it under a bar, the best and the worst images, what was taken for what."""
+"""Looking at a result in a notebook: read it under a bar, the best and the worst images, what was
+taken for what.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,14 @@ from vitseg.ui.steering import live_figure
 from vitseg.ui.table import number_or_na
 
 
-def read(model: Segmenter, data: SegmentationData, split: str = "validation", by: Predict = probabilities) -> Reading:
-    """Predict the images of a split, under a bar if it takes longer than a moment, and count what can be counted.
+def read(
+    model: Segmenter, data: SegmentationData, split: str = "validation", by: Predict = probabilities
+) -> Reading:
+    """Predict the images of a split, under a bar if it takes longer than a moment, and count what
+    can be counted.
 
-    `by` says how: `vitseg.probabilities`, or `vitseg.flipped` for test-time augmentation. Raises ConfigError for a split that
-    holds no images.
+    `by` says how: `vitseg.probabilities`, or `vitseg.flipped` for test-time augmentation. Raises
+    ConfigError for a split that holds no images.
     """
 
     def counted(names: list[str]) -> Iterator[str]:
@@ -32,34 +37,49 @@ def read(model: Segmenter, data: SegmentationData, split: str = "validation", by
     return read_images(model, data, split, by, counted)
 
 
-def gallery(reading: Reading, model: Segmenter, data: SegmentationData, each: int = 2, side: int = 150) -> Image.Image:
-    """The best images, those around the median, and the worst, each with truth, prediction and where they disagree."""
+def gallery(
+    reading: Reading, model: Segmenter, data: SegmentationData, each: int = 2, side: int = 150
+) -> Image.Image:
+    """The best images, those around the median, and the worst, each with truth, prediction and
+    where they disagree.
+    """
     iou = dict(zip(reading.names, reading.iou_by_image(), strict=True))
     parts, titles = [], []
     for kind, names in reading.examples(each).items():
-        titles.append(f"{kind}: " + ", ".join(f"{name} (IoU {number_or_na(iou[name])})" for name in names))
+        titles.append(
+            f"{kind}: " + ", ".join(f"{name} (IoU {number_or_na(iou[name])})" for name in names)
+        )
         parts.append(pictures.predictions(model, data, names, side))
     return pictures.column(parts, titles)
 
 
-def show_confusions(reading: Reading, model: Segmenter, data: SegmentationData, most: int = 3, side: int = 150) -> w.VBox:
-    """The confusion matrix as a panel: click a cell, or choose two classes, to see the images where it happened most."""
+def show_confusions(
+    reading: Reading, model: Segmenter, data: SegmentationData, most: int = 3, side: int = 150
+) -> w.VBox:
+    """The confusion matrix as a panel: click a cell, or choose two classes, to see the images where
+    it happened most.
+    """
     names = [(name, i) for i, name in enumerate(reading.classes)]
     figure = live_figure(result.confusion_figure(reading))
     truth, prediction = _worst_cell(reading)
     truth = w.Dropdown(options=names, value=truth, description="Truth", layout={"width": "300px"})
-    prediction = w.Dropdown(options=names, value=prediction, description="Prediction", layout={"width": "300px"})
+    prediction = w.Dropdown(
+        options=names, value=prediction, description="Prediction", layout={"width": "300px"}
+    )
     shown = w.HTML()
 
     def draw(_: object = None) -> None:
         found = reading.confused(truth.value, prediction.value)
         words = (
-            f"{sum(n for _, n in found):,} pixels of {reading.classes[truth.value]!r} were taken for "
+            f"{sum(n for _, n in found):,} pixels of {reading.classes[truth.value]!r} were taken "
+            f"for "
             f"{reading.classes[prediction.value]!r}, in {len(found)} of {len(reading.names)} images"
         )
         most_first = [name for name, _ in found[:most]]
         listed = ": " + ", ".join(f"{name} ({n:,})" for name, n in found[:most]) if found else ""
-        sheet = pictures.data_uri(pictures.predictions(model, data, most_first, side)) if found else ""
+        sheet = (
+            pictures.data_uri(pictures.predictions(model, data, most_first, side)) if found else ""
+        )
         image = f'<img alt="{escape(words)}" src="{sheet}">' if found else ""
         shown.value = panels.html(f"<p>{escape(words + listed)}.</p>{image}")
 

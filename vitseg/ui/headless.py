@@ -1,7 +1,8 @@
 """Execute notebooks without a browser and see their text as it comes.
 
 python -m vitseg.ui.headless NOTEBOOK
-python -m vitseg.ui.headless --pages FOLDER NOTEBOOK ...   each executed and timed, as a page that opens without a network;
+python -m vitseg.ui.headless --pages FOLDER NOTEBOOK ...
+    each executed and timed, as a page that opens without a network;
                                                            the README beside the first one becomes their index
 """
 
@@ -27,7 +28,9 @@ _PICTURES = {"application/vnd.plotly.v1+json", "image/png", "image/jpeg"}
 
 
 class TalkingClient(NotebookClient):
-    """Passes printed text and tables on to standard output while cells run; pictures stay in the notebook."""
+    """Passes printed text and tables on to standard output while cells run; pictures stay in the
+    notebook.
+    """
 
     def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
         content = msg["content"]
@@ -43,10 +46,15 @@ def execute(path: Path, **environment: str) -> nbformat.NotebookNode:
     """The notebook, executed from a fresh kernel in its own folder. Raises CellExecutionError."""
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as private:
-        # pipes in a private folder rather than ports, where the system has them: nobody else can listen or speak
+        # pipes in a private folder rather than ports, where the system has them: nobody else can
+        # listen or speak
         transport = "ipc" if os.name == "posix" else "tcp"
-        kernel = AsyncKernelManager(kernel_name="python3", transport=transport, connection_file=f"{private}/kernel.json")
-        client = TalkingClient(notebook, km=kernel, timeout=None, resources={"metadata": {"path": str(path.parent)}})
+        kernel = AsyncKernelManager(
+            kernel_name="python3", transport=transport, connection_file=f"{private}/kernel.json"
+        )
+        client = TalkingClient(
+            notebook, km=kernel, timeout=None, resources={"metadata": {"path": str(path.parent)}}
+        )
         client.execute(cleanup_kc=True, env=os.environ | environment)
     return notebook
 
@@ -63,16 +71,26 @@ def write_page(path: Path, folder: Path) -> None:
 def write_index(readme: Path, folder: Path) -> None:
     """A README that links notebooks, as a page that links their pages."""
     text = readme.read_text(encoding="utf-8").replace(".ipynb)", ".html)")
-    _write_html(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]), readme, folder / "index.html")
+    _write_html(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]),
+        readme,
+        folder / "index.html",
+    )
 
 
 def _write_html(notebook: nbformat.NotebookNode, path: Path, page: Path) -> None:
     from nbconvert import HTMLExporter  # slow to import, and of use here alone
     from plotly.offline import get_plotlyjs
 
-    exporter = HTMLExporter(mathjax_url="", require_js_url="", embed_images=True)  # nothing is fetched
-    html, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem, "path": str(path.parent)}})
-    html = re.sub(r'<script src="https://[^"]*mathjax[^"]*"></script>', "", html)  # plotly's, for formulas that are not there
+    exporter = HTMLExporter(
+        mathjax_url="", require_js_url="", embed_images=True
+    )  # nothing is fetched
+    html, _ = exporter.from_notebook_node(
+        notebook, {"metadata": {"name": path.stem, "path": str(path.parent)}}
+    )
+    html = re.sub(
+        r'<script src="https://[^"]*mathjax[^"]*"></script>', "", html
+    )  # plotly's, for formulas that are not there
     if (
         "Plotly.newPlot" in html and _BUNDLE not in html
     ):  # it came with the first chart, and a cell that draws again has cleared that

@@ -1,4 +1,6 @@
-"""One training on a background thread: the kernel stays usable, and Pause means pause. No widgets."""
+"""One training on a background thread: the kernel stays usable, and Pause means pause. No
+widgets.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,20 @@ def current() -> LiveRun | None:
 
 
 class LiveRun:
-    """Drains a stream of events on a thread of its own. One at a time in a process: two would share the cores.
+    """Drains a stream of events on a thread of its own. One at a time in a process: two would share
+    the cores.
 
-    Between two events the thread looks into its mailbox: it pauses, stops, or does what `between` hands it. `events`
-    holds all but the transient ones, in order. Raises TrainingError if another run is alive.
+    Between two events the thread looks into its mailbox: it pauses, stops, or does what `between`
+    hands it. `events` holds all but the transient ones, in order. Raises TrainingError if another
+    run is alive.
     """
 
     def __init__(
-        self, stream: Generator[Event], name: str, on_event: Callable[[Event], None] = lambda event: None, owner: object = None
+        self,
+        stream: Generator[Event],
+        name: str,
+        on_event: Callable[[Event], None] = lambda event: None,
+        owner: object = None,
     ):
         global _current
         self.name, self.owner, self.events, self.error = name, owner, list[Event](), None
@@ -42,7 +50,10 @@ class LiveRun:
         self._thread = threading.Thread(target=self._drain, name=f"vitseg {name}", daemon=True)
         with _one_trainer:
             if other := current():
-                raise TrainingError(f"{other.name} is training in this kernel.", "Stop it first, or wait for its end.")
+                raise TrainingError(
+                    f"{other.name} is training in this kernel.",
+                    "Stop it first, or wait for its end.",
+                )
             _current = self
         atexit.register(self._stop_within, 5.0)
         self._thread.start()
@@ -68,7 +79,9 @@ class LiveRun:
         return self._state
 
     def between(self, job: Callable[[], Any]) -> Any:
-        """The result of `job`, done while no step is under way: also while paused, and after the end."""
+        """The result of `job`, done while no step is under way: also while paused, and after the
+        end.
+        """
         return job() if threading.current_thread() is self._thread else self.later(job).result()
 
     def later(self, job: Callable[[], Any]) -> Future:
@@ -83,7 +96,9 @@ class LiveRun:
         return done
 
     def _move(self, moves: dict[str, State]) -> None:
-        """From one state to another; from states not named nothing happens, so that a second click does no harm."""
+        """From one state to another; from states not named nothing happens, so that a second click
+        does no harm.
+        """
         with self._mail:
             self._state = moves.get(self._state, self._state)
             self._mail.notify_all()
@@ -133,7 +148,9 @@ class LiveRun:
         atexit.unregister(self._stop_within)
 
     def _stop_within(self, seconds: float) -> None:
-        """A kernel that shuts down waits for the step under way, so that no file is left half written."""
+        """A kernel that shuts down waits for the step under way, so that no file is left half
+        written.
+        """
         self.stop()
         self._thread.join(seconds)
 

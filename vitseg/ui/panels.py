@@ -1,4 +1,5 @@
-"""What the workbench says in words, cells and small tables: HTML that follows JupyterLab's theme. No widgets.
+"""What the workbench says in words, cells and small tables: HTML that follows JupyterLab's theme.
+No widgets.
 
 Everything that comes from outside, such as names of stages, classes and runs, is escaped.
 """
@@ -45,9 +46,28 @@ def html(body: str) -> str:
     return f"<div class='vitseg'>{body}</div>"
 
 
-def stage_table(recipe: Recipe, edited: int, trainable: Sequence[int], total: int, ahead: Sequence[StageForecast]) -> str:
-    """A row a stage: depth, scheduler and its clock, LR, epochs, what trains, and what it will take on this machine."""
-    heads = ("stage", "freeze depth", "scheduler / clock", "LR", "epochs", "trains", "steps", "time", "memory", "checkpoint")
+def stage_table(
+    recipe: Recipe,
+    edited: int,
+    trainable: Sequence[int],
+    total: int,
+    ahead: Sequence[StageForecast],
+) -> str:
+    """A row a stage: depth, scheduler and its clock, LR, epochs, what trains, and what it will take
+    on this machine.
+    """
+    heads = (
+        "stage",
+        "freeze depth",
+        "scheduler / clock",
+        "LR",
+        "epochs",
+        "trains",
+        "steps",
+        "time",
+        "memory",
+        "checkpoint",
+    )
     rows = [_cells(heads, "th")]
     for number, stage in enumerate(recipe.stages, start=1):
         share = f"{trainable[number - 1] / 1e6:.1f} M ({100 * trainable[number - 1] / total:.0f} %)"
@@ -56,8 +76,15 @@ def stage_table(recipe: Recipe, edited: int, trainable: Sequence[int], total: in
             f = ahead[number - 1]
             time = "trained already" if f.inherited else duration(f.seconds)
             cost = (f"{f.steps:,}", time, size(f.memory), size(f.checkpoint))
-        words = (f"{number} {stage.name}", depth_words(stage.unfrozen_blocks), plan.describe(stage), f"{stage.lr:.3g}",
-                 str(stage.epochs), share, *cost)  # fmt: skip
+        words = (
+            f"{number} {stage.name}",
+            depth_words(stage.unfrozen_blocks),
+            plan.describe(stage),
+            f"{stage.lr:.3g}",
+            str(stage.epochs),
+            share,
+            *cost,
+        )
         rows.append(_cells(words, "td", "edited" if number == edited else ""))
     return html(f"<div class='scroll'><table class=rows>{''.join(rows)}</table></div>")
 
@@ -70,10 +97,11 @@ def freeze_map(
     held: Mapping[int, Mapping[str, int]],
     broken: Mapping[int, Sequence[str]],
 ) -> str:
-    """A cell for every part of the model in each stage: frozen, trainable, and once it runs, held by the optimizer.
+    """A cell for every part of the model in each stage: frozen, trainable, and once it runs, held
+    by the optimizer.
 
-    `held` is, for the stages begun, how many parameters of each part the optimizer really has; `broken`, by stage, the
-    parts that a detector found otherwise than promised.
+    `held` is, for the stages begun, how many parameters of each part the optimizer really has;
+    `broken`, by stage, the parts that a detector found otherwise than promised.
     """
     short = {"embeddings": "E", "final norm": "N", "decoder": "decoder"}
     rows = []
@@ -84,15 +112,22 @@ def freeze_map(
         for name, count in counts.items():
             kind, wrong = "trains" if name in promised else "frozen", name in broken.get(number, ())
             optimizer = held.get(number, {}).get(name, 0)
-            words = f"{name}: {kind}, {count:,} parameters" + (f", {optimizer:,} in the optimizer" if number in held else "")
+            words = f"{name}: {kind}, {count:,} parameters" + (
+                f", {optimizer:,} in the optimizer" if number in held else ""
+            )
             words = f"{words}. Promised, but not so: see Checks" if wrong else words
-            mark = f"{short.get(name, name.removeprefix('block '))}{'✗' if wrong else '●' if optimizer else ''}"
-            cells.append(f"<td class={'broken' if wrong else kind} title='{words}' aria-label='{words}'>{mark}</td>")
+            sign = "✗" if wrong else "●" if optimizer else ""
+            mark = f"{short.get(name, name.removeprefix('block '))}{sign}"
+            cells.append(
+                f"<td class={'broken' if wrong else kind} title='{words}' "
+                f"aria-label='{words}'>{mark}</td>"
+            )
         rows.append(f"<tr class='{'edited' if number == edited else ''}'>{''.join(cells)}</tr>")
     legend = (
         f"<p class=quiet>Freeze map: E embeddings, 1 to {depth} the blocks, N final norm. "
         "<span class=frozen>&nbsp;frozen&nbsp;</span> "
-        "<span class=trains>&nbsp;trains&nbsp;</span> ● in the optimizer, counted when the stage began"
+        "<span class=trains>&nbsp;trains&nbsp;</span> ● in the optimizer, counted when the stage "
+        "began"
         f"{' <span class=broken>&nbsp;✗&nbsp;</span> promise broken' if any(broken.values()) else ''}</p>"
     )
     return html(f"<div class='scroll'><table class=cells>{''.join(rows)}</table></div>{legend}")
@@ -104,18 +139,27 @@ def held_by_optimizer(events: Iterable[Event]) -> dict[int, dict[str, int]]:
 
 
 def class_table(events: Sequence[Event], most: int = 24) -> str:
-    """IoU of every class over epochs, as a heat map; of more than `most` epochs, evenly many are shown."""
+    """IoU of every class over epochs, as a heat map; of more than `most` epochs, evenly many are
+    shown.
+    """
     classes = next((e.classes for e in events if isinstance(e, RunStarted)), [])
     ended = [e for e in events if isinstance(e, EpochEnded)]
     if not ended:
-        return html("<p class=quiet>After the first epoch: the IoU of every class, epoch by epoch.</p>")
+        return html(
+            "<p class=quiet>After the first epoch: the IoU of every class, epoch by epoch.</p>"
+        )
     if len(ended) > most:
         ended = [ended[round(i * (len(ended) - 1) / (most - 1))] for i in range(most)]
-    rows = ["<tr><td class=label>epoch</td>" + "".join(f"<td>{e.epoch}</td>" for e in ended) + "</tr>"]
+    rows = [
+        "<tr><td class=label>epoch</td>" + "".join(f"<td>{e.epoch}</td>" for e in ended) + "</tr>"
+    ]
     for i, name in enumerate(classes):
         cells = "".join(_heat(name, e.epoch, e.validation["per_class_iou"][i]) for e in ended)
         rows.append(f"<tr><td class=label>{escape(name)}</td>{cells}</tr>")
-    note = "<p class=quiet>Validation IoU in hundredths, images at their own size. n/a: absent from the truth.</p>"
+    note = (
+        "<p class=quiet>Validation IoU in hundredths, images at their own size. n/a: absent "
+        "from the truth.</p>"
+    )
     return html(f"<div class='scroll'><table class=cells>{''.join(rows)}</table></div>{note}")
 
 
@@ -123,43 +167,70 @@ def _heat(name: str, epoch: int, iou: float | None) -> str:
     if iou is None:
         return f"<td title='{escape(name)}, epoch {epoch}: absent'>n/a</td>"
     color, ink = theme.heat(iou)
-    return f"<td style='background:{color};color:{ink}' title='{escape(name)}, epoch {epoch}: {iou:.3f}'>{100 * iou:.0f}</td>"
+    return (
+        f"<td style='background:{color};color:{ink}' title='{escape(name)}, epoch {epoch}: "
+        f"{iou:.3f}'>{100 * iou:.0f}</td>"
+    )
 
 
 def kept_words(ahead: StageForecast) -> str:
     """What the feature cache takes and gives in a stage, or what makes it needless."""
     if ahead.inherited:
-        return "An earlier run has trained this stage alike: Start takes it from there, the same bits."
+        return (
+            "An earlier run has trained this stage alike: Start takes it from there, the same bits."
+        )
     room = f"{size(ahead.kept)} more on disk" if ahead.kept else "all of it is there"
     return (
-        f"What the frozen blocks compute is kept ({room}). Then a step of this stage is {ahead.gain:.1f} times as fast; "
+        f"What the frozen blocks compute is kept ({room}). Then a step of this stage is "
+        f"{ahead.gain:.1f} times as fast; "
         f"what is left is mostly {ahead.bound}."
     )
 
 
-def checks(events: Sequence[Event], steps: int, failure: Failure | None, used: FeaturesUsed | None) -> str:
-    """What the detectors found, stage by stage: green, or red with the sentence that explains what ended the run."""
+def checks(
+    events: Sequence[Event], steps: int, failure: Failure | None, used: FeaturesUsed | None
+) -> str:
+    """What the detectors found, stage by stage: green, or red with the sentence that explains what
+    ended the run.
+    """
     lines = []
     for event in events:
         if isinstance(event, RunStarted) and event.parent:
             lines.append(f"<p class=quiet>{escape(inherited_words(event.parent))}</p>")
         if isinstance(event, StageStarted):
             said = escape(event.audit).replace("\n", "<br>")
-            lines.append(f"<p><span class=good>✓ Stage {event.stage}, before its first step.</span> {said}</p>")
+            lines.append(
+                f"<p><span class=good>✓ Stage {event.stage}, before its first step.</span> "
+                f"{said}</p>"
+            )
         elif isinstance(event, StageEnded):
-            lines.append(f"<p><span class=good>✓ Stage {event.stage}, after its last step.</span> {escape(event.audit)}</p>")
+            lines.append(
+                f"<p><span class=good>✓ Stage {event.stage}, after its last step.</span> "
+                f"{escape(event.audit)}</p>"
+            )
             if event.warning:
                 lines.append(f"<p class=bad>✗ {escape(event.warning)}</p>")
     if steps:
-        words = "LR contract: every step so far was taken at the promised learning rate, in every parameter group"
+        words = (
+            "LR contract: every step so far was taken at the promised learning rate, in every "
+            "parameter group"
+        )
         lines.append(f"<p><span class=good>✓ {words}</span> ({steps:,} steps).</p>")
     if used is not None:
-        counts = f"epoch {used.epoch} read {used.read:,} views and computed {used.computed:,}. {escape(used.note)}"
+        counts = (
+            f"epoch {used.epoch} read {used.read:,} views and computed {used.computed:,}. "
+            f"{escape(used.note)}"
+        )
         lines.append(f"<p class=quiet>Kept features: {counts}</p>")
     if failure is not None:
-        kind = {"FreezeBreach": "Freeze audit", "LRBreach": "LR contract"}.get(failure.kind, "Stopped by an error")
+        kind = {"FreezeBreach": "Freeze audit", "LRBreach": "LR contract"}.get(
+            failure.kind, "Stopped by an error"
+        )
         lines.append(f"<p><span class=bad>✗ {kind}:</span> {escape(failure.says)}</p>")
-    waiting = "<p class=quiet>Once a stage begins: what trains, what the optimizer holds, which weights moved.</p>"
+    waiting = (
+        "<p class=quiet>Once a stage begins: what trains, what the optimizer holds, which "
+        "weights moved.</p>"
+    )
     return html("".join(lines) or waiting)
 
 
@@ -172,8 +243,13 @@ def runs_table(runs: Sequence[tuple[RunFolder, str]]) -> str:
             summary = run.summary
         ended = run.ended_stages()
         iou = number_or_na(summary["best"]["iou"]) if summary else ""
-        rows.append(_cells((run.path.name, state, ", ".join(map(str, ended)) or "none ended", iou), "td"))
-    table = f"<div class=scroll><table>{''.join(rows)}</table></div><p class=quiet>In {escape(str(runs_root()))}</p>"
+        rows.append(
+            _cells((run.path.name, state, ", ".join(map(str, ended)) or "none ended", iou), "td")
+        )
+    table = (
+        f"<div class=scroll><table>{''.join(rows)}</table></div><p class=quiet>In "
+        f"{escape(str(runs_root()))}</p>"
+    )
     return html(table if runs else "<p class=quiet>No run has been recorded yet.</p>")
 
 
@@ -184,7 +260,11 @@ def write_csv(folder: Path, events: Sequence[Event]) -> Path:
         rows = csv.writer(file)
         rows.writerow(("curve", "epoch", "step", "value"))
         for name, points in Curves.of(events).points.items():
-            rows.writerows((name, x, step, y) for x, y, step in zip(points.x, points.y, points.steps, strict=True) if y == y)
+            rows.writerows(
+                (name, x, step, y)
+                for x, y, step in zip(points.x, points.y, points.steps, strict=True)
+                if y == y
+            )
     return path
 
 

@@ -1,4 +1,6 @@
-"""Pictures of data and predictions, made with PIL: they show in a notebook and embed in a report."""
+"""Pictures of data and predictions, made with PIL: they show in a notebook and embed in a
+report.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from vitseg.model.segmenter import Segmenter
 _GAP, _PAPER, _QUIET = 6, (255, 255, 255, 0), (122, 122, 122)
 
 
-def contact_sheet(data: SegmentationData, names: Sequence[str], side: int = 150, columns: int = 6) -> Image.Image:
+def contact_sheet(
+    data: SegmentationData, names: Sequence[str], side: int = 150, columns: int = 6
+) -> Image.Image:
     """Each image above its mask, laid over it in the class colours."""
     tiles = [with_mask(*data.load(name), side) for name in names]
     rows = [_stack(tiles[i : i + columns], vertical=False) for i in range(0, len(tiles), columns)]
@@ -29,12 +33,18 @@ def with_mask(image: Image.Image, mask: np.ndarray, side: int) -> Image.Image:
     return _stack([_tile(image, side), _tile(overlay(image, mask, 0.65), side)], vertical=True)
 
 
-def predictions(model: Segmenter, data: SegmentationData, names: Sequence[str], side: int = 190) -> Image.Image:
-    """A row for each image: the image, the truth, the prediction, and where they disagree (white)."""
+def predictions(
+    model: Segmenter, data: SegmentationData, names: Sequence[str], side: int = 190
+) -> Image.Image:
+    """A row for each image: the image, the truth, the prediction, and where they disagree
+    (white).
+    """
     return comparison(data, names, [model.predict(data.load(name)[0]) for name in names], side)
 
 
-def comparison(data: SegmentationData, names: Sequence[str], masks: Sequence[np.ndarray], side: int = 190) -> Image.Image:
+def comparison(
+    data: SegmentationData, names: Sequence[str], masks: Sequence[np.ndarray], side: int = 190
+) -> Image.Image:
     """What `predictions` shows, of masks that have been predicted."""
     rows = [_heads(("image", "truth", "prediction", "disagreement"), side)]
     for name, predicted in zip(names, masks, strict=True):
@@ -50,16 +60,24 @@ def comparison(data: SegmentationData, names: Sequence[str], masks: Sequence[np.
 def strip(images: Sequence[Image.Image], titles: Sequence[str], height: int = 168) -> Image.Image:
     """Pictures of one height side by side, each below its title."""
     sizes = [(round(height * image.width / image.height), height) for image in images]
-    scaled = [image.convert("RGB").resize(size, Image.Resampling.NEAREST) for image, size in zip(images, sizes, strict=True)]
+    scaled = [
+        image.convert("RGB").resize(size, Image.Resampling.NEAREST)
+        for image, size in zip(images, sizes, strict=True)
+    ]
     columns = [
-        _stack([_heads([title], image.width), image], vertical=True) for image, title in zip(scaled, titles, strict=True)
+        _stack([_heads([title], image.width), image], vertical=True)
+        for image, title in zip(scaled, titles, strict=True)
     ]
     return _stack(columns, vertical=False)
 
 
 def column(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
     """Pictures one below the other, each below its title."""
-    parts = [part for image, title in zip(images, titles, strict=True) for part in (_heads([title], image.width), image)]
+    parts = [
+        part
+        for image, title in zip(images, titles, strict=True)
+        for part in (_heads([title], image.width), image)
+    ]
     return _stack(parts, vertical=True)
 
 
@@ -103,7 +121,11 @@ def data_uri(image: Image.Image) -> str:
 def _tile(image: Image.Image, side: int) -> Image.Image:
     """A square tile; what an image that is not square leaves free is transparent."""
     height = round(side * image.height / image.width)
-    return image.resize((side, height), Image.Resampling.BILINEAR) if height <= side else fit_image(image, (side, side))
+    return (
+        image.resize((side, height), Image.Resampling.BILINEAR)
+        if height <= side
+        else fit_image(image, (side, side))
+    )
 
 
 def _heads(titles: Sequence[str], side: int) -> Image.Image:

@@ -26,7 +26,9 @@ th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid rgba(128,128,1
 
 
 def report(folder: str | Path, shown: int = 6) -> Path:
-    """Write `report.html` into a run folder that has ended, with predictions of `shown` validation images."""
+    """Write `report.html` into a run folder that has ended, with predictions of `shown` validation
+    images.
+    """
     run = RunFolder(folder)
     events, recipe = list(run.events()), run.recipe
     summary = run.summary
@@ -51,24 +53,39 @@ def _page(summary: dict[str, Any], events: list[Event], sheet: Image.Image, reci
     first, *rest = (f.to_html(include_plotlyjs=i == 0, **draw) for i, f in enumerate(figures))
     body = [
         f"<h1>{escape(summary['name'])}</h1>",
-        f"<p>{images['train']} training, {images['validation']} validation, {images['test']} test images; "
+        f"<p>{images['train']} training, {images['validation']} validation, {images['test']} test "
+        f"images; "
         f"{len(summary['classes'])} classes; masks: {escape(summary['masks'])}.{generated}</p>",
-        f"<p class=quiet>Encoder {escape(encoder['name'])}, from {escape(encoder['source'])}, sha256 {encoder['sha256']}; "
+        f"<p class=quiet>Encoder {escape(encoder['name'])}, from {escape(encoder['source'])}, "
+        f"sha256 {encoder['sha256']}; "
         f"licence: {escape(encoder['licence'])}.</p>",
         table.results(summary)._repr_html_(),
-        *(f"<p class=bad>{escape(event.warning)}</p>" for event in events if isinstance(event, StageEnded) and event.warning),
+        *(
+            f"<p class=bad>{escape(event.warning)}</p>"
+            for event in events
+            if isinstance(event, StageEnded) and event.warning
+        ),
         f"<h2>Curves</h2>{first}",
         f"<h2>What trained</h2>{rest[0]}<pre>{escape(_audits(events))}</pre>",
         f"<h2>Classes</h2>{rest[1]}{table.classes(summary)._repr_html_()}",
-        f'<h2>Predictions</h2><img alt="image, truth, prediction, disagreement" src="{pictures.data_uri(sheet)}">',
-        f"<h2>Recipe</h2><details><summary>all settings</summary><pre>{escape(recipe)}</pre></details>",
+        (
+            f'<h2>Predictions</h2><img alt="image, truth, prediction, disagreement" '
+            f'src="{pictures.data_uri(sheet)}">'
+        ),
+        (
+            f"<h2>Recipe</h2><details><summary>all "
+            f"settings</summary><pre>{escape(recipe)}</pre></details>"
+        ),
     ]
     return page(summary["name"], body)
 
 
 def page(title: str, body: Iterable[str]) -> str:
     """A whole HTML page that asks for nothing from outside."""
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
+    head = (
+        f"<!doctype html><html lang=en><meta "
+        f"charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
+    )
     return head + "\n".join(body)
 
 

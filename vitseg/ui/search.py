@@ -1,4 +1,6 @@
-"""A search in one cell: what may be proposed, a table that fills, and what the trials say about the settings."""
+"""A search in one cell: what may be proposed, a table that fills, and what the trials say about the
+settings.
+"""
 
 from __future__ import annotations
 
@@ -26,20 +28,34 @@ from vitseg.ui.trials import Trials, TrialsScreen
 
 
 def search(
-    recipe: Recipe, space: Space, trials: int = 30, folder: str | Path | None = None, *,
-    sampler: str = "tpe", pruner: str = "median", storage: str | None = None,
-) -> SearchPage:  # fmt: skip
-    """Look for good settings where a grid would be too large: Optuna proposes, the median of the others prunes.
+    recipe: Recipe,
+    space: Space,
+    trials: int = 30,
+    folder: str | Path | None = None,
+    *,
+    sampler: str = "tpe",
+    pruner: str = "median",
+    storage: str | None = None,
+) -> SearchPage:
+    """Look for good settings where a grid would be too large: Optuna proposes, the median of the
+    others prunes.
 
-    `search(recipe, {"stages.1.unfrozen_blocks": [0, 2, 4], "stages.1.lr": FloatDistribution(1e-5, 1e-3, log=True)})` shows the
-    plan; Start, or `start()`, trains in the background. A list is values, a range is one of Optuna's distributions; a tuple of
-    two numbers, which could mean either, is refused for a continuous setting. The same call in a later kernel goes on, or in
-    other kernels at the same time, each with trials of its own. `sampler` is "tpe" or "random", `pruner` "median" or "none",
-    `storage` a database's URL. Raises VitsegError for a path, a value or a folder that cannot be. See
-    `vitseg.sweep.search.Search`.
+    `search(recipe, {"stages.1.unfrozen_blocks": [0, 2, 4], "stages.1.lr": FloatDistribution(1e-5,
+    1e-3, log=True)})` shows the plan; Start, or `start()`, trains in the background. A list is
+    values, a range is one of Optuna's distributions; a tuple of two numbers, which could mean
+    either, is refused for a continuous setting. The same call in a later kernel goes on, or in
+    other kernels at the same time, each with trials of its own. `sampler` is "tpe" or "random",
+    `pruner` "median" or "none", `storage` a database's URL. Raises VitsegError for a path, a value
+    or a folder that cannot be. See `vitseg.sweep.search.Search`.
     """
-    session = SearchSession(Search(recipe, space, trials, folder, sampler=sampler, pruner=pruner, storage=storage))
-    if (live := current()) and isinstance(live.owner, SearchSession) and live.owner.search.path == session.search.path:
+    session = SearchSession(
+        Search(recipe, space, trials, folder, sampler=sampler, pruner=pruner, storage=storage)
+    )
+    if (
+        (live := current())
+        and isinstance(live.owner, SearchSession)
+        and live.owner.search.path == session.search.path
+    ):
         session = live.owner
         session.search.trials = trials
     else:
@@ -48,7 +64,9 @@ def search(
 
 
 class SearchSession:
-    """A search without its widgets: the trial that is being trained here, how far all are, and what to say of them."""
+    """A search without its widgets: the trial that is being trained here, how far all are, and what
+    to say of them.
+    """
 
     def __init__(self, search: Search):
         self.search, self.trial, self._share = search, "", 0.0
@@ -63,7 +81,9 @@ class SearchSession:
                 self._share = min(0.99, event.epoch / sum(stage.epochs for stage in stages))
 
     def progress(self) -> tuple[float, float | None]:
-        """Share of the trials that is over, and seconds left, by the mean of those that have ended, if all stay here."""
+        """Share of the trials that is over, and seconds left, by the mean of those that have ended,
+        if all stay here.
+        """
         results = self.search.results()
         over = sum(t.state.is_finished() for t in results) + self._share
         took = [t.user_attrs["seconds"] for t in results if "seconds" in t.user_attrs]
@@ -73,20 +93,35 @@ class SearchSession:
     def sentence(self) -> tuple[str, str]:
         """What is happening, or "bad" and what is wrong."""
         results = self.search.results()
-        failed = [f"{self.search.name_of(t)} failed: {error}" for t in results if (error := self.search.error_of(t))]
+        failed = [
+            f"{self.search.name_of(t)} failed: {error}"
+            for t in results
+            if (error := self.search.error_of(t))
+        ]
         over = sum(t.state.is_finished() for t in results)
         words = f"{over} of {self.search.trials} trials are over."
         if self.trials.alive:
-            return " ".join(filter(None, [self.trials.doing(self.trial), words, *failed[:3], self.trials.incomplete])), ""
+            return " ".join(
+                filter(
+                    None,
+                    [self.trials.doing(self.trial), words, *failed[:3], self.trials.incomplete],
+                )
+            ), ""
         if wrong := self.trials.stopped_by():
             return wrong, "bad"
         if over < self.search.trials:
-            return " ".join([words, *failed[:3], f"Start trains {'the rest' if results else 'them'}."]), ""
-        return " ".join([f"All {over} trials are over.", *failed[:3], f"Folder: {self.search.path}"]), "bad" if failed else ""
+            return " ".join(
+                [words, *failed[:3], f"Start trains {'the rest' if results else 'them'}."]
+            ), ""
+        return " ".join(
+            [f"All {over} trials are over.", *failed[:3], f"Folder: {self.search.path}"]
+        ), "bad" if failed else ""
 
 
 class SearchPage(TrialsScreen):
-    """A search on the screen; see `search`. `start`, `pause`, `resume`, `stop` and `wait` do what the buttons do."""
+    """A search on the screen; see `search`. `start`, `pause`, `resume`, `stop` and `wait` do what
+    the buttons do.
+    """
 
     def __init__(self, session: SearchSession):
         super().__init__(session.trials)
@@ -100,10 +135,14 @@ class SearchPage(TrialsScreen):
             self._paint_while_alive()
 
     def finish(self) -> Path:
-        """Start, print a line for each trial, and give the search's folder at the end. Raises what stopped it."""
+        """Start, print a line for each trial, and give the search's folder at the end. Raises what
+        stopped it.
+        """
         for event in self._follow():
             if isinstance(event, TrialEnded):
-                trial = next(t for t in self.search.results() if self.search.name_of(t) == event.trial)
+                trial = next(
+                    t for t in self.search.results() if self.search.name_of(t) == event.trial
+                )
                 say(f"{event.trial}: {event.error or f'IoU {search_charts.score_words(trial)}'}")
         return self.search.path
 
@@ -114,7 +153,9 @@ class SearchPage(TrialsScreen):
 
     @property
     def best(self) -> Recipe:
-        """The recipe of the best trial. Of many the best looks better than it is: `ablate` it, on new seeds."""
+        """The recipe of the best trial. Of many the best looks better than it is: `ablate` it, on
+        new seeds.
+        """
         return self.search.best
 
     def show(self) -> go.Figure:
@@ -138,7 +179,10 @@ class SearchPage(TrialsScreen):
         return search_charts.frame(self.search)
 
     def __str__(self) -> str:
-        return f"{search_charts.plan_table(self.search)}\n(A search: live in JupyterLab; here, search.finish().)"
+        return (
+            f"{search_charts.plan_table(self.search)}\n(A search: live in JupyterLab; here, "
+            f"search.finish().)"
+        )
 
     def _repr_mimebundle_(self, **more: Any) -> Any:
         bundle = self.box._repr_mimebundle_(**more)
@@ -147,7 +191,9 @@ class SearchPage(TrialsScreen):
     def _draw_all(self) -> None:
         with self._steering.lock:
             place = f"<p class=quiet>{escape(str(self.search.path))}</p>"
-            self._plan.value = panels.html(search_charts.plan_table(self.search)._repr_html_() + place)
+            self._plan.value = panels.html(
+                search_charts.plan_table(self.search)._repr_html_() + place
+            )
             self._table.value = panels.html(self.table._repr_html_())
             redraw(self._figure, self.show())
             self._draw()

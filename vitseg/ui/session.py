@@ -1,4 +1,6 @@
-"""A workbench without its widgets: what is on the desk, the run that is shown, and what may be done with it now."""
+"""A workbench without its widgets: what is on the desk, the run that is shown, and what may be done
+with it now.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from vitseg.errors import ConfigError, RunError, TrainingError, VitsegError
-from vitseg.events import BatchEnded, EpochEnded, Event, FeaturesUsed, RunEnded, RunStarted, StageEnded, StageStarted
+from vitseg.events import (
+    BatchEnded,
+    EpochEnded,
+    Event,
+    FeaturesUsed,
+    RunEnded,
+    RunStarted,
+    StageEnded,
+    StageStarted,
+)
 from vitseg.model.segmenter import Segmenter, load_segmenter
 from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import steps_saved
@@ -30,8 +41,19 @@ from vitseg.ui.live import OVER, LiveRun, current
 launching = threading.RLock()
 """Held while a run is begun: buttons and cells may press Start from several threads at once."""
 
-COSTLY = ("loss", "optimizer", "precision", "threads", "processes", "recompute", "features", "cache", "device")
-"""Settings that no control changes, or that choose the machine, and that timed batches depend on."""
+COSTLY = (
+    "loss",
+    "optimizer",
+    "precision",
+    "threads",
+    "processes",
+    "recompute",
+    "features",
+    "cache",
+    "device",
+)
+"""Settings that no control changes, or that choose the machine, and that timed batches depend on.
+"""
 
 SAMPLES = 4
 """Validation images that are predicted after every epoch."""
@@ -40,14 +62,18 @@ SAMPLES = 4
 def recent_runs(most: int = 20) -> list[RunFolder]:
     """The newest runs in the runs root."""
     found = [p for p in runs_root().glob("*/recipe.json") if (p.parent / "events.jsonl").exists()]
-    return [RunFolder(p.parent) for p in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)[:most]]
+    return [
+        RunFolder(p.parent)
+        for p in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)[:most]
+    ]
 
 
 class Session:
-    """Start, pause, resume, stop, fork. Raises VitsegError for what cannot be done; a second press does no harm.
+    """Start, pause, resume, stop, fork. Raises VitsegError for what cannot be done; a second press
+    does no harm.
 
-    `state` is "ready" before the first run, "shown" for a run read from disk, else the live run's. `version` counts
-    what has happened, for whoever draws it.
+    `state` is "ready" before the first run, "shown" for a run read from disk, else the live run's.
+    `version` counts what has happened, for whoever draws it.
     """
 
     def __init__(self, recipe: Recipe):
@@ -91,18 +117,31 @@ class Session:
 
     def planned(self) -> Curves:
         """The promised curve of what Start would train."""
-        return Curves(self.desk.chosen() if not self.desk.problems else self.desk.recipe, self.batches)
+        return Curves(
+            self.desk.chosen() if not self.desk.problems else self.desk.recipe, self.batches
+        )
 
     def why_not_start(self) -> str:
         """Why Start is off; empty if it is not."""
         if other := current():
-            return "" if other is self.live else f"{other.name} is training in this kernel; stop it first, or wait for its end."
+            return (
+                ""
+                if other is self.live
+                else f"{other.name} is training in this kernel; stop it first, or wait for its end."
+            )
         return " ".join(self.desk.problems.values())
 
     @property
     def resumable(self) -> bool:
-        """Whether the run that is shown can be continued: it has not ended, and nobody trains it."""
-        if self.run is None or self.alive or not self.run.events_file.exists() or self.run.summary_file.exists():
+        """Whether the run that is shown can be continued: it has not ended, and nobody trains
+        it.
+        """
+        if (
+            self.run is None
+            or self.alive
+            or not self.run.events_file.exists()
+            or self.run.summary_file.exists()
+        ):
             return False
         return not self.run.is_held()
 
@@ -128,15 +167,23 @@ class Session:
     def goes_on_from(self) -> str:
         """Where Resume would begin."""
         step = steps_saved(self.run.checkpoints)
-        return f"Resume goes on after step {step}" if step else "Resume begins again: nothing had been saved"
+        return (
+            f"Resume goes on after step {step}"
+            if step
+            else "Resume begins again: nothing had been saved"
+        )
 
     def starts(self) -> list[StageEnd]:
-        """The ends of stages of recent runs from which the desk's recipe may go on, newest first."""
+        """The ends of stages of recent runs from which the desk's recipe may go on, newest
+        first.
+        """
         found = []
         for run in recent_runs():
             with contextlib.suppress(VitsegError):
                 old, ends = run.recipe, reversed(run.ended_stages())
-                found += [StageEnd(run.path, n) for n in ends if not differences(old, self.desk.recipe, n)]
+                found += [
+                    StageEnd(run.path, n) for n in ends if not differences(old, self.desk.recipe, n)
+                ]
         return found
 
     def stage_ends(self) -> list[StageEnd]:
@@ -145,7 +192,9 @@ class Session:
 
     @property
     def model(self) -> Segmenter:
-        """A copy of the model as it is now, in eval mode: yours to keep. Of a run of the past, its best weights."""
+        """A copy of the model as it is now, in eval mode: yours to keep. Of a run of the past, its
+        best weights.
+        """
         if self.state == "shown":
             return load_segmenter(self.run.path)
         take = lambda: self.work.model.snapshot()  # noqa: E731
@@ -157,18 +206,24 @@ class Session:
         return self.ahead.cost
 
     def forecast(self, recipe: Recipe | None = None) -> list[StageForecast]:
-        """What the stages of a recipe will take, by default those of the desk if Start were pressed; nothing for a device
-        that no batch was timed on. The first call times a few batches."""
+        """What the stages of a recipe will take, by default those of the desk if Start were
+        pressed; nothing for a device that no batch was timed on. The first call times a few
+        batches.
+        """
         self.ahead.measure(self.desk.base, self.work, untouched=self.live is None)
         if not self._is_timed_for(recipe or self.desk.recipe):
             return []
-        inherited = 0 if recipe or self.desk.retrain else self.ahead.trained(self.desk.recipe, self.work)
+        inherited = (
+            0 if recipe or self.desk.retrain else self.ahead.trained(self.desk.recipe, self.work)
+        )
         if recipe is None and self.desk.start:
             inherited = self.desk.start.stage
         return self.ahead.forecast(recipe or self.desk.recipe, self.work, inherited)
 
     def _is_timed_for(self, recipe: Recipe) -> bool:
-        """Whether a recipe trains on the device on which batches are timed; never on one that is not here."""
+        """Whether a recipe trains on the device on which batches are timed; never on one that is
+        not here.
+        """
         try:
             return resolve(recipe).device == self.work.machine.device
         except ConfigError:
@@ -177,7 +232,9 @@ class Session:
     # ---- what can be done
 
     def start(self) -> None:
-        """Train what is on the desk, in a new run folder. Nothing happens if it is training already."""
+        """Train what is on the desk, in a new run folder. Nothing happens if it is training
+        already.
+        """
         with launching:
             if not self.alive:
                 self._begin()
@@ -192,9 +249,13 @@ class Session:
         def stream() -> Generator[Event]:
             self.work = work = prepare(recipe)
             own = (recipe, run.path, work)
-            yield from self._told(fork(source.run, source.stage, *own) if source else train(*own, reuse=reuse))
+            yield from self._told(
+                fork(source.run, source.stage, *own) if source else train(*own, reuse=reuse)
+            )
 
-        self._launch(run, stream(), recipe, Curves.of(RunFolder(source.run).events()) if source else None)
+        self._launch(
+            run, stream(), recipe, Curves.of(RunFolder(source.run).events()) if source else None
+        )
 
     def pause(self) -> None:
         if self.live is None:
@@ -211,7 +272,9 @@ class Session:
             self.unsaved = f" What came after the last save is not saved: {error}"
 
     def resume(self) -> None:
-        """Go on after a pause; or continue the run that is shown, if it was cut off, from its last checkpoint."""
+        """Go on after a pause; or continue the run that is shown, if it was cut off, from its last
+        checkpoint.
+        """
         with launching:
             if self.alive:
                 self.live.resume()
@@ -219,7 +282,10 @@ class Session:
                 self._continue(self.run)
             else:
                 name = f"{self.run.path.name}: there" if self.run else "There"
-                raise RunError(f"{name} is nothing to resume.", "Press Start, or Fork." if self.run else "Press Start.")
+                raise RunError(
+                    f"{name} is nothing to resume.",
+                    "Press Start, or Fork." if self.run else "Press Start.",
+                )
 
     def stop(self) -> None:
         """End the run; also one of another workbench, whose own button may be gone."""
@@ -242,27 +308,37 @@ class Session:
             live.wait(0.2)
 
     def fork(self) -> None:
-        """Take the end of the stage before the edited one as the place to start from. Start then trains the rest."""
+        """Take the end of the stage before the edited one as the place to start from. Start then
+        trains the rest.
+        """
         ends = {end.stage: end for end in self.stage_ends()}
         wanted = max((n for n in ends if n < max(2, self.desk.stage)), default=None)
         if wanted is None:
             raise RunError(
-                "There is no finished stage to fork from yet.", "Wait for the end of stage 1, or choose a run in Runs."
+                "There is no finished stage to fork from yet.",
+                "Wait for the end of stage 1, or choose a run in Runs.",
             )
         if wanted >= len(self.desk.recipe.stages):
-            raise RunError("There is no stage after the one to fork from.", "Use a recipe with one more stage.")
+            raise RunError(
+                "There is no stage after the one to fork from.", "Use a recipe with one more stage."
+            )
         self.desk.start, self.desk.stage = ends[wanted], max(wanted + 1, self.desk.stage)
         self.desk.check()
 
     def show(self, folder: str | Path) -> None:
-        """Show a run of the past in place of the one that is shown, and its settings in the controls."""
+        """Show a run of the past in place of the one that is shown, and its settings in the
+        controls.
+        """
         if self.alive:
-            raise TrainingError(f"{self.live.name} is training.", "Stop it first, or wait for its end.")
+            raise TrainingError(
+                f"{self.live.name} is training.", "Stop it first, or wait for its end."
+            )
         run = RunFolder(folder)
         events, recipe = list(run.events()), run.recipe
         if (recipe.data, recipe.model) != (self.desk.base.data, self.desk.base.model):
             raise RunError(
-                f"{run.path} has other data, or another model.", f"Open it in a cell: vitseg.Workbench({str(run.path)!r})."
+                f"{run.path} has other data, or another model.",
+                f"Open it in a cell: vitseg.Workbench({str(run.path)!r}).",
             )
         if any(getattr(recipe, name) != getattr(self.desk.base, name) for name in COSTLY):
             self.ahead.cost = None
@@ -272,7 +348,9 @@ class Session:
         self._clear()
         for event in events:
             self._take(event)
-        if (forked := run.forked()) and (source := RunFolder(forked["parent"])).events_file.exists():
+        if (forked := run.forked()) and (
+            source := RunFolder(forked["parent"])
+        ).events_file.exists():
             self.parent = Curves.of(source.events())
 
     def _continue(self, run: RunFolder) -> None:
@@ -281,9 +359,13 @@ class Session:
         def stream() -> Generator[Event]:
             self.work, self._fresh = prepare(recipe), False
             yield from kept_events(run.path)
-            yield from self._told(resume(run.path, self.work), (run.forked() or {"stage": 0})["stage"])
+            yield from self._told(
+                resume(run.path, self.work), (run.forked() or {"stage": 0})["stage"]
+            )
 
-        seen = dict(self.predictions)  # what was predicted after the epochs so far stays on the slider
+        seen = dict(
+            self.predictions
+        )  # what was predicted after the epochs so far stays on the slider
         self._launch(run, stream(), recipe, self.parent, seen)
 
     def _told(self, events: Generator[Event], inherited: int = 0) -> Generator[Event]:
@@ -296,9 +378,18 @@ class Session:
                 yield event
 
     def _launch(
-        self, run: RunFolder, stream: Generator[Event], recipe: Recipe, parent: Curves | None, seen: dict | None = None
+        self,
+        run: RunFolder,
+        stream: Generator[Event],
+        recipe: Recipe,
+        parent: Curves | None,
+        seen: dict | None = None,
     ) -> None:
-        if reason := "" if (other := current()) is None else f"{other.name} is training in this kernel.":
+        if (
+            reason := ""
+            if (other := current()) is None
+            else f"{other.name} is training in this kernel."
+        ):
             raise TrainingError(reason, "Stop it first, or wait for its end.")
         self.run, self.parent, self.trained, self._fresh = run, parent, recipe, False
         self._clear()
@@ -319,7 +410,9 @@ class Session:
             self.events.append(event)
         if self._fresh and isinstance(event, StageStarted | EpochEnded):
             self._predict(event.epoch)
-        elif isinstance(event, RunEnded) and self.live and not self.predictions:  # nothing was trained here
+        elif (
+            isinstance(event, RunEnded) and self.live and not self.predictions
+        ):  # nothing was trained here
             self._predict(self.events[-2].epoch)
         self.version += 1
 
@@ -331,34 +424,52 @@ class Session:
             self.no_curves = f"The curves are not complete ({type(error).__name__}: {error})."
 
     def _predict(self, epoch: int) -> None:
-        """Pictures are no reason for a training to end: what goes wrong here is said beside them."""
+        """Pictures are no reason for a training to end: what goes wrong here is said beside
+        them.
+        """
         try:
             images = (self.work.data.load(name)[0] for name in self.samples)
             self.predictions[epoch] = [self.work.model.predict(image) for image in images]
         except Exception as error:
-            self.no_pictures = f"No prediction after epoch {epoch} ({type(error).__name__}: {error}). Training goes on."
+            self.no_pictures = (
+                f"No prediction after epoch {epoch} ({type(error).__name__}: "
+                f"{error}). Training goes on."
+            )
 
     def _count(self, event: Event) -> None:
         """Seconds and forecast work of the events that were trained here."""
         working = self._fresh and self.live is not None and self.live.state == "running"
         took_step = working and isinstance(event, BatchEnded)
-        self.ahead.count(working, self.ahead.weight(event.stage, self.trained, self.work) if took_step else 0.0)
+        self.ahead.count(
+            working, self.ahead.weight(event.stage, self.trained, self.work) if took_step else 0.0
+        )
         self.position = event
 
     def progress(self) -> tuple[float, float | None]:
-        """How much of the run's steps is done, 0..1, and the seconds left, once something can be said about that."""
+        """How much of the run's steps is done, 0..1, and the seconds left, once something can be
+        said about that.
+        """
         if self.trained is None or not self.events:
             return 0.0, None
         if isinstance(self.events[-1], RunEnded):
             return 1.0, 0.0
         n, last = (
             self._batches,
-            next((e for e in reversed(self.events) if isinstance(e, BatchEnded | StageEnded | StageStarted)), None),
+            next(
+                (
+                    e
+                    for e in reversed(self.events)
+                    if isinstance(e, BatchEnded | StageEnded | StageStarted)
+                ),
+                None,
+            ),
         )
         if last is None:
             return 0.0, None
         before = last.step - self.curves.stage_began(last.stage)[1]
-        rest = {k: s.epochs * n for k, s in enumerate(self.trained.stages, start=1) if k >= last.stage}
+        rest = {
+            k: s.epochs * n for k, s in enumerate(self.trained.stages, start=1) if k >= last.stage
+        }
         rest[last.stage] = 0 if isinstance(last, StageEnded) else rest[last.stage] - before
         total = last.step + sum(rest.values())
         return last.step / total, self.ahead.left(rest, self.trained, self.work)

@@ -1,4 +1,6 @@
-"""What a workbench says in its status line: what is happening, or what is wrong and the mend. No widgets."""
+"""What a workbench says in its status line: what is happening, or what is wrong and the mend. No
+widgets.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,19 @@ def heading(session: Session, preview: bool) -> tuple[str, str]:
     if session.alive:
         return f"Run {name}, in training.", folder
     if not preview:
-        return f"Run {name}. The controls hold its settings; Start would train them as a new run.", folder
+        return (
+            f"Run {name}. The controls hold its settings; Start would train them as a new run.",
+            folder,
+        )
     resume = f" Resume would go on with {name}, unchanged." if session.resumable else ""
     beneath = f" For comparison, grey and dotted: run {name}." if session.events else ""
     return f"What Start would train.{beneath}{resume}", folder
 
 
 def sentence(session: Session, preview: bool, note: str, unpainted: str) -> Said:
-    """`preview` is whether the screen shows what Start would do, `note` what the last press came to."""
+    """`preview` is whether the screen shows what Start would do, `note` what the last press came
+    to.
+    """
     if session.alive:
         return _while_alive(session, note, unpainted)
     if unpainted or note:
@@ -47,7 +54,8 @@ def sentence(session: Session, preview: bool, note: str, unpainted: str) -> Said
 
 
 def _while_alive(session: Session, note: str, unpainted: str) -> Said:
-    doing = f"{_doing(session.state, session.position)}{session.unsaved if session.state == 'paused' else ''}"
+    unsaved = session.unsaved if session.state == "paused" else ""
+    doing = f"{_doing(session.state, session.position)}{unsaved}"
     moved = "A control was moved: that takes effect at the next start." if session.edited else ""
     wrong = f"{unpainted} Training goes on." if unpainted else _warning(session.events)
     return " ".join(filter(None, (doing, note or moved, wrong))), "bad" if wrong else ""
@@ -70,7 +78,10 @@ def _doing(state: str, position: Event | None) -> str:
         case None:
             return "Reading data and weights."
         case BatchEnded():
-            return f"Training stage {position.stage}: epoch {position.epoch}, batch {position.batch} of {position.batches}."
+            return (
+                f"Training stage {position.stage}: epoch {position.epoch}, batch "
+                f"{position.batch} of {position.batches}."
+            )
         case ValidationBatch():
             when = f" after epoch {position.epoch}" if position.epoch else ", start weights"
             return f"Scoring validation images{when}: batch {position.batch} of {position.batches}."
@@ -81,7 +92,10 @@ def _doing(state: str, position: Event | None) -> str:
 def _ready(session: Session) -> str:
     first, last = session.desk.first_stage(), len(session.desk.chosen().stages)
     stages = f"stages {first} to {last}" if last > first else f"stage {first}"
-    return f"Ready. Start trains {stages}{f' from {session.desk.start}' if session.desk.start else ''}."
+    return (
+        f"Ready. Start trains "
+        f"{stages}{f' from {session.desk.start}' if session.desk.start else ''}."
+    )
 
 
 def _after(session: Session) -> str:
@@ -89,13 +103,22 @@ def _after(session: Session) -> str:
     if not run.events_file.exists():
         return "Stopped before anything was recorded."
     if session.resumable:
-        return f"Stopped after {_at(session.events)}. {session.goes_on_from()}. Run folder: {run.path}"
+        return (
+            f"Stopped after {_at(session.events)}. {session.goes_on_from()}. Run folder: {run.path}"
+        )
     if not run.summary_file.exists():
         return f"{run.path.name} is being trained elsewhere."
     best = run.summary["best"]
     started = next(e for e in session.events if isinstance(e, RunStarted))
-    reused = f" {inherited_words(started.parent)} Tick Retrain to do so." if started.parent and not session.desk.start else ""
-    return f"Ended.{reused} Best valid IoU {number_or_na(best['iou'])}, F1 {number_or_na(best['f1'])}. Run folder: {run.path}"
+    reused = (
+        f" {inherited_words(started.parent)} Tick Retrain to do so."
+        if started.parent and not session.desk.start
+        else ""
+    )
+    return (
+        f"Ended.{reused} Best valid IoU {number_or_na(best['iou'])}, F1 "
+        f"{number_or_na(best['f1'])}. Run folder: {run.path}"
+    )
 
 
 def _at(events: list[Event]) -> str:

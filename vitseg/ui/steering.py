@@ -28,19 +28,31 @@ class Steering:
 
     def __init__(self, actions: Actions, draw: Callable[[], None]):
         self.lock, self.note, self._draw = threading.RLock(), "", draw
-        self.buttons = {label: self.button(label, act, tip, "100px") for label, (act, tip) in actions.items()}
+        self.buttons = {
+            label: self.button(label, act, tip, "100px") for label, (act, tip) in actions.items()
+        }
         self.buttons["Start"].button_style = "primary"
-        self.bar, self.left, self.status = w.FloatProgress(min=0, max=1, layout={"width": "220px"}), w.HTML(), w.HTML()
-        row = w.HBox([*self.buttons.values(), self.bar, self.left], layout={"align_items": "center"})
+        self.bar, self.left, self.status = (
+            w.FloatProgress(min=0, max=1, layout={"width": "220px"}),
+            w.HTML(),
+            w.HTML(),
+        )
+        row = w.HBox(
+            [*self.buttons.values(), self.bar, self.left], layout={"align_items": "center"}
+        )
         self.box = w.VBox([row, self.status])
 
-    def button(self, label: str, act: Callable[[], None], tip: str = "", width: str = "130px") -> w.Button:
+    def button(
+        self, label: str, act: Callable[[], None], tip: str = "", width: str = "130px"
+    ) -> w.Button:
         made = w.Button(description=label, tooltip=tip, layout={"width": width})
         made.on_click(lambda _: self.attempt(act))
         return made
 
     def attempt(self, act: Callable[[], None]) -> None:
-        """A press of a button: what goes wrong is a sentence in the status line, never a traceback."""
+        """A press of a button: what goes wrong is a sentence in the status line, never a
+        traceback.
+        """
         with self.lock:
             self.note = ""
             try:
@@ -48,8 +60,13 @@ class Steering:
                 self._draw()
             except Exception as error:
                 self.note = str(error)
-                if not isinstance(error, VitsegError | OSError):  # a fault of ours; a button that does nothing would be worse
-                    self.note = f"{type(error).__name__}: {error}. That should not happen; please report it."
+                if not isinstance(
+                    error, VitsegError | OSError
+                ):  # a fault of ours; a button that does nothing would be worse
+                    self.note = (
+                        f"{type(error).__name__}: {error}. That should not happen; please "
+                        f"report it."
+                    )
                 self.say(self.note, "bad")
                 with contextlib.suppress(Exception):
                     self._draw()
@@ -69,18 +86,28 @@ def unpainted(error: Exception) -> str:
 
 
 class LiveFigure(go.FigureWidget):
-    """A figure that a page which is loaded again gets as it stands; plotly's own would give it as it was first shown."""
+    """A figure that a page which is loaded again gets as it stands; plotly's own would give it as
+    it was first shown.
+    """
 
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
-        """All of it is asked for by a page that is loaded; `_widget_layout` is empty until the constructor is through."""
+        """All of it is asked for by a page that is loaded; `_widget_layout` is empty until the
+        constructor is through.
+        """
         if key is None and self._trait_values.get("_widget_layout"):
             now = {"_widget_data": self._data, "_widget_layout": self._layout}
-            self._trait_values.update(deepcopy(now))  # past the traits, which would send it to the pages that are open
+            self._trait_values.update(
+                deepcopy(now)
+            )  # past the traits, which would send it to the pages that are open
         return super().get_state(key, drop_defaults)
 
-    def _send_update_msg(self, restyle_data: dict, relayout_data: dict, trace_indexes: Any = None, **source: Any) -> None:
-        """Send what every trace now holds. Where a message changes x of a curve alone, plotly sends "_undefined_" as x of the
-        heat map, which the page stores as its x; the next page would get a heat map without one."""
+    def _send_update_msg(
+        self, restyle_data: dict, relayout_data: dict, trace_indexes: Any = None, **source: Any
+    ) -> None:
+        """Send what every trace now holds. Where a message changes x of a curve alone, plotly sends
+        "_undefined_" as x of the heat map, which the page stores as its x; the next page would get
+        a heat map without one.
+        """
         traces = [self._data[i] for i in self._normalize_trace_indexes(trace_indexes)]
         values = {path: [_value_at(trace, path) for trace in traces] for path in restyle_data}
         super()._send_update_msg(values, relayout_data, trace_indexes, **source)

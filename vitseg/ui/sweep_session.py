@@ -1,4 +1,6 @@
-"""An ablation without its widgets: a sweep, its curves, how far it is, and how long the rest will take."""
+"""An ablation without its widgets: a sweep, its curves, how far it is, and how long the rest will
+take.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,18 @@ from vitseg.ui.trials import Source, Trials
 
 
 class SweepSession:
-    """`curves` holds (epoch, valid IoU) of every trial begun, `trial` the name of the one that is being trained."""
+    """`curves` holds (epoch, valid IoU) of every trial begun, `trial` the name of the one that is
+    being trained.
+    """
 
     def __init__(
-        self, recipe: Recipe, axes: Mapping[str, Sequence[Any]], seeds: int | Sequence[int], folder: str | Path | None,
+        self,
+        recipe: Recipe,
+        axes: Mapping[str, Sequence[Any]],
+        seeds: int | Sequence[int],
+        folder: str | Path | None,
         spread: Callable[[Sweep], Source] | None = None,
-    ):  # fmt: skip
+    ):
         self.work = prepare(recipe)
         self.grid: Grid = make_grid(recipe, axes, seeds, facts_of(self.work))
         check_depths((t.recipe for t in self.grid.trials), recipe.model, self.work)
@@ -33,7 +41,10 @@ class SweepSession:
         self.cost: Cost | None = None
         self.trial: str | None = None
         self.curves = {name: list(found.curve) for name, found in self.sweep.results().items()}
-        self._recipes, self._ahead = {t.name: t.recipe for t in self.grid.trials}, dict[str, list[float]]()
+        self._recipes, self._ahead = (
+            {t.name: t.recipe for t in self.grid.trials},
+            dict[str, list[float]](),
+        )
         self._inherits = dict(self.grid.shared)
         self._shares, self._seconds, self._done = dict[str, float](), 0.0, 0.0
         self._worked = time.monotonic()
@@ -52,10 +63,16 @@ class SweepSession:
             case TrialTold():
                 self.trial = event.trial
                 self.curves[event.trial].append((event.epoch, event.iou))
-                self._work(event.trial, 1 / sum(stage.epochs for stage in self._recipes[event.trial].stages), math.inf)
+                self._work(
+                    event.trial,
+                    1 / sum(stage.epochs for stage in self._recipes[event.trial].stages),
+                    math.inf,
+                )
 
     def _work(self, trial: str, share: float, most: float = 60.0) -> None:
-        """A share of a trial is done, in the seconds since the last one was, or `most`: the machine may have slept."""
+        """A share of a trial is done, in the seconds since the last one was, or `most`: the machine
+        may have slept.
+        """
         self._shares[trial] = self._shares.get(trial, 0.0) + share
         if self.trials.state == "running":  # a pause is no work
             now = time.monotonic()
@@ -66,13 +83,17 @@ class SweepSession:
     def _turn_to(self, trial: str) -> None:
         """Of a trial that goes on, what it has already is taken from its folder."""
         self.trial, run = trial, self.sweep.run_of(trial)
-        begun = run.events_file.exists() and not self.trials.source.elsewhere  # of one that is elsewhere all will be told
+        begun = (
+            run.events_file.exists() and not self.trials.source.elsewhere
+        )  # of one that is elsewhere all will be told
         before = kept_events(run.path) if begun else []
         if forked := run.forked():
             self._inherits[trial] = forked["stage"]
         steps = sum(isinstance(e, BatchEnded) and e.stage > self._inherits[trial] for e in before)
         self._shares[trial] = steps / max(1, self._own_steps(trial))
-        self.curves[trial] = [(e.epoch, e.validation["iou"]) for e in before if isinstance(e, EpochEnded)]
+        self.curves[trial] = [
+            (e.epoch, e.validation["iou"]) for e in before if isinstance(e, EpochEnded)
+        ]
 
     def _own_steps(self, trial: str) -> int:
         recipe = self._recipes[trial]
@@ -84,11 +105,15 @@ class SweepSession:
         if self.cost is None:
             return float(self._own_steps(trial))
         if trial not in self._ahead:
-            self._ahead[trial] = [f.seconds for f in forecast(self._recipes[trial], self.cost, self.work)]
+            self._ahead[trial] = [
+                f.seconds for f in forecast(self._recipes[trial], self.cost, self.work)
+            ]
         return sum(self._ahead[trial][self._inherits[trial] :])
 
     def predicted_seconds(self) -> float:
-        """What the trials that have not ended will take here. The first call times a few batches."""
+        """What the trials that have not ended will take here. The first call times a few
+        batches.
+        """
         if self.cost is None:
             self.cost = measure(self.grid.recipe, self.work)
         return sum(self._weight_of(t.name) for t in self.sweep.todo())
@@ -106,11 +131,18 @@ class SweepSession:
 
     def sentence(self) -> tuple[str, str]:
         """What is happening, or "bad" and what is wrong."""
-        count, failed = len(self.grid.trials), [f"{name} failed: {text}" for name, text in self.sweep.failures.items()]
+        count, failed = (
+            len(self.grid.trials),
+            [f"{name} failed: {text}" for name, text in self.sweep.failures.items()],
+        )
         ended = count - len(self.sweep.todo())
         words = f"{ended} of {count} trials have ended."
         if self.trials.alive:
-            return " ".join(filter(None, [self.trials.doing(self.trial), words, *failed, self.trials.incomplete])), ""
+            return " ".join(
+                filter(
+                    None, [self.trials.doing(self.trial), words, *failed, self.trials.incomplete]
+                )
+            ), ""
         if wrong := self.trials.stopped_by():
             return wrong, "bad"
         if failed:

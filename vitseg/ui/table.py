@@ -27,7 +27,10 @@ class Table:
     def __str__(self) -> str:
         lines = [self.columns, *self.rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        text = [
+            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        ]
         rule = "  ".join("-" * w for w in widths)
         return "\n".join([*([self.caption] if self.caption else []), text[0], rule, *text[1:]])
 
@@ -38,15 +41,26 @@ class Table:
 
         def cell(text: str, tag: str) -> str:
             wraps = "normal" if tag == "th" or _WORD.search(text) else "nowrap"
-            return f'<{tag} style="text-align:left;white-space:{wraps}">{escape(text).replace(" %", "&nbsp;%")}</{tag}>'
+            return (
+                f"<{tag} "
+                f'style="text-align:left;white-space:{wraps}">{escape(text).replace(" %", "&nbsp;%")}</{tag}>'
+            )
 
         def row(cells: Sequence[str], tag: str) -> str:
             return f"<tr>{''.join(cell(text, tag) for text in cells)}</tr>"
 
-        caption = f"<figcaption style='line-height:1.5'>{escape(self.caption)}</figcaption>" if self.caption else ""
+        caption = (
+            f"<figcaption style='line-height:1.5'>{escape(self.caption)}</figcaption>"
+            if self.caption
+            else ""
+        )
         rows = f"<thead>{row(self.columns, 'th')}</thead><tbody>{''.join(row(r, 'td') for r in self.rows)}</tbody>"
-        scrolls = "overflow-x:auto;width:0;min-width:100%"  # as wide as there is room, whatever the table would like
-        return f"<figure style='margin:0'>{caption}<div style='{scrolls}'><table>{rows}</table></div></figure>"
+        # as wide as there is room, whatever the table would like
+        scrolls = "overflow-x:auto;width:0;min-width:100%"
+        return (
+            f"<figure style='margin:0'>{caption}<div "
+            f"style='{scrolls}'><table>{rows}</table></div></figure>"
+        )
 
 
 def stages(recipe: Recipe) -> Table:
@@ -67,31 +81,57 @@ def stages(recipe: Recipe) -> Table:
 
 
 def ahead(recipe: Recipe, forecasts: Sequence[Any]) -> Table:
-    """What the stages of a recipe will take on this machine, and what kept features change about it."""
-    columns = ("stage", "steps", "time", "memory", "feature cache", "a step with it", "most of which is")
+    """What the stages of a recipe will take on this machine, and what kept features change about
+    it.
+    """
+    columns = (
+        "stage",
+        "steps",
+        "time",
+        "memory",
+        "feature cache",
+        "a step with it",
+        "most of which is",
+    )
     rows = []
     for number, (stage, f) in enumerate(zip(recipe.stages, forecasts, strict=True), start=1):
-        room = f"{size(f.kept)} more on disk" if f.kept else "is there already" if recipe.cache else "off"
+        room = (
+            f"{size(f.kept)} more on disk"
+            if f.kept
+            else "is there already"
+            if recipe.cache
+            else "off"
+        )
         gain = f"{f.gain:.1f} x as fast" if recipe.cache else "no faster"
         time = "trained already" if f.inherited else duration(f.seconds)
-        rows.append((f"{number} {stage.name}", f"{f.steps:,}", time, size(f.memory), room, gain, f.bound))
+        rows.append(
+            (f"{number} {stage.name}", f"{f.steps:,}", time, size(f.memory), room, gain, f.bound)
+        )
     return Table(columns, tuple(rows), "Forecast, from a few timed batches")
 
 
 def memory_notes(forecasts: Sequence[Any], machine: Any) -> list[str]:
     """Whether a stage will need more memory than is free; processes on one CPU share it."""
-    most, number = max(((f.memory, n) for n, f in enumerate(forecasts, start=1) if not f.inherited), default=(0, 0))
-    need, free = most * (machine.processes if machine.device.type == "cpu" else 1), machine.free_memory()
+    most, number = max(
+        ((f.memory, n) for n, f in enumerate(forecasts, start=1) if not f.inherited), default=(0, 0)
+    )
+    need, free = (
+        most * (machine.processes if machine.device.type == "cpu" else 1),
+        machine.free_memory(),
+    )
     if need <= free:
         return []
     return [
-        f"Stage {number} will need about {size(need)} of memory, but only {size(free)} is free on {machine}. Lower the batch "
+        f"Stage {number} will need about {size(need)} of memory, but only {size(free)} is free on "
+        f"{machine}. Lower the batch "
         "size, unfreeze fewer blocks, or use a smaller data.size."
     ]
 
 
 def results(summary: dict[str, Any]) -> Table:
-    """The result table of a run, a row for each stage, and one for the test images if there are any."""
+    """The result table of a run, a row for each stage, and one for the test images if there are
+    any.
+    """
     columns = (
         "stage",
         "freeze depth",
@@ -106,9 +146,19 @@ def results(summary: dict[str, Any]) -> Table:
     )
     rows = tuple(_stage_cells(number, row) for number, row in enumerate(summary["stages"], start=1))
     if test := summary.get("test"):
-        rows += (("test images, once", *[""] * 6, number_or_na(test["iou"]), number_or_na(test["f1"]), ""),)
+        rows += (
+            (
+                "test images, once",
+                *[""] * 6,
+                number_or_na(test["iou"]),
+                number_or_na(test["f1"]),
+                "",
+            ),
+        )
     data = ", on generated images" if summary["data"] == "generated" else ""
-    return Table(columns, rows, f"IoU and F1 {summary['score']}, validation images at their own size{data}")
+    return Table(
+        columns, rows, f"IoU and F1 {summary['score']}, validation images at their own size{data}"
+    )
 
 
 def _stage_cells(number: int, row: dict[str, Any]) -> tuple[str, ...]:
@@ -119,7 +169,10 @@ def _stage_cells(number: int, row: dict[str, Any]) -> tuple[str, ...]:
         f"{schedule['kind'].replace('_', ' ')} / {schedule['steps_per']}",
         f"{row['lr']['first']:.2e}",
         f"{row['lr']['last']:.2e}",
-        f"{row['trainable'] / 1e6:.2f} M of {row['total'] / 1e6:.1f} M ({100 * row['trainable'] / row['total']:.1f} %)",
+        (
+            f"{row['trainable'] / 1e6:.2f} M of {row['total'] / 1e6:.1f} M "
+            f"({100 * row['trainable'] / row['total']:.1f} %)"
+        ),
         f"{row['epochs']}" + (" (stopped early)" if row["stopped_early"] else ""),
         number_or_na(best["iou"]),
         number_or_na(best["f1"]),
@@ -142,7 +195,10 @@ def depth_words(unfrozen_blocks: int | str) -> str:
 def classes(summary: dict[str, Any]) -> Table:
     """IoU of each class, of the best weights."""
     best = summary["best"]
-    rows = tuple((name, number_or_na(iou)) for name, iou in zip(summary["classes"], best["per_class_iou"], strict=True))
+    rows = tuple(
+        (name, number_or_na(iou))
+        for name, iou in zip(summary["classes"], best["per_class_iou"], strict=True)
+    )
     return Table(("class", "IoU"), rows)
 
 
@@ -165,7 +221,10 @@ def kept(groups: Sequence[Any], limit: int) -> Table:
         )
         for g in groups
     )
-    caption = f"{sum(g.bytes for g in groups) / 1e9:.2f} GB kept, of at most {limit / 1e9:g} GB ($VITSEG_CACHE_GB)"
+    caption = (
+        f"{sum(g.bytes for g in groups) / 1e9:.2f} GB kept, of at most {limit / 1e9:g} GB "
+        f"($VITSEG_CACHE_GB)"
+    )
     return Table(("encoder", "level", "canvas", "views", "GB", "last used (UTC)"), rows, caption)
 
 
@@ -173,7 +232,10 @@ def inherited_words(parent: dict[str, Any]) -> str:
     """Which stages of a run are another's: `RunStarted.parent` in a sentence."""
     last = parent["stage"]
     which = "Stage 1 is that" if last == 1 else f"Stages 1 to {last} are those"
-    return f"{which} of run {parent['run']}: the same settings, data and weights, so not trained again."
+    return (
+        f"{which} of run {parent['run']}: the same settings, data and weights, so not trained "
+        f"again."
+    )
 
 
 def duration(seconds: float) -> str:
@@ -181,7 +243,11 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return (
+        f"{minutes} min {rest:02d} s"
+        if minutes < 60
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
 
 
 def size(count: int) -> str:

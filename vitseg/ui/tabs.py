@@ -1,4 +1,6 @@
-"""The lower half of the workbench: predictions through time, classes, checks, and the runs of the past."""
+"""The lower half of the workbench: predictions through time, classes, checks, and the runs of the
+past.
+"""
 
 from __future__ import annotations
 
@@ -22,37 +24,64 @@ NONE_YET = ("none yet", -1)
 
 
 class Tabs:
-    """Draws what a session holds. `shown` is called once a run of the past has taken the place of the one on the screen."""
+    """Draws what a session holds. `shown` is called once a run of the past has taken the place of
+    the one on the screen.
+    """
 
     def __init__(self, session: Session, steering: Steering, shown: Callable[[], None]):
         self.session, self._shown, self._filling = session, shown, False
         self.epoch = w.SelectionSlider(
-            options=[NONE_YET], value=NONE_YET[1], description="Epoch", layout={"width": "420px"}, disabled=True, style=HANDLE
+            options=[NONE_YET],
+            value=NONE_YET[1],
+            description="Epoch",
+            layout={"width": "420px"},
+            disabled=True,
+            style=HANDLE,
         )
-        self.epoch.observe(lambda _: self._filling or steering.attempt(self._draw_pictures), "value")
-        self.picture = w.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
+        self.epoch.observe(
+            lambda _: self._filling or steering.attempt(self._draw_pictures), "value"
+        )
+        self.picture = w.Image(
+            format="png", layout={"max_width": "100%", "align_self": "flex-start"}
+        )
         self.picture_note, self.classes, self.checks, self.runs = (w.HTML() for _ in range(4))
         self.said, self._on_screen = FileLink(), None
-        self.which = w.Dropdown(description="Run folder", layout={"width": "320px"}, style={"description_width": "initial"})
-        acts = {"Show": self.show, "Export report": self.export_report, "Export CSV": self.export_csv}
+        self.which = w.Dropdown(
+            description="Run folder",
+            layout={"width": "320px"},
+            style={"description_width": "initial"},
+        )
+        acts = {
+            "Show": self.show,
+            "Export report": self.export_report,
+            "Export CSV": self.export_csv,
+        }
         buttons = [steering.button(label, act) for label, act in acts.items()]
-        self.box = w.Tab([
-            w.VBox([self.epoch, self.picture_note, self.picture]), self.classes, self.checks,
-            w.VBox([w.HBox([self.which, *buttons]), self.said, self.runs]),
-        ])  # fmt: skip
+        self.box = w.Tab(
+            [
+                w.VBox([self.epoch, self.picture_note, self.picture]),
+                self.classes,
+                self.checks,
+                w.VBox([w.HBox([self.which, *buttons]), self.said, self.runs]),
+            ]
+        )
         for i, title in enumerate(("Predictions", "Classes", "Checks", "Runs")):
             self.box.set_title(i, title)
 
     @property
     def behind(self) -> bool:
         """Whether there are predictions that the slider does not offer yet."""
-        return sorted(self.session.predictions) != [v for _, v in self.epoch.options if v != NONE_YET[1]]
+        return sorted(self.session.predictions) != [
+            v for _, v in self.epoch.options if v != NONE_YET[1]
+        ]
 
     def draw(self) -> None:
         """What changes once an epoch: classes, checks, pictures."""
         s = self.session
         self.classes.value = panels.class_table(s.events)
-        self.checks.value = panels.checks(s.events, sum(isinstance(e, BatchEnded) for e in s.events), s.failure(), s.features)
+        self.checks.value = panels.checks(
+            s.events, sum(isinstance(e, BatchEnded) for e in s.events), s.failure(), s.features
+        )
         if self.behind and s.predictions:
             self._offer_epochs(sorted(s.predictions))
             self._draw_pictures()
@@ -71,13 +100,25 @@ class Tabs:
     def _draw_pictures(self) -> None:
         s, epoch = self.session, self.epoch.value
         if epoch not in s.predictions:
-            text = "Validation images are predicted after every epoch of a run that is trained here; then look back in time."
-            self.picture_note.value = panels.html(f"<p class=quiet>{escape(s.no_pictures or text)}</p>")
-            self.picture.value, self.picture.layout.display = b"", "none"  # an empty image shows as a broken one
+            text = (
+                "Validation images are predicted after every epoch of a run that is trained "
+                "here; then look back in time."
+            )
+            self.picture_note.value = panels.html(
+                f"<p class=quiet>{escape(s.no_pictures or text)}</p>"
+            )
+            self.picture.value, self.picture.layout.display = (
+                b"",
+                "none",
+            )  # an empty image shows as a broken one
             return
         self.picture.layout.display = None
-        self.picture.value = pictures.png(pictures.comparison(s.work.data, s.samples, s.predictions[epoch], side=150))
-        self.picture_note.value = panels.html(f"<p>After epoch {epoch}. White: prediction and truth disagree.</p>")
+        self.picture.value = pictures.png(
+            pictures.comparison(s.work.data, s.samples, s.predictions[epoch], side=150)
+        )
+        self.picture_note.value = panels.html(
+            f"<p>After epoch {epoch}. White: prediction and truth disagree.</p>"
+        )
 
     def draw_runs(self) -> None:
         runs, own = recent_runs(), self.session.run
@@ -85,7 +126,9 @@ class Tabs:
             runs.insert(0, own)
         self.runs.value = panels.runs_table([(run, _state_of(run)) for run in runs])
         shown = own.path if own else None
-        chosen = self.which.value if shown == self._on_screen else shown  # it follows the screen, until somebody chooses
+        chosen = (
+            self.which.value if shown == self._on_screen else shown
+        )  # it follows the screen, until somebody chooses
         paths = [run.path for run in runs]
         self.which.options = [(path.name, path) for path in paths]
         if runs:
@@ -118,7 +161,9 @@ class Tabs:
             raise RunError("No run has been recorded yet.", "Press Start.")
         run = RunFolder(self.which.value)
         if run.is_held():
-            raise RunError(f"{run.path.name} is being trained.", "Wait for its end, or choose another run.")
+            raise RunError(
+                f"{run.path.name} is being trained.", "Wait for its end, or choose another run."
+            )
         return run
 
 
@@ -131,4 +176,6 @@ def _state_of(run: RunFolder) -> str:
     if run.is_held():
         return "training elsewhere"
     failed = run.failure()
-    return (f"failed ({failed.kind})" if failed else "cut off or stopped") + "; Show, then Resume goes on with it"
+    return (
+        f"failed ({failed.kind})" if failed else "cut off or stopped"
+    ) + "; Show, then Resume goes on with it"

@@ -1,4 +1,6 @@
-"""One look for every figure: readable on a light and on a dark page, and by colour-blind readers; no way out to the network."""
+"""One look for every figure: readable on a light and on a dark page, and by colour-blind readers;
+no way out to the network.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,18 @@ STAGES = ("#2584C6", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 TRAIN, VALID, SECOND, PLAN = "#2584C6", "#D55E00", "#009E73", "#8a8a8a"
 TEXT, GRID = "#7a7a7a", "rgba(128,128,128,0.22)"
-"""TEXT has a contrast above 4 on white and on JupyterLab's dark page; backgrounds are transparent."""
+"""TEXT has a contrast above 4 on white and on JupyterLab's dark page; backgrounds are transparent.
+"""
 
 FROZEN, TRAINED, BROKEN = "#b8bec4", "#E69F00", "#B2182B"
 
-_AXIS = {"gridcolor": GRID, "zeroline": False, "linecolor": GRID, "ticks": "outside", "tickcolor": GRID}
+_AXIS = {
+    "gridcolor": GRID,
+    "zeroline": False,
+    "linecolor": GRID,
+    "ticks": "outside",
+    "tickcolor": GRID,
+}
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"color": TEXT, "size": 13, "family": "system-ui, sans-serif"},

@@ -1,4 +1,6 @@
-"""Trials in the background and on the screen, whoever chooses them: what sweeps and searches have in common."""
+"""Trials in the background and on the screen, whoever chooses them: what sweeps and searches have
+in common.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,16 @@ from pathlib import Path
 from typing import Protocol
 
 from vitseg.errors import RunError
-from vitseg.events import BatchEnded, EpochEnded, Event, Polled, StageStarted, TrialEnded, TrialStarted, TrialTold
+from vitseg.events import (
+    BatchEnded,
+    EpochEnded,
+    Event,
+    Polled,
+    StageStarted,
+    TrialEnded,
+    TrialStarted,
+    TrialTold,
+)
 from vitseg.ui.live import OVER, LiveRun, current
 from vitseg.ui.session import launching
 from vitseg.ui.steering import Steering, unpainted
@@ -34,10 +45,11 @@ class Source(Protocol):
 
 
 class Trials:
-    """The trials of a sweep or a search, trained on a thread. `version` counts what happened, `turns` the epochs, stages and
-    trials in it; `position` is the last of it.
+    """The trials of a sweep or a search, trained on a thread. `version` counts what happened,
+    `turns` the epochs, stages and trials in it; `position` is the last of it.
 
-    `on_event` is told of every event, between two steps; `owner` is who asked, for a cell that is run again.
+    `on_event` is told of every event, between two steps; `owner` is who asked, for a cell that is
+    run again.
     """
 
     def __init__(self, source: Source, owner: object, on_event: Callable[[Event], None]):
@@ -55,11 +67,15 @@ class Trials:
         return self.live is not None and self.live.state not in OVER
 
     def start(self) -> None:
-        """Train what has not ended. Raises TrainingError if another run is alive; while this one is, nothing happens."""
+        """Train what has not ended. Raises TrainingError if another run is alive; while this one
+        is, nothing happens.
+        """
         with launching:
             if not self.alive and self.source.left():
                 self.told, self.incomplete = time.monotonic(), ""
-                self.live = LiveRun(self.source.events(), self.source.path.name, self._take, owner=self._owner)
+                self.live = LiveRun(
+                    self.source.events(), self.source.path.name, self._take, owner=self._owner
+                )
 
     def follow(self) -> Iterator[Event]:
         """The events so far, and those to come, until all is over."""
@@ -74,12 +90,16 @@ class Trials:
             live.wait(0.2)
 
     def _take(self, event: Event) -> None:
-        """On the training thread, between two steps. The screen is no reason for a training to end."""
+        """On the training thread, between two steps. The screen is no reason for a training to
+        end.
+        """
         try:
             self._on_event(event)
         except Exception as error:
             self.incomplete = f"The curves are not complete ({type(error).__name__}: {error})."
-        self.turns += isinstance(event, EpochEnded | StageStarted | TrialStarted | TrialTold | TrialEnded)
+        self.turns += isinstance(
+            event, EpochEnded | StageStarted | TrialStarted | TrialTold | TrialEnded
+        )
         self.told, self.position, self.version = time.monotonic(), event, self.version + 1
 
     def stopped_by(self) -> str:
@@ -87,7 +107,10 @@ class Trials:
         if self.live and self.live.error is not None:
             return f"Stopped by an error: {self.live.error}"
         if (other := current()) and not self.alive:
-            return f"Start is off: {other.name} is training in this kernel; stop it first, or wait for its end."
+            return (
+                f"Start is off: {other.name} is training in this kernel; stop it first, or "
+                f"wait for its end."
+            )
         return ""
 
     def doing(self, trial: str | None) -> str:
@@ -105,18 +128,25 @@ class Trials:
 
 
 class TrialsScreen(ABC):
-    """Buttons for trials, and a painter. A screen says how it is drawn: `_draw_all` at turning points, `_draw` in between."""
+    """Buttons for trials, and a painter. A screen says how it is drawn: `_draw_all` at turning
+    points, `_draw` in between.
+    """
 
     def __init__(self, trials: Trials):
         self.trials, self._unpainted = trials, ""
-        self._steering = Steering({
-            "Start": (self.start, "Train the trials that have not ended"),
-            "Pause": (self._pause_or_resume, "Pause after this batch; Resume goes on"),
-            "Stop": (self.stop, "End after this batch; Start goes on later"),
-        }, self._draw)  # fmt: skip
+        self._steering = Steering(
+            {
+                "Start": (self.start, "Train the trials that have not ended"),
+                "Pause": (self._pause_or_resume, "Pause after this batch; Resume goes on"),
+                "Stop": (self.stop, "End after this batch; Start goes on later"),
+            },
+            self._draw,
+        )
 
     def start(self) -> None:
-        """Train the trials that have not ended, in the background. Nothing happens while they are being trained."""
+        """Train the trials that have not ended, in the background. Nothing happens while they are
+        being trained.
+        """
         if not self.trials.alive:
             self.trials.start()
             self._paint_while_alive()
@@ -124,7 +154,10 @@ class TrialsScreen(ABC):
     def pause(self) -> None:
         """After the batch that is under way."""
         if self.trials.source.elsewhere:
-            raise RunError("Trials on other machines cannot be paused.", "Stop them; Start goes on with each where it was.")
+            raise RunError(
+                "Trials on other machines cannot be paused.",
+                "Stop them; Start goes on with each where it was.",
+            )
         self._live("pause").pause()
 
     def resume(self) -> None:
@@ -142,7 +175,9 @@ class TrialsScreen(ABC):
             self.trials.live.stop()
 
     def wait(self, timeout: float | None = None) -> str:
-        """Until all trials are over, or `timeout` seconds; returns the state. The kernel is busy meanwhile."""
+        """Until all trials are over, or `timeout` seconds; returns the state. The kernel is busy
+        meanwhile.
+        """
         if self.trials.live:
             self.trials.live.wait(timeout)
         self._draw_all()
@@ -168,7 +203,9 @@ class TrialsScreen(ABC):
         threading.Thread(target=self._paint, name="vitseg painter", daemon=True).start()
 
     def _paint(self) -> None:
-        """Redraw a few times a second while there is something new, and once at the end. Never stops the training."""
+        """Redraw a few times a second while there is something new, and once at the end. Never
+        stops the training.
+        """
         trials, drawn, turned = self.trials, -1, -1
         while True:
             over = not trials.alive
@@ -188,7 +225,9 @@ class TrialsScreen(ABC):
                 return
             trials.live.wait(REDRAW_SECONDS)
 
-    def _draw_buttons(self, progress: tuple[float, float | None], sentence: tuple[str, str]) -> None:
+    def _draw_buttons(
+        self, progress: tuple[float, float | None], sentence: tuple[str, str]
+    ) -> None:
         alive, state, buttons = self.trials.alive, self.state, self._steering.buttons
         buttons["Start"].disabled = current() is not None or not self.trials.source.left()
         buttons["Pause"].description = "Resume" if state in {"paused", "pausing"} else "Pause"

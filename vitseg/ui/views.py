@@ -1,4 +1,6 @@
-"""Looking at views in a notebook: an image with its mask in several of its views, each said to be what it is."""
+"""Looking at views in a notebook: an image with its mask in several of its views, each said to be
+what it is.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,17 @@ _FRESH = 100
 def show_views(data: SegmentationData, columns: int = 4, side: int = 190) -> w.VBox:
     """A panel with an image picker and a view slider, for a cell of its own.
 
-    It shows `columns` views from the chosen one on: the image as the network gets it, below it the mask laid over it,
-    and what was done. Views are in the order in which the epochs of stage 1 show them.
+    It shows `columns` views from the chosen one on: the image as the network gets it, below it the
+    mask laid over it, and what was done. Views are in the order in which the epochs of stage 1 show
+    them.
     """
     count = _FRESH if data.cfg.views == "fresh" else data.cfg.views
     views = [view_name(data.cfg, 1, epoch) for epoch in range(1, count + 1)]
     starts = range(max(1, count - columns + 1))
     names = [(f"{name} ({split})", name) for split, found in data.splits.items() for name in found]
-    image = w.Dropdown(options=names, value=data.splits["train"][0], description="Image", layout={"width": "420px"})
+    image = w.Dropdown(
+        options=names, value=data.splits["train"][0], description="Image", layout={"width": "420px"}
+    )
     places, look = [(views[i], i) for i in starts], {"layout": {"width": "420px"}, "style": HANDLE}
     first = w.SelectionSlider(options=places, description="View", disabled=len(starts) == 1, **look)
     shown = w.HTML()
@@ -35,8 +40,13 @@ def show_views(data: SegmentationData, columns: int = 4, side: int = 190) -> w.V
         some = views[first.value : first.value + columns]
         try:
             figures = "".join(_figure(data, image.value, view, side) for view in some)
-            key = f'<img alt="" src="{pictures.data_uri(pictures.legend(data.classes, columns * (side + 12)))}">'
-            shown.value = panels.html(f"<div style='display: flex; flex-wrap: wrap; gap: 12px'>{figures}</div>{key}")
+            key = (
+                f'<img alt="" '
+                f'src="{pictures.data_uri(pictures.legend(data.classes, columns * (side + 12)))}">'
+            )
+            shown.value = panels.html(
+                f"<div style='display: flex; flex-wrap: wrap; gap: 12px'>{figures}</div>{key}"
+            )
         except VitsegError as error:
             shown.value = panels.html(f"<p class=bad>{escape(str(error))}</p>")
 
@@ -53,4 +63,7 @@ def _figure(data: SegmentationData, name: str, view: str, side: int) -> str:
     source = pictures.data_uri(pictures.with_mask(pictures.picture(sample.image), mask, side))
     done = escape(description(data.foreground(sample.original.numpy()), data.cfg, name, view))
     title = f"view {escape(view)}: {done}"
-    return f'<div style="width: {side}px"><img alt="{title}" src="{source}"><p><b>view {escape(view)}</b><br>{done}</p></div>'
+    return (
+        f'<div style="width: {side}px"><img alt="{title}" src="{source}"><p><b>view '
+        f"{escape(view)}</b><br>{done}</p></div>"
+    )

@@ -1,4 +1,6 @@
-"""A training, or the replay of one, as a figure that is drawn again and again: where live widgets do not reach. No torch."""
+"""A training, or the replay of one, as a figure that is drawn again and again: where live widgets
+do not reach. No torch.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from vitseg.ui.curves import Curves
 
 
 def watch(events: Iterable[Event], every: int = 10) -> Iterator[Event]:
-    """Pass events on, and redraw one static figure every `every` steps, and whenever something else happened."""
+    """Pass events on, and redraw one static figure every `every` steps, and whenever something else
+    happened.
+    """
     curves = Curves()
     for event in events:
         curves.add(event)

@@ -1,4 +1,6 @@
-"""The workbench: one cell in which a run is set up, seen beforehand, watched and interfered with."""
+"""The workbench: one cell in which a run is set up, seen beforehand, watched and interfered
+with.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +41,11 @@ FORK = "Start the next run from the end of a finished stage of this one"
 class Workbench:
     """Set up, watch and steer a training from one cell.
 
-    Takes a recipe, a folder of images and masks (for which `quick` makes the recipe), or a run folder. Training goes on
-    in the background; `start`, `pause`, `resume`, `stop`, `fork` and `wait` do what the buttons do. Running the cell
-    again while its run is alive attaches to that run. With `reuse`, stages that an earlier run has finished alike are not
-    trained again. Raises VitsegError for data or settings that cannot work.
+    Takes a recipe, a folder of images and masks (for which `quick` makes the recipe), or a run
+    folder. Training goes on in the background; `start`, `pause`, `resume`, `stop`, `fork` and
+    `wait` do what the buttons do. Running the cell again while its run is alive attaches to that
+    run. With `reuse`, stages that an earlier run has finished alike are not trained again. Raises
+    VitsegError for data or settings that cannot work.
     """
 
     def __init__(self, recipe_or_folder: Recipe | str | Path | None = None, *, reuse: bool = True):
@@ -62,7 +65,9 @@ class Workbench:
         if self.session.alive:
             self._paint_while_alive()
         if self.session.cost is None:
-            threading.Thread(target=self._time_batches).start()  # waited for at exit: torch does not like to be cut off
+            threading.Thread(
+                target=self._time_batches
+            ).start()  # waited for at exit: torch does not like to be cut off
         if shell := get_ipython():
             shell.events.register("post_run_cell", self._after_cell)
 
@@ -95,35 +100,53 @@ class Workbench:
         self._draw()
 
     def fork(self) -> None:
-        """Start from the end of the stage before the edited one: change the later stages, then press Start."""
+        """Start from the end of the stage before the edited one: change the later stages, then
+        press Start.
+        """
         self.session.fork()
         self._controls.fill()
         self._changed()
 
     def wait(self, timeout: float | None = None) -> str:
-        """Until the run is over, or `timeout` seconds; returns the state. The cell is busy meanwhile, and so is the kernel:
-        the buttons answer again after an interrupt, which does not stop the run."""
+        """Until the run is over, or `timeout` seconds; returns the state. The cell is busy
+        meanwhile, and so is the kernel: the buttons answer again after an interrupt, which does not
+        stop the run.
+        """
         state = self.session.wait(timeout)
         if not self.session.alive:
             self._draw_everything()
         return state
 
     def follow(self) -> Iterator[Event]:
-        """The events so far and those to come, until the run is over; `for _ in vitseg.progress(wb.follow()): pass`."""
+        """The events so far and those to come, until the run is over; `for _ in
+        vitseg.progress(wb.follow()): pass`.
+        """
         yield from self.session.follow()
         self._draw_everything()
 
     def finish(self) -> Path:
-        """Start, if nobody has, print how it goes, and give the run folder at the end. Raises what training raised."""
+        """Start, if nobody has, print how it goes, and give the run folder at the end. Raises what
+        training raised.
+        """
         if self.session.live is None:
             ahead = self.session.forecast()
-            say("\n".join([str(table.ahead(self.recipe, ahead)), *table.memory_notes(ahead, self.session.work.machine)]))
+            say(
+                "\n".join(
+                    [
+                        str(table.ahead(self.recipe, ahead)),
+                        *table.memory_notes(ahead, self.session.work.machine),
+                    ]
+                )
+            )
             self.start()
         try:
             for _ in progress(self.follow()):
                 pass
         except KeyboardInterrupt:
-            raise Interrupted("This cell was interrupted; the training goes on. Run the cell again to wait for it.") from None
+            raise Interrupted(
+                "This cell was interrupted; the training goes on. Run the cell again to wait "
+                "for it."
+            ) from None
         if self.session.live.error is not None:
             raise self.session.live.error
         return self.session.run.path
@@ -134,7 +157,9 @@ class Workbench:
 
     @property
     def state(self) -> str:
-        """ready, running, pausing, paused, stopping, stopped, ended, failed; "shown" for a run of the past."""
+        """ready, running, pausing, paused, stopping, stopped, ended, failed; "shown" for a run of
+        the past.
+        """
         return self.session.state
 
     @property
@@ -161,28 +186,51 @@ class Workbench:
     def _build(self) -> None:
         s = self.session
         self._controls = Controls(s.desk, self._changed)
-        counts = {name: sum(p.numel() for p in part.parameters) for name, part in model_parts(s.work.model).items()}
+        counts = {
+            name: sum(p.numel() for p in part.parameters)
+            for name, part in model_parts(s.work.model).items()
+        }
         self._counts = counts
-        self._steering = Steering({
-            "Start": (self.start, "Train what the controls say, in a new run folder"),
-            "Pause": (self._pause_or_resume, "Pause after this batch; Resume goes on"),
-            "Stop": (self.stop, "End after this batch; Resume goes on from there"),
-            "Fork": (self.fork, FORK),
-        }, self._draw)  # fmt: skip
+        self._steering = Steering(
+            {
+                "Start": (self.start, "Train what the controls say, in a new run folder"),
+                "Pause": (self._pause_or_resume, "Pause after this batch; Resume goes on"),
+                "Stop": (self.stop, "End after this batch; Resume goes on from there"),
+                "Fork": (self.fork, FORK),
+            },
+            self._draw,
+        )
         self._heading, self._table, self._map, self._notes = w.HTML(), w.HTML(), w.HTML(), w.HTML()
         self._nothing = Curves()
         self._pair, self._bands, self._planned = (s.curves, self._nothing), None, None
         self._figure = live_figure(charts.curves_figure(s.curves, self._nothing, charts.POINTS))
         self._tabs = Tabs(s, self._steering, self._turned_to_another)
-        line = recipe_line(s.desk.base, {k: len(v) for k, v in s.work.data.splits.items()}, s.work.model.shape.source,
-                           str(s.work.machine))  # fmt: skip
-        self.box = w.VBox([
-            w.HTML(panels.STYLE + line), self._heading, self._table, self._controls.box, self._notes, self._steering.box,
-            self._map, self._figure, Fit(), self._tabs.box,
-        ])  # fmt: skip
+        line = recipe_line(
+            s.desk.base,
+            {k: len(v) for k, v in s.work.data.splits.items()},
+            s.work.model.shape.source,
+            str(s.work.machine),
+        )
+        self.box = w.VBox(
+            [
+                w.HTML(panels.STYLE + line),
+                self._heading,
+                self._table,
+                self._controls.box,
+                self._notes,
+                self._steering.box,
+                self._map,
+                self._figure,
+                Fit(),
+                self._tabs.box,
+            ]
+        )
 
     def __str__(self) -> str:
-        return f"{table.stages(self.session.desk.recipe)}\n(A workbench: live in JupyterLab; here, wb.start() and wb.wait().)"
+        return (
+            f"{table.stages(self.session.desk.recipe)}\n(A workbench: live in JupyterLab; "
+            f"here, wb.start() and wb.wait().)"
+        )
 
     def _repr_mimebundle_(self, **more: Any) -> Any:
         bundle = self.box._repr_mimebundle_(**more)
@@ -206,7 +254,9 @@ class Workbench:
         threading.Thread(target=self._paint, name="vitseg painter", daemon=True).start()
 
     def _paint(self) -> None:
-        """Redraw a few times a second while there is something new, and once at the end. Never stops the training."""
+        """Redraw a few times a second while there is something new, and once at the end. Never
+        stops the training.
+        """
         session = self.session
         while not self._closed.is_set():
             over = not session.alive
@@ -232,13 +282,20 @@ class Workbench:
             self._draw()
 
     def _draw_news(self) -> None:
-        version, known = self.session.version, (len(self.session.stage_ends()), bool(self.session.events), self.session.state)
+        version, known = (
+            self.session.version,
+            (len(self.session.stage_ends()), bool(self.session.events), self.session.state),
+        )
         if self._drawn == -1 or known != self._known:
             self._known = known
             self._tabs.draw_runs()
         if version != self._drawn:
             self._draw_curves()
-            if isinstance(self.session.position, StageStarted | EpochEnded) or self._drawn == -1 or self._tabs.behind:
+            if (
+                isinstance(self.session.position, StageStarted | EpochEnded)
+                or self._drawn == -1
+                or self._tabs.behind
+            ):
                 self._tabs.draw()
                 self._draw_desk()
         self._drawn = version
@@ -251,9 +308,15 @@ class Workbench:
         recipe = s.desk.recipe if new else s.trained
         trainable = panels.trainable_by_stage(recipe, self._counts, s.desk.depth)
         ahead = s.forecast(None if new else recipe) if s.cost else ()
-        self._table.value = panels.stage_table(recipe, s.desk.stage, trainable, sum(self._counts.values()), ahead)
-        held, broken = ({}, {}) if self._preview else (panels.held_by_optimizer(s.events), s.broken())
-        self._map.value = panels.freeze_map(recipe, s.desk.stage, self._counts, s.desk.depth, held, broken)
+        self._table.value = panels.stage_table(
+            recipe, s.desk.stage, trainable, sum(self._counts.values()), ahead
+        )
+        held, broken = (
+            ({}, {}) if self._preview else (panels.held_by_optimizer(s.events), s.broken())
+        )
+        self._map.value = panels.freeze_map(
+            recipe, s.desk.stage, self._counts, s.desk.depth, held, broken
+        )
         if s.desk.stage > len(recipe.stages):
             notes = [f"Stage {s.desk.stage} is not part of this run."]
         else:
@@ -264,7 +327,9 @@ class Workbench:
         if new:
             bad += table.memory_notes(ahead, s.work.machine)
         lines = [("bad", n) for n in bad] + [("quiet", n) for n in notes if n not in bad]
-        self._notes.value = panels.html("".join(f"<p class={kind}>{escape(n)}</p>" for kind, n in lines))
+        self._notes.value = panels.html(
+            "".join(f"<p class={kind}>{escape(n)}</p>" for kind, n in lines)
+        )
 
     def _draw_curves(self) -> None:
         s = self.session
@@ -276,19 +341,32 @@ class Workbench:
         with figure.batch_update():
             for name, trace in zip(NAMES, figure.data, strict=False):
                 points = curves.points[name]
-                if anew or (points is not planned if name == "LR (planned)" else len(points.steps) != len(trace.x)):
+                if anew or (
+                    points is not planned
+                    if name == "LR (planned)"
+                    else len(points.steps) != len(trace.x)
+                ):
                     trace.update(charts.trace_data(points, charts.POINTS))
             for trace in figure.data[len(NAMES) :]:
                 points = beneath.points[trace.name.removesuffix(", parent")]
                 if anew or len(points.x) != len(trace.x):
-                    trace.update(charts.trace_data(points, charts.POINTS) | {"visible": bool(points.x)})
+                    trace.update(
+                        charts.trace_data(points, charts.POINTS) | {"visible": bool(points.x)}
+                    )
             if anew or curves.bands != self._bands:
-                around = charts.around(curves, beneath)  # assigned: `update` would never shorten a list
-                figure.layout.shapes, figure.layout.annotations = around["shapes"], around["annotations"]
+                around = charts.around(
+                    curves, beneath
+                )  # assigned: `update` would never shorten a list
+                figure.layout.shapes, figure.layout.annotations = (
+                    around["shapes"],
+                    around["annotations"],
+                )
                 self._bands = curves.bands
 
     def _draw(self) -> None:
-        """Buttons, progress and the status line: cheap, and always true, from whichever thread it is called."""
+        """Buttons, progress and the status line: cheap, and always true, from whichever thread it
+        is called.
+        """
         with self._steering.lock:
             s, state = self.session, self.session.state
             reason = s.why_not_start()
@@ -296,16 +374,28 @@ class Workbench:
             running = state == "running"
             live, buttons = current(), self._steering.buttons
             buttons["Start"].disabled = s.alive or bool(reason)
-            buttons["Pause"].description = "Pause" if running or not (s.alive or resumable) else "Resume"
+            buttons["Pause"].description = (
+                "Pause" if running or not (s.alive or resumable) else "Resume"
+            )
             buttons["Pause"].disabled = not (running or state in {"paused", "pausing"} or resumable)
             buttons["Stop"].disabled = live is None or live.state == "stopping"
-            buttons["Fork"].disabled = off = not any(e.stage < len(s.desk.base.stages) for e in s.stage_ends())
-            buttons["Fork"].tooltip = f"{FORK}{': there is no finished stage that another could follow' if off else ''}"
+            buttons["Fork"].disabled = off = not any(
+                e.stage < len(s.desk.base.stages) for e in s.stage_ends()
+            )
+            buttons[
+                "Fork"
+            ].tooltip = (
+                f"{FORK}{': there is no finished stage that another could follow' if off else ''}"
+            )
             words, folder = status.heading(s, self._preview)
             place = f" <span class=quiet>{escape(folder)}</span>" if folder else ""
             self._heading.value = panels.html(f"<p><b>{escape(words)}</b>{place}</p>")
             self._steering.progress(*((0.0, None) if self._preview else s.progress()))
-            self._steering.say(*status.sentence(s, self._preview, self._steering.note, self._unpainted or s.no_curves))
+            self._steering.say(
+                *status.sentence(
+                    s, self._preview, self._steering.note, self._unpainted or s.no_curves
+                )
+            )
 
     # ---- the rest
 
@@ -329,13 +419,21 @@ class Workbench:
 
     def _after_cell(self, result: Any) -> None:
         """An interrupt is meant for a cell; the run in the background goes on, and says so."""
-        if isinstance(result.error_in_exec, KeyboardInterrupt) and self.session.alive and not self._closed.is_set():
-            self._steering.note = "The interrupt ended a cell, not the training; press Stop for that."
+        if (
+            isinstance(result.error_in_exec, KeyboardInterrupt)
+            and self.session.alive
+            and not self._closed.is_set()
+        ):
+            self._steering.note = (
+                "The interrupt ended a cell, not the training; press Stop for that."
+            )
             self._draw()
 
 
 def _attachable(asked: Recipe, shown: Path | None) -> LiveRun | None:
-    """The live run that a cell means: it asks for the recipe whose workbench started it, or for its folder."""
+    """The live run that a cell means: it asks for the recipe whose workbench started it, or for its
+    folder.
+    """
     live = current()
     if live is None or not isinstance(live.owner, Session):
         return None
@@ -344,7 +442,9 @@ def _attachable(asked: Recipe, shown: Path | None) -> LiveRun | None:
 
 
 def _close(session: Session) -> threading.Event:
-    """End the drawing of the view that the session had, and give an event that will end the next one's."""
+    """End the drawing of the view that the session had, and give an event that will end the next
+    one's.
+    """
     if session.view_closed is not None:
         session.view_closed.set()
     return threading.Event()
