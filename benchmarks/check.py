@@ -34,10 +34,10 @@ from vitseg.data.pairs import find_pairs
 from vitseg.events import EpochEnded, StageStarted
 from vitseg.recipe import Recipe
 from vitseg.runs.durable import write_json
-from vitseg.runs.work import prepare
 from vitseg.settings import Constant, Data, Folder, Generated, Stage
 from vitseg.training.cache import FeatureCache
 from vitseg.training.features import FeatureBatch, Features
+from vitseg.training.job import Job
 from vitseg.training.loop import StageTraining
 from vitseg.ui.table import Table
 
@@ -106,10 +106,8 @@ def waiting() -> list[dict[str, float]]:
         tempfile.TemporaryDirectory() as folder,
         patch.multiple(Features, batches=timed, _compare=timed_compare),
     ):
-        work = prepare(recipe)
-        for event in StageTraining(
-            recipe, 1, work.model, work.data, cache=FeatureCache(Path(folder))
-        ):
+        job = Job(recipe)
+        for event in StageTraining(job, 1, cache=FeatureCache(Path(folder))):
             if isinstance(event, EpochEnded):
                 epochs.append(
                     {"seconds": time.perf_counter() - start, "waited": waited, "compared": compared}

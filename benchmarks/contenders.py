@@ -29,6 +29,7 @@ from vitseg.model.freeze import set_freeze_depth
 from vitseg.model.noise import key_noise
 from vitseg.model.segmenter import Segmenter, build_segmenter
 from vitseg.recipe import Recipe
+from vitseg.training.job import Job
 from vitseg.training.loop import StageTraining
 from vitseg.training.losses import SegmentationLoss
 
@@ -42,7 +43,7 @@ def build(recipe: Recipe, data: SegmentationData) -> Segmenter:
 
 
 def ours(recipe: Recipe, data: SegmentationData) -> Iterator[str]:
-    for event in StageTraining(recipe, 1, build(recipe, data), data):
+    for event in StageTraining(Job(recipe, model=build(recipe, data), data=data), 1):
         if isinstance(event, BatchEnded | ValidationBatch):
             yield "train" if isinstance(event, BatchEnded) else "valid"
 

@@ -26,7 +26,7 @@ import vitseg
 from vitseg.places import cache_folder
 from vitseg.recipe import Recipe
 from vitseg.runs.forecast import forecast, measure
-from vitseg.runs.work import prepare
+from vitseg.training.job import Job
 from vitseg.ui.table import Table
 
 FLOORS = {"fuseg": 0.73, "camvid": 0.63}
@@ -61,8 +61,8 @@ def train_and_score(recipe: Recipe, name: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "weights").symlink_to(WEIGHTS, target_is_directory=True)
         os.environ["VITSEG_CACHE"] = folder
-        work = prepare(recipe)
-        expected = sum(stage.seconds for stage in forecast(recipe, measure(recipe, work), work))
+        job = Job(recipe)
+        expected = sum(stage.seconds for stage in forecast(job, measure(job)))
         recipe.save(Path(folder) / "recipe.json")
         run, started, spent = vitseg.new_run(recipe.name), time.monotonic(), cpu_seconds()
         command = [

@@ -24,7 +24,7 @@ import vitseg
 from vitseg.events import StageEnded, StageStarted
 from vitseg.runs import checkpoint
 from vitseg.runs.durable import write_json
-from vitseg.runs.work import prepare
+from vitseg.training.job import Job
 from vitseg.ui.table import Table
 
 MOST = 0.05
@@ -53,16 +53,16 @@ def main(folder: str | None = None) -> int:
 
     recipe, seconds = vitseg.quick(folder), {}
     with tempfile.TemporaryDirectory() as place:
-        work = prepare(recipe)
+        job = Job(recipe)
         with patch.object(checkpoint, "save_checkpoint", timed):
-            for event in vitseg.train(recipe, Path(place) / "run", work, reuse=False):
+            for event in vitseg.train(job, Path(place) / "run", reuse=False):
                 if isinstance(event, StageStarted):
                     began = time.monotonic()
                 if isinstance(event, StageEnded):
                     seconds[event.stage] = time.monotonic() - began
                     sys.stdout.write(f"stage {event.stage}: done\n")
                     sys.stdout.flush()
-        whole = whole_checkpoint(work.model, Path(place) / "whole.pt")
+        whole = whole_checkpoint(job.model, Path(place) / "whole.pt")
     rows = [
         (
             str(n),

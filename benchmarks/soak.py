@@ -31,7 +31,7 @@ from transformers import AutoConfig, AutoModel
 import vitseg
 from vitseg.model import noise
 from vitseg.recipe import Recipe, load_recipe
-from vitseg.runs import checkpoint, durable, run, stages
+from vitseg.runs import checkpoint, durable, run
 from vitseg.runs.folder import RunFolder
 from vitseg.settings import Constant, CosineRestarts, Data, Exponential, Generated, Model, Stage
 from vitseg.ui.table import Table
@@ -121,7 +121,7 @@ def write_in_place() -> None:
         there = checkpoint._newest_first(folder)
         return (checkpoint._load(there[0]) if there else None), []
 
-    checkpoint.whole_folder = stages.whole_folder = straight
+    checkpoint.whole_folder = run.whole_folder = straight
     run.newest_checkpoint = believe
 
 

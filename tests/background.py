@@ -24,11 +24,11 @@ def trial_that_fails(patch: pytest.MonkeyPatch, name: str, says: str) -> None:
     """A sweep's trial of that name ends with a TrainingError at its first step; all others
     train.
     """
-    real = StageTraining._train_step
+    real = StageTraining.train_step
 
     def train_step(self: StageTraining, portions: Any) -> Any:
         if self.recipe.name == name:
             raise TrainingError(says)
         return real(self, portions)
 
-    patch.setattr(StageTraining, "_train_step", train_step)
+    patch.setattr(StageTraining, "train_step", train_step)

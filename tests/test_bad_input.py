@@ -33,7 +33,6 @@ from vitseg.events import RunStarted
 from vitseg.model.segmenter import build_segmenter
 from vitseg.model.weights import load_vit
 from vitseg.recipe import Recipe
-from vitseg.runs import stages
 from vitseg.runs.run import train
 from vitseg.settings import Folder, Model
 
@@ -70,7 +69,7 @@ def bench(
     def no_stage(*_: object, **__: object) -> None:
         raise AssertionError("a stage was about to be trained")
 
-    monkeypatch.setattr(stages, "StageTraining", no_stage)
+    monkeypatch.setattr("vitseg.runs.run.StageTraining", no_stage)
     monkeypatch.setattr(
         huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9"
     )  # the discard port: refused at once

@@ -48,6 +48,7 @@ _PUBLIC = {
     "vitseg.model.segmenter": ("Segmenter", "build_segmenter"),
     "vitseg.model.freeze": ("set_freeze_depth", "freeze_report"),
     "vitseg.training.audit": ("LRContract", "audit"),
+    "vitseg.training.job": ("Job",),
     "vitseg.training.loop": ("StageTraining",),
     "vitseg.training.ema": ("Ema",),
     "vitseg.runs.folder": ("RunFolder", "new_run", "replay", "runs_root"),

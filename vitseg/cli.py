@@ -151,17 +151,17 @@ def _run(parsed: argparse.Namespace) -> None:
     from vitseg.runs.folder import RunFolder, new_run
     from vitseg.runs.forecast import forecast, measure
     from vitseg.runs.run import train
-    from vitseg.runs.work import prepare
+    from vitseg.training.job import Job
     from vitseg.ui import table
 
     recipe = _recipe(parsed.recipe, parsed.data).replace(dict(_setting(s) for s in parsed.set))
     run = RunFolder(parsed.folder) if parsed.folder else new_run(recipe.name)
-    work = prepare(recipe)
-    events = train(recipe, run.path, work, reuse=not parsed.retrain)
+    job = Job(recipe)
+    events = train(job, run.path, reuse=not parsed.retrain)
     first = next(events)  # the folder is made, and nothing is in the way
     inherited = first.parent["stage"] if first.parent else 0
-    ahead = forecast(recipe, measure(recipe, work), work, inherited)
-    notes = table.memory_notes(ahead, work.machine)
+    ahead = forecast(job, measure(job), inherited)
+    notes = table.memory_notes(ahead, job.machine)
     sys.stdout.write("\n".join([str(table.ahead(recipe, ahead)), *notes, "", ""]))
     _finish(events, run, first)
 

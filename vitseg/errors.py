@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A setting that was refused: its path in the recipe, the value, what is allowed there, and a
+    sentence that says so of `place`: the path, or where it meets what it does not go together with.
+    """
+
+    field: str
+    got: object
+    allowed: str
+    says: str
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.says}" if self.place else self.says
+
 
 class VitsegError(Exception):
     """Base of all errors meant for the reader's eyes; the command line prints it without a
-    traceback.
+    traceback. `refusals` are the settings that it is about.
     """
+
+    refusals: tuple[Refusal, ...] = ()
 
     def __init__(self, problem: str, mend: str = ""):
         self.problem, self.mend = problem, mend
@@ -41,18 +61,20 @@ class ConfigError(VitsegError):
 
     def __init__(self, field: str, got: object, allowed: str, mend: str = ""):
         self.field, self.got, self.allowed = field, got, allowed
-        super().__init__(f"{field}: got {got!r}; allowed: {allowed}.", mend)
+        says = f"got {got!r}; allowed: {allowed}."
+        self.refusals = (Refusal(field, got, allowed, says, place=field),)
+        super().__init__(f"{field}: {says}", mend)
 
 
 class RecipeError(VitsegError):
-    """One or more settings of a recipe that were refused; one line each.
+    """One or more settings of a recipe that were refused.
 
     `idle` are those refused for having no effect beside the others: their paths, and the defaults
     that would do.
     """
 
-    def __init__(self, problem: str, mend: str = ""):
-        self.idle: dict[str, object] = {}
+    def __init__(self, problem: str, mend: str = "", refusals: tuple[Refusal, ...] = ()):
+        self.refusals, self.idle = refusals, dict[str, object]()
         super().__init__(problem, mend)
 
 
@@ -88,3 +110,9 @@ class FeatureBreach(VitsegError):
 
 class LRBreach(VitsegError):
     """The learning rate in use is not the promised one; names the step and the parameter group."""
+
+
+def is_for_readers(kind: str) -> bool:
+    """Whether an error of that name is one of these: a sentence that needs no traceback."""
+    found = globals().get(kind)
+    return isinstance(found, type) and issubclass(found, VitsegError)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     ConfigDict,
     NonNegativeInt,
     PositiveInt,
@@ -40,13 +41,24 @@ class Scores(TypedDict):
 
 class Part(TypedDict):
     """A part of a model when a stage began: how many parameters, whether they train, how many the
-    optimizer holds.
+    optimizer holds. `block` is its number, from 1, if it is a block.
     """
 
     name: str
     parameters: int
     trains: bool
     in_optimizer: int
+    block: int | None
+
+
+def _numbered(parts: Any) -> Any:
+    """Of a log from before blocks had numbers: embeddings, block 1 .. L, final norm, decoder."""
+    if isinstance(parts, list):
+        for place, part in enumerate(parts):
+            if isinstance(part, dict):
+                is_block = 0 < place < len(parts) - 2
+                part.setdefault("block", place if is_block else None)
+    return parts
 
 
 def _with_decoder(rates: dict[str, float]) -> dict[str, float]:
@@ -74,6 +86,14 @@ class Event:
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
+class StageEvent(Event):
+    """Something that happened in a stage, and in which epoch, counted over the whole run."""
+
+    __slots__ = ()
+    stage: int
+    epoch: int
+
+
 @dataclass(frozen=True, slots=True)
 class RunStarted(Event):
     """The run as resolved: what "auto" became, how many images, which classes, which weights.
@@ -99,7 +119,7 @@ class RunStarted(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class StageStarted(Event):
+class StageStarted(StageEvent):
     """A stage before its first step: what trains, the audit's sentence, and the score of its start
     weights.
     """
@@ -113,14 +133,14 @@ class StageStarted(Event):
     schedule: str
     total: int
     trainable: int
-    parts: list[Part]
+    parts: Annotated[list[Part], BeforeValidator(_numbered)]
     audit: str
     notes: list[str]
     validation: Scores
 
 
 @dataclass(frozen=True, slots=True)
-class BatchEnded(Event):
+class BatchEnded(StageEvent):
     """One optimizer step: the loss, and the LR that was used, by parameter group.
 
     `step` and `epoch` count over the whole run from 1; `batch` of `batches` is the place in the
@@ -139,7 +159,7 @@ class BatchEnded(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class ValidationBatch(Event):
+class ValidationBatch(StageEvent):
     """Progress of an evaluation."""
 
     transient: ClassVar[bool] = True
@@ -150,7 +170,7 @@ class ValidationBatch(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class FeaturesUsed(Event):
+class FeaturesUsed(StageEvent):
     """Where the frozen features of an epoch's views came from; `note` says why they are not kept,
     if they are not.
     """
@@ -173,7 +193,7 @@ class RunResumed(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class EpochEnded(Event):
+class EpochEnded(StageEvent):
     """An epoch after its validation. `train` is measured on the way, in training mode, at network
     size.
     """
@@ -188,7 +208,7 @@ class EpochEnded(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class StageEnded(Event):
+class StageEnded(StageEvent):
     """A stage after its last step. `best_epoch` counts in the stage; 0 means its start weights were
     not beaten.
 
@@ -251,7 +271,24 @@ class TrialEnded(Event):
     error: str | None
 
 
-_KINDS = {c.__name__: TypeAdapter(c) for c in Event.__subclasses__()}
+_KINDS = {
+    kind.__name__: TypeAdapter(kind)
+    for kind in (
+        RunStarted,
+        StageStarted,
+        BatchEnded,
+        ValidationBatch,
+        FeaturesUsed,
+        RunResumed,
+        EpochEnded,
+        StageEnded,
+        RunEnded,
+        TrialStarted,
+        TrialTold,
+        Polled,
+        TrialEnded,
+    )
+}
 
 
 def to_json(event: Event, seq: int) -> str:

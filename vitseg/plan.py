@@ -26,6 +26,11 @@ class Planned:
     lr: float
 
 
+def batches_per_epoch(recipe: Recipe, images: int) -> int:
+    """Optimizer steps in an epoch over so many images; the last may be over fewer."""
+    return math.ceil(images / (recipe.batch_size * recipe.accumulate))
+
+
 def planned_lr(stage: Stage, batch: int, batches_per_epoch: int, skipped: int = 0) -> float:
     """Base LR of batch number `batch` of a stage, counted from 1.
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vitseg.errors import RecipeError
 from vitseg.settings import AdamW, Count, Data, Loss, Model, Optimizer, Stage
-from vitseg.words import Words, explain
+from vitseg.words import Words, explain, register
 
 
 class Recipe(Words):
@@ -116,6 +116,9 @@ class Recipe(Words):
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+register(Recipe)
 
 
 def parse(text: str | bytes) -> Recipe:

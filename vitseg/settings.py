@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from vitseg.effects import Crop, Effect
-from vitseg.words import Words
+from vitseg.words import Conflict, Words
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -287,7 +287,9 @@ class Stage(Words):
         )
         self._refuse_without_effect(self.unfrozen_blocks == 1, "layer_decay")
         if isinstance(self.schedule, CosineRestarts) and self.schedule.eta_min >= self.lr:
-            raise ValueError(f"schedule.eta_min={self.schedule.eta_min} must be below lr={self.lr}")
+            eta_min = self.schedule.eta_min
+            says = f"schedule.eta_min={eta_min} must be below lr={self.lr}"
+            raise Conflict("schedule.eta_min", says)
         return self
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import json
 import unicodedata
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vitseg.errors import RecipeError
+from vitseg.errors import RecipeError, Refusal
 
 
 def json_of(text: str) -> Any:
@@ -35,12 +37,22 @@ def shown(path: str | Path) -> str:
     )
 
 
-class NoEffect(ValueError):
+class Conflict(ValueError):
+    """A setting that does not go together with others; `field` is its path from where it is
+    checked.
+    """
+
+    def __init__(self, field: str, says: str):
+        self.field = field
+        super().__init__(says)
+
+
+class NoEffect(Conflict):
     """A setting that does nothing, given the others."""
 
     def __init__(self, field: str, value: object, default: object):
-        self.field, self.default = field, default
-        super().__init__(f"{field}={value!r} has no effect here; leave it out")
+        self.default = default
+        super().__init__(field, f"{field}={value!r} has no effect here; leave it out")
 
 
 class _Plainly(type(BaseModel)):
@@ -60,7 +72,7 @@ class Strict(BaseModel):
 
 
 class Words(Strict, metaclass=_Plainly):
-    """Base of all settings, whose names are known to whoever misspells one."""
+    """Base of all settings: what is refused is said in plain words."""
 
     def _refuse_without_effect(self, condition: bool, *fields: str) -> None:
         """Refuse settings that differ from their default although `condition` makes them do
@@ -72,63 +84,102 @@ class Words(Strict, metaclass=_Plainly):
                 raise NoEffect(field, value, default)
 
 
-def explain(error: ValidationError, cls: type) -> RecipeError:
+_KNOWN: dict[str, type[BaseModel]] = {}
+"""The kinds of settings that a recipe is made of, by name."""
+
+
+def register(recipe: type[BaseModel]) -> None:
+    """Make all settings of a recipe known to whoever misspells one."""
+    _KNOWN.update(_with_inner(recipe))
+
+
+def _with_inner(kind: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """Settings and the settings within them, by name."""
+    found = {kind.__name__: kind}
+    for field in kind.model_fields.values():
+        for inner in _classes_in(field.annotation):
+            found |= _with_inner(inner)
+    return found
+
+
+def _classes_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _classes_in(inner)
+
+
+def explain(error: ValidationError, cls: type[BaseModel]) -> RecipeError:
     """What pydantic refused, one sentence a setting: its path, the value, what is allowed, the
     nearest spelling.
     """
-    found = error.errors()
-    said: dict[str, list[str]] = {}  # a value that may be of several kinds is refused once for each
-    for problem, allowed in map(_line, found):
-        said.setdefault(problem, []).extend(allowed)
-    lines = [
-        f"{problem}; allowed: {' or '.join(dict.fromkeys(a))}." if a else problem
-        for problem, a in said.items()
-    ]
-    refused = RecipeError(f"{cls.__name__} refused. {' '.join(lines)}")
-    for e in found:
-        if isinstance(cause := e.get("ctx", {}).get("error"), NoEffect):
-            refused.idle[".".join(filter(None, (_where(e), cause.field)))] = cause.default
+    known = _KNOWN | _with_inner(cls)
+    known[cls.__name__] = known.pop(cls.__name__)  # last: of two with such a setting, this one
+    found: dict[tuple[str, str], Refusal] = {}
+    idle = {}
+    for problem in error.errors():
+        refusal = _refusal(problem, known)
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, NoEffect):
+            idle[refusal.field] = cause.default
+        before = found.get((refusal.place, refusal.says))
+        # a value that may be of several kinds is refused once for each
+        if before and refusal.allowed not in before.allowed.split(" or "):
+            refusal = replace(before, allowed=f"{before.allowed} or {refusal.allowed}")
+        found[refusal.place, refusal.says] = before if before == refusal else refusal
+    refusals = tuple(map(_finished, found.values()))
+    words = " ".join(map(str, refusals))
+    refused = RecipeError(f"{cls.__name__} refused. {words}", "", refusals)
+    refused.idle |= idle
     return refused
 
 
-def _where(error: dict[str, Any]) -> str:
+def _finished(refusal: Refusal) -> Refusal:
+    if not refusal.allowed:
+        return refusal
+    return replace(refusal, says=f"{refusal.says}; allowed: {refusal.allowed}.")
+
+
+def _refusal(error: dict[str, Any], known: dict[str, type[BaseModel]]) -> Refusal:
+    """One of pydantic's errors; what is allowed is not in the sentence yet."""
+    place, got, allowed = _place(error, known), error["input"], ""
+    field, cause = place, error.get("ctx", {}).get("error")
+    if isinstance(cause, Conflict):
+        field = f"{place}.{cause.field}" if place else cause.field
+    match error["type"]:
+        case "missing":
+            says = "needs a value."
+        case "extra_forbidden":
+            says = f"unknown setting{_nearest(str(error['loc'][-1]), known)}"
+        case "value_error":
+            says = f"{cause}."
+        case _:
+            shown_value = repr(got)
+            if len(shown_value) > 80:
+                shown_value = f"{shown_value[:80]}..."
+            says = f"got {shown_value}"
+            allowed = error["msg"].removeprefix("Input should be ")
+            allowed = allowed.replace("a valid array", "a list, such as [1, 2]")
+    return Refusal(field, got, allowed, says, place)
+
+
+def _place(error: dict[str, Any], known: dict[str, type[BaseModel]]) -> str:
     """The dotted path of a setting, as `Recipe.replace` takes it; pydantic names the kinds on the
     way too.
     """
     kinds = {
-        c.model_fields["kind"].default for c in Words.__subclasses__() if "kind" in c.model_fields
+        kind.model_fields["kind"].default for kind in known.values() if "kind" in kind.model_fields
     }
     unions = ("int", "constrained-int", "literal", "constrained-str")
-    return ".".join(
-        str(p) for p in error["loc"] if p not in kinds and not str(p).startswith(unions)
-    )
+    names = [str(name) for name in error["loc"]]
+    return ".".join(n for n in names if n not in kinds and not n.startswith(unions))
 
 
-def _line(error: dict[str, Any]) -> tuple[str, list[str]]:
-    """What is wrong, and what would be allowed, where that is left to say."""
-    where = _where(error)
-    if error["type"] == "extra_forbidden":
-        said = f"{where}: unknown setting{_nearest(str(error['loc'][-1]))}"
-        return said if said.endswith("?") else f"{said}.", []
-    if error["type"] == "missing":
-        return f"{where}: needs a value.", []
-    if error["type"] == "value_error":
-        return f"{where + ': ' if where else ''}{error['ctx']['error']}.", []
-    said = (
-        error["msg"]
-        .removeprefix("Input should be ")
-        .replace("a valid array", "a list, such as [1, 2]")
-    )
-    got = repr(error["input"])
-    got = got if len(got) <= 80 else f"{got[:80]}..."
-    return f"{where + ': ' if where else ''}got {got}", [said]
-
-
-def _nearest(name: str) -> str:
-    owners = {field: c.__name__ for c in Words.__subclasses__() for field in c.model_fields}
+def _nearest(name: str, known: dict[str, type[BaseModel]]) -> str:
+    """Whose setting that is, or which one may have been meant."""
+    owners = {field: kind for kind, cls in known.items() for field in cls.model_fields}
     if name in owners:
-        return f"; {name} is a setting of {owners[name]}"
-    close = difflib.get_close_matches(name, owners, n=1, cutoff=0.6) or [
-        f for f in owners if f.lower() == name.lower()
-    ]
-    return f"; did you mean {close[0]} (of {owners[close[0]]})?" if close else ""
+        return f"; {name} is a setting of {owners[name]}."
+    close = difflib.get_close_matches(name, owners, n=1, cutoff=0.6)
+    close += [field for field in owners if field.lower() == name.lower()]
+    return f"; did you mean {close[0]} (of {owners[close[0]]})?" if close else "."

@@ -52,7 +52,7 @@ COURSE = {  # the cell of each notebook whose output stands for it
     "09_your_own_data": "pictures.predictions(",
 }
 FAULT = """# somewhere else, while stage 1 trains: "fine-tune the last two blocks"
-for block in wb.session.work.model.encoder.blocks[-2:]:
+for block in wb.session.job.model.encoder.blocks[-2:]:
     block.requires_grad_(True)"""
 
 

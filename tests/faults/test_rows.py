@@ -28,8 +28,8 @@ from vitseg.events import BatchEnded, EpochEnded, RunResumed
 from vitseg.images import sha256_of
 from vitseg.runs.durable import MANIFEST
 from vitseg.runs.run import resume, train
-from vitseg.runs.work import prepare
 from vitseg.settings import Data, Folder
+from vitseg.training.job import Job
 from vitseg.training.loop import StageTraining
 
 ROOT = Path(__file__).parents[2]
@@ -153,7 +153,7 @@ def test_a_step_that_finds_no_memory_says_what_to_lower_and_changes_nothing(
         monkeypatch.context() as patch,
         pytest.raises(TrainingError, match="not enough memory for step 8: CUDA") as refused,
     ):
-        patch.setattr(StageTraining, "_backward", none_left)
+        patch.setattr(StageTraining, "backward", none_left)
         list(events)
     assert "Lower batch_size" in refused.value.mend and "data.size" in refused.value.mend
     list(resume(tmp_path / "run"))
@@ -164,8 +164,8 @@ def test_a_step_that_finds_no_memory_says_what_to_lower_and_changes_nothing(
 def test_a_loss_that_is_no_number_ends_the_run_before_the_step_and_names_the_images(
     value, tiny_recipe
 ):
-    work = prepare(tiny_recipe)
-    stage = StageTraining(tiny_recipe, 1, work.model, work.data)
+    job = Job(tiny_recipe)
+    stage = StageTraining(job, 1)
     events = iter(stage)
     batch = next(e for e in events if isinstance(e, BatchEnded))
     kept = {name: tensor.clone() for name, tensor in stage.trained_weights().items()}

@@ -243,15 +243,16 @@ def optimizer_of_everything(patch: pytest.MonkeyPatch) -> None:
 
 
 def aliased_best(patch: pytest.MonkeyPatch) -> None:
-    def weights(model, recipe, stage):
+    def weights(model, unfrozen):
         return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
     patch.setattr(loop, "trained_weights", weights)
 
 
 def mean_over_batches(patch: pytest.MonkeyPatch) -> None:
-    def evaluate(recipe, model, data, split, *_):
+    def evaluate(job, split, **_):
         yield from ()
+        recipe, model, data = job.recipe, job.model, job.data
         keys, model = [(name, "0") for name in data.splits[split]], model.eval()
         batches = data.batches(keys, recipe.batch_size)
         with torch.no_grad():
@@ -307,7 +308,7 @@ def rest_of_a_patch_is_lost(patch: pytest.MonkeyPatch) -> None:
 
 
 def silent_about_smoothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(losses, "loss_notes", lambda recipe, data: [])
+    patch.setattr(losses, "loss_notes", lambda *_: [])
 
 
 BREAKS = {

@@ -9,7 +9,7 @@ import pytest
 from vitseg.runs.forecast import Cost, forecast, measure
 from vitseg.runs.memory import Kept, StepMemory
 from vitseg.runs.run import train
-from vitseg.runs.work import prepare
+from vitseg.training.job import Job
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ COST = Cost(
 
 
 def test_the_arithmetic_of_a_cold_cache(recipe):
-    one, two, three = forecast(recipe, COST, prepare(recipe))
+    one, two, three = forecast(Job(recipe), COST)
     whole, validation = 1 + 40, 2
     assert one.seconds == 2 * 10 * (whole + 10) + validation * (whole + 4) + 2 * validation * (
         0.25 + 4
@@ -53,16 +53,16 @@ def test_the_arithmetic_of_a_cold_cache(recipe):
 
 def test_a_level_that_is_no_skip_is_climbed_to_once(recipe):
     recipe = recipe.replace({"model.skip_depths": [1, 2, 3, 4]})
-    work = prepare(recipe)
-    work.model.shape = work.model.shape.model_copy(update={"skip_depths": (1, 2, 4, 4)})
-    _, two, _ = forecast(recipe, COST, work)
+    job = Job(recipe)
+    job.model.shape = job.model.shape.model_copy(update={"skip_depths": (1, 2, 4, 4)})
+    _, two, _ = forecast(job, COST)
     assert two.kept == (2 * 10 + 2) * 1000, "level 3, of every view"
     climbed = 2 * 10 * 10 + 2 * 10
     assert two.seconds == 2 * 10 * (0.25 + 10 + 30) + 3 * 2 * (0.25 + 4 + 10) + climbed
 
 
 def test_without_a_cache_every_epoch_computes(recipe):
-    one, two, _ = forecast(recipe.replace({"cache": False}), COST, prepare(recipe))
+    one, two, _ = forecast(Job(recipe.replace({"cache": False})), COST)
     assert (
         one.seconds == 2 * 10 * (41 + 10) + 3 * 2 * (41 + 4) and one.kept == 0 and one.gain == 1.0
     )
@@ -70,22 +70,22 @@ def test_without_a_cache_every_epoch_computes(recipe):
 
 
 def test_fresh_views_are_never_kept(recipe):
-    one, *_ = forecast(recipe.replace({"data.views": "fresh"}), COST, prepare(recipe))
+    one, *_ = forecast(Job(recipe.replace({"data.views": "fresh"})), COST)
     assert one.kept == 2 * 4 * 1000, "the validation images alone"
 
 
 def test_what_is_kept_already_is_known(recipe, tmp_path):
-    work = prepare(recipe)
-    assert measure(recipe, work).known == {"validation": 0, "0": 0, "1": 0}
+    job = Job(recipe)
+    assert measure(job).known == {"validation": 0, "0": 0, "1": 0}
     list(train(recipe, tmp_path / "run"))
-    cost = measure(recipe, prepare(recipe))
+    cost = measure(Job(recipe))
     assert cost.known == {"validation": 1, "0": 1, "1": 1} and 0 < cost.loading < 0.1
-    (one, *_) = forecast(recipe, replace(COST, known=cost.known), work)
+    (one, *_) = forecast(job, replace(COST, known=cost.known))
     assert one.kept == 0 and one.seconds == 2 * 10 * (0.25 + 10) + 3 * 2 * (0.25 + 4)
 
 
 def test_stages_that_are_inherited_take_no_time(recipe):
-    whole, one, two, three = (forecast(recipe, COST, prepare(recipe), n) for n in (0, 1, 2, 3))
+    whole, one, two, three = (forecast(Job(recipe), COST, n) for n in (0, 1, 2, 3))
     assert [f.inherited for f in two] == [True, True, False] and two[0].seconds == two[
         1
     ].seconds == two[0].kept == 0

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import vitseg
 from vitseg.errors import RunError
 from vitseg.events import BatchEnded, RunEnded, RunStarted, StageEnded, StageStarted
-from vitseg.runs import inherit
+from vitseg.runs import fork as forks
 from vitseg.runs import run as runs
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.run import fork, resume, train
@@ -137,7 +137,7 @@ def photos(parent, tiny_recipe, tmp_path, monkeypatch):
         write_json(path, value)
 
     monkeypatch.setattr(
-        inherit, "shutil", SimpleNamespace(copytree=copying, ignore_patterns=shutil.ignore_patterns)
+        forks, "shutil", SimpleNamespace(copytree=copying, ignore_patterns=shutil.ignore_patterns)
     )
     monkeypatch.setattr(RunFolder, "record", recording)
     monkeypatch.setattr(runs, "write_json", writing)

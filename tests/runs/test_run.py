@@ -181,10 +181,10 @@ def test_a_run_is_not_resumed_on_other_images(tiny_recipe, tmp_path):
 def test_an_evaluation_between_two_steps_changes_nothing(tiny_recipe, tmp_path):
     recipe = tiny_recipe.replace({"model.dropout": 0.5})
     list(vitseg.train(recipe, tmp_path / "reference"))
-    work = vitseg.runs.work.prepare(recipe)
+    job = vitseg.Job(recipe)
     lines = []
-    for event in vitseg.StageTraining(recipe, 1, work.model, work.data):
-        work.model.eval()
+    for event in vitseg.StageTraining(job, 1):
+        job.model.eval()
         if isinstance(event, BatchEnded):
             lines.append(event)
     expected = [
@@ -254,11 +254,11 @@ def _tree(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def breached(tiny_recipe, tmp_path):
     """A run that a detector has ended in its second epoch, and what it said."""
-    run, work = vitseg.RunFolder(tmp_path / "run"), runs.prepare(tiny_recipe)
+    run, job = vitseg.RunFolder(tmp_path / "run"), vitseg.Job(tiny_recipe)
     with pytest.raises(FreezeBreach) as caught:
-        for event in vitseg.train(tiny_recipe, run.path, work):
+        for event in vitseg.train(job, run.path):
             if isinstance(event, EpochEnded):
-                work.model.encoder.blocks[0].requires_grad_(True)
+                job.model.encoder.blocks[0].requires_grad_(True)
     return run, str(caught.value)
 
 
@@ -278,10 +278,10 @@ def test_a_failure_that_cannot_be_kept_does_not_hide_the_error(tiny_recipe, tmp_
     def full(path, value):
         raise OSError(28, "No space left on device")
 
-    work = runs.prepare(tiny_recipe)
-    events = vitseg.train(tiny_recipe, tmp_path / "run", work)
+    job = vitseg.Job(tiny_recipe)
+    events = vitseg.train(job, tmp_path / "run")
     next(e for e in events if isinstance(e, EpochEnded))
-    work.model.encoder.blocks[0].requires_grad_(True)
+    job.model.encoder.blocks[0].requires_grad_(True)
     monkeypatch.setattr(folder, "write_json", full)
     with pytest.raises(FreezeBreach):
         list(events)
@@ -348,7 +348,7 @@ def test_seconds_stand_still_while_the_consumer_does_something_else(
     tiny_recipe, tmp_path, monkeypatch
 ):
     """By a clock on which a step takes 1 second, and the consumer 100 for every event."""
-    now, train_step = [0.0], StageTraining._train_step
+    now, train_step = [0.0], StageTraining.train_step
 
     def slow_step(stage, portions):
         now[0] += 1
@@ -359,7 +359,7 @@ def test_seconds_stand_still_while_the_consumer_does_something_else(
             now[0] += 100
 
     monkeypatch.setattr(folder, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(StageTraining, "_train_step", slow_step)
+    monkeypatch.setattr(StageTraining, "train_step", slow_step)
     consume(islice(vitseg.train(tiny_recipe, tmp_path / "run"), 30))
     consume(vitseg.resume(tmp_path / "run"))
     summary = vitseg.RunFolder(tmp_path / "run").summary

@@ -45,9 +45,9 @@ def test_another_seed_is_another_run(recipe, reference, tmp_path):
 def test_a_thread_that_draws_seeds_and_calls_the_snapshot_changes_nothing(
     recipe, reference, tmp_path
 ):
-    work = vitseg.runs.work.prepare(recipe)
-    data, stop, busy = work.data, threading.Event(), threading.Event()
-    snapshot = work.model.snapshot()
+    job = vitseg.Job(recipe)
+    data, stop, busy = job.data, threading.Event(), threading.Event()
+    snapshot = job.model.snapshot()
     image = data.load(data.splits["train"][0])[0]
 
     def meddle() -> None:

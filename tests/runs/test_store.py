@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 import vitseg
 from vitseg.errors import RunError
 from vitseg.events import BatchEnded, RunStarted, StageStarted
-from vitseg.runs import environment as environments
 from vitseg.runs import store
 from vitseg.runs.durable import whole_folder
 from vitseg.runs.folder import RunFolder
@@ -36,9 +35,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The stage of every optimizer step that is really made."""
-    made, real = [], StageTraining._train_step
+    made, real = [], StageTraining.train_step
     monkeypatch.setattr(
-        StageTraining, "_train_step", lambda self, p: (made.append(self.number), real(self, p))[1]
+        StageTraining, "train_step", lambda self, p: (made.append(self.number), real(self, p))[1]
     )
     return made
 
@@ -203,30 +202,20 @@ def test_versions_machine_weights_and_our_own_numerics_are_in_the_key(
     assert kept() == 3
     for place, name, value in (
         (store, "NUMERICS", 99),
-        (environments, "version", lambda name: "9.9"),
+        (store, "version", lambda name: "9.9"),
         (torch.backends.cpu, "get_cpu_capability", lambda: "ABACUS"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, value)
             assert kept() == 0, name
-    work = vitseg.runs.work.prepare(tiny_recipe)
-    work.model.encoder.vit.config.layer_norm_eps *= 2
-    (started,) = [
-        e
-        for _, e in zip(
-            range(1), train(tiny_recipe, work=work, reuse=trained_once.parent), strict=False
-        )
-    ]
+    job = vitseg.Job(tiny_recipe)
+    job.model.encoder.vit.config.layer_norm_eps *= 2
+    (started,) = [e for _, e in zip(range(1), train(job, reuse=trained_once.parent), strict=False)]
     assert started.parent is None
-    work = vitseg.runs.work.prepare(tiny_recipe)
+    job = vitseg.Job(tiny_recipe)
     with torch.no_grad():
-        work.model.encoder.blocks[2].mlp.fc1.weight[0, 0] += 1e-3
-    (started,) = [
-        e
-        for _, e in zip(
-            range(1), train(tiny_recipe, work=work, reuse=trained_once.parent), strict=False
-        )
-    ]
+        job.model.encoder.blocks[2].mlp.fc1.weight[0, 0] += 1e-3
+    (started,) = [e for _, e in zip(range(1), train(job, reuse=trained_once.parent), strict=False)]
     assert started.parent is None
 
 
@@ -330,8 +319,8 @@ def test_a_run_that_goes_on_says_what_has_changed_and_goes_on_all_the_same_only_
 ):
     cut_off(tiny_recipe, root / "run", 3)
     assert (root / "run" / "stages" / "1" / "key").exists()
-    monkeypatch.setattr(environments, "version", lambda name: "9.9")
-    now = environments._COMPUTE
+    monkeypatch.setattr(store, "version", lambda name: "9.9")
+    now = store._COMPUTE
     with pytest.raises(
         RunError,
         match=(
@@ -352,7 +341,7 @@ def test_a_fork_of_a_stage_trained_with_other_versions_is_let_be_and_has_no_keys
     tiny_recipe, root, monkeypatch
 ):
     list(train(tiny_recipe, root / "parent"))
-    monkeypatch.setattr(environments, "version", lambda name: "9.9")
+    monkeypatch.setattr(store, "version", lambda name: "9.9")
     list(fork(root / "parent", 1, tiny_recipe, root / "child"))
     assert not (
         root / "child" / "stages" / "2" / "key"
@@ -397,7 +386,7 @@ def test_images_changed_while_it_trains_leave_the_stage_without_a_key(tiny_recip
 
 def test_another_encoder_is_no_inexactness(tiny_recipe, root, monkeypatch):
     cut_off(tiny_recipe, root / "run", 3)
-    monkeypatch.setattr(environments, "part_hashes", lambda model: {"block 1": "other"})
+    monkeypatch.setattr(store, "part_hashes", lambda model: {"block 1": "other"})
     with pytest.raises(RunError, match="the encoder is not the one that the run began with"):
         next(resume(root / "run", allow_inexact=True))
 

@@ -10,9 +10,9 @@ from background import until
 import vitseg
 from vitseg.errors import ConfigError, RunError, VitsegError
 from vitseg.events import TrialEnded, TrialTold
-from vitseg.runs.work import prepare
 from vitseg.sweep.grid import make_grid
 from vitseg.sweep.local import Sweep, facts_of
+from vitseg.training.job import Job
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ray = pytest.importorskip("ray")
@@ -47,7 +47,7 @@ def recipe(tiny_recipe):
 
 @pytest.fixture
 def grid(recipe):
-    return make_grid(recipe, AXES, 2, facts_of(prepare(recipe)))
+    return make_grid(recipe, AXES, 2, facts_of(Job(recipe)))
 
 
 def logs(sweep):
@@ -121,9 +121,7 @@ def test_what_no_node_can_train_is_refused_before_anything_is_begun(two_nodes, g
 
 
 def test_what_a_cluster_cannot_do_is_said(tiny_recipe, grid, tmp_path):
-    auto = make_grid(
-        tiny_recipe.replace({"threads": "auto"}), AXES, 1, facts_of(prepare(tiny_recipe))
-    )
+    auto = make_grid(tiny_recipe.replace({"threads": "auto"}), AXES, 1, facts_of(Job(tiny_recipe)))
     with pytest.raises(ConfigError, match="threads: got 'auto'"):
         Spread(Sweep(auto, tmp_path / "a"))
     with pytest.raises(ConfigError, match="where: got 'slurm'; allowed: here, ray"):

@@ -14,10 +14,10 @@ from vitseg.effects import Blur, RightAngle
 from vitseg.errors import ConfigError, RecipeError, RunError
 from vitseg.events import BatchEnded, EpochEnded, RunStarted, StageStarted, TrialEnded, TrialStarted
 from vitseg.runs import checkpoint
-from vitseg.runs.work import prepare
 from vitseg.settings import Constant, CosineRestarts, Exponential
 from vitseg.sweep.grid import Facts, make_grid
 from vitseg.sweep.local import Sweep, facts_of
+from vitseg.training.job import Job
 from vitseg.training.loop import StageTraining
 from vitseg.ui.sweep_session import SweepSession
 
@@ -32,14 +32,14 @@ def grid(tiny_recipe):
         "stages.1.schedule": [Exponential(gamma=0.5), CosineRestarts(T_0=3, burn_in_batches=1)]
     }
     recipe = tiny_recipe.replace({"stages.0.epochs": 1, "stages.1.epochs": 1})
-    return make_grid(recipe, axes, 3, facts_of(prepare(recipe)))
+    return make_grid(recipe, axes, 3, facts_of(Job(recipe)))
 
 
 @pytest.fixture
 def small(tiny_recipe):
     """Two depths, one seed: two trials and their control."""
     recipe = tiny_recipe.replace({"stages.0.epochs": 1, "stages.1.epochs": 1})
-    return make_grid(recipe, {"stages.1.unfrozen_blocks": [0, 2]}, 1, facts_of(prepare(recipe)))
+    return make_grid(recipe, {"stages.1.unfrozen_blocks": [0, 2]}, 1, facts_of(Job(recipe)))
 
 
 # ---------------------------------------------------------------------- the plan

@@ -9,6 +9,7 @@ import pytest
 from vitseg.data.dataset import SegmentationData
 from vitseg.model.segmenter import build_segmenter
 from vitseg.recipe import Recipe
+from vitseg.training.job import Job
 from vitseg.training.loop import StageTraining
 
 
@@ -27,6 +28,6 @@ def begin() -> Callable[..., StageTraining]:
     def _begin(recipe: Recipe, number: int = 1, **position: int) -> StageTraining:
         data = SegmentationData(recipe.data)
         model = build_segmenter(recipe.model, data.classes, recipe.data.size, recipe.seed)
-        return StageTraining(recipe, number, model, data, **position)
+        return StageTraining(Job(recipe, model=model, data=data), number, **position)
 
     return _begin

@@ -108,19 +108,22 @@ def test_a_mean_of_the_portions_means_is_noticed(begin, recipe, monkeypatch):
         self.optimizer.zero_grad()
         size = self.recipe.data.size
         losses = [
-            self.loss(self.model.suffix(p.levels, size), p.masks) / len(portions) for p in portions
+            self.job.loss(self.model.suffix(p.levels, size), p.masks) / len(portions)
+            for p in portions
         ]
         sum(losses).backward()
         return sum(losses).item()
 
-    monkeypatch.setattr(loop.StageTraining, "_backward", means_of_means)
+    monkeypatch.setattr(loop.StageTraining, "backward", means_of_means)
     assert trained(begin, quiet, 4, 1)[0] == pytest.approx(whole, rel=1e-6)
     assert trained(begin, quiet, 2, 2)[0] != pytest.approx(whole, rel=1e-4)
 
 
 def test_portions_of_these_images_do_differ_in_the_number_of_pixels_that_count(begin, recipe):
     def counted() -> Iterator[int]:
-        for portions in begin(recipe.replace({"accumulate": 2}), 2)._portions():
+        stage = begin(recipe.replace({"accumulate": 2}), 2)
+        next(iter(stage))
+        for portions in stage.portions():
             yield from (int((p.masks != IGNORE).sum()) for p in portions)
 
     assert len(set(counted())) > 1

@@ -40,7 +40,7 @@ def best_of(small_recipe, begin, monkeypatch):
     def _best_of(number: int, *evaluations: tuple[float | None, float | None]) -> int:
         found = iter(evaluations)
 
-        def evaluate(*_: object):
+        def evaluate(*_: object, **__: object):
             yield from ()
             return scored(*next(found), classes=3)
 
@@ -95,7 +95,7 @@ def test_iou_decides_then_the_loss_then_the_later_epoch(best_of, number, evaluat
 def test_patience_counts_from_a_lower_loss_too(small_recipe, begin, monkeypatch):
     losses = iter([1.0, 0.9, 0.8, 0.7, 0.7, 0.8, 0.9, 1.0])
 
-    def evaluate(*_: object):
+    def evaluate(*_: object, **__: object):
         yield from ()
         return scored(0.0, next(losses), classes=3)
 
@@ -178,7 +178,7 @@ def test_a_stage_that_finds_foreground_has_no_warning(tiny_recipe, tmp_path):
 
 
 def test_where_no_truth_has_a_foreground_there_is_nothing_to_find(small_recipe, begin, monkeypatch):
-    def evaluate(*_: object):
+    def evaluate(*_: object, **__: object):
         yield from ()
         return scored(None, 0.5, classes=3)
 

@@ -19,7 +19,7 @@ from vitseg.training.evaluate import evaluate
 def training(recipe, number=2):
     data = vitseg.SegmentationData(recipe.data)
     model = build_segmenter(recipe.model, data.classes, recipe.data.size, recipe.seed)
-    return vitseg.StageTraining(recipe, number, model, data)
+    return vitseg.StageTraining(vitseg.Job(recipe, model=model, data=data), number)
 
 
 def test_the_average_is_that_of_torch_and_the_training_is_not_changed(tiny_recipe):
@@ -58,7 +58,7 @@ def test_the_averaged_model_can_be_scored_and_is_a_copy(tiny_recipe):
     before = {n: t.clone() for n, t in stage.model.state_dict().items()}
     model = ema.averaged()
     assert not model.training
-    scored = [*evaluate(tiny_recipe, model, stage.data, "validation")]
+    scored = [*evaluate(stage.job.replace(model=model), "validation")]
     assert scored
     assert all(torch.equal(t, before[n]) for n, t in stage.model.state_dict().items())
 

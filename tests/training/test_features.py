@@ -31,6 +31,7 @@ from vitseg.settings import Augment, Data, Folder
 from vitseg.training.audit import audit
 from vitseg.training.cache import FeatureCache, default_cache
 from vitseg.training.features import Features
+from vitseg.training.job import Job
 from vitseg.training.optim import build_optimizer
 
 
@@ -234,7 +235,7 @@ def stage(
     set_freeze_depth(model, recipe.stages[number - 1].unfrozen_blocks)
     optimizer = build_optimizer(model, recipe.optimizer, recipe.stages[number - 1])
     report = audit(model, optimizer, recipe.stages[number - 1].unfrozen_blocks)
-    return Features(recipe, model, data, report.hashes), model, data
+    return Features(Job(recipe, model=model, data=data), report.hashes), model, data
 
 
 def computed(

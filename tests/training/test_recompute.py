@@ -8,7 +8,7 @@ import torch
 from vitseg.events import BatchEnded, EpochEnded
 from vitseg.model.noise import key_noise
 from vitseg.runs.forecast import forecast, measure
-from vitseg.runs.work import prepare
+from vitseg.training.job import Job
 
 NOISY = {
     "model.dropout": 0.3,
@@ -52,7 +52,7 @@ def test_the_forecast_knows_that_it_takes_less_memory(small_recipe):
     plans = []
     for flag in (False, True):
         changed = recipe.replace({"recompute": flag})
-        work = prepare(changed)
-        plans.append(forecast(changed, measure(changed, work), work))
+        job = Job(changed)
+        plans.append(forecast(job, measure(job)))
     assert plans[1][1].memory < plans[0][1].memory
     assert plans[1][0].memory == plans[0][0].memory  # nothing trains in the encoder

@@ -174,7 +174,7 @@ def wrong_gradients(self: Team, parameters: Any) -> None:
 @pytest.mark.parametrize(
     ("where", "name", "wrong"),
     [
-        (loop.StageTraining, "_first_sample", lambda self: 0),  # the same dropout in every part
+        (loop.StageTraining, "first_sample", lambda self: 0),  # the same dropout in every part
         (Team, "sum_gradients", wrong_gradients),
     ],
     ids=["same noise", "mean of gradients"],
@@ -199,14 +199,14 @@ def test_without_exchange_the_weights_part_and_the_epoch_does_not_end(trained, r
 
 
 def test_a_member_that_fails_ends_all_with_its_words(begin, each, recipe, monkeypatch):
-    real = StageTraining._backward_of
+    real = StageTraining.backward_own
 
     def fails_in_process_1(self, *given):
         if self.team.rank == 1 and self.step == 2:
             raise TrainingError("The loss of step 3 is nan.")
         return real(self, *given)
 
-    monkeypatch.setattr(StageTraining, "_backward_of", fails_in_process_1)
+    monkeypatch.setattr(StageTraining, "backward_own", fails_in_process_1)
     first, second, third = each(lambda team: list(begin(recipe, 2, team=team)), 3)
     assert str(second) == "The loss of step 3 is nan."
     assert isinstance(first, TrainingError) and str(first) == str(third)

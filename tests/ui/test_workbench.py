@@ -20,6 +20,7 @@ import vitseg
 from vitseg.errors import RunError, TrainingError
 from vitseg.events import BatchEnded, EpochEnded, StageStarted, ValidationBatch
 from vitseg.runs import checkpoint
+from vitseg.training import job as jobs
 from vitseg.training.device import Machine
 from vitseg.training.loop import StageTraining
 from vitseg.ui import session
@@ -237,7 +238,7 @@ def test_a_breach_says_when_it_was_noticed(wb):
     wb.pause()
     until(lambda: wb.state == "paused")
     step = [e for e in wb.events if isinstance(e, BatchEnded)][-1].step
-    wb.session.work.model.encoder.blocks[0].requires_grad_(True)
+    wb.session.job.model.encoder.blocks[0].requires_grad_(True)
     wb.resume()
     assert (
         wb.wait() == "failed"
@@ -306,14 +307,14 @@ def test_pause_saves_the_step_that_it_pauses_after(wb, tiny_recipe, monkeypatch)
 
 
 def test_a_pause_after_a_step_that_failed_saves_nothing_of_it(wb, monkeypatch):
-    clip, left = StageTraining._clip, iter(range(7))
+    clip, left = StageTraining.clip, iter(range(7))
 
     def fails(stage):
         if next(left, None) is None:
             raise RuntimeError("in the midst of step 8")
         return clip(stage)
 
-    monkeypatch.setattr(StageTraining, "_clip", fails)
+    monkeypatch.setattr(StageTraining, "clip", fails)
     wb.start()
     assert wb.wait(60) == "failed"
     assert checkpoint.steps_saved(wb.folder / "checkpoints") == 5
@@ -329,7 +330,7 @@ def test_the_model_can_be_asked_for_at_any_time_and_is_a_copy(wb):
     wb.start()
     until(lambda: len(wb.events) > 3)
     first = wb.model
-    assert not first.training and first is not wb.session.work.model
+    assert not first.training and first is not wb.session.job.model
     wb.pause()
     until(lambda: wb.state == "paused")
     assert wb.model is not first
@@ -422,14 +423,14 @@ def test_stop_before_the_first_batch_or_while_scoring_can_be_resumed(
 def test_an_error_in_training_is_a_sentence_and_the_run_can_go_on(wb, monkeypatch):
     from vitseg.training.loop import StageTraining
 
-    real = StageTraining._train_step
+    real = StageTraining.train_step
 
     def fails(self, portions):
         if self.steps_before + self.step == 7:
             raise OSError(28, "No space left on device")
         return real(self, portions)
 
-    monkeypatch.setattr(StageTraining, "_train_step", fails)
+    monkeypatch.setattr(StageTraining, "train_step", fails)
     wb.start()
     assert wb.wait() == "failed"
     until(lambda: "No space left on device" in wb._steering.status.value)
@@ -453,7 +454,7 @@ def test_an_error_in_a_chart_does_not_stop_the_training(wb, monkeypatch):
 def test_a_freeze_breach_is_red_with_its_sentence(wb):
     wb.start()
     until(lambda: any(isinstance(e, BatchEnded) for e in wb.events))
-    wb.session.live.between(lambda: wb.session.work.model.encoder.blocks[-1].requires_grad_(True))
+    wb.session.live.between(lambda: wb.session.job.model.encoder.blocks[-1].requires_grad_(True))
     assert wb.wait() == "failed"
     until(lambda: "✗ Freeze audit" in wb._tabs.checks.value)
     assert "block 4" in wb._tabs.checks.value and "block 4" in wb._steering.status.value
@@ -921,9 +922,9 @@ def test_more_memory_than_is_free_is_said_before_start(wb, capsys, monkeypatch):
 
 def test_a_device_that_no_batch_was_timed_on_has_no_forecast(wb, monkeypatch):
     wb.session.forecast()
-    resolved = session.resolve
+    resolved = jobs.resolve
     monkeypatch.setattr(
-        session, "resolve", lambda r: replace(resolved(r), device=torch.device("meta"))
+        jobs, "resolve", lambda r: replace(resolved(r), device=torch.device("meta"))
     )
     assert wb.session.forecast() == []
     wb._changed()
@@ -931,13 +932,13 @@ def test_a_device_that_no_batch_was_timed_on_has_no_forecast(wb, monkeypatch):
 
 
 def test_the_run_in_training_is_among_the_runs_from_its_first_event_on(wb, monkeypatch):
-    ready, real = threading.Event(), session.prepare
+    ready, real = threading.Event(), session.Job
 
     def slowly(recipe):
         ready.wait(20)
         return real(recipe)
 
-    monkeypatch.setattr(session, "prepare", slowly)
+    monkeypatch.setattr(session, "Job", slowly)
     wb.start()
     until(lambda: wb._drawn != -1)  # the screen has been drawn once, before there is a folder
     assert "No run has been recorded yet" in wb._tabs.runs.value
@@ -1076,7 +1077,7 @@ def test_a_run_that_nothing_was_saved_of_begins_again(wb):
 def test_what_a_detector_caught_is_still_known_to_the_next_workbench(wb):
     wb.start()
     until(lambda: any(isinstance(e, BatchEnded) for e in wb.events))
-    wb.session.live.between(lambda: wb.session.work.model.encoder.blocks[-1].requires_grad_(True))
+    wb.session.live.between(lambda: wb.session.job.model.encoder.blocks[-1].requires_grad_(True))
     assert wb.wait() == "failed"
     other = Workbench(wb.folder)
     assert (

@@ -6,8 +6,9 @@ same model.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -23,19 +24,20 @@ DECODER, EMBEDDINGS, NORM = "decoder", "embeddings", "final norm"
 
 @dataclass(frozen=True, slots=True)
 class FreezeReport:
-    """What trains after freezing: parameters in all and trainable, and the names of the parts that
-    train.
+    """What trains after freezing: parameters in all and trainable, the names of the parts that
+    train, and these for a sentence.
     """
 
     total: int
     trainable: int
     parts: tuple[str, ...]
+    in_words: str
 
     def __str__(self) -> str:
         """ "trainable 0.6 M of 22.7 M (2.8 %), frozen 22.1 M (97.2 %): decoder" """
         percent = 100 * self.trainable / self.total
         frozen = f"frozen {millions(self.total - self.trainable)} ({100 - percent:.1f} %)"
-        what = name_parts(self.parts) or "nothing"
+        what = self.in_words or "nothing"
         return (
             f"trainable {millions(self.trainable)} of {millions(self.total)} ({percent:.1f} "
             f"%), {frozen}; trains: {what}"
@@ -93,26 +95,30 @@ def trained_parts(unfrozen_blocks: int, depth: int) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of the model that is frozen or trained as a whole."""
+    """A piece of the model that is frozen or trained as a whole; `block` is its number, from 1, if
+    it is a block.
+    """
 
+    name: str
+    block: int | None
     modules: list[nn.Module]
     parameters: list[nn.Parameter]
 
 
 def model_parts(model: nn.Module) -> dict[str, Part]:
-    """The model in parts, in order of computation: embeddings, block 1 .. L, final norm, decoder.
+    """The model in parts by name, in order of computation: embeddings, block 1 .. L, final norm,
+    decoder.
 
     Works on any module that holds a transformers ViT: what is outside it counts as decoder; what is
     in it, but neither block nor final norm, as embeddings.
     """
     vit, norms, blocks = _find_vit(model)
-    parts = {EMBEDDINGS: _outside(vit, [blocks, *norms])}
-    parts |= {
-        f"block {i}": Part([block], list(block.parameters()))
-        for i, block in enumerate(blocks, start=1)
-    }
-    parts[NORM] = Part(norms, [p for norm in norms for p in norm.parameters()])
-    return parts | {DECODER: _outside(model, [vit])}
+    parts = [Part(EMBEDDINGS, None, *_outside(vit, [blocks, *norms]))]
+    for number, block in enumerate(blocks, start=1):
+        parts.append(Part(f"block {number}", number, [block], list(block.parameters())))
+    parts.append(Part(NORM, None, norms, [p for norm in norms for p in norm.parameters()]))
+    parts.append(Part(DECODER, None, *_outside(model, [vit])))
+    return {part.name: part for part in parts}
 
 
 def _find_vit(model: nn.Module) -> tuple[PreTrainedModel, list[nn.Module], nn.ModuleList]:
@@ -134,43 +140,60 @@ def _find_vit(model: nn.Module) -> tuple[PreTrainedModel, list[nn.Module], nn.Mo
     raise ConfigError("model", type(model).__name__, allowed, mend)
 
 
-def _outside(module: nn.Module, excluded: list[nn.Module]) -> Part:
-    """All of a module but the excluded submodules: the largest pieces that hold none of them."""
+def _outside(
+    module: nn.Module, excluded: list[nn.Module]
+) -> tuple[list[nn.Module], list[nn.Parameter]]:
+    """All of a module but the excluded submodules: the largest pieces that hold none of them, and
+    the parameters.
+    """
     if any(module is e for e in excluded):
-        return Part([], [])
-    if not any(m is e for m in module.modules() for e in excluded):
-        return Part([module], list(module.parameters()))
-    pieces = [_outside(child, excluded) for child in module.children()]
-    own = list(module.parameters(recurse=False))
-    return Part(
-        [m for p in pieces for m in p.modules], own + [q for p in pieces for q in p.parameters]
-    )
+        return [], []
+    inside = list(module.modules())
+    if not any(m is e for m in inside for e in excluded):
+        return [module], list(module.parameters())
+    modules, parameters = [], list(module.parameters(recurse=False))
+    for child in module.children():
+        more_modules, more_parameters = _outside(child, excluded)
+        modules += more_modules
+        parameters += more_parameters
+    return modules, parameters
 
 
 def freeze_report(model: nn.Module) -> FreezeReport:
     """What trains now, counted from `requires_grad` itself."""
     parameters = list(model.parameters())
-    parts = [
-        name
-        for name, part in model_parts(model).items()
-        if any(p.requires_grad for p in part.parameters)
-    ]
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    return FreezeReport(sum(p.numel() for p in parameters), trainable, tuple(parts))
+    parts = model_parts(model).values()
+    trained = [part for part in parts if any(p.requires_grad for p in part.parameters)]
+    names = tuple(part.name for part in trained)
+    total = sum(p.numel() for p in parameters)
+    return FreezeReport(total, trainable, names, name_parts(trained))
 
 
-def name_parts(parts: tuple[str, ...] | list[str]) -> str:
+class Named(Protocol):
+    """Anything that is a part of a model, by its name and, if it is a block, its number."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def block(self) -> int | None: ...
+
+
+def name_parts(parts: Iterable[Named]) -> str:
     """Parts for a sentence, runs of blocks drawn together: "blocks 11-12, final norm, decoder"."""
-    numbers = sorted(int(p.removeprefix("block ")) for p in parts if p.startswith("block "))
+    parts = list(parts)
     runs: list[list[int]] = []
-    for n in numbers:
-        if runs and n == runs[-1][-1] + 1:
-            runs[-1].append(n)
+    for number in sorted(part.block for part in parts if part.block):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
         else:
-            runs.append([n])
-    named = [f"block {r[0]}" if len(r) == 1 else f"blocks {r[0]}-{r[-1]}" for r in runs]
-    order = [p for p in (EMBEDDINGS,) if p in parts] + named
-    return ", ".join(order + [p for p in (NORM, DECODER) if p in parts])
+            runs.append([number])
+    blocks = [f"block {r[0]}" if len(r) == 1 else f"blocks {r[0]}-{r[-1]}" for r in runs]
+    names = {part.name for part in parts}
+    before = [EMBEDDINGS] if EMBEDDINGS in names else []
+    behind = [name for name in (NORM, DECODER) if name in names]
+    return ", ".join(before + blocks + behind)
 
 
 def millions(count: int) -> str:

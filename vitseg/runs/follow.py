@@ -20,11 +20,10 @@ import torch
 
 from vitseg.errors import VitsegError
 from vitseg.recipe import parse
-from vitseg.runs.environment import environment
-from vitseg.runs.stages import stages
-from vitseg.runs.store import decisive
-from vitseg.runs.work import prepare
+from vitseg.runs.run import stages
+from vitseg.runs.store import decisive, environment
 from vitseg.training.device import launched
+from vitseg.training.job import Job
 from vitseg.training.team import Left, Team, joined
 
 
@@ -50,10 +49,10 @@ def follow(meeting: str, rank: int, size: int, local_rank: int) -> int:
 def _train(team: Team) -> None:
     recipe = parse(team.tell())
     with team.together():
-        work = prepare(recipe)
-        facts = decisive(environment(work.data, work.model, work.machine))
+        job = Job(recipe)
+        facts = decisive(environment(job))
     team.same("The environment", facts)
-    for _ in stages(recipe, work, team.tell(), team):
+    for _ in stages(job, team.tell(), team):
         pass
 
 

@@ -11,12 +11,11 @@ from typing import Any
 
 from vitseg import plan
 from vitseg.errors import RunError
-from vitseg.events import Event, RunStarted, StageStarted
+from vitseg.events import Event, Parent, RunStarted, StageStarted
 from vitseg.recipe import Recipe
 from vitseg.runs.durable import MANIFEST, flaw, whole_folder
 from vitseg.runs.folder import RunFolder
-from vitseg.runs.work import Work, run_started
-from vitseg.training.loop import stage_notes
+from vitseg.training.job import Job
 
 _FREE = {"name", "workers", "cache", "recompute", "device", "precision", "threads", "processes"}
 """What a fork may change; device, precision, threads and processes are compared as what they
@@ -41,26 +40,21 @@ def differences(old: Recipe, new: Recipe, stage: int) -> list[str]:
     ]
 
 
-def check_fork(
-    source: RunFolder, stage: int, recipe: Recipe, work: Work, environment: dict[str, Any]
-) -> None:
+def check_fork(source: RunFolder, stage: int, job: Job, facts: dict[str, Any]) -> None:
     """Raises RunError, naming every difference, unless stages 1 .. `stage` of `source` were trained
     as a fork would.
     """
-    _refuse(source, stage, differences(source.recipe, recipe, stage))
-    source.check_split(work.data.splits)
-    now, before = (
-        run_started(recipe, work),
-        next(e for e in source.events() if isinstance(e, RunStarted)),
-    )
+    _refuse(source, stage, differences(source.recipe, job.recipe, stage))
+    source.check_split(job.data.splits)
+    before = next(event for event in source.events() if isinstance(event, RunStarted))
+    now, other = job.started(job.recipe), []
     names = ("device", "precision", "threads", "processes", "encoder", "classes", "mode", "masks")
-    there = [(name, getattr(now, name), getattr(before, name)) for name in names]
-    _refuse(
-        source, stage, [f"{name}: {a!r}, the parent had {b!r}." for name, a, b in there if a != b]
-    )
-    _refuse(
-        source, stage, [f"{words}." for words in source.changed(environment, ("data", "weights"))]
-    )
+    for name in names:
+        here, there = getattr(now, name), getattr(before, name)
+        if here != there:
+            other.append(f"{name}: {here!r}, the parent had {there!r}.")
+    _refuse(source, stage, other)
+    _refuse(source, stage, [f"{words}." for words in source.changed(facts, ("data", "weights"))])
 
 
 def _refuse(source: RunFolder, stage: int, found: list[str]) -> None:
@@ -93,35 +87,26 @@ def copy_stages(run: RunFolder, origin: dict[str, Any]) -> None:
             )
 
 
-def first_events(source: RunFolder, stage: int, recipe: Recipe, work: Work) -> list[Event]:
+def parent_of(source: RunFolder, stage: int) -> Parent:
+    return {"run": source.path.name, "stage": stage}
+
+
+def first_events(source: RunFolder, stage: int, job: Job, asked: Recipe) -> list[Event]:
     """What a fork begins with: its start, and its parent's stages in the words of its own
     recipe.
     """
-    return [
-        run_started(recipe, work, {"run": source.path.name, "stage": stage}),
-        *retold(source.up_to(stage), recipe, work),
-    ]
+    started = job.started(asked, parent_of(source, stage))
+    return [started, *retold(source.up_to(stage), job, asked)]
 
 
-def retold(events: Iterable[Event], recipe: Recipe, work: Work) -> Iterator[Event]:
+def retold(events: Iterable[Event], job: Job, asked: Recipe) -> Iterator[Event]:
     """Events of stages in the words of a recipe, which may call them otherwise."""
     for event in events:
         if isinstance(event, StageStarted):
-            own = recipe.stages[event.stage - 1]
-            notes = stage_notes(recipe, event.stage, work.data)
+            own = asked.stages[event.stage - 1]
+            notes = job.notes(event.stage)
             event = replace(event, name=own.name, schedule=plan.describe(own), notes=notes)
         yield event
-
-
-def first_events_again(run: RunFolder, origin: dict[str, Any], work: Work) -> list[Event]:
-    """Those of a fork that was cut off before it had them all. Raises RunError if its parent is
-    gone.
-    """
-    source = RunFolder(origin["parent"])
-    if not source.events_file.exists():
-        problem = f"{run.path}: was cut off while it inherited from {source.path}, which is gone."
-        raise RunError(problem, "Bring that run back, or begin another.")
-    return first_events(source, origin["stage"], run.recipe, work)
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

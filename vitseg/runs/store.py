@@ -1,22 +1,26 @@
-"""The stage store: a stage that some run has finished is found again by the key of all that its
-numbers follow from.
-"""
+"""The stage store: a finished stage is found again by a key of all that its numbers follow from."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+import platform
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+from vitseg.data.effects import libraries
 from vitseg.draws import NUMERICS
 from vitseg.errors import RunError
 from vitseg.plan import describe, effective
-from vitseg.recipe import Recipe
 from vitseg.runs.durable import flaw
 from vitseg.runs.folder import RunFolder
+from vitseg.training.audit import part_hashes
+from vitseg.training.job import Job
 
 DECISIVE = (
     "versions",
@@ -31,6 +35,9 @@ DECISIVE = (
 )
 """What of a run's environment its numbers follow from."""
 
+_COMPUTE = ("torch", "transformers", "numpy", "pillow")
+_OTHERS = ("vitseg", "safetensors", "pydantic")
+
 _BEST = "IoU, then loss, then the later epoch; never the start of stage 1"
 """Which weights of a stage are its best, part of its key: stages that were finished by another rule
 are not taken over.
@@ -38,6 +45,60 @@ are not taken over.
 
 _FILE = "key"
 _PLACES = (f"*/stages/*/{_FILE}", f"*/trials/*/stages/*/{_FILE}")
+
+
+def environment(job: Job) -> dict[str, Any]:
+    """What the numbers of a run depend on besides its recipe; data and start weights by digests of
+    their content.
+
+    Nothing of the user's own environment. Takes as long as reading all files and weights once.
+    """
+    machine, model = job.machine, job.model
+    gpu = machine.device.type == "cuda"
+    weights = json.dumps([part_hashes(model), model.make()], default=str)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: version(name) for name in _COMPUTE} | libraries(job.data.cfg.effects),
+        "other_versions": {name: version(name) for name in _OTHERS},
+        "device": str(machine.device),
+        "device_name": torch.cuda.get_device_name() if gpu else platform.machine(),
+        "precision": machine.precision,
+        "threads": machine.threads,
+        "processes": machine.processes,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "encoder": model.shape.source,
+        "data": job.data.digest(),
+        "weights": hashlib.sha256(weights.encode()).hexdigest(),
+    }
+
+
+def stage_keys(job: Job, facts: dict[str, Any]) -> list[str]:
+    """A key for each stage of a job in an environment. The same key, the same bits: names, folders,
+    workers and cache are not in it.
+    """
+    decisive = [NUMERICS, _BEST, *(facts[name] for name in DECISIVE)]
+    keys, clocks = [], []
+    for plan in job.stages:
+        settings = effective(job.recipe, plan.number, plan.batches, plan.depth)
+        # what was found there is in the environment, by its content
+        for files in ("source", "split_file", "group_file"):
+            settings["data"].pop(files)
+        clocks.append(describe(plan.stage))  # the log says how often each has moved
+        content = json.dumps([decisive, settings, clocks], sort_keys=True)
+        keys.append(hashlib.sha256(content.encode()).hexdigest())
+    return keys
+
+
+def about(job: Job) -> dict[str, Any]:
+    """The content of a new run's `environment.json`."""
+    facts = environment(job)
+    return facts | {"keys": stage_keys(job, facts)}
+
+
+def decisive(facts: dict[str, Any]) -> dict[str, Any]:
+    """What of an environment must be the same for all processes of a run, as JSON has it."""
+    return json.loads(json.dumps({name: facts.get(name) for name in DECISIVE}))
 
 
 class StageEnd(NamedTuple):
@@ -48,38 +109,6 @@ class StageEnd(NamedTuple):
 
     def __str__(self) -> str:
         return f"stage {self.stage} of {self.run.name}"
-
-
-def stage_keys(
-    recipe: Recipe, batches_per_epoch: int, blocks: int, environment: dict[str, Any]
-) -> list[str]:
-    """A key for each stage of a recipe. The same key, the same bits: names, folders, workers and
-    cache are not in it.
-    """
-    decisive = [NUMERICS, _BEST, *(environment[name] for name in DECISIVE)]
-    keys = []
-    for number in range(1, len(recipe.stages) + 1):
-        settings = effective(recipe, number, batches_per_epoch, blocks)
-        for files in (
-            "source",
-            "split_file",
-            "group_file",
-        ):  # what was found there is in the environment, by its content
-            settings["data"].pop(files)
-        clocks = [
-            describe(stage) for stage in recipe.stages[:number]
-        ]  # the log says how often each has moved
-        keys.append(
-            hashlib.sha256(
-                json.dumps([decisive, settings, clocks], sort_keys=True).encode()
-            ).hexdigest()
-        )
-    return keys
-
-
-def decisive(environment: dict[str, Any]) -> dict[str, Any]:
-    """What of it must be the same for all processes of a run, as JSON has it."""
-    return json.loads(json.dumps({name: environment.get(name) for name in DECISIVE}))
 
 
 def keep_key(folder: Path, key: str) -> None:
@@ -100,20 +129,28 @@ def find_stage(keys: Sequence[str], places: Sequence[Path]) -> StageEnd | None:
     None if there is none.
     """
     there: dict[str, list[tuple[float, Path]]] = {}
-    for file in (file for place in places for pattern in _PLACES for file in place.glob(pattern)):
+    for file in _keys_below(places):
         with contextlib.suppress(OSError):  # somebody deletes the run this instant
             there.setdefault(key_of(file.parent), []).append((file.stat().st_mtime, file.parent))
-    for number, key in reversed(list(enumerate(keys, start=1))):
-        for _, folder in sorted(there.get(key, ()), reverse=True):
-            stages = [folder.with_name(str(n)) for n in range(1, number + 1)]
-            if not any(map(flaw, stages)) and _is_told(end := StageEnd(folder.parents[1], number)):
+    for number in range(len(keys), 0, -1):
+        for _, folder in sorted(there.get(keys[number - 1], ()), reverse=True):
+            end = StageEnd(folder.parents[1], number)
+            if _is_whole(end):
                 return end
     return None
 
 
-def _is_told(end: StageEnd) -> bool:
-    """Whether the run's log tells of the stage, to its end."""
+def _keys_below(places: Sequence[Path]) -> Iterator[Path]:
+    for place in places:
+        for pattern in _PLACES:
+            yield from place.glob(pattern)
+
+
+def _is_whole(end: StageEnd) -> bool:
+    """Whether the weights of the run's stages are what was written, and its log goes that far."""
+    run = RunFolder(end.run)
     try:
-        return bool(RunFolder(end.run).up_to(end.stage))
+        damaged = any(flaw(run.stage(number)) for number in range(1, end.stage + 1))
+        return not damaged and bool(run.up_to(end.stage))
     except (RunError, OSError, ValueError):  # also where somebody else has spoilt the log
         return False

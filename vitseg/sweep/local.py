@@ -17,33 +17,28 @@ from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted
 from vitseg.recipe import Recipe
 from vitseg.runs.durable import held, write_json
 from vitseg.runs.folder import RunFolder, runs_root
-from vitseg.runs.run import resume, train
-from vitseg.runs.work import Work
-from vitseg.settings import Model
+from vitseg.runs.run import TrainingRun, resume, train
 from vitseg.sweep.findings import Result
 from vitseg.sweep.grid import Facts, Grid, Trial, plain
-from vitseg.training.loop import depth_of_stage
+from vitseg.training.job import Job, unfrozen_in
 
 
-def facts_of(work: Work) -> Facts:
-    return Facts(
-        len(work.data.splits["train"]),
-        work.model.encoder.depth,
-        work.model.shape.source.get("name"),
-    )
+def facts_of(job: Job) -> Facts:
+    source = job.model.shape.source.get("name")
+    return Facts(len(job.data.splits["train"]), job.model.encoder.depth, source)
 
 
-def check_depths(recipes: Iterable[Recipe], model: Model, work: Work) -> None:
-    """Raises ConfigError where one of those that train this model unfreezes more blocks than it
-    has.
+def check_depths(recipes: Iterable[Recipe], job: Job) -> None:
+    """Raises ConfigError where one of those that train the job's model unfreezes more blocks than
+    it has.
     """
     for recipe in recipes:
-        if recipe.model == model:
+        if recipe.model == job.recipe.model:
             for number in range(1, len(recipe.stages) + 1):
-                depth_of_stage(recipe, number, work.model)
+                unfrozen_in(recipe, number, job.model)
 
 
-def train_or_resume(run: RunFolder, recipe: Recipe, beside: Path) -> Generator[Event]:
+def train_or_resume(run: RunFolder, recipe: Recipe, beside: Path) -> TrainingRun:
     """Go on with a trial that has begun, or begin it. First stages that any run in the folder
     `beside` has finished, on its own or in a sweep, are not trained again.
     """

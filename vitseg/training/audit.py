@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -46,6 +46,7 @@ class PartAudit:
     gradient: bool | None
     sha256: str | None
     moved: bool | None
+    block: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class AuditReport:
     def __str__(self) -> str:
         percent = 100 * self.trainable / self.total
         frozen = self.total - self.trainable
-        trains = name_parts([p.name for p in self.parts if p.requires_grad]) or "nothing"
+        trains = name_parts(p for p in self.parts if p.requires_grad) or "nothing"
         wanted = sum(p.parameters for p in self.parts if p.should_train)
         counts = [
             f"total {self.total:,}",
@@ -124,71 +125,98 @@ def audit(
     raised here; `.check()` raises FreezeBreach.
     """
     parts = model_parts(model)
-    depth = sum(name.startswith("block ") for name in parts)
+    depth = max(part.block or 0 for part in parts.values())
     unfrozen = checked_depth(unfrozen_blocks, depth)
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    drop_paths = [m for m in model.modules() if isinstance(m, KeyedDropPath)]
-    before = since or {}
-    found = tuple(
-        _look(
-            name,
-            part,
-            _promised(name, unfrozen, depth),
-            held,
-            drop_paths,
-            weights,
-            before.get(name),
-        )
-        for name, part in parts.items()
-    )
+    held = [p for group in optimizer.param_groups for p in group["params"]]
     known = {id(p) for part in parts.values() for p in part.parameters}
-    strangers = sum(
-        p.numel() for g in optimizer.param_groups for p in g["params"] if id(p) not in known
-    )
+    strangers = sum(p.numel() for p in held if id(p) not in known)
+    drop_paths = [m for m in model.modules() if isinstance(m, KeyedDropPath)]
+    found = []
+    for part in parts.values():
+        digest = _sha256(part) if weights else None
+        before = (since or {}).get(part.name)
+        moved = None if digest is None or before is None else digest != before
+        seen = _look(part, _promised(part, unfrozen, depth), {id(p) for p in held}, drop_paths)
+        found.append(replace(seen, sha256=digest, moved=moved))
     holds = sum(p.in_optimizer for p in found) + strangers
-    return AuditReport(found, holds, *_breach(found, strangers, model.training))
+    return AuditReport(tuple(found), holds, *_breach(found, strangers, model.training))
 
 
-def _promised(part: str, unfrozen: int, depth: int) -> bool:
+def _promised(part: Part, unfrozen: int, depth: int) -> bool:
     """Whether a part should train. Not asked of `freeze`: a detector must not share the mistakes of
     what it checks.
     """
-    if part.startswith("block "):
-        return int(part.removeprefix("block ")) > depth - unfrozen
-    return part == DECODER or (part == NORM and unfrozen > 0)
+    if part.block is not None:
+        return part.block > depth - unfrozen
+    return part.name == DECODER or (part.name == NORM and unfrozen > 0)
 
 
-def _look(
-    name: str,
-    part: Part,
-    should: bool,
-    held: set[int],
-    drop_paths: list[KeyedDropPath],
-    weights: bool,
-    before: str | None,
-) -> PartAudit:
-    digest = _sha256(part) if weights else None
-    own = [d for d in drop_paths if d.layer == name]
-    modules = [
-        m
-        for module in part.modules
-        for m in module.modules()
-        if not isinstance(m, KeyedDropPath | nn.ModuleList)
-    ]
-    awake = [m.training for m in (*modules, *own)]
+def _look(part: Part, should: bool, held: set[int], drop_paths: list[KeyedDropPath]) -> PartAudit:
+    """A part as it is, its weights apart."""
+    own = [d for d in drop_paths if d.layer == part.name]
+    modes = [d.training for d in own]
+    for module in part.modules:
+        inside = (m for m in module.modules() if not isinstance(m, KeyedDropPath | nn.ModuleList))
+        modes.extend(m.training for m in inside)
     gradients = [p.grad is not None for p in part.parameters]
     return PartAudit(
-        name=name,
+        name=part.name,
         should_train=should,
         parameters=sum(p.numel() for p in part.parameters),
         requires_grad=sum(p.numel() for p in part.parameters if p.requires_grad),
         in_optimizer=sum(p.numel() for p in part.parameters if id(p) in held),
-        training=all(awake) if should else any(awake),
+        training=all(modes) if should else any(modes),
         drop_path=max((d.rate for d in own if d.training), default=0.0),
         gradient=all(gradients) if should else any(gradients),
-        sha256=digest,
-        moved=digest != before if weights and before is not None else None,
+        sha256=None,
+        moved=None,
+        block=part.block,
     )
+
+
+_BUILD = "Build the optimizer of exactly what trains, after freezing."
+
+_FROZEN = (
+    (
+        "can train (requires_grad is on)",
+        "Switch requires_grad off in what should be frozen.",
+        lambda part: part.requires_grad > 0,
+    ),
+    ("in the optimizer, but should be frozen", _BUILD, lambda part: part.in_optimizer > 0),
+    (
+        "in training mode, but should be frozen",
+        "Call eval() on what is frozen after every train() of the model.",
+        lambda part: part.training,
+    ),
+    ("changed, but should be frozen", "Find out what writes to them.", lambda part: part.moved),
+)
+"""How a part breaks the promise that it is frozen: what is found, the hint, and the test."""
+
+_TRAINED = (
+    (
+        "frozen (requires_grad is off), but should train",
+        "Switch requires_grad on in what should train; the final norm goes with the last block.",
+        lambda part: part.requires_grad < part.parameters,
+    ),
+    (
+        "not in the optimizer as a whole, but should train",
+        _BUILD,
+        lambda part: part.in_optimizer < part.parameters,
+    ),
+    (
+        "unchanged, but should have trained",
+        "Is its gradient None, or its learning rate 0?",
+        lambda part: part.moved is False and part.parameters > 0,
+    ),
+)
+"""The same of a part that should train."""
+
+_IN_EVAL_MODE = (
+    "in eval mode, but should train",
+    "Call train() on what trains.",
+    lambda part: not part.training and part.parameters > 0,
+)
+"""Only while the model is in training mode: an evaluation is no fault."""
 
 
 def _breach(
@@ -197,61 +225,27 @@ def _breach(
     """Every broken promise in one sentence that names the parts; the parts; and what to do. Empty
     if there is none.
     """
-    frozen, trained = [p for p in parts if not p.should_train], [p for p in parts if p.should_train]
-    kinds = [
-        ("can train (requires_grad is on)", _FREEZE, [p for p in frozen if p.requires_grad]),
-        ("in the optimizer, but should be frozen", _BUILD, [p for p in frozen if p.in_optimizer]),
-        ("in training mode, but should be frozen", _SLEEP, [p for p in frozen if p.training]),
-        (
-            "changed, but should be frozen",
-            "Find out what writes to them.",
-            [p for p in frozen if p.moved],
-        ),
-        (
-            "frozen (requires_grad is off), but should train",
-            _THAW,
-            [p for p in trained if p.requires_grad < p.parameters],
-        ),
-        (
-            "not in the optimizer as a whole, but should train",
-            _BUILD,
-            [p for p in trained if p.in_optimizer < p.parameters],
-        ),
-        (
-            "unchanged, but should have trained",
-            _MOVE,
-            [p for p in trained if p.moved is False and p.parameters],
-        ),
-        (
-            "in eval mode, but should train",
-            _WAKE,
-            [p for p in trained if training and not p.training and p.parameters],
-        ),
-    ]
-    wrong = {p.name for *_, bad in kinds for p in bad}
-    found = [
-        (
-            f"{name_parts([p.name for p in bad])}: {what}, "
-            f"{millions(sum(p.parameters for p in bad))} "
-            f"parameters"
-        )
-        for what, _, bad in kinds
-        if bad
-    ]
-    mends = [mend for _, mend, bad in kinds if bad] + [_BUILD] * bool(strangers)
+    trained = [p for p in parts if p.should_train]
+    frozen = [p for p in parts if not p.should_train]
+    found, hints, wrong = [], [], set[str]()
+    kinds = [(kind, frozen) for kind in _FROZEN] + [(kind, trained) for kind in _TRAINED]
+    if training:
+        kinds.append((_IN_EVAL_MODE, trained))
+    for (what, hint, broken), promised in kinds:
+        bad = [part for part in promised if broken(part)]
+        if bad:
+            count = millions(sum(part.parameters for part in bad))
+            found.append(f"{name_parts(bad)}: {what}, {count} parameters")
+            hints.append(hint)
+            wrong |= {part.name for part in bad}
     if strangers:
         found.append(f"the optimizer holds {strangers:,} parameters that are not the model's")
-    promise = f"Promised to train: only {name_parts([p.name for p in trained])}. Found:"
-    names = tuple(p.name for p in parts if p.name in wrong)
-    return f"{promise} {'; '.join(found)}." if found else "", names, " ".join(dict.fromkeys(mends))
-
-
-_FREEZE = "Switch requires_grad off in what should be frozen."
-_THAW = "Switch requires_grad on in what should train; the final norm goes with the last block."
-_BUILD = "Build the optimizer of exactly what trains, after freezing."
-_SLEEP = "Call eval() on what is frozen after every train() of the model."
-_WAKE = "Call train() on what trains."
-_MOVE = "Is its gradient None, or its learning rate 0?"
+        hints.append(_BUILD)
+    if not found:
+        return "", (), ""
+    promise = f"Promised to train: only {name_parts(trained)}. Found: {'; '.join(found)}."
+    names = tuple(part.name for part in parts if part.name in wrong)
+    return promise, names, " ".join(dict.fromkeys(hints))
 
 
 @torch.no_grad()
@@ -273,12 +267,10 @@ def part_hashes(model: nn.Module, names: Collection[str] | None = None) -> dict[
 
 def what_moved(report: AuditReport) -> str:
     """The audit's last word on a stage, in a sentence."""
-    frozen, trained = (
-        [p.name for p in report.parts if p.should_train is side] for side in (False, True)
-    )
+    frozen = name_parts(p for p in report.parts if not p.should_train)
+    trained = name_parts(p for p in report.parts if p.should_train)
     return (
-        f"Frozen and bit-equal to the start of the stage: {name_parts(frozen)}. Trained and "
-        f"moved: {name_parts(trained)}."
+        f"Frozen and bit-equal to the start of the stage: {frozen}. Trained and moved: {trained}."
     )
 
 

@@ -7,22 +7,19 @@ from typing import Any
 
 import torch
 
-from vitseg.data.dataset import SegmentationData, chunked
+from vitseg.data.dataset import chunked
 from vitseg.events import ValidationBatch
-from vitseg.model.segmenter import Segmenter, restore
-from vitseg.recipe import Recipe
-from vitseg.training.device import resolve
+from vitseg.model.segmenter import restore
 from vitseg.training.features import Features
-from vitseg.training.losses import loss_of
+from vitseg.training.job import Job
 from vitseg.training.metrics import confusion, scores
 from vitseg.training.team import Team
 
 
 def evaluate(
-    recipe: Recipe,
-    model: Segmenter,
-    data: SegmentationData,
+    job: Job,
     split: str,
+    *,
     stage: int = 0,
     epoch: int = 0,
     features: Features | None = None,
@@ -31,30 +28,28 @@ def evaluate(
     """Score a split in eval mode: loss at network size, everything else at the images' own size.
 
     Never given a schedule, so it cannot step one. No `with` that changes torch's mode spans a
-    yield. `features` are those of the model's stage, where they are kept. Of a `team` each process
-    scores its part of the images, and all have the sums.
+    yield. `features` are those of the model's stage, where they are cached. Of a `team` each
+    process scores its part of the images, and all of them get the sums.
     """
-    team = team or Team()
-    machine, features = resolve(recipe), features or Features(recipe, model, data)
-    loss = loss_of(recipe, data, machine.device)
-    chunks = chunked(team.part([(name, "0") for name in data.splits[split]]), recipe.batch_size)
+    team, features = team or Team(), features or Features(job)
+    data, model, loss = job.data, job.model, job.loss
+    keys = team.part([(name, "0") for name in data.splits[split]])
+    chunks = chunked(keys, job.recipe.batch_size)
     matrix = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
-    sums, counts = torch.zeros(2, 2, device=machine.device)
+    sums, counts = torch.zeros(2, 2, device=job.machine.device)
     model.eval()
     with team.together():
         for number, batch in enumerate(features.batches(chunks), start=1):
-            machine.settle()
-            masks = batch.masks.to(machine.device)
-            with (
-                torch.no_grad()
-            ):  # in full precision, as predict does: the score is that of the saved model
-                logits = model.suffix(batch.levels, recipe.data.size).float()
+            job.machine.settle()
+            masks = batch.masks.to(job.machine.device)
+            # in full precision, as predict does: the score is that of the saved model
+            with torch.no_grad():
+                logits = model.suffix(batch.levels, job.recipe.data.size).float()
                 sums, counts = sums + loss.sums(logits, masks), counts + loss.counts(masks)
             for image_logits, original in zip(logits, batch.originals, strict=True):
                 predicted = restore(image_logits, tuple(original.shape)).cpu()
                 matrix += confusion(predicted, original, len(data.classes))
             yield ValidationBatch(stage, epoch, number, len(chunks))
     matrix, sums, counts = team.sum(matrix), team.sum(sums), team.sum(counts)
-    return {"loss": loss.mean(sums, counts).item()} | scores(
-        matrix, data.mode, recipe.data.score_background
-    )
+    background = job.recipe.data.score_background
+    return {"loss": loss.mean(sums, counts).item()} | scores(matrix, data.mode, background)

@@ -17,15 +17,13 @@ import torch
 import transformers
 from torch import Tensor
 
-from vitseg.data.dataset import Batch, Key, SegmentationData
+from vitseg.data.dataset import Batch, Key
 from vitseg.draws import NUMERICS
 from vitseg.errors import FeatureBreach
 from vitseg.model.encoder import Levels
 from vitseg.model.freeze import EMBEDDINGS
-from vitseg.model.segmenter import Segmenter
-from vitseg.recipe import Recipe
 from vitseg.training.cache import FeatureCache, default_cache
-from vitseg.training.device import Machine, resolve
+from vitseg.training.job import Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +48,22 @@ class _Row:
 
 
 class Features:
-    """The frozen part of a model, as a stage sees it. `hashes` are those of its parts
+    """The frozen part of a job's model, as a stage sees it. `hashes` are those of its parts
     (`AuditReport.hashes`).
 
-    With `recipe.cache`, rows are kept as they are computed and read from then on; without it, or
+    With `recipe.cache`, rows are cached as they are computed and read from then on; without it, or
     without hashes, every pass computes. Both give the same bits on the CPU.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
-        model: Segmenter,
-        data: SegmentationData,
+        job: Job,
         hashes: dict[str, str | None] | None = None,
         cache: FeatureCache | None = None,
     ):
-        self.recipe, self.model, self.data = recipe, model, data
-        self.machine: Machine = resolve(recipe)
+        self.recipe, self.model, self.data = job.recipe, job.model, job.data
+        self.machine = job.machine
+        model, recipe = self.model, self.recipe
         self.cut, self.size = model.encoder.cut, recipe.data.size
         self.wanted = {d for d in model.shape.skip_depths if d <= self.cut} | {self.cut}
         self.cache = (cache or default_cache()) if hashes and recipe.cache else None

@@ -124,23 +124,25 @@ def loss_of(
     return SegmentationLoss(cfg, classes, device)
 
 
-def loss_notes(recipe: Recipe, data: SegmentationData) -> list[str]:
+def loss_notes(
+    recipe: Recipe, data: SegmentationData, loss: SegmentationLoss | None = None
+) -> list[str]:
     """What a reader should know about class weights before training: counted ones, and what
-    smoothing does to them.
+    smoothing does to them. `loss` is `loss_of(recipe, data)`, where that is known already.
     """
-    weights, smoothing = tuple(loss_of(recipe, data).weights.tolist()), recipe.loss.label_smoothing
-    names, said = data.classes, []
-    if isinstance(recipe.loss.class_weights, ByFrequency):
-        said.append(
-            f"Class weights: "
-            f"{', '.join(f'{n} {w:.3g}' for n, w in zip(names, weights, strict=True))}."
-        )
-    best = min(range(len(weights)), key=lambda i: best_of_an_oracle(weights, smoothing, i))
-    if (p := best_of_an_oracle(weights, smoothing, best)) < 0.5:
+    asked, classes, said = recipe.loss, data.classes, []
+    loss = loss or loss_of(recipe, data)
+    weights, smoothing = tuple(loss.weights.tolist()), asked.label_smoothing
+    if isinstance(asked.class_weights, ByFrequency):
+        named = [f"{name} {w:.3g}" for name, w in zip(classes, weights, strict=True)]
+        said.append(f"Class weights: {', '.join(named)}.")
+    reached = [best_of_an_oracle(weights, smoothing, i) for i in range(len(weights))]
+    lowest = min(reached)
+    if lowest < 0.5:
+        name = classes[reached.index(lowest)]
         said.append(
             f"With these class weights label_smoothing={smoothing:g} asks even of a model that "
-            f"knows every pixel for "
-            f"P({names[best]}) = {p:.2f} where it is {names[best]}. Lower the smoothing, or the "
-            f"weights."
+            f"knows every pixel for P({name}) = {lowest:.2f} where it is {name}. Lower the "
+            "smoothing, or the weights."
         )
     return said

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vitseg.model.freeze import DECODER, NORM, model_parts
+from vitseg.model.freeze import DECODER, NORM, Part, model_parts
 from vitseg.settings import SGD, AdamW, Stage
 from vitseg.settings import Optimizer as OptimizerSettings
 
@@ -30,38 +30,51 @@ def build_optimizer(model: nn.Module, cfg: OptimizerSettings, stage: Stage) -> O
 
 def parameter_groups(model: nn.Module, stage: Stage, weight_decay: float) -> list[dict[str, Any]]:
     """The groups of `build_optimizer`, LR included. Frozen parameters are in none of them."""
-    parts = model_parts(model)
-    depth = sum(name.startswith("block ") for name in parts)
+    parts = model_parts(model).values()
+    depth = max(part.block or 0 for part in parts)
     groups: dict[str, dict[str, Any]] = {}
-    for part_name, part in parts.items():
-        name, factor = _group_of(part_name, depth, stage)
+    for part in parts:
+        name, factor = _group_of(part, depth, stage)
         for parameter in part.parameters:
-            if parameter.requires_grad:
-                plain = parameter.ndim <= 1
-                group = groups.setdefault(
-                    f"{name}, no decay" if plain else name,
-                    {
-                        "params": [],
-                        "lr": stage.lr * factor,
-                        "lr_factor": factor,
-                        "weight_decay": 0.0 if plain else weight_decay,
-                    },
-                )
-                group["params"].append(parameter)
-    return [{"name": name} | group for name, group in groups.items()]
+            if not parameter.requires_grad:
+                continue
+            decays = parameter.ndim > 1
+            own = f"{name}{'' if decays else ', no decay'}"
+            if own not in groups:
+                groups[own] = {
+                    "name": own,
+                    "params": [],
+                    "lr": stage.lr * factor,
+                    "lr_factor": factor,
+                    "weight_decay": weight_decay if decays else 0.0,
+                }
+            groups[own]["params"].append(parameter)
+    return list(groups.values())
 
 
-def _group_of(part: str, depth: int, stage: Stage) -> tuple[str, float]:
+def _group_of(part: Part, depth: int, stage: Stage) -> tuple[str, float]:
     """Name and LR factor of the group that a part belongs to. The final norm goes with the last
     block.
     """
-    if part == DECODER:
+    if part.name == DECODER:
         return "decoder", 1.0
-    if stage.layer_decay == 1.0 or not (part.startswith("block ") or part == NORM):
+    block = depth if part.name == NORM else part.block
+    if stage.layer_decay == 1.0 or block is None:
         return "encoder", stage.encoder_lr_factor
-    below = 0 if part == NORM else depth - int(part.removeprefix("block "))
-    name = f"block {depth}" if part == NORM else part
-    return name, stage.encoder_lr_factor * stage.layer_decay**below
+    return f"block {block}", stage.encoder_lr_factor * stage.layer_decay ** (depth - block)
+
+
+def load_optimizer(optimizer: Optimizer, slots: dict[int, dict[str, Tensor]]) -> None:
+    """What an optimizer remembers of each parameter; its settings are the recipe's, and its LR the
+    schedule's. Raises ValueError for what does not fit.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})
+    for parameter, own in optimizer.state.items():
+        for slot, value in own.items():
+            if value.dim() and value.shape != parameter.shape:
+                here, there = tuple(parameter.shape), tuple(value.shape)
+                raise ValueError(f"{slot} of a parameter {here} is {there}")
 
 
 def used_lr(optimizer: Optimizer) -> dict[str, float]:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vitseg.model.freeze import checked_depth, model_parts, trained_parts
+from vitseg.model.freeze import model_parts, trained_parts
 from vitseg.model.segmenter import Segmenter
-from vitseg.recipe import Recipe
 
 Weights = dict[str, Tensor]
 
 
-def trained_weights(model: Segmenter, recipe: Recipe, stage: int) -> Weights:
-    """A copy, on the CPU, of every weight that stages 1 .. `stage` may have changed."""
-    depth = model.encoder.depth
-    deepest = max(checked_depth(s.unfrozen_blocks, depth) for s in recipe.stages[:stage])
-    wanted = {
-        id(p) for name in trained_parts(deepest, depth) for p in model_parts(model)[name].parameters
-    }
+def trained_weights(model: Segmenter, unfrozen: int) -> Weights:
+    """A copy, on the CPU, of every weight that may have changed with so many blocks unfrozen."""
+    parts = model_parts(model)
+    wanted = set[int]()
+    for name in trained_parts(unfrozen, model.encoder.depth):
+        wanted |= {id(parameter) for parameter in parts[name].parameters}
     named = {n: p for n, p in model.named_parameters() if id(p) in wanted}
     named |= {n: b for n, b in model.named_buffers() if n.startswith("decoder.")}
     return {name: tensor.detach().cpu().clone() for name, tensor in named.items()}

@@ -10,13 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitseg.recipe import Recipe
-from vitseg.runs.environment import environment
 from vitseg.runs.forecast import Cost, StageForecast, forecast, measure
 from vitseg.runs.run import trained_already
-from vitseg.runs.store import stage_keys
-from vitseg.runs.work import Work
-from vitseg.training.device import resolve
-from vitseg.training.loop import batches_per_epoch
+from vitseg.runs.store import environment, stage_keys
+from vitseg.training.job import Job
 
 LONGEST = 60.0
 """Seconds that a step may take; more was a machine asleep."""
@@ -39,40 +36,37 @@ class Ahead:
         self._last: float | None = None
         self._seconds = self._done = 0.0
 
-    def measure(self, recipe: Recipe, work: Work, untouched: bool) -> None:
-        """Time a few batches, once. `untouched` work has the weights that a run begins with: only
+    def measure(self, job: Job, untouched: bool) -> None:
+        """Time a few batches, once. An `untouched` job has the weights that a run begins with: only
         then are they looked up.
         """
         with self._timing:
             if self.cost is None:
-                facts = environment(work.data, work.model, work.machine) if untouched else {}
-                self.cost, self._facts = measure(recipe, work), facts
+                facts = environment(job) if untouched else {}
+                self.cost, self._facts = measure(job), facts
 
-    def forecast(self, recipe: Recipe, work: Work, inherited: int = 0) -> list[StageForecast]:
-        return forecast(recipe, self.cost, work, inherited)
+    def forecast(self, job: Job, inherited: int = 0) -> list[StageForecast]:
+        return forecast(job, self.cost, inherited)
 
-    def trained(self, recipe: Recipe, work: Work) -> int:
-        """How many stages of a recipe other runs have finished; 0 where only Start can tell."""
-        machine = resolve(recipe)
-        names = ("precision", "threads", "processes")
-        facts = {"device": str(machine.device)} | {name: getattr(machine, name) for name in names}
+    def trained(self, job: Job) -> int:
+        """How many stages of a job other runs have finished; 0 where only Start can tell."""
+        facts = {"device": str(job.machine.device)}
+        for name in ("precision", "threads", "processes"):
+            facts[name] = getattr(job.machine, name)
         if not facts.items() <= self._facts.items():
             return 0
-        keys = stage_keys(
-            recipe, batches_per_epoch(recipe, work.data), work.model.encoder.depth, self._facts
-        )
-        found = trained_already(keys)
+        found = trained_already(stage_keys(job, self._facts))
         return found.stage if found else 0
 
-    def weight(self, stage: int, recipe: Recipe | None, work: Work) -> float:
-        """How long a step of a stage takes, beside those of others: by forecast, or all alike."""
+    def weight(self, stage: int, recipe: Recipe | None, job: Job) -> float:
+        """How long a step of a stage of this recipe takes, beside those of others: by forecast, or
+        all alike.
+        """
         if self.cost is None or recipe is None:
             return 1.0
         if self._weighed is not recipe:
-            self._weighed, self._weights = (
-                recipe,
-                [f.seconds / f.steps for f in self.forecast(recipe, work)],
-            )
+            ahead = self.forecast(job.replace(recipe))
+            self._weighed, self._weights = recipe, [f.seconds / f.steps for f in ahead]
         return self._weights[stage - 1]
 
     def count(self, working: bool, weight: float) -> None:
@@ -83,7 +77,7 @@ class Ahead:
             self._done += weight
         self._last = now
 
-    def left(self, steps: Mapping[int, int], recipe: Recipe | None, work: Work) -> float | None:
+    def left(self, steps: Mapping[int, int], recipe: Recipe | None, job: Job) -> float | None:
         """Seconds that so many steps of each stage will take, once that can be said."""
-        ahead = sum(self.weight(stage, recipe, work) * count for stage, count in steps.items())
+        ahead = sum(self.weight(stage, recipe, job) * count for stage, count in steps.items())
         return ahead * self._seconds / self._done if self._done else None

@@ -5,18 +5,17 @@ widgets.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from vitseg.errors import ConfigError, VitsegError
-from vitseg.model.segmenter import Segmenter
 from vitseg.recipe import Recipe
 from vitseg.runs.folder import RunFolder
-from vitseg.runs.inherit import differences
+from vitseg.runs.fork import differences
 from vitseg.runs.store import StageEnd
 from vitseg.settings import Constant, CosineRestarts, Exponential, Schedule, WarmupPoly
-from vitseg.training.device import resolve
-from vitseg.training.loop import depth_of_stage
+from vitseg.training.job import Job
 
 SCHEDULERS: dict[str, type[Schedule]] = {
     "Cosine restarts / batch": CosineRestarts,
@@ -50,7 +49,7 @@ class Desk:
     """
 
     base: Recipe
-    model: Segmenter
+    job_of: Callable[[Recipe], Job]
     stage: int = 1
     this_stage_only: bool = False
     retrain: bool = False
@@ -59,7 +58,7 @@ class Desk:
     problems: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.recipe, self.depth = self.base, self.model.encoder.depth
+        self.recipe, self.depth = self.base, self.job_of(self.base).model.encoder.depth
         self._whole: dict[str, Any] = {}
 
     def take(self, recipe: Recipe) -> None:
@@ -108,9 +107,7 @@ class Desk:
         """What only this machine and this encoder know: is there such a device, are there so many
         blocks?
         """
-        resolve(recipe)
-        for number in range(1, len(recipe.stages) + 1):
-            depth_of_stage(recipe, number, self.model)
+        self.job_of(recipe)
         if (epochs := sum(s.epochs for s in recipe.stages)) > MOST_EPOCHS:
             raise ConfigError(
                 "epochs",
@@ -144,15 +141,15 @@ class Desk:
         return has[0] if has else SCHEDULERS[name]()
 
     def _blame(self, error: VitsegError) -> None:
-        """Put the sentence beside the control it is about, or beside Start."""
-        text = re.sub(
-            r"stages\.(\d+)",
-            lambda m: f"stage {int(m[1]) + 1}",
-            str(error).removeprefix("Recipe refused. "),
-        )
-        words = text.replace(":", " ").replace("=", " ").replace(".", " ").split()
-        label = next((_LABELS[word] for word in words if word in _LABELS), "Start")
-        self.problems[label] = text
+        """Put each refusal beside the control it is about, or beside Start."""
+        if not error.refusals:
+            self.problems["Start"] = str(error)
+        for refusal in error.refusals:
+            names = reversed(refusal.field.split("."))
+            label = next((_LABELS[name] for name in names if name in _LABELS), "Start")
+            place = re.sub(r"stages\.(\d+)", lambda m: f"stage {int(m[1]) + 1}", refusal.place)
+            says = " ".join(filter(None, (refusal.says, error.mend)))
+            self.problems[label] = f"{place}: {says}" if place else says
 
     def _check_start(self) -> None:
         if self.start and self.start.stage >= self.stage and self.this_stage_only:

@@ -15,9 +15,9 @@ import plotly.graph_objects as go
 
 from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted
 from vitseg.recipe import Recipe
-from vitseg.runs.work import prepare
 from vitseg.sweep.local import check_depths
 from vitseg.sweep.search import Search, Space
+from vitseg.training.job import Job
 from vitseg.ui import panels, search_charts
 from vitseg.ui.console import say
 from vitseg.ui.fit import Fit
@@ -59,7 +59,7 @@ def search(
         session = live.owner
         session.search.trials = trials
     else:
-        check_depths(session.search.extremes(), recipe.model, prepare(recipe))
+        check_depths(session.search.extremes(), Job(recipe))
     return SearchPage(session)
 
 

@@ -20,19 +20,19 @@ from vitseg.events import (
     RunEnded,
     RunStarted,
     StageEnded,
+    StageEvent,
     StageStarted,
 )
 from vitseg.model.segmenter import Segmenter, load_segmenter
+from vitseg.plan import batches_per_epoch
 from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import steps_saved
 from vitseg.runs.folder import Failure, RunFolder, new_run, runs_root
 from vitseg.runs.forecast import Cost, StageForecast
-from vitseg.runs.inherit import differences
-from vitseg.runs.run import fork, kept_events, resume, train
+from vitseg.runs.fork import differences
+from vitseg.runs.run import TrainingRun, fork, kept_events, resume, train
 from vitseg.runs.store import StageEnd
-from vitseg.runs.work import prepare
-from vitseg.training.device import resolve
-from vitseg.training.loop import batches_per_epoch
+from vitseg.training.job import Job
 from vitseg.ui.ahead import Ahead
 from vitseg.ui.curves import Curves
 from vitseg.ui.desk import Desk
@@ -54,6 +54,9 @@ COSTLY = (
 )
 """Settings that no control changes, or that choose the machine, and that timed batches depend on.
 """
+
+MACHINE = ("device", "precision", "threads", "processes")
+"""Settings that choose the machine."""
 
 SAMPLES = 4
 """Validation images that are predicted after every epoch."""
@@ -77,17 +80,31 @@ class Session:
     """
 
     def __init__(self, recipe: Recipe):
-        self.work, self.asked = prepare(recipe), recipe
-        self.desk = Desk(recipe, self.work.model)
-        self.samples = self.work.data.splits["validation"][:SAMPLES]
+        self.job, self.asked = Job(recipe), recipe
+        self.desk = Desk(recipe, self.job_of)
+        self.samples = self.job.data.splits["validation"][:SAMPLES]
         self.run: RunFolder | None = None
         self.live: LiveRun | None = None
+        self._training: TrainingRun | None = None
         self.trained: Recipe | None = None
         self.parent: Curves | None = None
         self.view_closed: threading.Event | None = None
         self.ahead = Ahead()
         self._fresh, self.unsaved, self._chosen = False, "", self._choice()
         self._clear()
+
+    def job_of(self, recipe: Recipe) -> Job:
+        """A recipe on this session's data and model, for plans and checks."""
+        return self.job.replace(recipe)
+
+    def plan_of(self, recipe: Recipe) -> Job:
+        """The same, and of a recipe for another machine as if it were for this one."""
+        try:
+            return self.job_of(recipe)
+        except ConfigError:
+            own = self.job.recipe
+            here = {name: getattr(own, name) for name in MACHINE}
+            return self.job_of(recipe.replace(here))
 
     def _clear(self) -> None:
         self.version, self.curves = 0, self.planned()
@@ -113,7 +130,7 @@ class Session:
     @property
     def batches(self) -> int:
         """Batches an epoch as the desk stands."""
-        return batches_per_epoch(self.desk.recipe, self.work.data)
+        return batches_per_epoch(self.desk.recipe, len(self.job.data.splits["train"]))
 
     def planned(self) -> Curves:
         """The promised curve of what Start would train."""
@@ -197,7 +214,7 @@ class Session:
         """
         if self.state == "shown":
             return load_segmenter(self.run.path)
-        take = lambda: self.work.model.snapshot()  # noqa: E731
+        take = lambda: self.job.model.snapshot()  # noqa: E731
         return self.live.between(take) if self.live else take()
 
     @property
@@ -210,24 +227,19 @@ class Session:
         pressed; nothing for a device that no batch was timed on. The first call times a few
         batches.
         """
-        self.ahead.measure(self.desk.base, self.work, untouched=self.live is None)
-        if not self._is_timed_for(recipe or self.desk.recipe):
+        self.ahead.measure(self.plan_of(self.desk.base), untouched=self.live is None)
+        try:
+            job = self.job_of(recipe or self.desk.recipe)
+        except ConfigError:  # of a device that is not here
             return []
-        inherited = (
-            0 if recipe or self.desk.retrain else self.ahead.trained(self.desk.recipe, self.work)
-        )
+        if job.machine.device != self.job.machine.device:
+            return []
+        inherited = 0
         if recipe is None and self.desk.start:
             inherited = self.desk.start.stage
-        return self.ahead.forecast(recipe or self.desk.recipe, self.work, inherited)
-
-    def _is_timed_for(self, recipe: Recipe) -> bool:
-        """Whether a recipe trains on the device on which batches are timed; never on one that is
-        not here.
-        """
-        try:
-            return resolve(recipe).device == self.work.machine.device
-        except ConfigError:
-            return False
+        elif recipe is None and not self.desk.retrain:
+            inherited = self.ahead.trained(job)
+        return self.ahead.forecast(job, inherited)
 
     # ---- what can be done
 
@@ -247,15 +259,15 @@ class Session:
         run = new_run(recipe.name)
 
         def stream() -> Generator[Event]:
-            self.work = work = prepare(recipe)
-            own = (recipe, run.path, work)
-            yield from self._told(
-                fork(source.run, source.stage, *own) if source else train(*own, reuse=reuse)
-            )
+            self.job = job = Job(recipe)
+            if source:
+                self._training = fork(source.run, source.stage, job, run.path)
+            else:
+                self._training = train(job, run.path, reuse=reuse)
+            yield from self._told(self._training)
 
-        self._launch(
-            run, stream(), recipe, Curves.of(RunFolder(source.run).events()) if source else None
-        )
+        parent = Curves.of(RunFolder(source.run).events()) if source else None
+        self._launch(run, stream(), recipe, parent)
 
     def pause(self) -> None:
         if self.live is None:
@@ -267,7 +279,8 @@ class Session:
         """On the training thread: what is paused may never be resumed here."""
         self.unsaved = ""
         try:
-            self.work.save()
+            if self._training is not None:
+                self._training.save()
         except VitsegError as error:
             self.unsaved = f" What came after the last save is not saved: {error}"
 
@@ -357,24 +370,22 @@ class Session:
         recipe = run.resolved_recipe()
 
         def stream() -> Generator[Event]:
-            self.work, self._fresh = prepare(recipe), False
+            self.job, self._fresh = Job(recipe), False
             yield from kept_events(run.path)
-            yield from self._told(
-                resume(run.path, self.work), (run.forked() or {"stage": 0})["stage"]
-            )
+            self._training = resume(run.path, self.job)
+            yield from self._told(self._training, (run.forked() or {"stage": 0})["stage"])
 
-        seen = dict(
-            self.predictions
-        )  # what was predicted after the epochs so far stays on the slider
+        # what was predicted after the epochs so far stays on the slider
+        seen = dict(self.predictions)
         self._launch(run, stream(), recipe, self.parent, seen)
 
-    def _told(self, events: Generator[Event], inherited: int = 0) -> Generator[Event]:
+    def _told(self, events: TrainingRun, inherited: int = 0) -> Generator[Event]:
         """Events as they come, with a note of whether they are of a stage that is trained here."""
         with contextlib.closing(events):  # which saves, and may fail to
             for event in events:
                 if isinstance(event, RunStarted) and event.parent:
                     inherited = event.parent["stage"]
-                self._fresh = getattr(event, "stage", 0) > inherited
+                self._fresh = isinstance(event, StageEvent) and event.stage > inherited
                 yield event
 
     def _launch(
@@ -428,8 +439,8 @@ class Session:
         them.
         """
         try:
-            images = (self.work.data.load(name)[0] for name in self.samples)
-            self.predictions[epoch] = [self.work.model.predict(image) for image in images]
+            images = (self.job.data.load(name)[0] for name in self.samples)
+            self.predictions[epoch] = [self.job.model.predict(image) for image in images]
         except Exception as error:
             self.no_pictures = (
                 f"No prediction after epoch {epoch} ({type(error).__name__}: "
@@ -441,7 +452,7 @@ class Session:
         working = self._fresh and self.live is not None and self.live.state == "running"
         took_step = working and isinstance(event, BatchEnded)
         self.ahead.count(
-            working, self.ahead.weight(event.stage, self.trained, self.work) if took_step else 0.0
+            working, self.ahead.weight(event.stage, self.trained, self.job) if took_step else 0.0
         )
         self.position = event
 
@@ -472,4 +483,4 @@ class Session:
         }
         rest[last.stage] = 0 if isinstance(last, StageEnded) else rest[last.stage] - before
         total = last.step + sum(rest.values())
-        return last.step / total, self.ahead.left(rest, self.trained, self.work)
+        return last.step / total, self.ahead.left(rest, self.trained, self.job)

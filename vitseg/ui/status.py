@@ -4,7 +4,7 @@ widgets.
 
 from __future__ import annotations
 
-from vitseg.errors import VitsegError
+from vitseg.errors import is_for_readers
 from vitseg.events import BatchEnded, Event, RunStarted, StageEnded, ValidationBatch
 from vitseg.ui.session import Session
 from vitseg.ui.table import inherited_words, number_or_na
@@ -13,7 +13,6 @@ Said = tuple[str, str]
 """The words, and "bad" where they are about something wrong."""
 
 _BY = {"FreezeBreach": "Stopped by the freeze audit", "LRBreach": "Stopped by the LR contract"}
-_OURS = {kind.__name__ for kind in VitsegError.__subclasses__()}
 
 
 def heading(session: Session, preview: bool) -> tuple[str, str]:
@@ -43,7 +42,7 @@ def sentence(session: Session, preview: bool, note: str, unpainted: str) -> Said
         return unpainted or note, "bad"
     if not preview and (failure := session.failure()):
         goes_on = f" {session.goes_on_from()}." if session.resumable else ""
-        text = failure.says if failure.kind in _OURS else f"{failure.kind}: {failure.says}."
+        text = failure.says if is_for_readers(failure.kind) else f"{failure.kind}: {failure.says}."
         return f"{_BY.get(failure.kind, 'Stopped by an error')}: {text}{goes_on}", "bad"
     if reason := session.why_not_start():
         return f"Start is off: {reason}", "bad"

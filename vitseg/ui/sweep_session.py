@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitseg.errors import ConfigError
 from vitseg.events import BatchEnded, EpochEnded, Event, RunStarted, TrialStarted, TrialTold
+from vitseg.plan import batches_per_epoch
 from vitseg.recipe import Recipe
 from vitseg.runs.forecast import Cost, forecast, measure
 from vitseg.runs.run import kept_events
-from vitseg.runs.work import prepare
 from vitseg.sweep.grid import Grid, make_grid
 from vitseg.sweep.local import Sweep, check_depths, facts_of
+from vitseg.training.job import Job
 from vitseg.ui.trials import Source, Trials
 
 
@@ -33,9 +35,9 @@ class SweepSession:
         folder: str | Path | None,
         spread: Callable[[Sweep], Source] | None = None,
     ):
-        self.work = prepare(recipe)
-        self.grid: Grid = make_grid(recipe, axes, seeds, facts_of(self.work))
-        check_depths((t.recipe for t in self.grid.trials), recipe.model, self.work)
+        self.job = Job(recipe)
+        self.grid: Grid = make_grid(recipe, axes, seeds, facts_of(self.job))
+        check_depths((t.recipe for t in self.grid.trials), self.job)
         self.sweep = Sweep(self.grid, folder)
         self.trials = Trials(spread(self.sweep) if spread else self.sweep, self, self._count)
         self.cost: Cost | None = None
@@ -97,7 +99,7 @@ class SweepSession:
 
     def _own_steps(self, trial: str) -> int:
         recipe = self._recipes[trial]
-        batches = -(-len(self.work.data.splits["train"]) // (recipe.batch_size * recipe.accumulate))
+        batches = batches_per_epoch(recipe, len(self.job.data.splits["train"]))
         return batches * sum(stage.epochs for stage in recipe.stages[self._inherits[trial] :])
 
     def _weight_of(self, trial: str) -> float:
@@ -105,17 +107,25 @@ class SweepSession:
         if self.cost is None:
             return float(self._own_steps(trial))
         if trial not in self._ahead:
-            self._ahead[trial] = [
-                f.seconds for f in forecast(self._recipes[trial], self.cost, self.work)
-            ]
+            self._ahead[trial] = self._seconds_by_stage(self._recipes[trial])
         return sum(self._ahead[trial][self._inherits[trial] :])
+
+    def _seconds_by_stage(self, recipe: Recipe) -> list[float]:
+        """By forecast; of a recipe that cannot train here, such as one with a deeper encoder, as
+        if it had the settings of the sweep's own recipe.
+        """
+        try:
+            job = self.job.replace(recipe)
+        except ConfigError:
+            job = self.job
+        return [stage.seconds for stage in forecast(job, self.cost)]
 
     def predicted_seconds(self) -> float:
         """What the trials that have not ended will take here. The first call times a few
         batches.
         """
         if self.cost is None:
-            self.cost = measure(self.grid.recipe, self.work)
+            self.cost = measure(self.job)
         return sum(self._weight_of(t.name) for t in self.sweep.todo())
 
     def progress(self) -> tuple[float, float | None]:

@@ -114,7 +114,7 @@ class Tabs:
             return
         self.picture.layout.display = None
         self.picture.value = pictures.png(
-            pictures.comparison(s.work.data, s.samples, s.predictions[epoch], side=150)
+            pictures.comparison(s.job.data, s.samples, s.predictions[epoch], side=150)
         )
         self.picture_note.value = panels.html(
             f"<p>After epoch {epoch}. White: prediction and truth disagree.</p>"

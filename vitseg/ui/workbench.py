@@ -23,7 +23,6 @@ from vitseg.plan import batch_notes
 from vitseg.presets import quick
 from vitseg.recipe import Recipe
 from vitseg.runs.folder import RunFolder
-from vitseg.training.loop import stage_notes
 from vitseg.ui import charts, panels, status, table
 from vitseg.ui.console import progress, say
 from vitseg.ui.controls import Controls, recipe_line
@@ -134,7 +133,7 @@ class Workbench:
                 "\n".join(
                     [
                         str(table.ahead(self.recipe, ahead)),
-                        *table.memory_notes(ahead, self.session.work.machine),
+                        *table.memory_notes(ahead, self.session.job.machine),
                     ]
                 )
             )
@@ -188,7 +187,7 @@ class Workbench:
         self._controls = Controls(s.desk, self._changed)
         counts = {
             name: sum(p.numel() for p in part.parameters)
-            for name, part in model_parts(s.work.model).items()
+            for name, part in model_parts(s.job.model).items()
         }
         self._counts = counts
         self._steering = Steering(
@@ -207,9 +206,9 @@ class Workbench:
         self._tabs = Tabs(s, self._steering, self._turned_to_another)
         line = recipe_line(
             s.desk.base,
-            {k: len(v) for k, v in s.work.data.splits.items()},
-            s.work.model.shape.source,
-            str(s.work.machine),
+            {k: len(v) for k, v in s.job.data.splits.items()},
+            s.job.model.shape.source,
+            str(s.job.machine),
         )
         self.box = w.VBox(
             [
@@ -320,12 +319,13 @@ class Workbench:
         if s.desk.stage > len(recipe.stages):
             notes = [f"Stage {s.desk.stage} is not part of this run."]
         else:
-            notes = stage_notes(recipe, s.desk.stage, s.work.data)
+            notes = s.plan_of(recipe).notes(s.desk.stage)
             if ahead and (recipe.cache or ahead[s.desk.stage - 1].inherited):
                 notes.append(panels.kept_words(ahead[s.desk.stage - 1]))
-        bad = s.work.data.warnings + batch_notes(recipe, len(s.work.data.splits["train"]))
+        data = s.job.data
+        bad = data.warnings + batch_notes(recipe, len(data.splits["train"]))
         if new:
-            bad += table.memory_notes(ahead, s.work.machine)
+            bad += table.memory_notes(ahead, s.job.machine)
         lines = [("bad", n) for n in bad] + [("quiet", n) for n in notes if n not in bad]
         self._notes.value = panels.html(
             "".join(f"<p class={kind}>{escape(n)}</p>" for kind, n in lines)

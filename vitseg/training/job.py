@@ -1,0 +1,165 @@
+"""A recipe resolved once on this machine: data, model, device, loss, and the plan of each stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vitseg.data.dataset import SegmentationData
+from vitseg.errors import ConfigError
+from vitseg.events import Parent, RunStarted
+from vitseg.model.freeze import checked_depth, trained_parts
+from vitseg.model.segmenter import Segmenter, build_segmenter
+from vitseg.plan import batch_notes, batches_per_epoch, notes, planned_lr
+from vitseg.recipe import Recipe
+from vitseg.settings import Stage
+from vitseg.training.device import resolve
+from vitseg.training.losses import loss_notes, loss_of
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """A stage of a job: `unfrozen` of the encoder's `depth` blocks train, for `stage.epochs` epochs
+    of `batches` optimizer steps.
+    """
+
+    number: int
+    stage: Stage
+    unfrozen: int
+    depth: int
+    batches: int
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the stage, unless it stops early."""
+        return self.stage.epochs * self.batches
+
+    @property
+    def trained(self) -> set[str]:
+        """The names of the parts that train."""
+        return trained_parts(self.unfrozen, self.depth)
+
+    def lr(self, step: int, skipped: int = 0) -> float:
+        """The planned base LR of a step, from 1, when `skipped` steps were lost to overflow."""
+        return planned_lr(self.stage, step, self.batches, skipped)
+
+
+def unfrozen_in(recipe: Recipe, number: int, model: Segmenter) -> int:
+    """How many blocks a stage unfreezes in this model. Raises ConfigError where its encoder has
+    fewer, or its decoder does not use the last.
+    """
+    wanted, field = (
+        recipe.stages[number - 1].unfrozen_blocks,
+        f"stages.{number - 1}.unfrozen_blocks",
+    )
+    depth, last_skip = model.encoder.depth, model.shape.skip_depths[-1]
+    count = checked_depth(wanted, depth, field)
+    if count and last_skip < depth:
+        mend = (
+            f"Blocks above the last skip, {last_skip}, are not used; end model.skip_depths with "
+            f"{depth}."
+        )
+        raise ConfigError(field, wanted, "0", mend)
+    return count
+
+
+class Job:
+    """What trains, on what, where and how: `Job(recipe)` resolves a recipe on this machine.
+
+    Training, evaluation, forecasts and records take a job and resolve nothing again. `data` and
+    `model` can be handed in where they exist already; `model` is the one that will train. Raises a
+    VitsegError, naming the setting, for anything that cannot be done here.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        data: SegmentationData | None = None,
+        model: Segmenter | None = None,
+    ):
+        if not isinstance(recipe, Recipe):
+            mend = "Read one from a file with vitseg.load_recipe(path)."
+            raise ConfigError("recipe", recipe, "a Recipe", mend)
+        self.recipe, self.machine = recipe, resolve(recipe)
+        self.machine.settle()
+        self.data = data or SegmentationData(recipe.data)
+        self.model = model or build_segmenter(
+            recipe.model, self.data.classes, recipe.data.size, recipe.seed
+        )
+        self._plan()
+        self.loss = loss_of(recipe, self.data, self.machine.device)
+
+    def _plan(self) -> None:
+        images = len(self.data.splits["train"])
+        self.batches = batches_per_epoch(self.recipe, images)
+        self.stages = tuple(
+            StagePlan(
+                number,
+                stage,
+                unfrozen_in(self.recipe, number, self.model),
+                self.model.encoder.depth,
+                self.batches,
+            )
+            for number, stage in enumerate(self.recipe.stages, start=1)
+        )
+        self._refuse_a_norm_of_one_value(images)
+
+    def _refuse_a_norm_of_one_value(self, images: int) -> None:
+        """A BatchNorm has nothing to normalise by where a batch is one image of one patch."""
+        recipe = self.recipe
+        height, width = self.model.padded(recipe.data.size)
+        one_patch = height * width == self.model.encoder.patch**2
+        left = images % recipe.batch_size
+        alone = left == 1 or recipe.batch_size == 1
+        if recipe.model.decoder == "linear" and one_patch and alone:
+            allowed = f"what does not leave 1 of {images} images over, and more than 1"
+            mend = (
+                "The linear decoder has a BatchNorm, and the last batch would be one patch. "
+                'Or raise data.size, or use "lean".'
+            )
+            raise ConfigError("batch_size", recipe.batch_size, allowed, mend)
+
+    def replace(self, recipe: Recipe | None = None, model: Segmenter | None = None) -> Job:
+        """The same job under another recipe, or with another model; its data stay. For checks,
+        plans and forecasts: nothing is loaded.
+        """
+        other = object.__new__(Job)
+        other.recipe, other.model = recipe or self.recipe, model or self.model
+        other.machine, other.data, other.loss = resolve(other.recipe), self.data, self.loss
+        if other.recipe.loss != self.recipe.loss or other.machine.device != self.machine.device:
+            other.loss = loss_of(other.recipe, self.data, other.machine.device)
+        other._plan()
+        return other
+
+    def deepest(self, number: int) -> int:
+        """How many blocks stages 1 .. `number` have changed, or will have."""
+        return max(plan.unfrozen for plan in self.stages[:number])
+
+    def notes(self, number: int) -> list[str]:
+        """What a reader should know about a stage before it begins. Warnings about the images are
+        given once, for stage 1.
+        """
+        said = list(self.data.warnings) if number == 1 else []
+        said += notes(self.recipe.stages[number - 1], self.batches)
+        said += loss_notes(self.recipe, self.data, self.loss)
+        return said + batch_notes(self.recipe, len(self.data.splits["train"]))
+
+    def started(self, asked: Recipe, parent: Parent | None = None) -> RunStarted:
+        """The first event of a run; `asked` is its recipe as it was before "auto" was resolved."""
+        return RunStarted(
+            recipe=asked.model_dump(mode="json"),
+            classes=list(self.data.classes),
+            mode=self.data.mode,
+            train_images=len(self.data.splits["train"]),
+            validation_images=len(self.data.splits["validation"]),
+            test_images=len(self.data.splits["test"]),
+            batches_per_epoch=self.batches,
+            blocks=self.model.encoder.depth,
+            device=str(self.machine.device),
+            precision=self.machine.precision,
+            threads=self.machine.threads,
+            processes=self.machine.processes,
+            encoder=self.model.shape.source,
+            masks=self.data.masks,
+            parent=parent,
+        )
