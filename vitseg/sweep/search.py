@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import sqlite3
-from collections.abc import Generator, Iterator, Mapping, Sequence, Set
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -89,16 +89,13 @@ class Search:
         _one_of("sampler", sampler, SAMPLERS)
         _one_of("pruner", pruner, PRUNERS)
         self.recipe, self.trials, self.sampler, self.pruner = recipe, trials, sampler, pruner
+        self.space: dict[str, BaseDistribution] = {}
         self.choices: dict[str, dict[Any, Any]] = {}
-        self.space = dict(space)
-        for path, values in space.items():
-            if not _is_range(values):
-                self.choices[path] = _choices(path, values)
-                self.space[path] = CategoricalDistribution(list(self.choices[path]))
-        self.extremes()
-        for path in self.choices:
-            _refuse_what_may_be_a_range(recipe, path, space[path])
-        described = self._description()
+        self.extremes: list[Recipe] = []
+        read = {path: self._read(path, values) for path, values in space.items()}
+        described = {"recipe": recipe.model_dump(mode="json"), "space": read}
+        described |= {"sampler": sampler, "pruner": pruner}
+        described = json.loads(json.dumps(described))  # as it is read back
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:8]
         self.path = runs_root() / f"search-{recipe.name}-{key}"
         if folder:
@@ -109,6 +106,24 @@ class Search:
                 url = storage and sqlalchemy.make_url(storage).render_as_string()
                 self._describe(described | {"storage": url})
                 self.study = _open_study(storage, self.path, key, PRUNERS[pruner]())
+
+    def _read(self, path: str, values: Any) -> Any:
+        """Take up what a setting may be; what `search.json` says of it."""
+        check_path("space", path)
+        if _is_range(values):
+            self.space[path] = values
+            self.extremes += self._with_each(path, [values.low, values.high])
+            return distribution_to_json(values)
+        choices = self.choices[path] = _choices(path, values)
+        self.space[path] = CategoricalDistribution(list(choices))
+        recipes = self._with_each(path, choices.values())
+        if isinstance(values, tuple) and len(values) == 2:
+            _refuse_what_may_be_a_range(path, values, recipes)
+        self.extremes += recipes
+        return plain(list(choices.values()))
+
+    def _with_each(self, path: str, values: Iterable[Any]) -> list[Recipe]:
+        return [self.recipe.settle({path: value})[0] for value in values]
 
     def events(self) -> Generator[Event]:
         """Try what is left. The error of a trial that fails stands in its TrialEnded, and the
@@ -122,12 +137,12 @@ class Search:
             with claim:
                 try:
                     yield TrialStarted(self.name_of(trial))
-                    yield from self._try(trial)
+                    error = yield from self._try(trial)
                 except (GeneratorExit, OSError, RunError):
-                    finished = optuna.exceptions.UpdateFinishedTrialError
-                    with suppress(RunError, finished), _readable_errors(self.path):
+                    with suppress(RunError), _readable_errors(self.path):
                         trial.set_user_attr("left", True)  # which is no attempt
                     raise
+                yield TrialEnded(self.name_of(trial), error)
 
     def results(self) -> list[FrozenTrial]:
         """All trials that have started, except those that were cut off and started again under
@@ -240,7 +255,8 @@ class Search:
 
     # ---- one trial
 
-    def _try(self, trial: Trial) -> Generator[Event]:
+    def _try(self, trial: Trial) -> Generator[Event, None, str | None]:
+        """Train it, and tell the study how it has ended; returns why it failed, if it did."""
         state, error = TrialState.COMPLETE, None
         with closing(self._train(trial)) as events:
             try:
@@ -254,8 +270,7 @@ class Search:
             except (VitsegError, RuntimeError) as failure:
                 error = f"{type(failure).__name__}: {failure}"
         with _readable_errors(self.path):
-            error = self._tell(trial, state, error)
-        yield TrialEnded(self.name_of(trial), error)
+            return self._tell(trial, state, error)
 
     def _train(self, trial: Trial) -> Generator[Event]:
         """From its checkpoint, if it has one; the study is told again of the epochs before it."""
@@ -278,7 +293,6 @@ class Search:
             return trial.should_prune()
 
     def _tell(self, trial: Trial, state: TrialState, error: str | None) -> str | None:
-        """Tell the study how a trial has ended; why it failed, if it did."""
         run, iou = self.run_of(trial), None
         if error is None and state == TrialState.COMPLETE:
             best = run.summary["best"]
@@ -295,36 +309,8 @@ class Search:
         self.study.tell(trial, iou, state)
         return error
 
-    # ---- the folder
-
-    def extremes(self) -> list[Recipe]:
-        """The recipe with each value that may be proposed, of a range its ends. Raises ConfigError
-        or RecipeError.
-        """
-        recipes = []
-        for path, allowed in self.space.items():
-            check_path("space", path)
-            if path in self.choices:
-                values = self.choices[path].values()
-            else:
-                values = allowed.low, allowed.high
-            recipes += [self.recipe.settle({path: value})[0] for value in values]
-        return recipes
-
-    def _description(self) -> dict[str, Any]:
-        """What makes a search this one, as it is read back from `search.json`."""
-        space = {}
-        for path, allowed in self.space.items():
-            if path in self.choices:
-                space[path] = plain(list(self.choices[path].values()))
-            else:
-                space[path] = distribution_to_json(allowed)
-        recipe = self.recipe.model_dump(mode="json")
-        described = {"recipe": recipe, "space": space}
-        described |= {"sampler": self.sampler, "pruner": self.pruner}
-        return json.loads(json.dumps(described))
-
     def _describe(self, described: dict[str, Any]) -> None:
+        """Write `search.json`, or raise RunError if it says something else."""
         file = self.path / "search.json"
         if not file.exists():
             write_json(file, described)
@@ -385,14 +371,15 @@ def _choices(path: str, values: Any) -> dict[Any, Any]:
     return choices
 
 
-def _refuse_what_may_be_a_range(recipe: Recipe, path: str, values: Any) -> None:
-    """Raises ConfigError for a tuple of two numbers if the numbers between them are values of the
-    setting, too.
+def _refuse_what_may_be_a_range(path: str, values: tuple, recipes: Iterable[Recipe]) -> None:
+    """Raises ConfigError for two numbers if those between them are values of the setting, too: if
+    both `recipes` have made a float of theirs.
     """
-    if not isinstance(values, tuple) or len(values) != 2:
-        return
-    for value in values:
-        if not isinstance(_value_at(recipe.settle({path: value})[0], path), float):
+    for recipe in recipes:
+        found: Any = recipe.model_dump()
+        for name in path.split("."):
+            found = found[int(name) if isinstance(found, tuple | list) else name]
+        if not isinstance(found, float):
             return
     low, high = sorted(map(float, values))
     scale = ", log=True" if low > 0 and high >= 10 * low else ""
@@ -402,16 +389,6 @@ def _refuse_what_may_be_a_range(recipe: Recipe, path: str, values: Any) -> None:
         f"CategoricalDistribution({[low, high]!r}); both are in optuna.distributions."
     )
     raise ConfigError(f"space[{path!r}]", values, allowed, hint)
-
-
-def _value_at(recipe: Recipe, path: str) -> Any:
-    """What a recipe has made of a value: a float, for instance, of every number at a continuous
-    setting.
-    """
-    found: Any = recipe.model_dump()
-    for name in path.split("."):
-        found = found[int(name) if isinstance(found, tuple | list) else name]
-    return found
 
 
 # ---- the study

@@ -57,7 +57,7 @@ def search(
         session = live.owner
         session.search.trials = trials
     else:
-        check_depths(session.search.extremes(), recipe.model, prepare(recipe))
+        check_depths(session.search.extremes, recipe.model, prepare(recipe))
     return SearchPage(session)
 
 

@@ -110,26 +110,21 @@ def history(search: Search) -> go.Figure:
     this one is redrawn in place while trials end.
     """
     trials = search.results()
-    done = [t for t in trials if t.state.name == "COMPLETE"]
-    pruned = [t for t in trials if t.state.name == "PRUNED"]
-    x, y = [t.number for t in done], [t.value for t in done]
+    done, pruned = {}, {}
+    for trial in trials:
+        if trial.state.name == "COMPLETE":
+            done[trial.number] = trial.value
+        elif trial.state.name == "PRUNED":
+            pruned[trial.number] = trial.intermediate_values[_epochs(trial)]
+    x, best, left = list(done), list(accumulate(done.values(), max)), list(pruned.values())
+    dot = {"color": theme.TRAIN, "size": 8}
+    line = {"color": theme.VALID, "shape": "hv", "width": 2}
+    cross = {"symbol": "x-thin", "size": 8, "line": {"width": 1.5, "color": theme.PLAN}}
     figure = go.Figure()
-    figure.add_scatter(name="trial", x=x, y=y, mode="markers", marker_color=theme.TRAIN)
-    figure.add_scatter(
-        name="best so far",
-        x=x,
-        y=list(accumulate(y, max)),
-        mode="lines",
-        line={"color": theme.VALID, "shape": "hv", "width": 2},
-    )
-    figure.add_scatter(
-        name="pruned, where it was left",
-        x=[t.number for t in pruned],
-        y=[t.intermediate_values[_epochs(t)] for t in pruned],
-        mode="markers",
-        marker={"symbol": "x-thin", "line": {"width": 1.5, "color": theme.PLAN}},
-    )
-    figure.update_traces(marker_size=8, selector={"mode": "markers"})
+    figure.add_scatter(name="trial", x=x, y=list(done.values()), mode="markers", marker=dot)
+    figure.add_scatter(name="best so far", x=x, y=best, mode="lines", line=line)
+    where = "pruned, where it was left"
+    figure.add_scatter(name=where, x=list(pruned), y=left, mode="markers", marker=cross)
     figure.update_xaxes(title_text="trial", dtick=max(1, len(trials) // 8))
     figure.update_yaxes(title_text=SCORE)
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}

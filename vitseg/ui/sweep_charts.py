@@ -154,14 +154,15 @@ def figure(grid: Grid, results: Mapping[str, Result], curves: Mapping[str, Curve
 
 def _legend(grid: Grid) -> str:
     """What the curves' colours mean, where there is room to say it."""
-    settings = [" · ".join(grid.words(number)) for number in range(len(grid.settings))]
-    if sum(map(len, settings)) >= 30:
+    known = {}
+    for number in range(len(grid.settings)):
+        known[" · ".join(grid.words(number))] = theme.stage_color(number + 1)
+    if sum(map(len, known)) >= 30:
         return "grey: controls"
-    colors = [theme.stage_color(number) for number in range(1, len(settings) + 1)]
-    words = []
-    for color, text in zip([*colors, theme.PLAN], [*settings, "control"], strict=True):
-        words.append(f'<span style="color:{color}">■ {escape(text)}</span>')
-    return " ".join(words)
+    words = ""
+    for text, color in (known | {"control": theme.PLAN}).items():
+        words += f' <span style="color:{color}">■ {escape(text)}</span>'
+    return words.strip()
 
 
 def _curve(grid: Grid, trial: Trial, curve: Curve) -> go.Scatter:
@@ -170,10 +171,11 @@ def _curve(grid: Grid, trial: Trial, curve: Curve) -> go.Scatter:
     else:
         words = " · ".join(grid.words(trial.setting))
         line = {"color": theme.stage_color(trial.setting + 1), "width": 1.4}
+    ious = dict(curve)
     return go.Scatter(
         name=f"{words}, seed {trial.seed}",
-        x=[epoch for epoch, _ in curve],
-        y=[iou for _, iou in curve],
+        x=list(ious),
+        y=list(ious.values()),
         mode="lines",
         line=line,
         hovertemplate="epoch %{x}: %{y:.3f}",
@@ -227,15 +229,18 @@ def _gains(grid: Grid, results: Mapping[str, Result]) -> tuple[go.Scatter, list[
     effects = {effect.of: effect.gain for effect in main_effects(grid, results)}
     rows = {_name(found): effects.get(found) for found in reversed(comparisons(grid))}
     rows["unfreezing, against<br>the same epochs in stage 1"] = unfreezing(grid, results)
-    y = [row for row, known in enumerate(rows.values()) if known]
-    gains = [known for known in rows.values() if known]
-    error = {"array": [known.half or 0.0 for known in gains]}
+    x, y, half = [], [], []
+    for row, known in enumerate(rows.values()):
+        if known:
+            x.append(known.mean)
+            y.append(row)
+            half.append(known.half or 0.0)
     dots = go.Scatter(
-        x=[known.mean for known in gains],
+        x=x,
         y=y,
         mode="markers",
         marker={"color": theme.TRAIN, "size": 9},
-        error_x=error | {"color": theme.TRAIN, "thickness": 1.6},
+        error_x={"array": half, "color": theme.TRAIN, "thickness": 1.6},
         hovertemplate="%{x:+.4f}<extra></extra>",
         cliponaxis=False,
     )
