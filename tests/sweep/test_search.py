@@ -47,7 +47,7 @@ def ended(search, state=TrialState.COMPLETE):
 def proposed(search, count):
     """Trials that end without having been trained."""
     for number in range(count):
-        trial, claim = search._claim()
+        trial, claim = search.claim()
         with claim:
             yield trial
             search.study.tell(trial, number / count)
@@ -182,16 +182,16 @@ def test_a_trial_that_others_train_is_left_to_them_and_one_that_kills_is_not_tri
     recipe, tmp_path
 ):
     search, other = (Search(recipe, SPACE, 2, tmp_path / "s") for _ in range(2))
-    trial, claim = search._claim()
+    trial, claim = search.claim()
     with claim:
-        second, others = other._claim()
-        assert second.number != trial.number and other._claim() is None
+        second, others = other.claim()
+        assert second.number != trial.number and other.claim() is None
         others.close()
     for _ in range(ATTEMPTS):  # nobody holds them: each is begun again, and left again
         for _ in range(2):
-            if claimed := other._claim():
+            if claimed := other.claim():
                 claimed[1].close()
-    assert other._claim() is None
+    assert other.claim() is None
     assert [t.state for t in other.results()] == [TrialState.FAIL] * 2
 
 
@@ -223,7 +223,7 @@ def test_left_in_the_midst_of_a_trial_it_proposes_what_it_would_have_proposed(re
 def test_a_study_that_is_locked_meanwhile_ends_the_search_and_not_the_trial(
     recipe, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("vitseg.sweep.study.LOCKED_SECONDS", 0.2)
+    monkeypatch.setattr("vitseg.sweep.search.LOCKED_SECONDS", 0.2)
     search = Search(recipe, SPACE, 1, tmp_path / "s", pruner="none")
     holder = sqlite3.connect(tmp_path / "s" / "study.db", isolation_level=None)
     with pytest.raises(RunError, match="locked"):
@@ -318,6 +318,20 @@ def test_a_trial_that_fails_is_told_of_and_the_others_go_on(recipe, tmp_path, mo
     errors = [e.error for e in search.events() if isinstance(e, TrialEnded)]
     assert errors == ["TrainingError: The loss is nan.", None]
     assert search.results()[0].user_attrs["error"] == errors[0] and search.left() == 0
+
+
+def test_values_that_exclude_each_other_fail_their_trial_and_the_others_go_on(recipe, tmp_path):
+    space = {"batch_size": [1, 2], "processes": [1, 2]}
+    search = Search(recipe, space, 4, tmp_path / "s", pruner="none")
+    for batch, processes in ((1, 2), (1, 1)):
+        search.study.enqueue_trial({"batch_size": batch, "processes": processes})
+    events = (e for e in search.events() if isinstance(e, TrialEnded))
+    refused, trained = next(events), next(events)
+    events.close()
+    assert "some would get no image" in refused.error and trained.error is None
+    first, second, *_ = search.results()
+    assert search.error_of(first) == refused.error and second.state == TrialState.COMPLETE
+    assert search.idle_in(first) == set()
 
 
 @pytest.mark.parametrize(
@@ -429,7 +443,7 @@ def test_a_folder_of_another_search_and_a_study_that_is_no_database_are_refused(
 
 
 def test_a_locked_study_is_a_sentence(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("vitseg.sweep.study.LOCKED_SECONDS", 0.2)
+    monkeypatch.setattr("vitseg.sweep.search.LOCKED_SECONDS", 0.2)
     search = Search(recipe, SPACE, 2, tmp_path / "s")
     holder = sqlite3.connect(tmp_path / "s" / "study.db", isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")

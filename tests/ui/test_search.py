@@ -13,9 +13,6 @@ from vitseg.ui import theme
 optuna = pytest.importorskip("optuna")
 from optuna.distributions import FloatDistribution  # noqa: E402
 
-from vitseg.sweep.search import Search  # noqa: E402
-from vitseg.ui import search_charts  # noqa: E402
-
 SPACE = {"stages.1.unfrozen_blocks": [0, 1], "stages.1.lr": FloatDistribution(1e-5, 1e-2, log=True)}
 
 
@@ -47,27 +44,33 @@ def test_a_search_from_start_to_figures(recipe, tmp_path, capsys):
     assert again.state == "ended" and again._steering.buttons["Start"].disabled
 
 
-def test_the_figures_are_the_trials(recipe, tmp_path):
-    search = Search(recipe, SPACE, 24, tmp_path / "s")
-    for number in range(24):
-        params = {"stages.1.unfrozen_blocks": number % 2, "stages.1.lr": 1e-4 * (1 + number)}
-        search.study.add_trial(
-            optuna.trial.create_trial(
-                params=params, distributions=search.space, value=1e-3 * (1 + number)
-            )
+def page_of(recipe, space, folder, trials):
+    """A search whose trials have ended, given as (the space's values, IoU)."""
+    page = vitseg.search(recipe, space, len(trials), folder)
+    for values, iou in trials:
+        done = optuna.trial.create_trial(
+            params=dict(zip(space, values, strict=True)), distributions=page.search.space, value=iou
         )
-    (bars,) = search_charts.importance(search).data
-    assert (
-        bars.y[0] == "stage 2 lr" and bars.x[0] == max(bars.x) and sum(bars.x) == pytest.approx(1)
-    )
-    depth, lr, iou = search_charts.parallel(search).data[0].dimensions
-    assert list(depth.values) == [0, 1] * 12 and depth.ticktext == ("0", "1")
-    assert [10**v for v in lr.values] == pytest.approx(
-        [1e-4 * (1 + n) for n in range(24)]
-    ) and lr.tickvals == (-5, -4, -3, -2)
-    assert list(iou.values) == [1e-3 * (1 + n) for n in range(24)]
-    by_depth, by_lr = search_charts.slices(search).data
-    assert list(by_depth.x) == ["0", "1"] * 12 and list(by_lr.y) == list(iou.values)
+        page.search.study.add_trial(done)
+    return page
+
+
+def test_the_figures_are_the_trials(recipe, tmp_path):
+    trials = [((n % 2, 1e-4 * (1 + n)), 1e-3 * (1 + n)) for n in range(24)]
+    page = page_of(recipe, SPACE, tmp_path / "s", trials)
+    (bars,) = page.importance().data
+    assert bars.y[-1] == "stage 2 lr" and bars.x[-1] == max(bars.x)
+    assert sum(bars.x) == pytest.approx(1)
+    *lines, _ = page.parallel().data  # the last is the colour bar
+    labels = [f"stage 2 {name}" for name in ("lr", "unfrozen_blocks")]
+    assert list(page.parallel().layout.xaxis.ticktext) == ["valid IoU", *labels]
+    drawn = {tuple(text for _, text in line.customdata) for line in lines}
+    assert drawn == {(f"{iou:.3g}", f"{lr:.3g}", str(depth)) for (depth, lr), iou in trials}
+    by_lr, by_depth = page.slices().data
+    ious = [iou for _, iou in trials]
+    assert list(by_lr.x) == [lr for (_, lr), _ in trials] and list(by_lr.y) == ious
+    assert list(by_depth.x) == ["0"] * 12 + ["1"] * 12 and sorted(by_depth.y) == ious
+    assert page.slices().layout.xaxis.type == "log"
 
 
 def test_a_value_without_effect_is_no_result_of_that_value(recipe, tmp_path):
@@ -75,19 +78,18 @@ def test_a_value_without_effect_is_no_result_of_that_value(recipe, tmp_path):
         "stages.1.unfrozen_blocks": [0, 1],
         "stages.1.encoder_lr_factor": FloatDistribution(0.1, 1.0),
     }
-    search = Search(recipe, space, 4, tmp_path / "s")
-    for depth, factor, iou in ((0, 0.2, 0.9), (1, 0.3, 0.5), (0, 0.4, 0.8), (1, 0.6, 0.6)):
-        params = {"stages.1.unfrozen_blocks": depth, "stages.1.encoder_lr_factor": factor}
-        search.study.add_trial(
-            optuna.trial.create_trial(params=params, distributions=search.space, value=iou)
-        )
-    by_depth, by_factor = search_charts.slices(search).data
-    assert list(by_depth.x) == ["0", "1", "0", "1"] and list(by_depth.marker.color) == [0, 1, 2, 3]
+    trials = [((0, 0.2), 0.9), ((1, 0.3), 0.5), ((0, 0.4), 0.8), ((1, 0.6), 0.6)]
+    page = page_of(recipe, space, tmp_path / "s", trials)
+    by_factor, by_depth = page.slices().data
+    assert list(by_depth.x) == ["0", "0", "1", "1"] and list(by_depth.marker.color) == [0, 2, 1, 3]
     assert list(zip(by_factor.x, by_factor.y, by_factor.marker.color, strict=True)) == [
         (0.3, 0.5, 1),
         (0.6, 0.6, 3),
     ]
-    rows = {row[0]: row[1:3] for row in search_charts.result_table(search).rows}
+    *lines, _ = page.parallel().data
+    drawn = {line.customdata[0][1]: line.customdata[1][1] for line in lines}
+    assert drawn == {"0.9": "None", "0.5": "0.3", "0.8": "None", "0.6": "0.6"}
+    rows = {row[0]: row[1:3] for row in page.table.rows}
     assert rows == {
         "0000": ("0", "no effect"),
         "0002": ("0", "no effect"),

@@ -14,7 +14,8 @@ from statistics import fmean, stdev
 
 from scipy.special import stdtrit
 
-from vitseg.sweep.grid import Grid, Trial, short_path, value_words
+from vitseg.recipe import Recipe
+from vitseg.sweep.grid import Grid, Trial, short_path, total_epochs
 
 LEVEL = 0.95
 
@@ -41,12 +42,10 @@ class Estimate:
 
     def __str__(self) -> str:
         """ "+0.012 (+0.004 to +0.020)" """
-        spread = (
-            "one seed, no interval"
-            if self.half is None
-            else f"{self.mean - self.half:+.3f} to {self.mean + self.half:+.3f}"
-        )
-        return f"{self.mean:+.3f} ({spread})"
+        if self.half is None:
+            return f"{self.mean:+.3f} (one seed, no interval)"
+        low, high = self.mean - self.half, self.mean + self.half
+        return f"{self.mean:+.3f} ({low:+.3f} to {high:+.3f})"
 
     @property
     def covers_0(self) -> bool:
@@ -71,9 +70,8 @@ class Comparison:
 
     def __str__(self) -> str:
         """ "stage 2 encoder_lr_factor 0.5, against 0.1, at stage 2 unfrozen_blocks 2, 4" """
-        return ", ".join(
-            filter(None, [f"{self.axis} {self.value}", f"against {self.first}", self.where])
-        )
+        where = f", {self.where}" if self.where else ""
+        return f"{self.axis} {self.value}, against {self.first}{where}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,46 +100,43 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     n = len(values)
     if n < 2:
         return Estimate(values[0], None, 1) if values else None
-    return Estimate(
-        fmean(values), float(stdtrit(n - 1, (1 + LEVEL) / 2)) * stdev(values) / math.sqrt(n), n
-    )
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * stdev(values) / math.sqrt(n)
+    return Estimate(fmean(values), half, n)
 
 
 def scores(grid: Grid, results: Mapping[str, Result], setting: int) -> dict[int, float]:
     """IoU of a combination by seed, of the trials that have ended."""
-    return _by_seed((t for t in grid.trials if t.setting == setting), results)
+    return ious_by_seed((t for t in grid.trials if t.setting == setting), results)
+
+
+def ious_by_seed(trials: Iterable[Trial], results: Mapping[str, Result]) -> dict[int, float]:
+    """Of the trials that have ended, and have an IoU."""
+    found = {}
+    for trial in trials:
+        result = results.get(trial.name)
+        if result and result.iou is not None:
+            found[trial.seed] = result.iou
+    return found
 
 
 def gain(grid: Grid, results: Mapping[str, Result], setting: int) -> Estimate | None:
     """IoU of a combination over that of its control, the same number of epochs wholly in stage
     1.
     """
-    return estimate(
-        [
-            d
-            for t in grid.trials
-            if t.setting == setting
-            if (d := _over_control(t, results)) is not None
-        ]
-    )
+    trials = [t for t in grid.trials if t.setting == setting]
+    return estimate(_over_controls(trials, results))
 
 
 def comparisons(grid: Grid) -> list[Comparison]:
     """Every value but the first of each axis, unless the axis has no effect anywhere."""
     found = []
     for place, (path, values) in enumerate(grid.axes.items()):
-        for level, value in list(enumerate(values))[1:]:
+        for level in range(1, len(values)):
             paired = _paired(grid, place, level)
             if paired:
-                words = [value_words(v, values) for v in (value, values[0])]
-                found.append(
-                    Comparison(
-                        short_path(path),
-                        *words,
-                        _where(grid, place, paired),
-                        tuple(paired.values()),
-                    )
-                )
+                words, where = grid.labels[place], _where(grid, place, paired)
+                pairs = tuple(paired.values())
+                found.append(Comparison(short_path(path), words[level], words[0], where, pairs))
     return found
 
 
@@ -150,13 +145,14 @@ def main_effects(grid: Grid, results: Mapping[str, Result]) -> list[Effect]:
     by_seed = [scores(grid, results, number) for number in range(len(grid.settings))]
     found = []
     for comparison in comparisons(grid):
-        differences = [
-            fmean(by_seed[a][seed] - by_seed[b][seed] for a, b in comparison.pairs)
-            for seed in grid.seeds
-            if all(seed in by_seed[a] and seed in by_seed[b] for a, b in comparison.pairs)
-        ]
-        if (mean := estimate(differences)) is not None:
-            found.append(Effect(comparison, mean))
+        needed = {setting for pair in comparison.pairs for setting in pair}
+        differences = []
+        for seed in grid.seeds:
+            if all(seed in by_seed[setting] for setting in needed):
+                gains = [by_seed[a][seed] - by_seed[b][seed] for a, b in comparison.pairs]
+                differences.append(fmean(gains))
+        if differences:
+            found.append(Effect(comparison, estimate(differences)))
     return found
 
 
@@ -166,15 +162,15 @@ def unfreezing(grid: Grid, results: Mapping[str, Result]) -> Estimate | None:
     """
     differences = []
     for seed in grid.seeds:
-        trials = [
-            t
-            for t in grid.trials
-            if t.seed == seed and t.control and any(s.unfrozen_blocks for s in t.recipe.stages)
-        ]
-        own = [_over_control(t, results) for t in trials]
-        if own and None not in own:
+        trials = [t for t in grid.trials if t.seed == seed and t.control and _unfreezes(t.recipe)]
+        own = _over_controls(trials, results)
+        if own and len(own) == len(trials):
             differences.append(fmean(own))
     return estimate(differences)
+
+
+def _unfreezes(recipe: Recipe) -> bool:
+    return any(stage.unfrozen_blocks for stage in recipe.stages)
 
 
 def sentence(grid: Grid, results: Mapping[str, Result]) -> str:
@@ -185,39 +181,30 @@ def sentence(grid: Grid, results: Mapping[str, Result]) -> str:
             "What unfreezing bought is not known yet: no seed has all its trials and their "
             "controls."
         )
-    lengths = sorted({sum(s.epochs for s in t.recipe.stages) for t in grid.trials})
-    epochs = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
+    lengths = sorted({total_epochs(trial.recipe) for trial in grid.trials})
+    epochs = " to ".join(map(str, dict.fromkeys([lengths[0], lengths[-1]])))
     against = f"against the same {epochs} epochs spent wholly in stage 1"
     if found.half is None:
         return (
             f"Unfreezing changed the IoU by {found.mean:+.3f} {against}, with one seed: "
             f"nothing can be said about chance."
         )
-    head = (
-        f"Unfreezing changed the IoU by {found} {against} (mean and 95 % interval over "
-        f"{found.n} seeds)."
-    )
+    over = f"(mean and 95 % interval over {found.n} seeds)"
+    head = f"Unfreezing changed the IoU by {found} {against} {over}."
     if found.covers_0:
         return f"{head} The interval covers 0: these seeds do not show that it helps, or harms."
-    return (
-        f"{head} The interval lies {'above' if found.mean > 0 else 'below'} 0, on these "
-        f"validation images."
-    )
+    side = "above" if found.mean > 0 else "below"
+    return f"{head} The interval lies {side} 0, on these validation images."
 
 
-def _over_control(trial: Trial, results: Mapping[str, Result]) -> float | None:
-    own, control = results.get(trial.name), results.get(trial.control or "")
-    if own is None or control is None or own.iou is None or control.iou is None:
-        return None
-    return own.iou - control.iou
-
-
-def _by_seed(trials: Iterable[Trial], results: Mapping[str, Result]) -> dict[int, float]:
-    return {
-        t.seed: results[t.name].iou
-        for t in trials
-        if t.name in results and results[t.name].iou is not None
-    }
+def _over_controls(trials: Iterable[Trial], results: Mapping[str, Result]) -> list[float]:
+    """IoU of each trial less that of its control, where both are known."""
+    found = []
+    for trial in trials:
+        own, control = results.get(trial.name), results.get(trial.control or "")
+        if own and control and own.iou is not None and control.iou is not None:
+            found.append(own.iou - control.iou)
+    return found
 
 
 def _paired(grid: Grid, axis: int, level: int) -> dict[tuple[int, ...], tuple[int, int]]:
@@ -236,17 +223,17 @@ def _where(grid: Grid, axis: int, paired: Collection[tuple[int, ...]]) -> str:
     """At which values of the other axes the pairs lie: by axis, or one by one where that would name
     others, too.
     """
-    values = list(grid.axes.values())
-    words = [[value_words(v, known) for v in known] for known in values]
+    words = grid.labels
     taken = [sorted(set(column)) for column in zip(*paired, strict=True)]
     if len(paired) < math.prod(map(len, taken)):
-        others = [
-            [words[i][level] for i, level in enumerate(levels) if i != axis] for levels in paired
-        ]
-        return f"at {', '.join(map(' · '.join, others))}"
-    limited = [
-        f"{short_path(path)} {', '.join(words[i][level] for level in taken[i])}"
-        for i, path in enumerate(grid.axes)
-        if i != axis and len(taken[i]) < len(values[i])
-    ]
+        others = []
+        for levels in paired:
+            named = [words[i][level] for i, level in enumerate(levels) if i != axis]
+            others.append(" · ".join(named))
+        return f"at {', '.join(others)}"
+    limited = []
+    for i, path in enumerate(grid.axes):
+        if i != axis and len(taken[i]) < len(words[i]):
+            named = [words[i][level] for level in taken[i]]
+            limited.append(f"{short_path(path)} {', '.join(named)}")
     return f"at {' and '.join(limited)}" if limited else ""

@@ -17,25 +17,22 @@ from vitseg import plan
 from vitseg.errors import ConfigError, RecipeError
 from vitseg.recipe import Recipe
 
-_SHARED = tuple(
-    f"data.{field}"
-    for field in (
-        "source",
-        "mode",
-        "classes",
-        "validation_fraction",
-        "test_fraction",
-        "group",
-        "group_file",
-        "stratify",
-        "split_file",
-        "score_background",
-        "split_seed",
-    )
+_SHARED = (
+    "data.source",
+    "data.mode",
+    "data.classes",
+    "data.validation_fraction",
+    "data.test_fraction",
+    "data.group",
+    "data.group_file",
+    "data.stratify",
+    "data.split_file",
+    "data.score_background",
+    "data.split_seed",
 )
-_REFUSED = dict.fromkeys(
-    _SHARED, "all trials are scored on the same images, by the same measure"
-) | {"seed": "give seeds=(...) instead", "name": "trials are named by the sweep"}
+_REFUSED = dict.fromkeys(_SHARED, "All trials are scored on the same images, by the same measure.")
+_REFUSED |= {"seed": "Give seeds=(...) instead.", "name": "Trials are named by the sweep."}
+"""Settings that trials have in common, and the hint for who wants to vary one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +82,15 @@ class Grid:
     shared: dict[str, int]
     notes: tuple[str, ...]
 
+    @property
+    def labels(self) -> list[list[str]]:
+        """The values of each axis as text."""
+        return [[value_words(value, values) for value in values] for values in self.axes.values()]
+
     def words(self, setting: int) -> tuple[str, ...]:
         """The values of a combination as text, one for each axis."""
-        return tuple(
-            value_words(v, values)
-            for v, values in zip(self.settings[setting], self.axes.values(), strict=True)
-        )
+        pairs = zip(self.settings[setting], self.axes.values(), strict=True)
+        return tuple(value_words(value, values) for value, values in pairs)
 
 
 def make_grid(
@@ -103,42 +103,40 @@ def make_grid(
     combinations that come to the same training only the first is kept. `seeds` is their number,
     counted from the recipe's own, or the seeds.
     """
-    seeds = _seeds(recipe, seeds)
-    axes = {path: _values(path, values) for path, values in axes.items()}
     if not axes:
-        raise ConfigError(
-            "axes",
-            {},
-            'paths of settings with their values, as in {"stages.1.unfrozen_blocks": [0, 2, 4]}',
-        )
-    settings, recipes, ignored, known = [], [], [], dict[str, int]()
-    places, notes = {}, []
+        example = '{"stages.1.unfrozen_blocks": [0, 2, 4]}'
+        raise ConfigError("axes", {}, f"paths of settings with their values, as in {example}")
+    seeds = _seeds(recipe, seeds)
+    axes = {path: _values(recipe, path, values) for path, values in axes.items()}
+    settings, recipes, ignored, notes = [], [], [], []
+    places, known = {}, dict[str, int]()
     for levels in product(*(range(len(values)) for values in axes.values())):
         setting = tuple(values[i] for values, i in zip(axes.values(), levels, strict=True))
-        changed, idle = _settle(recipe, axes, setting)
+        changed, idle = recipe.settle(dict(zip(axes, setting, strict=True)))
         number = places[levels] = known.setdefault(training_of(changed, facts), len(settings))
         if number == len(settings):
             settings.append(setting)
             recipes.append(changed)
             ignored.append(idle)
         else:
-            notes.append(
-                _same(axes, setting, settings[number], idle.keys() | ignored[number].keys())
-            )
+            either_idle = idle.keys() | ignored[number].keys()
+            notes.append(_left_out(axes, setting, settings[number], either_idle))
     notes += _warnings(recipes, facts)
-    trials, shared = _in_order([t for seed in seeds for t in _trials(recipes, seed, facts)], facts)
+    trials = []
+    for seed in seeds:
+        trials += _trials(recipes, seed, facts)
+    trials, shared = _in_order(trials, facts)
     return Grid(recipe, axes, seeds, tuple(settings), places, tuple(trials), shared, tuple(notes))
 
 
 def _warnings(recipes: Sequence[Recipe], facts: Facts) -> list[str]:
-    """What about the schedules of the combinations is hardly meant, each once."""
-    found = [
-        f"Stage {number}: {warning}"
-        for recipe in recipes
-        for number, stage in enumerate(recipe.stages, start=1)
-        for warning in plan.warnings(stage, _batches(recipe, facts))
-    ]
-    return list(dict.fromkeys(found))
+    """Doubtful schedules of the combinations, each named once."""
+    found = {}
+    for recipe in recipes:
+        for number, stage in enumerate(recipe.stages, start=1):
+            for warning in plan.warnings(stage, _batches(recipe, facts)):
+                found[f"Stage {number}: {warning}"] = True
+    return list(found)
 
 
 def _batches(recipe: Recipe, facts: Facts) -> int:
@@ -146,80 +144,62 @@ def _batches(recipe: Recipe, facts: Facts) -> int:
 
 
 def _seeds(recipe: Recipe, seeds: int | Sequence[int]) -> tuple[int, ...]:
-    found = (
-        tuple(range(recipe.seed, recipe.seed + seeds)) if isinstance(seeds, int) else tuple(seeds)
-    )
-    if (
-        not found
-        or len(set(found)) < len(found)
-        or not all(type(s) is int and s >= 0 for s in found)
-    ):
-        raise ConfigError(
-            "seeds", seeds, "how many (at least 1), or different whole numbers from 0"
-        )
+    found = tuple(range(recipe.seed, recipe.seed + seeds) if isinstance(seeds, int) else seeds)
+    whole = all(type(seed) is int and seed >= 0 for seed in found)
+    if not found or not whole or len(set(found)) < len(found):
+        allowed = "how many (at least 1), or different whole numbers from 0"
+        raise ConfigError("seeds", seeds, allowed)
     return found
 
 
 def check_path(field: str, path: str) -> None:
     """Raises ConfigError where trials that differ in this setting could not be compared."""
-    refused = (
-        why
-        for name, why in _REFUSED.items()
-        if f"{path}.".startswith(f"{name}.") or name.startswith(f"{path}.")
-    )
-    if reason := next(refused, ""):
-        allowed = "settings of stages, model, loss, optimizer, views and batches"
-        raise ConfigError(field, path, allowed, f"{reason}.".capitalize())
+    for name, hint in _REFUSED.items():
+        if f"{path}.".startswith(f"{name}.") or name.startswith(f"{path}."):
+            allowed = "settings of stages, model, loss, optimizer, views and batches"
+            raise ConfigError(field, path, allowed, hint)
 
 
-def _values(path: str, values: Sequence[Any]) -> tuple[Any, ...]:
-    check_path("axes", path)
+def check_values(field: str, values: Any, allowed: str = "a list of at least one value") -> None:
+    """Raises ConfigError unless `values` is a sequence of at least one value."""
     if isinstance(values, str | Mapping) or not isinstance(values, Sequence) or not values:
-        raise ConfigError(f"axes[{path!r}]", values, "a list of at least one value")
-    return tuple(values)
+        raise ConfigError(field, values, allowed)
 
 
-def _settle(
-    recipe: Recipe, axes: Mapping[str, Any], values: Sequence[Any]
-) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe of a combination, and the settings without effect in it."""
-    for path, value in zip(axes, values, strict=True):
+def _values(recipe: Recipe, path: str, values: Sequence[Any]) -> tuple[Any, ...]:
+    check_path("axes", path)
+    check_values(f"axes[{path!r}]", values)
+    for value in values:
         try:
             recipe.settle({path: value})
         except RecipeError as error:
-            shown = value_words(value, ())
-            raise RecipeError(
-                f"axes[{path!r}]: the value {shown} cannot be. {error.problem}", error.mend
-            ) from None
-    return recipe.settle(dict(zip(axes, values, strict=True)))
+            problem = f"axes[{path!r}]: the value {value_words(value, ())} cannot be."
+            raise RecipeError(f"{problem} {error.problem}", error.mend) from None
+    return tuple(values)
 
 
-def _same(
+def _left_out(
     axes: Mapping[str, Sequence[Any]], values: Sequence[Any], first: Sequence[Any], idle: Set[str]
 ) -> str:
-    """Why a combination is left out: it comes to the `first`, perhaps since settings are `idle` in
-    it.
+    """Why a combination is left out: it trains the same as `first`, perhaps because the settings
+    `idle` have no effect in it.
     """
-
-    def words(combination: Sequence[Any]) -> str:
-        pairs = zip(axes.items(), combination, strict=True)
-        return ", ".join(
-            f"{short_path(path)} {value_words(v, known)}" for (path, known), v in pairs
-        )
-
-    ignored = [
-        short_path(p) for p, a, b in zip(axes, values, first, strict=True) if a != b and p in idle
-    ]
+    these, those, ignored = [], [], []
+    for (path, known), value, other in zip(axes.items(), values, first, strict=True):
+        name = short_path(path)
+        these.append(f"{name} {value_words(value, known)}")
+        those.append(f"{name} {value_words(other, known)}")
+        if value != other and path in idle:
+            ignored.append(name)
     why = f": {', '.join(ignored)} has no effect there" if ignored else ""
-    return f"Left out: {words(values)} is the same training as {words(first)}{why}."
+    return f"Left out: {', '.join(these)} is the same training as {', '.join(those)}{why}."
 
 
 def training_of(recipe: Recipe, facts: Facts, stages: int | None = None) -> str:
     """A digest of what decides the numbers of the first `stages`, all by default."""
     machine = [recipe.device, recipe.precision, recipe.threads, recipe.processes]
-    blocks = (
-        facts.blocks if facts.encoder in (None, recipe.model.encoder) else None
-    )  # of another encoder: not known here
+    known = facts.encoder in (None, recipe.model.encoder)
+    blocks = facts.blocks if known else None  # of another encoder: not known here
     settings = plan.effective(recipe, stages or len(recipe.stages), _batches(recipe, facts), blocks)
     return hashlib.sha256(json.dumps([machine, settings]).encode()).hexdigest()
 
@@ -236,19 +216,22 @@ def _trials(recipes: Sequence[Recipe], seed: int, facts: Facts) -> list[Trial]:
         if len(recipe.stages) > 1:
             alone = _wholly_in_stage_1(recipe)
             new = f"control{len(controls) + 1}-seed{seed}"
-            control = controls.setdefault(
-                training_of(alone, facts), Trial(new, seed, _named(alone, new, seed), None)
-            ).name
+            trial = Trial(new, seed, _named(alone, new, seed), None)
+            control = controls.setdefault(training_of(alone, facts), trial).name
         trials.append(Trial(name, seed, _named(recipe, name, seed), number, control))
     return [*trials, *controls.values()]
 
 
 def _wholly_in_stage_1(recipe: Recipe) -> Recipe:
     """The first stage alone, for as many epochs as all stages have."""
-    first = recipe.stages[0].model_dump(mode="json") | {
-        "epochs": sum(s.epochs for s in recipe.stages)
-    }
+    first = recipe.stages[0].model_dump(mode="json")
+    first["epochs"] = total_epochs(recipe)
     return recipe.replace({"stages": [first]})
+
+
+def total_epochs(recipe: Recipe) -> int:
+    """Of all stages."""
+    return sum(stage.epochs for stage in recipe.stages)
 
 
 def _named(recipe: Recipe, name: str, seed: int) -> Recipe:
@@ -259,43 +242,53 @@ def _in_order(trials: Sequence[Trial], facts: Facts) -> tuple[list[Trial], dict[
     """Those that share their first stages stand together, otherwise as they came; and how many each
     shares with one before.
     """
-    beginnings = {
-        t.name: [training_of(t.recipe, facts, n) for n in range(1, len(t.recipe.stages) + 1)]
-        for t in trials
-    }
+    beginnings = {}
     seen: dict[str, int] = {}
-    for digest in (digest for t in trials for digest in beginnings[t.name]):
-        seen.setdefault(digest, len(seen))
+    for trial in trials:
+        stages = range(1, len(trial.recipe.stages) + 1)
+        beginnings[trial.name] = [training_of(trial.recipe, facts, n) for n in stages]
+        for digest in beginnings[trial.name]:
+            seen.setdefault(digest, len(seen))
     ordered = sorted(trials, key=lambda t: [seen[digest] for digest in beginnings[t.name]])
     trained, shared = set[str](), {}
     for trial in ordered:
-        shared[trial.name] = sum(digest in trained for digest in beginnings[trial.name])
+        shared[trial.name] = len(trained.intersection(beginnings[trial.name]))
         trained.update(beginnings[trial.name])
     return ordered, shared
 
 
 def value_words(value: Any, among: Sequence[Any]) -> str:
-    """A value in a table: of a schedule or another group of settings its kind, and what sets it
-    apart from its like.
+    """A value in a table. Of a schedule or another group of settings: its kind, and what sets it
+    apart from those of its kind `among` the values of the axis.
     """
-    if (
-        isinstance(value, tuple | list)
-        and value
-        and all(isinstance(v, BaseModel | Mapping) for v in value)
-    ):
-        others = [v for other in among if isinstance(other, tuple | list) for v in other]
+    if _is_group(value):
+        return _group_words(plain(value), [plain(v) for v in among if _is_group(v)])
+    if isinstance(value, tuple | list) and value and all(map(_is_group, value)):
+        others = []
+        for other in among:
+            if isinstance(other, tuple | list):
+                others += other
         return ", then ".join(value_words(v, others) for v in value)
-    if not isinstance(value, BaseModel | Mapping):
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
-    tree, others = _tree(value), [_tree(v) for v in among]
-    alike = [o for o in others if o.get("kind") == tree.get("kind") and o != tree]
-    apart = (
-        [k for k in tree if k != "kind" and any(o.get(k) != tree[k] for o in alike)]
-        if "kind" in tree
-        else list(tree)
-    )
-    kind = str(tree.get("kind", "")).replace("_", " ")
-    return " ".join(filter(None, (kind, ", ".join(f"{k} {tree[k]}" for k in apart))))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, BaseModel | Mapping)
+
+
+def _group_words(group: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+    """As "exponential gamma 0.5"; of settings that have no kind all are named."""
+    kind = group.get("kind")
+    alike = [other for other in others if other.get("kind") == kind]
+    apart = []
+    for name, value in group.items():
+        differs = any(other.get(name) != value for other in alike)
+        if kind is None or (name != "kind" and differs):
+            apart.append(f"{name} {value}")
+    words = [kind.replace("_", " ")] if kind else []
+    if apart:
+        words.append(", ".join(apart))
+    return " ".join(words)
 
 
 def plain(value: Any) -> Any:
@@ -303,12 +296,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [plain(v) for v in value]
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-
-
-def _tree(value: Any) -> dict[str, Any]:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    return dict(value) if isinstance(value, Mapping) else {}
 
 
 def short_path(path: str) -> str:

@@ -1,5 +1,5 @@
 """A search: Optuna proposes trials one after the other; every process that opens the folder trains
-some. Extra `search`.
+some. Needs the extra `search`.
 """
 
 from __future__ import annotations
@@ -7,34 +7,34 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Generator, Mapping, Sequence, Set
-from contextlib import ExitStack, closing, suppress
+import sqlite3
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from vitseg.draws import seed_for
-from vitseg.errors import ConfigError, RunError, VitsegError
+from vitseg.errors import ConfigError, RecipeError, RunError, VitsegError
 from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted
 from vitseg.recipe import Recipe
 from vitseg.runs.durable import held, is_held, write_json
 from vitseg.runs.folder import RunFolder, runs_root
 from vitseg.runs.run import kept_events
-from vitseg.sweep.grid import check_path, plain, value_words
+from vitseg.sweep.grid import check_path, check_values, plain, value_words
 from vitseg.sweep.local import train_or_resume
 
 try:
     import optuna
+    import sqlalchemy
     from optuna.distributions import BaseDistribution, CategoricalDistribution, distribution_to_json
     from optuna.trial import FrozenTrial, Trial, TrialState
-    from sqlalchemy.engine import make_url
+except ModuleNotFoundError:
+    optuna = None  # `Search` says how to install it
 
-    from vitseg.sweep.study import PRUNERS, SAMPLERS, asking, open_study, said
-except ModuleNotFoundError as error:
-    raise VitsegError(
-        f"search: {error.name} is not installed.", "pip install 'vitseg[search]'"
-    ) from None
-
-Space = Mapping[str, Sequence[Any] | BaseDistribution]
+Space = Mapping[str, Any]
 """A setting's path, and the values it may have: a list of them, or one of Optuna's distributions,
 in which a range is written.
 
@@ -42,21 +42,32 @@ A list is always values, [1e-5, 1e-3] just two of them. A tuple of two numbers, 
 often is a range, is refused for a setting that is continuous.
 """
 
+SAMPLERS = {
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=5),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+}
+PRUNERS = {
+    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4),
+    "none": lambda: optuna.pruners.NopPruner(),
+}
 ATTEMPTS = 3
-"""How often a trial is begun whose process is killed: what kills it may be the trial."""
+"""How often a trial is started whose process is killed: the trial itself may be what kills it."""
+
+LOCKED_SECONDS = 30.0
+"""How long the study's file is waited for while another process writes."""
 
 
 class Search:
     """The folder of a search, and what has been tried: `for event in search.events()` tries until
     `trials` have ended.
 
-    A trial is an ordinary run folder under `trials/`, with the recipe's own seed; what it ended
-    with stands in the study, in `study.db` or at `storage`, any URL that SQLAlchemy opens. Trials
-    that do worse than the median of the others at the same epoch are pruned. A trial whose process
-    was killed, or which was left, goes on from its checkpoint, by whoever comes next. Without a
-    `folder` it is one under `runs_root()` named after recipe, space, sampler and pruner: ask for
-    more trials later, and the same study goes on. Raises ConfigError or RecipeError for a value
-    that cannot be, RunError for another's folder.
+    A trial is an ordinary run folder under `trials/`, with the recipe's own seed; its score stands
+    in the study, in `study.db` or at `storage`, any URL that SQLAlchemy opens. Trials that do worse
+    than the median of the others at the same epoch are pruned. A trial whose process was killed, or
+    which was left, goes on from its checkpoint, in whichever process comes next. Without a `folder`
+    it is one under `runs_root()` named after recipe, space, sampler and pruner: ask for more trials
+    later, and the same study goes on. Raises ConfigError or RecipeError for a value that cannot be,
+    RunError for a folder that holds another search, VitsegError without Optuna.
     """
 
     elsewhere = False
@@ -72,86 +83,82 @@ class Search:
         pruner: str = "median",
         storage: str | None = None,
     ):
-        if not isinstance(recipe, Recipe):
-            raise ConfigError(
-                "recipe", recipe, "a Recipe", "Read one from a file with vitseg.load_recipe(path)."
-            )
-        if (
-            not isinstance(space, Mapping)
-            or not all(isinstance(path, str) for path in space)
-            or not space
-        ):
-            raise ConfigError(
-                "space",
-                space,
-                'paths of settings with their values: {"stages.1.unfrozen_blocks": [0, 2, 4]}',
-            )
-        if type(trials) is not int or trials < 1:
-            raise ConfigError("trials", trials, "how many, at least 1")
-        if storage is not None and not isinstance(storage, str):
-            raise ConfigError(
-                "storage", storage, "the URL of a database, as in postgresql://user@host/name"
-            )
+        if optuna is None:
+            raise VitsegError("search: Optuna is not installed.", "pip install 'vitseg[search]'")
+        _check_arguments(recipe, space, trials, storage)
         _one_of("sampler", sampler, SAMPLERS)
         _one_of("pruner", pruner, PRUNERS)
         self.recipe, self.trials, self.sampler, self.pruner = recipe, trials, sampler, pruner
-        self.choices = {path: _choices(path, v) for path, v in space.items() if not _is_range(v)}
-        self.space = {
-            p: CategoricalDistribution(list(self.choices[p])) if p in self.choices else space[p]
-            for p in space
-        }
-        self.extremes()
-        for path in self.choices:
-            self._refuse_what_may_be_a_range(path, space[path])
-        described = self._description() | {"sampler": sampler, "pruner": pruner}
+        self.space: dict[str, BaseDistribution] = {}
+        self.choices: dict[str, dict[Any, Any]] = {}
+        self.extremes: list[Recipe] = []
+        read = {path: self._read(path, values) for path, values in space.items()}
+        described = {"recipe": recipe.model_dump(mode="json"), "space": read}
+        described |= {"sampler": sampler, "pruner": pruner}
+        described = json.loads(json.dumps(described))  # as it is read back
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:8]
-        self.path = (
-            Path(folder).expanduser().absolute()
-            if folder
-            else runs_root() / f"search-{recipe.name}-{key}"
-        )
-        with said(self.path):
+        self.path = runs_root() / f"search-{recipe.name}-{key}"
+        if folder:
+            self.path = Path(folder).expanduser().absolute()
+        with _readable_errors(self.path):
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
-            with asking(self.path):
-                self._describe(
-                    described | {"storage": storage and make_url(storage).render_as_string()}
-                )
-                self.study = open_study(storage, self.path, key, PRUNERS[pruner]())
+            with self._asking():
+                url = storage and sqlalchemy.make_url(storage).render_as_string()
+                self._describe(described | {"storage": url})
+                self.study = _open_study(storage, self.path, key, PRUNERS[pruner]())
+
+    def _read(self, path: str, values: Any) -> Any:
+        """Take up what a setting may be; what `search.json` says of it."""
+        check_path("space", path)
+        if _is_range(values):
+            self.space[path] = values
+            self.extremes += self._with_each(path, [values.low, values.high])
+            return distribution_to_json(values)
+        choices = self.choices[path] = _choices(path, values)
+        self.space[path] = CategoricalDistribution(list(choices))
+        recipes = self._with_each(path, choices.values())
+        if isinstance(values, tuple) and len(values) == 2:
+            _refuse_what_may_be_a_range(path, values, recipes)
+        self.extremes += recipes
+        return plain(list(choices.values()))
+
+    def _with_each(self, path: str, values: Iterable[Any]) -> list[Recipe]:
+        return [self.recipe.settle({path: value})[0] for value in values]
 
     def events(self) -> Generator[Event]:
-        """Try what is left. A trial that fails is told of, and the others go on.
+        """Try what is left. The error of a trial that fails stands in its TrialEnded, and the
+        others go on.
 
         A disk or a study that cannot be written to ends it with a RunError; the next call goes on
         with the same trial.
         """
-        while (claimed := self._claim()) is not None:
+        while (claimed := self.claim()) is not None:
             trial, claim = claimed
             with claim:
                 try:
                     yield TrialStarted(self.name_of(trial))
-                    yield from self._try(trial)
+                    error = yield from self._try(trial)
                 except (GeneratorExit, OSError, RunError):
-                    with (
-                        suppress(RunError, optuna.exceptions.UpdateFinishedTrialError),
-                        said(self.path),
-                    ):
+                    with suppress(RunError), _readable_errors(self.path):
                         trial.set_user_attr("left", True)  # which is no attempt
                     raise
+                yield TrialEnded(self.name_of(trial), error)
 
     def results(self) -> list[FrozenTrial]:
-        """All trials that have begun, but those which were cut off and begun again under another
-        number.
+        """All trials that have started, except those that were cut off and started again under
+        another number.
         """
-        with said(self.path):
+        with _readable_errors(self.path):
             found = self.study.get_trials(deepcopy=False)
-        again = {t.user_attrs.get("again") for t in found}
+        again = _started_again(found)
         return [t for t in found if t.number not in again and t.state != TrialState.WAITING]
 
     def left(self) -> int:
-        """How many trials have not ended and are trained by nobody."""
-        return max(
-            0, self.trials - sum(t.state.is_finished() or self._is_held(t) for t in self.results())
-        )
+        """How many trials have not ended and are trained by no process."""
+        taken = 0
+        for trial in self.results():
+            taken += trial.state.is_finished() or self._is_held(trial)
+        return max(0, self.trials - taken)
 
     def error_of(self, trial: FrozenTrial) -> str | None:
         """Why a trial has failed, if it has."""
@@ -161,7 +168,7 @@ class Search:
 
     def recipe_of(self, trial: Trial | FrozenTrial) -> Recipe:
         """The recipe of a trial; settings without effect beside the proposed ones are put back to
-        their defaults.
+        their defaults. Raises RecipeError where the proposed values exclude each other.
         """
         return self._settle(trial)[0].replace({"name": self.name_of(trial)})
 
@@ -169,13 +176,15 @@ class Search:
         """The proposed settings that have no effect in a trial, such as the encoder's LR at depth
         0.
         """
-        return self._settle(trial)[1].keys()
+        try:
+            return self._settle(trial)[1].keys()
+        except RecipeError:  # the values exclude each other: the trial has failed
+            return set()
 
     def _settle(self, trial: Trial | FrozenTrial) -> tuple[Recipe, dict[str, Any]]:
-        values = {
-            path: self.choices[path][v] if path in self.choices else v
-            for path, v in trial.params.items()
-        }
+        values = dict(trial.params)
+        for path in values.keys() & self.choices.keys():
+            values[path] = self.choices[path][values[path]]
         return self.recipe.settle(values)
 
     @property
@@ -185,10 +194,8 @@ class Search:
         """
         done = [t for t in self.results() if t.state == TrialState.COMPLETE]
         if not done:
-            raise RunError(
-                f"{self.path}: no trial has ended yet.",
-                "Try some: for event in search.events(): ...",
-            )
+            hint = "Try some: for event in search.events(): ..."
+            raise RunError(f"{self.path}: no trial has ended yet.", hint)
         return self.recipe_of(max(done, key=lambda t: t.value)).replace({"name": self.recipe.name})
 
     @staticmethod
@@ -201,171 +208,109 @@ class Search:
     def run_named(self, name: str) -> RunFolder:
         return RunFolder(self.path / "trials" / name)
 
-    # ---- one trial
+    # ---- who trains what
 
-    def _claim_of(self, number: int) -> Path:
-        return self.path / "claims" / str(number)
-
-    def _is_held(self, trial: FrozenTrial) -> bool:
-        return is_held(self._claim_of(trial.number))
-
-    def _claim(self) -> tuple[Trial, ExitStack] | None:
-        """A trial that nobody else has, proposed, or begun and left; None once enough have
-        begun.
+    def claim(self) -> tuple[Trial, ExitStack] | None:
+        """A trial of this process's own, new or cut off before, and its lock, to be closed at its
+        end. None once enough have started.
         """
-        with said(self.path), asking(self.path):
-            self._take_up_again()
+        with _readable_errors(self.path), self._asking():
+            self._take_over()
             if not self.left():
                 return None
-            self.study.sampler = SAMPLERS[self.sampler](
-                seed_for(self.recipe.seed, "search", len(self.results())) % 2**32
-            )
+            seed = seed_for(self.recipe.seed, "search", len(self.results())) % 2**32
+            self.study.sampler = SAMPLERS[self.sampler](seed)
             trial, claim = self.study.ask(self.space), ExitStack()
-            self._claim_of(trial.number).mkdir(parents=True, exist_ok=True)
-            claim.enter_context(held(self._claim_of(trial.number)))
+            self._claim_of(trial).mkdir(parents=True, exist_ok=True)
+            claim.enter_context(held(self._claim_of(trial)))
             return trial, claim
 
-    def _take_up_again(self) -> None:
-        """Put trials whose process is gone in line again. Their claims are locks, which the system
-        lets go of.
+    def _asking(self) -> FileLock:
+        """Held while a trial is chosen, which takes a moment: two processes must not choose the
+        same.
+        """
+        return FileLock(self.path / "asking.lock", timeout=LOCKED_SECONDS)
+
+    def _claim_of(self, trial: Trial | FrozenTrial) -> Path:
+        return self.path / "claims" / str(trial.number)
+
+    def _is_held(self, trial: FrozenTrial) -> bool:
+        return is_held(self._claim_of(trial))
+
+    def _take_over(self) -> None:
+        """Queue the trials again whose process is gone. Their claims are locks, which the system
+        releases.
         """
         trials = self.study.get_trials(deepcopy=False)
-        again = {
-            t.user_attrs.get("again") for t in trials
-        }  # in line before the first is over: a kill in between loses nothing
+        again = _started_again(trials)
         for trial in trials:
-            if trial.state == TrialState.RUNNING and not self._is_held(trial):
-                attempt = trial.user_attrs.get("attempt", 1) + (not trial.user_attrs.get("left"))
-                if attempt <= ATTEMPTS and trial.number not in again:
-                    more = {
-                        "again": trial.number,
-                        "folder": self.name_of(trial),
-                        "attempt": attempt,
-                    }
-                    self.study.enqueue_trial(trial.params, user_attrs=more)
-                self.study.tell(trial.number, state=TrialState.FAIL)
+            if trial.state != TrialState.RUNNING or self._is_held(trial):
+                continue
+            attempt = trial.user_attrs.get("attempt", 1) + (not trial.user_attrs.get("left"))
+            if attempt <= ATTEMPTS and trial.number not in again:
+                more = {"again": trial.number, "folder": self.name_of(trial), "attempt": attempt}
+                self.study.enqueue_trial(trial.params, user_attrs=more)
+            # queued before it is over: a kill in between loses nothing
+            self.study.tell(trial.number, state=TrialState.FAIL)
 
-    def _try(self, trial: Trial) -> Generator[Event]:
-        error, pruned = None, False
+    # ---- one trial
+
+    def _try(self, trial: Trial) -> Generator[Event, None, str | None]:
+        """Train it, and tell the study how it has ended; returns why it failed, if it did."""
+        state, error = TrialState.COMPLETE, None
         with closing(self._train(trial)) as events:
-            while not pruned:
-                try:
-                    event = next(events, None)
-                except (
-                    OSError,
-                    RunError,
-                ):  # of the disk, or of another's folder: no fault of these settings
-                    raise
-                except (VitsegError, RuntimeError) as failure:
-                    error, event = f"{type(failure).__name__}: {failure}", None
-                if event is None:
-                    break
-                yield event
-                pruned = self._should_prune(trial, event)
-        with said(self.path):
-            error = self._tell(trial, pruned, error)
-        yield TrialEnded(self.name_of(trial), error)
+            try:
+                for event in events:
+                    yield event
+                    if self._should_prune(trial, event):
+                        state = TrialState.PRUNED
+                        break
+            except (OSError, RunError):  # of the disk or the folder: no fault of these settings
+                raise
+            except (VitsegError, RuntimeError) as failure:
+                error = f"{type(failure).__name__}: {failure}"
+        with _readable_errors(self.path):
+            return self._tell(trial, state, error)
 
     def _train(self, trial: Trial) -> Generator[Event]:
-        """From its checkpoint, if it has one; what it told before is told again."""
-        run = self.run_of(trial)
-        if run.events_file.exists() and run.recipe != self.recipe_of(trial):
-            raise RunError(
-                f"{run.path}: is the run of other settings; the study was lost, or changed.",
-                "Choose another folder.",
-            )
-        if run.summary_file.exists():  # killed between its end and the word of it
-            return (_ for _ in ())
+        """From its checkpoint, if it has one; the study is told again of the epochs before it."""
+        run, recipe = self.run_of(trial), self.recipe_of(trial)
         if run.events_file.exists():
+            if run.recipe != recipe:
+                problem = "is the run of other settings; the study was lost, or changed"
+                raise RunError(f"{run.path}: {problem}.", "Choose another folder.")
+            if run.summary_file.exists():  # killed between its end and the word of it
+                return
             for event in kept_events(run.path):
                 self._should_prune(trial, event)
-        return train_or_resume(run, self.recipe_of(trial), self.path.parent)
+        yield from train_or_resume(run, recipe, self.path.parent)
 
     def _should_prune(self, trial: Trial, event: Event) -> bool:
-        if not isinstance(event, EpochEnded) or (iou := event.validation["iou"]) is None:
+        if not isinstance(event, EpochEnded) or event.validation["iou"] is None:
             return False
-        with said(self.path):
-            trial.report(iou, event.epoch)
+        with _readable_errors(self.path):
+            trial.report(event.validation["iou"], event.epoch)
             return trial.should_prune()
 
-    def _tell(self, trial: Trial, pruned: bool, error: str | None) -> str | None:
-        """Tell the study how a trial has ended; why it failed, if it did."""
-        run, state = self.run_of(trial), TrialState.PRUNED if pruned else TrialState.FAIL
-        iou = None
-        if error is None and not pruned:
-            best, state = run.summary["best"], TrialState.COMPLETE
-            iou = best["iou"]
-            if iou is None:
-                error, state = (
-                    "The validation images have no IoU: no class is in their masks.",
-                    TrialState.FAIL,
-                )
+    def _tell(self, trial: Trial, state: TrialState, error: str | None) -> str | None:
+        run, iou = self.run_of(trial), None
+        if error is None and state == TrialState.COMPLETE:
+            best = run.summary["best"]
             trial.set_user_attr("f1", best["f1"])
             trial.set_user_attr("seconds", run.summary["seconds"])
-        if error:
-            trial.set_user_attr("error", error)
-        else:
+            iou = best["iou"]
+            if iou is None:
+                error = "The validation images have no IoU: no class is in their masks."
+        if error is None:
             shutil.rmtree(run.checkpoints, ignore_errors=True)  # nothing is left to resume
+        else:
+            state = TrialState.FAIL
+            trial.set_user_attr("error", error)
         self.study.tell(trial, iou, state)
         return error
 
-    # ---- the folder
-
-    def extremes(self) -> list[Recipe]:
-        """The recipe with each value that may be proposed, of a range its ends. Raises ConfigError
-        or RecipeError.
-        """
-        recipes = []
-        for path, allowed in self.space.items():
-            check_path("space", path)
-            ends = (
-                self.choices[path].values() if path in self.choices else (allowed.low, allowed.high)
-            )
-            recipes += [self.recipe.settle({path: value})[0] for value in ends]
-        return recipes
-
-    def _refuse_what_may_be_a_range(self, path: str, values: Any) -> None:
-        """Raises ConfigError for a tuple of two numbers where a number between them could be meant,
-        too.
-        """
-        if not isinstance(values, tuple) or [
-            isinstance(self._settled(path, v), float) for v in values
-        ] != [True, True]:
-            return
-        low, high = sorted(map(float, values))
-        scale = ", log=True" if low > 0 and high >= 10 * low else ""
-        hint = (
-            f"For the range write FloatDistribution({low!r}, {high!r}{scale}), for the two values "
-            f"CategoricalDistribution({[low, high]!r}); both are in optuna.distributions."
-        )
-        raise ConfigError(
-            f"space[{path!r}]",
-            values,
-            "a distribution or a list; a tuple of two numbers could be a range or two values",
-            hint,
-        )
-
-    def _settled(self, path: str, value: Any) -> Any:
-        """What the recipe makes of a value: a float, for instance, of every number at a continuous
-        setting.
-        """
-        found: Any = self.recipe.settle({path: value})[0].model_dump()
-        for name in path.split("."):
-            found = found[int(name) if isinstance(found, tuple | list) else name]
-        return found
-
-    def _description(self) -> dict[str, Any]:
-        space = {
-            p: [plain(v) for v in self.choices[p].values()]
-            if p in self.choices
-            else distribution_to_json(d)
-            for p, d in self.space.items()
-        }
-        return json.loads(
-            json.dumps({"recipe": self.recipe.model_dump(mode="json"), "space": space})
-        )
-
     def _describe(self, described: dict[str, Any]) -> None:
+        """Write `search.json`, or raise RunError if it says something else."""
         file = self.path / "search.json"
         if not file.exists():
             write_json(file, described)
@@ -376,10 +321,27 @@ class Search:
         except (ValueError, AttributeError):
             other = ["all of it"]
         if other:
-            mend = "Give the same recipe, space, sampler, pruner and storage, or another folder."
-            raise RunError(
-                f"{self.path}: holds another search; it differs in {', '.join(other)}.", mend
-            )
+            problem = f"holds another search; it differs in {', '.join(other)}"
+            hint = "Give the same recipe, space, sampler, pruner and storage, or another folder."
+            raise RunError(f"{self.path}: {problem}.", hint)
+
+
+# ---- what is refused
+
+
+def _check_arguments(recipe: Recipe, space: Space, trials: int, storage: str | None) -> None:
+    if not isinstance(recipe, Recipe):
+        hint = "Read one from a file with vitseg.load_recipe(path)."
+        raise ConfigError("recipe", recipe, "a Recipe", hint)
+    paths = isinstance(space, Mapping) and all(isinstance(path, str) for path in space)
+    if not space or not paths:
+        example = '{"stages.1.unfrozen_blocks": [0, 2, 4]}'
+        raise ConfigError("space", space, f"paths of settings with their values: {example}")
+    if type(trials) is not int or trials < 1:
+        raise ConfigError("trials", trials, "how many, at least 1")
+    if storage is not None and not isinstance(storage, str):
+        allowed = "the URL of a database, as in postgresql://user@host/name"
+        raise ConfigError("storage", storage, allowed)
 
 
 def _one_of(field: str, value: str, known: Mapping[str, Any]) -> None:
@@ -389,23 +351,117 @@ def _one_of(field: str, value: str, known: Mapping[str, Any]) -> None:
 
 def _is_range(values: Any) -> bool:
     """Whether it is a distribution with two ends; one of choices is a list of them."""
-    return isinstance(values, BaseDistribution) and not isinstance(values, CategoricalDistribution)
+    choices = isinstance(values, CategoricalDistribution)
+    return isinstance(values, BaseDistribution) and not choices
 
 
 def _choices(path: str, values: Any) -> dict[Any, Any]:
-    """The values by what they are called in the study, which holds plain ones alone."""
-    values = values.choices if isinstance(values, CategoricalDistribution) else values
-    if isinstance(values, str | Mapping) or not isinstance(values, Sequence) or not values:
-        raise ConfigError(
-            f"space[{path!r}]",
-            values,
-            "a list of at least one value, or a distribution of Optuna's",
-        )
-    called = [
-        v if v is None or isinstance(v, bool | int | float | str) else value_words(v, values)
-        for v in values
-    ]
-    choices = dict(zip(called, values, strict=True))
-    if len(choices) < len(called):
+    """The values by their names in the study, which stores nothing but plain ones."""
+    if isinstance(values, CategoricalDistribution):
+        values = values.choices
+    check_values(
+        f"space[{path!r}]", values, "a list of at least one value, or a distribution of Optuna's"
+    )
+    choices = {}
+    for value in values:
+        stored = value is None or isinstance(value, bool | int | float | str)
+        choices[value if stored else value_words(value, values)] = value
+    if len(choices) < len(values):
         raise ConfigError(f"space[{path!r}]", values, "values that differ")
     return choices
+
+
+def _refuse_what_may_be_a_range(path: str, values: tuple, recipes: Iterable[Recipe]) -> None:
+    """Raises ConfigError for two numbers if those between them are values of the setting, too: if
+    both `recipes` have made a float of theirs.
+    """
+    for recipe in recipes:
+        found: Any = recipe.model_dump()
+        for name in path.split("."):
+            found = found[int(name) if isinstance(found, tuple | list) else name]
+        if not isinstance(found, float):
+            return
+    low, high = sorted(map(float, values))
+    scale = ", log=True" if low > 0 and high >= 10 * low else ""
+    allowed = "a distribution or a list; a tuple of two numbers could be a range or two values"
+    hint = (
+        f"For the range write FloatDistribution({low!r}, {high!r}{scale}), for the two values "
+        f"CategoricalDistribution({[low, high]!r}); both are in optuna.distributions."
+    )
+    raise ConfigError(f"space[{path!r}]", values, allowed, hint)
+
+
+# ---- the study
+
+
+def _started_again(trials: Sequence[FrozenTrial]) -> set[int | None]:
+    """The numbers of the trials that were cut off and have another number now."""
+    return {trial.user_attrs.get("again") for trial in trials}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Optuna's log line about each study that is opened."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+def _open_study(
+    url: str | None, folder: Path, name: str, pruner: optuna.pruners.BasePruner
+) -> optuna.Study:
+    """The folder's study, created if it is not there. Without a URL it is `study.db`.
+
+    Raises RunError for a study that belongs to another folder: its trials' claims and runs would be
+    there.
+    """
+    with quiet():
+        if url is None:  # a URL would read meanings into some characters of the folder's name
+            file = folder / "study.db"
+            connect = partial(
+                sqlite3.connect, file, timeout=LOCKED_SECONDS, check_same_thread=False
+            )
+            engine = {"creator": connect, "poolclass": sqlalchemy.NullPool}
+            storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs=engine)
+        else:
+            storage = optuna.storages.RDBStorage(url)
+        study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            direction="maximize",
+            load_if_exists=True,
+            pruner=pruner,
+        )
+    place = study.user_attrs.get("folder", str(folder))
+    if url is not None and place != str(folder):
+        problem = f"{folder}: the study at this storage belongs to {place}."
+        raise RunError(problem, "Give that folder; all machines must see it.")
+    study.set_user_attr("folder", str(folder))
+    return study
+
+
+@contextmanager
+def _readable_errors(path: Path) -> Iterator[None]:
+    """A study or a folder that cannot be read or written is told in one sentence."""
+    try:
+        yield
+    except (
+        sqlalchemy.exc.SQLAlchemyError,
+        sqlite3.Error,
+        optuna.exceptions.StorageInternalError,
+        Timeout,
+    ) as error:
+        cause = str(error.__cause__ or error).partition("\n")[0]  # the statement follows
+        hint = (
+            "If another process holds it, wait for its end; on a network drive give a database "
+            "server's URL as storage."
+        )
+        raise RunError(f"{path}: the study cannot be read or written ({cause}).", hint) from None
+    except ImportError as error:
+        raise ConfigError("storage", str(error), "a database whose driver is installed") from None
+    except OSError as error:
+        problem = f"{path}: cannot be written ({error.strerror})."
+        raise RunError(problem, "Choose another folder.") from None

@@ -120,14 +120,14 @@ class Job:
             raise ConfigError("batch_size", recipe.batch_size, allowed, mend)
 
     def replace(self, recipe: Recipe | None = None, model: Segmenter | None = None) -> Job:
-        """The same job under another recipe, or with another model; its data stay. For checks,
-        plans and forecasts: nothing is loaded.
+        """The same job under another recipe, or with another model; its data stay, and model and
+        loss stay on their device. For checks, plans and forecasts: nothing is loaded.
         """
         other = object.__new__(Job)
         other.recipe, other.model = recipe or self.recipe, model or self.model
         other.machine, other.data, other.loss = resolve(other.recipe), self.data, self.loss
-        if other.recipe.loss != self.recipe.loss or other.machine.device != self.machine.device:
-            other.loss = loss_of(other.recipe, self.data, other.machine.device)
+        if other.recipe.loss != self.recipe.loss:
+            other.loss = loss_of(other.recipe, self.data, self.machine.device)
         other._plan()
         return other
 

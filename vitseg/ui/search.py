@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 
 from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted
 from vitseg.recipe import Recipe
+from vitseg.sweep.grid import total_epochs
 from vitseg.sweep.local import check_depths
 from vitseg.sweep.search import Search, Space
 from vitseg.training.job import Job
@@ -46,20 +47,17 @@ def search(
     either, is refused for a continuous setting. The same call in a later kernel goes on, or in
     other kernels at the same time, each with trials of its own. `sampler` is "tpe" or "random",
     `pruner` "median" or "none", `storage` a database's URL. Raises VitsegError for a path, a value
-    or a folder that cannot be. See `vitseg.sweep.search.Search`.
+    or a folder that cannot be, and without Optuna. See `vitseg.sweep.search.Search`.
     """
-    session = SearchSession(
-        Search(recipe, space, trials, folder, sampler=sampler, pruner=pruner, storage=storage)
-    )
-    if (
-        (live := current())
-        and isinstance(live.owner, SearchSession)
-        and live.owner.search.path == session.search.path
-    ):
+    how = {"sampler": sampler, "pruner": pruner, "storage": storage}
+    session = SearchSession(Search(recipe, space, trials, folder, **how))
+    live = current()
+    mine = live is not None and isinstance(live.owner, SearchSession)
+    if mine and live.owner.search.path == session.search.path:
         session = live.owner
         session.search.trials = trials
     else:
-        check_depths(session.search.extremes(), Job(recipe))
+        check_depths(session.search.extremes, Job(recipe))
     return SearchPage(session)
 
 
@@ -77,45 +75,43 @@ class SearchSession:
             case TrialStarted() | TrialEnded():
                 self.trial, self._share = event.trial, 0.0
             case EpochEnded():
-                stages = self.search.run_named(self.trial).recipe.stages
-                self._share = min(0.99, event.epoch / sum(stage.epochs for stage in stages))
+                epochs = total_epochs(self.search.run_named(self.trial).recipe)
+                self._share = min(0.99, event.epoch / epochs)
 
     def progress(self) -> tuple[float, float | None]:
         """Share of the trials that is over, and seconds left, by the mean of those that have ended,
         if all stay here.
         """
         results = self.search.results()
-        over = sum(t.state.is_finished() for t in results) + self._share
-        took = [t.user_attrs["seconds"] for t in results if "seconds" in t.user_attrs]
-        left = fmean(took) * (self.search.trials - over) if took and self.trials.alive else None
+        over, took = self._share, []
+        for trial in results:
+            over += trial.state.is_finished()
+            if "seconds" in trial.user_attrs:
+                took.append(trial.user_attrs["seconds"])
+        left = None
+        if took and self.trials.alive:
+            left = fmean(took) * (self.search.trials - over)
         return min(1.0, over / self.search.trials), left
 
     def sentence(self) -> tuple[str, str]:
         """What is happening, or "bad" and what is wrong."""
+        over, failed = 0, []
         results = self.search.results()
-        failed = [
-            f"{self.search.name_of(t)} failed: {error}"
-            for t in results
-            if (error := self.search.error_of(t))
-        ]
-        over = sum(t.state.is_finished() for t in results)
-        words = f"{over} of {self.search.trials} trials are over."
+        for trial in results:
+            over += trial.state.is_finished()
+            if error := self.search.error_of(trial):
+                failed.append(f"{self.search.name_of(trial)} failed: {error}")
+        words = [f"{over} of {self.search.trials} trials are over.", *failed[:3]]
         if self.trials.alive:
-            return " ".join(
-                filter(
-                    None,
-                    [self.trials.doing(self.trial), words, *failed[:3], self.trials.incomplete],
-                )
-            ), ""
+            words = [self.trials.doing(self.trial), *words, self.trials.incomplete]
+            return " ".join(words).strip(), ""
         if wrong := self.trials.stopped_by():
             return wrong, "bad"
         if over < self.search.trials:
-            return " ".join(
-                [words, *failed[:3], f"Start trains {'the rest' if results else 'them'}."]
-            ), ""
-        return " ".join(
-            [f"All {over} trials are over.", *failed[:3], f"Folder: {self.search.path}"]
-        ), "bad" if failed else ""
+            return " ".join([*words, f"Start trains {'the rest' if results else 'them'}."]), ""
+        words[0] = f"All {over} trials are over."
+        kind = "bad" if failed else ""
+        return " ".join([*words, f"Folder: {self.search.path}"]), kind
 
 
 class SearchPage(TrialsScreen):
@@ -140,10 +136,9 @@ class SearchPage(TrialsScreen):
         """
         for event in self._follow():
             if isinstance(event, TrialEnded):
-                trial = next(
-                    t for t in self.search.results() if self.search.name_of(t) == event.trial
-                )
-                say(f"{event.trial}: {event.error or f'IoU {search_charts.score_words(trial)}'}")
+                named = {self.search.name_of(trial): trial for trial in self.search.results()}
+                score = f"IoU {search_charts.score_words(named[event.trial])}"
+                say(f"{event.trial}: {event.error or score}")
         return self.search.path
 
     @property
@@ -160,7 +155,7 @@ class SearchPage(TrialsScreen):
 
     def show(self) -> go.Figure:
         """Every trial in its order, and the best so far."""
-        return search_charts.history(self.search.results())
+        return search_charts.history(self.search)
 
     def importance(self) -> go.Figure:
         """How much each setting decides."""
@@ -179,10 +174,8 @@ class SearchPage(TrialsScreen):
         return search_charts.frame(self.search)
 
     def __str__(self) -> str:
-        return (
-            f"{search_charts.plan_table(self.search)}\n(A search: live in JupyterLab; here, "
-            f"search.finish().)"
-        )
+        plan = search_charts.plan_table(self.search)
+        return f"{plan}\n(A search: live in JupyterLab; here, search.finish().)"
 
     def _repr_mimebundle_(self, **more: Any) -> Any:
         bundle = self.box._repr_mimebundle_(**more)
@@ -190,10 +183,9 @@ class SearchPage(TrialsScreen):
 
     def _draw_all(self) -> None:
         with self._steering.lock:
+            plan = search_charts.plan_table(self.search)._repr_html_()
             place = f"<p class=quiet>{escape(str(self.search.path))}</p>"
-            self._plan.value = panels.html(
-                search_charts.plan_table(self.search)._repr_html_() + place
-            )
+            self._plan.value = panels.html(plan + place)
             self._table.value = panels.html(self.table._repr_html_())
             redraw(self._figure, self.show())
             self._draw()

@@ -1,91 +1,76 @@
-"""A search as figures and as a table: pure functions of its trials. What decides is Optuna's
-count.
+"""A search as figures and as tables: pure functions of its trials.
+
+Optuna, which is an extra, is imported where it draws: `vitseg.search` exists without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
 from itertools import accumulate
-from math import ceil, floor, log10
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import optuna
 import pandas as pd
 import plotly.graph_objects as go
-from optuna.trial import FrozenTrial, TrialState
-from plotly.subplots import make_subplots
 
 from vitseg.errors import RunError
 from vitseg.sweep.grid import short_path
-from vitseg.sweep.search import Search
+from vitseg.sweep.search import Search, quiet
 from vitseg.ui import theme
 from vitseg.ui.table import Table, number_or_na
 
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
 ENOUGH = 10
-_WORDS = {TrialState.PRUNED: "pruned", TrialState.RUNNING: "...", TrialState.FAIL: "failed"}
+"""Trials that have ended, for their settings to be ranked."""
+
+SCORE = "valid IoU"
+_WORDS = {"PRUNED": "pruned", "FAIL": "failed", "RUNNING": "..."}
 
 
 def plan_table(search: Search) -> Table:
     """What may be proposed, how many trials, by whom."""
-    rows = [(short_path(path), _allowed(search, path)) for path in search.space]
-    rows += [
-        ("trials", str(search.trials)),
-        ("proposed by", search.sampler),
-        ("pruned by", search.pruner),
-    ]
+    rows = []
+    for path, allowed in search.space.items():
+        if path in search.choices:
+            words = ", ".join(map(str, search.choices[path]))
+        else:
+            scale = ", evenly on a log scale" if allowed.log else ""
+            words = f"{_value(allowed.low)} to {_value(allowed.high)}{scale}"
+        rows.append((short_path(path), words))
+    rows.append(("trials", str(search.trials)))
+    rows.append(("proposed by", search.sampler))
+    rows.append(("pruned by", search.pruner))
     return Table(("setting", "values"), tuple(rows))
-
-
-def _allowed(search: Search, path: str) -> str:
-    if path in search.choices:
-        return ", ".join(map(str, search.choices[path]))
-    allowed = search.space[path]
-    return (
-        f"{_value(allowed.low)} to "
-        f"{_value(allowed.high)}{', evenly on a log scale' if allowed.log else ''}"
-    )
 
 
 def result_table(search: Search, most: int = 12) -> Table:
     """The best trials and those under way, a row each."""
     trials = search.results()
-    ranked = sorted(
-        trials, key=lambda t: (t.state != TrialState.RUNNING, -(t.value or 0) if _ended(t) else 1)
-    )
-    rows = [_row(search, trial) for trial in ranked[:most]]
-    counts = {
-        w: sum(t.state == s for t in trials) for s, w in _WORDS.items() if s != TrialState.RUNNING
-    }
-    also = ", ".join(
-        [
-            f"{sum(map(_ended, trials))} of {search.trials} ended",
-            *(f"{n} {w}" for w, n in counts.items() if n),
-        ]
-    )
-    heads = ("trial", *map(short_path, search.space), "epochs", "IoU")
+    rows = []
+    for trial in sorted(trials, key=_rank)[:most]:
+        values = {path: _value(value) for path, value in trial.params.items()}
+        values |= dict.fromkeys(search.idle_in(trial), "no effect")
+        cells = [values.get(path, "") for path in search.space]
+        rows.append((search.name_of(trial), *cells, str(_epochs(trial)), score_words(trial)))
+    states = Counter(trial.state.name for trial in trials)
+    counts = f"{states['COMPLETE']} of {search.trials} ended"
+    for state in sorted(states.keys() & {"PRUNED", "FAIL"}, reverse=True):
+        counts += f", {states[state]} {_WORDS[state]}"
     caution = "the best first. Of many the best looks better than it is: repeat it on new seeds"
-    return Table(heads, tuple(rows), f"{also}; {caution}")
+    heads = ("trial", *map(short_path, search.space), "epochs", "IoU")
+    return Table(heads, tuple(rows), f"{counts}; {caution}")
 
 
-def _row(search: Search, trial: FrozenTrial) -> tuple[str, ...]:
-    idle = search.idle_in(trial)
-    values = [
-        "no effect" if path in idle else _value(trial.params.get(path)) for path in search.space
-    ]
-    return (
-        search.name_of(trial),
-        *values,
-        str(max(trial.intermediate_values, default=0)),
-        score_words(trial),
-    )
+def _rank(trial: FrozenTrial) -> tuple[bool, float]:
+    """Those under way, the best that have ended, all others."""
+    ended = trial.state.name == "COMPLETE"
+    return trial.state.name != "RUNNING", -trial.value if ended else 1.0
 
 
-def _ended(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.COMPLETE
-
-
-def _last(trial: FrozenTrial) -> float:
-    return trial.intermediate_values[max(trial.intermediate_values)]
+def _epochs(trial: FrozenTrial) -> int:
+    return max(trial.intermediate_values, default=0)
 
 
 def _value(value: Any) -> str:
@@ -94,72 +79,56 @@ def _value(value: Any) -> str:
 
 def score_words(trial: FrozenTrial) -> str:
     """Its IoU, or what became of it and how far it had come."""
-    if _ended(trial):
+    if trial.state.name == "COMPLETE":
         return number_or_na(trial.value)
-    last = f", {number_or_na(_last(trial))} there" if trial.intermediate_values else ""
-    return f"{_WORDS[trial.state]}{last}"
+    words = _WORDS[trial.state.name]
+    if trial.intermediate_values:
+        words += f", {number_or_na(trial.intermediate_values[_epochs(trial)])} there"
+    return words
 
 
 def frame(search: Search) -> pd.DataFrame:
     """A row a trial: what was proposed, IoU, F1, seconds, epochs, state, and why it failed."""
-    rows = [
-        {"trial": search.name_of(t)}
-        | {path: t.params.get(path) for path in search.space}
-        | {"iou": t.value if _ended(t) else None, "epochs": max(t.intermediate_values, default=0)}
-        | {key: t.user_attrs.get(key) for key in ("f1", "seconds")}
-        | {"error": search.error_of(t)}
-        | {"state": t.state.name.lower()}
-        for t in search.results()
-    ]
+    rows = []
+    for trial in search.results():
+        row: dict[str, Any] = {"trial": search.name_of(trial)}
+        for path in search.space:
+            row[path] = trial.params.get(path)
+        row["iou"] = trial.value if trial.state.name == "COMPLETE" else None
+        row["epochs"] = _epochs(trial)
+        row["f1"], row["seconds"] = trial.user_attrs.get("f1"), trial.user_attrs.get("seconds")
+        row["error"], row["state"] = search.error_of(trial), trial.state.name.lower()
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
-def history(trials: Sequence[FrozenTrial]) -> go.Figure:
+def history(search: Search) -> go.Figure:
     """IoU of every trial in the order in which they were proposed, the best so far, and where the
     pruned ones were left.
+
+    Not Optuna's, which has no trace as long as no trial has ended and leaves out the pruned ones:
+    this one is redrawn in place while trials end.
     """
-    done, pruned = (
-        [t for t in trials if _ended(t)],
-        [t for t in trials if t.state == TrialState.PRUNED],
-    )
-    best = list(accumulate((t.value for t in done), max))
-    left = [_last(t) for t in pruned]
-    cross = {
-        "color": theme.PLAN,
-        "symbol": "x-thin",
-        "size": 8,
-        "line": {"width": 1.5, "color": theme.PLAN},
-    }
-    figure = go.Figure(
-        [
-            go.Scatter(
-                name="trial",
-                x=[t.number for t in done],
-                y=[t.value for t in done],
-                mode="markers",
-                marker={"color": theme.TRAIN, "size": 8},
-            ),
-            go.Scatter(
-                name="best so far",
-                x=[t.number for t in done],
-                y=best,
-                mode="lines",
-                line={"color": theme.VALID, "shape": "hv", "width": 2},
-            ),
-            go.Scatter(
-                name="pruned, where it was left",
-                x=[t.number for t in pruned],
-                y=left,
-                mode="markers",
-                marker=cross,
-            ),
-        ]
-    )
+    trials = search.results()
+    done, pruned = {}, {}
+    for trial in trials:
+        if trial.state.name == "COMPLETE":
+            done[trial.number] = trial.value
+        elif trial.state.name == "PRUNED":
+            pruned[trial.number] = trial.intermediate_values[_epochs(trial)]
+    x, best, left = list(done), list(accumulate(done.values(), max)), list(pruned.values())
+    dot = {"color": theme.TRAIN, "size": 8}
+    line = {"color": theme.VALID, "shape": "hv", "width": 2}
+    cross = {"symbol": "x-thin", "size": 8, "line": {"width": 1.5, "color": theme.PLAN}}
+    figure = go.Figure()
+    figure.add_scatter(name="trial", x=x, y=list(done.values()), mode="markers", marker=dot)
+    figure.add_scatter(name="best so far", x=x, y=best, mode="lines", line=line)
+    where = "pruned, where it was left"
+    figure.add_scatter(name=where, x=list(pruned), y=left, mode="markers", marker=cross)
     figure.update_xaxes(title_text="trial", dtick=max(1, len(trials) // 8))
-    figure.update_yaxes(title_text="valid IoU")
-    return _ours(figure, "").update_layout(
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, uirevision="stay"
-    )
+    figure.update_yaxes(title_text=SCORE)
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
+    return _ours(figure).update_layout(legend=legend, uirevision="stay")
 
 
 def importance(search: Search) -> go.Figure:
@@ -168,98 +137,73 @@ def importance(search: Search) -> go.Figure:
 
     Raises RunError unless some trials have ended: of a few nothing can be said.
     """
-    if (ended := sum(map(_ended, search.results()))) < ENOUGH:
-        raise RunError(
-            f"What decides cannot be said of {ended} trials.",
-            f"Let {ENOUGH} end; pruned ones do not count.",
-        )
-    shares = optuna.importance.get_param_importances(
-        search.study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(), normalize=True
-    )
-    names, values = [short_path(path) for path in shares], list(shares.values())
-    bars = go.Bar(
-        x=values, y=names, orientation="h", marker={"color": theme.TRAIN}, texttemplate="%{x:.2f}"
-    )
-    figure = go.Figure(bars)
-    figure.update_yaxes(automargin=True, autorange="reversed", ticks="")
-    figure.update_xaxes(title_text="share", range=[0, 1])
-    return _ours(figure, "What decides, of these settings")
+    import optuna
+
+    ended = [t for t in search.results() if t.state.name == "COMPLETE"]
+    if len(ended) < ENOUGH:
+        problem = f"What decides cannot be said of {len(ended)} trials."
+        raise RunError(problem, f"Let {ENOUGH} end; pruned ones do not count.")
+    figure = optuna.visualization.plot_param_importances(search.study)
+    figure.data[0].y = list(map(short_path, figure.data[0].y))
+    figure.update_xaxes(title_text="share", range=[0, 1.1])
+    figure.update_yaxes(title_text="", automargin=True, ticks="")
+    return _ours(figure).update_layout(title_text="What decides, of these settings")
 
 
 def parallel(search: Search) -> go.Figure:
-    """A line a trial that has ended through the values of all settings to its IoU, yellow the
-    better.
+    """A line a trial that has ended from its IoU through the values of all settings, yellow the
+    better; through "None" where a setting has no effect.
     """
-    trials = list(filter(_ended, search.results()))
-    ious = [t.value for t in trials]
-    axes = [_axis(search, path, trials) for path in search.space] + [
-        {"label": "valid IoU", "values": ious}
-    ]
-    bar = {"title": {"text": "valid IoU"}, "thickness": 12}
-    lines = go.Parcoords(
-        dimensions=axes,
-        line={"color": ious, "colorscale": "Cividis", "showscale": True, "colorbar": bar},
-    )
-    text = {"color": theme.TEXT, "shadow": "none"}  # else a white one, also on a dark page
-    lines.update(
-        labelfont=text, tickfont=text, rangefont={"color": "rgba(0,0,0,0)", "shadow": "none"}
-    )
-    return _ours(go.Figure(lines), "").update_layout(margin={"l": 96, "r": 24, "t": 64, "b": 32})
+    import optuna
 
-
-def _axis(search: Search, path: str, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
-    """A setting as an axis: its choices by name, a log scale by its powers."""
-    values, label = [t.params[path] for t in trials], short_path(path)
-    if path in search.choices:
-        known = list(search.choices[path])
-        return {
-            "label": label,
-            "values": [known.index(v) for v in values],
-            "tickvals": [*range(len(known))],
-            "ticktext": [str(v) for v in known],
-            "range": [-0.2, len(known) - 0.8],
-        }
-    if not search.space[path].log:
-        return {"label": label, "values": values}
-    powers = range(floor(log10(search.space[path].low)), ceil(log10(search.space[path].high)) + 1)
-    return {
-        "label": label,
-        "values": [log10(v) for v in values],
-        "tickvals": [*powers],
-        "ticktext": [f"{10.0**p:g}" for p in powers],
-        "range": [powers[0], powers[-1]],
-    }
+    study = _with_short_names(search)
+    figure = optuna.visualization.plot_parallel_coordinate(study, target_name=SCORE)
+    names = set()
+    for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
+        names.update(trial.params)
+    figure.update_xaxes(ticktext=[SCORE, *sorted(names)])  # Optuna's end after 20 letters
+    figure.update_annotations(font_color=theme.TEXT)
+    figure.update_traces(marker_colorscale="Cividis", selector={"mode": "markers"})
+    for line in figure.select_traces({"mode": "lines"}):  # y[0] is the IoU between worst and best
+        line.update(line_color=theme.heat(line.y[0])[0], opacity=0.8)
+    return _ours(figure).update_layout(plot_bgcolor="rgba(0,0,0,0)")
 
 
 def slices(search: Search) -> go.Figure:
     """IoU against each setting by itself, of the trials in which it has an effect; later trials
     yellow.
     """
-    trials, paths = list(filter(_ended, search.results())), list(search.space)
-    figure = make_subplots(rows=1, cols=len(paths), shared_yaxes=True, horizontal_spacing=0.03)
-    idle = {t.number: search.idle_in(t) for t in trials}
-    figure.update_layout(
-        coloraxis={"colorscale": "Cividis", "colorbar": {"title": "trial", "thickness": 12}}
-    )
-    for column, path in enumerate(paths, start=1):
-        shown = [t for t in trials if path not in idle[t.number]]
-        x = [str(t.params[path]) if path in search.choices else t.params[path] for t in shown]
-        look = {"size": 8, "color": [t.number for t in shown], "coloraxis": "coloraxis"}
-        figure.add_trace(
-            go.Scatter(x=x, y=[t.value for t in shown], mode="markers", marker=look),
-            row=1,
-            col=column,
-        )
-        names = list(map(str, search.choices.get(path, ())))
-        scale = (
-            {"type": "category", "categoryorder": "array", "categoryarray": names} if names else {}
-        )
-        if path not in search.choices and search.space[path].log:
-            scale = {"type": "log", "exponentformat": "power", "dtick": 1}
-        figure.update_xaxes(title_text=short_path(path), **scale, row=1, col=column)
-    figure.update_yaxes(title_text="valid IoU", col=1)
-    return _ours(figure, "").update_layout(showlegend=False, margin={"t": 24})
+    import optuna
+
+    study = _with_short_names(search)
+    figure = optuna.visualization.plot_slice(study, target_name=SCORE)
+    figure.update_traces(marker={"size": 8, "coloraxis": "coloraxis"})
+    figure.update_xaxes(dtick=1, exponentformat="power", selector={"type": "log"})
+    for axis in figure.select_xaxes({"type": "category"}):
+        axis.update(tickvals=axis.categoryarray)
+        axis.ticktext = [name.strip("'") for name in axis.categoryarray]
+    bar = {"title": "trial", "thickness": 12}
+    return _ours(figure).update_layout(coloraxis={"colorscale": "Cividis", "colorbar": bar})
 
 
-def _ours(figure: go.Figure, title: str) -> go.Figure:
-    return figure.update_layout(template=theme.TEMPLATE, height=340, title_text=title)
+def _with_short_names(search: Search) -> optuna.Study:
+    """All trials as a study of their own, in which a trial has the settings that have an effect in
+    it.
+    """
+    import optuna
+
+    with quiet():
+        study = optuna.create_study(direction="maximize")
+    for trial in search.study.get_trials():
+        params, distributions, idle = {}, {}, search.idle_in(trial)
+        for path, value in trial.params.items():
+            if path not in idle:
+                params[short_path(path)] = value
+                distributions[short_path(path)] = trial.distributions[path]
+        trial.params, trial.distributions = params, distributions
+        study.add_trial(trial)
+    return study
+
+
+def _ours(figure: go.Figure) -> go.Figure:
+    return figure.update_layout(template=theme.TEMPLATE, height=340, width=None, title_text="")

@@ -55,9 +55,6 @@ COSTLY = (
 """Settings that no control changes, or that choose the machine, and that timed batches depend on.
 """
 
-MACHINE = ("device", "precision", "threads", "processes")
-"""Settings that choose the machine."""
-
 SAMPLES = 4
 """Validation images that are predicted after every epoch."""
 
@@ -98,13 +95,9 @@ class Session:
         return self.job.replace(recipe)
 
     def plan_of(self, recipe: Recipe) -> Job:
-        """The same, and of a recipe for another machine as if it were for this one."""
-        try:
-            return self.job_of(recipe)
-        except ConfigError:
-            own = self.job.recipe
-            here = {name: getattr(own, name) for name in MACHINE}
-            return self.job_of(recipe.replace(here))
+        """The same on the device that is used here, wherever the recipe would train."""
+        here = {name: getattr(self.job.recipe, name) for name in ("device", "precision", "threads")}
+        return self.job_of(recipe.replace(here))
 
     def _clear(self) -> None:
         self.version, self.curves = 0, self.planned()
