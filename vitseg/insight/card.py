@@ -17,9 +17,8 @@ from vitseg.insight.borders import TOLERANCE
 from vitseg.insight.reading import Reading, read_images
 from vitseg.model.segmenter import load_segmenter
 from vitseg.runs.durable import write_text
-from vitseg.runs.explain import explain
 from vitseg.runs.folder import RunFolder
-from vitseg.runs.summary import number_or_na
+from vitseg.runs.narrate import explain, number_or_na
 
 _USE = """```python
 import vitseg

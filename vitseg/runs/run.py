@@ -27,10 +27,10 @@ from vitseg.runs.inherit import (
     origin_of,
     retold,
 )
+from vitseg.runs.narrate import Narrator
 from vitseg.runs.signals import held_back
 from vitseg.runs.stages import Start, stages
 from vitseg.runs.store import DECISIVE, StageEnd, decisive, find_stage, key_of
-from vitseg.runs.summary import summarise
 from vitseg.runs.work import Work, about_run, nothing, prepare, run_started
 from vitseg.training.team import Team
 
@@ -273,9 +273,8 @@ def _recorded(
                         saver.save(event, training)
                     work.save = partial(saver.save, event, training)
                     if isinstance(event, RunEnded):
-                        write_json(
-                            run.summary_file, summarise(run.events(), [s for _, s in run.timings()])
-                        )
+                        seconds = (s for _, s in run.timings())
+                        write_json(run.summary_file, Narrator(run.events(), seconds).summary())
                 try:
                     yield from run.handed(event)
                 except GeneratorExit:
