@@ -40,8 +40,8 @@ from vitseg.images import sha256_of
 from vitseg.recipe import load_recipe
 from vitseg.runs.durable import MANIFEST, write_json
 from vitseg.runs.folder import RunFolder, replay
+from vitseg.runs.narrate import Narrator
 from vitseg.runs.run import resume, train
-from vitseg.runs.summary import summarise
 from vitseg.settings import Data, Folder
 from vitseg.ui.curves import Curves
 from vitseg.ui.table import Table
@@ -160,7 +160,7 @@ def open_run(bench: Bench, copy: Path) -> None:
     """All that is done with a run that was cut off."""
     run = RunFolder(copy)
     Curves.of(replay(copy))
-    summarise(run.events(), [seconds for _, seconds in run.timings()])
+    Narrator(run.events(), [seconds for _, seconds in run.timings()]).summary()
     with contextlib.closing(resume(copy)) as events:
         for _, _ in zip(range(3), events, strict=False):
             pass

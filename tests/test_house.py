@@ -29,7 +29,7 @@ BIN = Path(sys.executable).parent
         "vitseg.plan",
         "vitseg.ui.charts",
         "vitseg.ui.table",
-        "vitseg.ui.watch",
+        "vitseg.ui.console",
         "vitseg.runs.folder",
         "vitseg.data.fetch",
     ],

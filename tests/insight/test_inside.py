@@ -14,8 +14,7 @@ from sklearn.decomposition import PCA
 import vitseg
 from vitseg.errors import ConfigError
 from vitseg.images import fitted_size
-from vitseg.insight.drift import drift
-from vitseg.insight.inside import all_levels, attention, feature_map, grad_cam, pca_colors
+from vitseg.insight.inside import all_levels, attention, drift, feature_map, grad_cam, pca_colors
 from vitseg.model.segmenter import build_segmenter
 from vitseg.settings import Model
 

@@ -15,11 +15,17 @@ import vitseg
 from vitseg.data.dataset import SegmentationData
 from vitseg.errors import ConfigError
 from vitseg.images import IGNORE
-from vitseg.insight.borders import TOLERANCE, borders_of
-from vitseg.insight.calibration import BINS, Calibration
-from vitseg.insight.objects import things_of
-from vitseg.insight.predicting import flipped, probabilities
-from vitseg.insight.reading import Reading, read_images
+from vitseg.insight.reading import (
+    BINS,
+    TOLERANCE,
+    Calibration,
+    Reading,
+    borders_of,
+    flipped,
+    probabilities,
+    read_images,
+    things_of,
+)
 from vitseg.model.segmenter import build_segmenter
 from vitseg.presets import quick
 from vitseg.settings import Model

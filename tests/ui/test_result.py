@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import vitseg
-from vitseg.insight.drift import drift
+from vitseg.insight.inside import drift
 from vitseg.insight.reading import read_images
 from vitseg.ui import gallery, pictures, result
 

@@ -1133,8 +1133,8 @@ def test_this_stage_takes_the_newest_end_of_the_stage_before(wb):
 
 def test_watch_passes_every_event_on_and_draws_now_and_then(tiny_recipe, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("vitseg.ui.watch.display", drawn.append)
-    monkeypatch.setattr("vitseg.ui.watch.clear_output", lambda wait: None)
+    monkeypatch.setattr("IPython.display.display", drawn.append)
+    monkeypatch.setattr("IPython.display.clear_output", lambda wait: None)
     seen = [
         e
         for e in vitseg.watch(vitseg.train(tiny_recipe, tmp_path / "run"), every=5)

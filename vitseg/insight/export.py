@@ -8,11 +8,10 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from vitseg.errors import VitsegError, WeightsError
 from vitseg.model.segmenter import Segmenter
@@ -31,15 +30,14 @@ def export_onnx(model: Segmenter, path: str | Path) -> float:
     WeightsError, and leaves no file, where logits differ by more than TOLERANCE; VitsegError
     without the packages.
     """
-    alone, path = model.snapshot().cpu(), Path(path)
-    images = _noise(2, model.shape.size)
+    alone, path, shape = model.snapshot().cpu(), Path(path), model.shape
     try:
         import onnxruntime
 
         with _quietly():
             program = torch.onnx.export(
                 alone,
-                (images,),
+                (torch.zeros(2, 3, *shape.size, dtype=torch.uint8),),
                 dynamo=True,
                 input_names=["images"],
                 output_names=["logits"],
@@ -50,39 +48,34 @@ def export_onnx(model: Segmenter, path: str | Path) -> float:
         raise VitsegError(
             f"export: {error.name} is not installed.", "pip install 'vitseg[onnx]'"
         ) from None
-    program.model.metadata_props.update(
-        {"classes": "\n".join(model.shape.classes), "size": "x".join(map(str, model.shape.size))}
-    )
+    about = program.model.metadata_props
+    about["classes"], about["size"] = "\n".join(shape.classes), "{}x{}".format(*shape.size)
     with written(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        program.save(aside := Path(folder) / path.name)
-        session = onnxruntime.InferenceSession(aside, providers=["CPUExecutionProvider"])
-        apart = max(_apart(alone, session, _noise(batch, model.shape.size)) for batch in (1, 3))
+        aside = Path(folder)
+        program.save(aside / path.name)
+        session = onnxruntime.InferenceSession(
+            aside / path.name, providers=["CPUExecutionProvider"]
+        )
+        apart = max(_apart(alone, session, batch) for batch in (1, 3))
         if apart > TOLERANCE:
-            mend = "Keep the model as it is: vitseg.load(folder)."
             raise WeightsError(
-                (
-                    f"{path}: the exported model's logits differ by {apart:.1e}, allowed are "
-                    f"{TOLERANCE:.0e}."
-                ),
-                mend,
+                f"{path}: the exported model's logits differ by {apart:.1e}, allowed are "
+                f"{TOLERANCE:.0e}.",
+                "Keep the model as it is: vitseg.load(folder).",
             )
-        for file in Path(
-            folder
-        ).iterdir():  # two where the weights are larger than a file of this kind may be
+        for file in aside.iterdir():  # two where the weights are too large for one
             file.replace(path.with_name(file.name))
     return apart
 
 
-def _apart(model: Segmenter, session: object, images: Tensor) -> float:
-    with torch.no_grad():
-        expected = model(images)
-    (found,) = session.run(["logits"], {"images": images.numpy()})
-    return float((torch.from_numpy(found) - expected).abs().max())
-
-
-def _noise(batch: int, size: tuple[int, int]) -> Tensor:
+def _apart(model: Segmenter, session: object, batch: int) -> float:
+    """The largest difference between logits of so many images of noise."""
     given = torch.Generator().manual_seed(batch)
-    return torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, generator=given)
+    size = batch, 3, *model.shape.size
+    images = torch.randint(0, 256, size, dtype=torch.uint8, generator=given)
+    (found,) = session.run(["logits"], {"images": images.numpy()})
+    with torch.no_grad():
+        return float((model(images) - torch.from_numpy(found)).abs().max())
 
 
 @contextmanager
@@ -90,14 +83,9 @@ def _quietly() -> Iterator[None]:
     """Silences the exporter's remarks on torchvision, which is not used here, and on constants that
     it does not fold.
     """
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with warnings.catch_warnings(action="ignore"), ExitStack() as afterwards:
+        for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+            logger = logging.getLogger(name)
+            afterwards.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        yield

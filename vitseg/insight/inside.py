@@ -1,21 +1,27 @@
-"""Looking into a model: what attends to what, what a class rests on, what features have in common.
-It is left as it was.
+"""Looking into a model: what attends to what, what a class rests on, what features have in common,
+how far training has moved the weights. The model is left as it was.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector
 
 from vitseg.errors import ConfigError
-from vitseg.images import fitted_size
-from vitseg.model.encoder import Levels
-from vitseg.model.segmenter import Segmenter, in_eval_mode, likeliest
+from vitseg.images import Size, fitted_size
+from vitseg.model.encoder import Encoder, Levels
+from vitseg.model.freeze import DECODER, Part, model_parts
+from vitseg.model.segmenter import Segmenter, in_eval_mode, likeliest, load_segmenter, restored
+from vitseg.model.weights import load_vit
+from vitseg.runs.folder import RunFolder
+from vitseg.training.weights import load_weights
 
 
 def all_levels(model: Segmenter, image: Image.Image) -> Levels:
@@ -23,22 +29,17 @@ def all_levels(model: Segmenter, image: Image.Image) -> Levels:
     encoder = model.encoder
     with in_eval_mode(model), torch.no_grad():
         pixels = model.normalise(model.canvas(image))
-        return encoder.run(
-            encoder.embed(pixels),
-            0,
-            encoder.depth,
-            set(range(encoder.depth + 1)),
-            tuple(pixels.shape[2:]),
-        )
+        tokens, every = encoder.embed(pixels), set(range(encoder.depth + 1))
+        return encoder.run(tokens, 0, encoder.depth, every, tuple(pixels.shape[2:]))
 
 
 def attention(model: Segmenter, image: Image.Image, block: int) -> Tensor:
     """How much the class token looks at each patch of the image in block 1 .. L: (heads, h, w)."""
-    encoder, padded = model.encoder, model.padded(model.shape.size)
+    encoder = model.encoder
     _check("block", block, 1, encoder.depth)
-    table = encoder.attention(all_levels(model, image)[block - 1], block, padded)
-    looks = table[0, :, 0, encoder.prefix_tokens :]
-    return _of_the_image(looks.unflatten(1, _grid(model)), model, image)
+    below, padded = all_levels(model, image)[block - 1], model.padded(model.shape.size)
+    table = encoder.attention(below, block, padded)  # (1, heads, N, N)
+    return _on_patches(table[0, :, 0, encoder.prefix_tokens :], model, image)
 
 
 def grad_cam(model: Segmenter, image: Image.Image, class_id: int, level: int) -> Tensor:
@@ -49,30 +50,36 @@ def grad_cam(model: Segmenter, image: Image.Image, class_id: int, level: int) ->
     of the class's logits, summed over the pixels predicted as that class, or over all if there are
     none.
     """
-    encoder = model.encoder
-    _check("level", level, 0, model.shape.skip_depths[-1])
+    encoder, depths = model.encoder, model.shape.skip_depths
+    _check("level", level, 0, depths[-1])
     _check("class_id", class_id, 0, len(model.shape.classes) - 1)
-    levels, size = all_levels(model, image), model.shape.size
-    height, width = fitted_size((image.height, image.width), size)
+    levels, padded = all_levels(model, image), model.padded(model.shape.size)
+    height, width = _fitted(model, image)
 
-    def logits_from(tokens: Tensor) -> Tensor:
-        padded, depths = model.padded(size), set(model.shape.skip_depths)
-        known = levels | encoder.run(tokens, level, model.shape.skip_depths[-1], depths, padded)
-        skips = [encoder.to_map(known[d], padded) for d in model.shape.skip_depths]
-        return model.decoder(skips, padded)[0, :, :height, :width]
+    def class_logits(tokens: Tensor) -> Tensor:
+        known = levels | encoder.run(tokens, level, depths[-1], set(depths), padded)
+        skips = [encoder.to_map(known[depth], padded) for depth in depths]
+        logits = model.decoder(skips, padded)[:, :, :height, :width]
+        predicted = likeliest(logits) == class_id
+        return logits[:, class_id][predicted if predicted.any() else ...].sum()
 
-    with in_eval_mode(model):
-        with torch.no_grad():
-            logits = logits_from(levels[level])
-        where = likeliest(logits[None])[0] == class_id
-        where = where if where.any() else torch.ones_like(where)
-        gradient = torch.func.grad(lambda tokens: logits_from(tokens)[class_id][where].sum())(
-            levels[level]
-        ).detach()
-    patches, slopes = (t[0, encoder.prefix_tokens :] for t in (levels[level], gradient))
-    cam = (patches @ slopes.mean(0)).relu().unflatten(0, _grid(model))
-    cam = _of_the_image(cam, model, image)
+    tokens = levels[level]
+    with in_eval_mode(model), torch.no_grad():
+        gradient = torch.func.grad(class_logits)(tokens)
+    patches, slopes = torch.cat([tokens, gradient])[:, encoder.prefix_tokens :]  # (h * w, D)
+    cam = _on_patches((patches @ slopes.mean(0)).relu(), model, image)
     return cam / cam.max().clamp(min=1e-12)
+
+
+def feature_map(model: Segmenter, image: Image.Image, level: int) -> Tensor:
+    """Features (D, h, w) of the patches of an image at level 0 .. L, normed as the decoder gets
+    them.
+    """
+    _check("level", level, 0, model.encoder.depth)
+    tokens = all_levels(model, image)[level]
+    with torch.no_grad():
+        features = model.encoder.to_map(tokens, model.padded(model.shape.size))[0]
+    return _on_patches(features.flatten(1), model, image)
 
 
 def pca_colors(maps: Sequence[Tensor]) -> list[Tensor]:
@@ -86,58 +93,74 @@ def pca_colors(maps: Sequence[Tensor]) -> list[Tensor]:
     rows = rows - rows.mean(0)
     _, directions = torch.linalg.eigh(rows.T @ rows)  # rising; not pca_lowrank, which draws
     directions = directions[:, -3:].flip(1)
-    directions = (
-        directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
-    )  # else the sign is free
-    found = rows @ directions
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    found = rows @ (directions * largest.sign())  # else the sign is free
     low, high = found.quantile(torch.tensor([0.01, 0.99], dtype=torch.float64), dim=0)
     colors = ((found - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).float()
-    parts = colors.split([math.prod(m.shape[1:]) for m in maps])
-    return [part.unflatten(0, tuple(m.shape[1:])) for part, m in zip(parts, maps, strict=True)]
-
-
-def feature_map(model: Segmenter, image: Image.Image, level: int) -> Tensor:
-    """Features (D, h, w) of the patches of an image at level 0 .. L, normed as the decoder gets
-    them.
-    """
-    _check("level", level, 0, model.encoder.depth)
-    with torch.no_grad():
-        features = model.encoder.to_map(
-            all_levels(model, image)[level], model.padded(model.shape.size)
-        )[0]
-    return _of_the_image(features, model, image)
+    sizes = [m.shape[1:] for m in maps]
+    parts = colors.split([size.numel() for size in sizes])
+    return [part.unflatten(0, size) for part, size in zip(parts, sizes, strict=True)]
 
 
 def spread(grid: Tensor, model: Segmenter, image: Image.Image) -> Tensor:
     """A map (h, w) on the patch grid, as `attention` and `grad_cam` give it, at the image's own
     size and in 0..1.
     """
+    height, width = model.shape.size
     canvas = F.interpolate(
         grid[None, None].float(),
         scale_factor=model.encoder.patch,
         mode="bilinear",
         align_corners=False,
     )
-    original = (image.height, image.width)
-    height, width = fitted_size(original, model.shape.size)
-    heat = F.interpolate(
-        canvas[..., :height, :width], size=original, mode="bilinear", align_corners=False
-    )[0, 0]
-    return (heat - heat.min()) / (heat.max() - heat.min()).clamp(min=1e-12)
+    heat = restored(canvas[0, :, :height, :width], (image.height, image.width))[0]
+    heat = heat - heat.min()
+    return heat / heat.max().clamp(min=1e-12)
 
 
-def _grid(model: Segmenter) -> tuple[int, int]:
-    height, width = model.padded(model.shape.size)
-    return height // model.encoder.patch, width // model.encoder.patch
+def drift(folder: str | Path) -> dict[int, dict[str, float]]:
+    """By stage that has ended, for each part of the encoder |w - w0| / |w0| over all its weights,
+    w0 the pretrained ones.
+
+    0 is exactly unmoved. Of the weights that the stage hands on as its best.
+    """
+    run = RunFolder(folder)
+    model = load_segmenter(run.best)
+    model.encoder = Encoder(load_vit(run.recipe.model.encoder).vit)
+    parts = model_parts(model)
+    del parts[DECODER]
+    before = {name: _row(part) for name, part in parts.items()}
+    found = {}
+    for stage in run.ended_stages():
+        load_weights(model, load_file(run.stage(stage) / "best.safetensors"))
+        found[stage] = {name: _moved(_row(part), before[name]) for name, part in parts.items()}
+    return found
 
 
-def _of_the_image(grid: Tensor, model: Segmenter, image: Image.Image) -> Tensor:
-    """Of a map (..., h, w) on the canvas, the patches that the image reaches, on the CPU."""
-    height, width = (
-        math.ceil(s / model.encoder.patch)
-        for s in fitted_size((image.height, image.width), model.shape.size)
-    )
-    return grid[..., :height, :width].cpu()
+def _row(part: Part) -> Tensor:
+    """A copy of all its weights (n,)."""
+    return parameters_to_vector(part.parameters).detach()
+
+
+def _moved(now: Tensor, before: Tensor) -> float:
+    before = before.double()
+    return float((now - before).norm() / before.norm())
+
+
+def _fitted(model: Segmenter, image: Image.Image) -> Size:
+    """How much of the canvas (H, W) the image fills."""
+    return fitted_size((image.height, image.width), model.shape.size)
+
+
+def _on_patches(values: Tensor, model: Segmenter, image: Image.Image) -> Tensor:
+    """Of values (..., h * w) of the canvas's patches, those that the image reaches, as a map on the
+    CPU.
+    """
+    patch = model.encoder.patch
+    height, width = model.padded(_fitted(model, image))
+    columns = model.padded(model.shape.size)[1] // patch
+    grid = values.unflatten(-1, (-1, columns))
+    return grid[..., : height // patch, : width // patch].cpu()
 
 
 def _check(field: str, value: int, least: int, most: int) -> None:

@@ -4,30 +4,165 @@ borders, calibration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 
 from vitseg.data.dataset import SegmentationData
 from vitseg.draws import seed_for
 from vitseg.errors import ConfigError
 from vitseg.images import IGNORE
-from vitseg.insight.borders import Border, borders_of
-from vitseg.insight.calibration import Calibration
-from vitseg.insight.objects import Thing, things_of
-from vitseg.insight.predicting import probabilities
 from vitseg.model.segmenter import Segmenter
 from vitseg.training.metrics import confusion, mean_of_known, scores
+
+BINS = 15
+"""Of a calibration."""
+
+TOLERANCE = 2.0
+"""Pixels within which a border counts as met: about what two annotators differ by."""
+
+_CORNERS = np.ones((3, 3), dtype=bool)
+"""Pixels that touch at a corner belong to one object."""
+
+
+def probabilities(model: Segmenter, image: Image.Image) -> Tensor:
+    """Softmax (classes, h, w) of one image at its own size, on the CPU."""
+    return model.logits(image).softmax(0).cpu()
+
+
+def flipped(model: Segmenter, image: Image.Image) -> Tensor:
+    """Test-time augmentation: the mean of the probabilities of the image and of its mirror image,
+    turned back.
+
+    Probabilities, not logits: a mean of logits is a geometric mean, in which the surer of two
+    passes has more than a vote.
+    """
+    mirrored = probabilities(model, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).flip(2)
+    return torch.stack([probabilities(model, image), mirrored]).mean(0)
+
 
 Predict = Callable[[Segmenter, Image.Image], Tensor]
 """From a model and an image to probabilities (classes, h, w) at the image's own size:
 `probabilities`, or `flipped`.
 """
+
+
+class Thing(NamedTuple):
+    """An object: a connected piece of one class in the truth. `found` is the share of its pixels
+    that were predicted as its class; `iou` is its overlap with the predicted pieces that touch it.
+
+    A score over pixels hides what happens to small ones.
+    """
+
+    name: str
+    class_id: int
+    pixels: int
+    found: float
+    iou: float
+
+
+def things_of(
+    name: str, truth: np.ndarray, predicted: np.ndarray, classes: Iterable[int]
+) -> list[Thing]:
+    """The pieces of these classes in class ids (h, w); ignored pixels are of no class in either."""
+    things = []
+    for class_id in classes:
+        pieces, count = ndimage.label(truth == class_id, _CORNERS)
+        if not count:
+            continue
+        guesses, _ = ndimage.label(predicted == class_id, _CORNERS)
+        sizes = np.bincount(guesses.ravel())
+        for number in range(1, count + 1):
+            inside = guesses[pieces == number]
+            hit, pixels = inside[inside > 0], len(inside)
+            union = pixels + int(sizes[np.unique(hit)].sum()) - len(hit)
+            things.append(Thing(name, class_id, pixels, len(hit) / pixels, len(hit) / union))
+    return things
+
+
+class Border(NamedTuple):
+    """How far the borders of one class in one image are apart. `distance` is the average symmetric
+    surface distance: the mean way from a pixel of either border to the nearest of the other;
+    `within` is the share of those pixels with at most TOLERANCE to go.
+    """
+
+    name: str
+    class_id: int
+    distance: float
+    within: float
+
+
+def borders_of(
+    name: str, truth: np.ndarray, predicted: np.ndarray, classes: Iterable[int]
+) -> list[Border]:
+    """Of each of these classes that is in the truth and in the prediction; where one is missing
+    there is no way to go.
+    """
+    borders = []
+    for class_id in classes:
+        mine, theirs = _edge(predicted == class_id), _edge(truth == class_id)
+        if mine.any() and theirs.any():
+            there = ndimage.distance_transform_edt(~theirs)[mine]
+            back = ndimage.distance_transform_edt(~mine)[theirs]
+            ways = np.concatenate([there, back])
+            within = float((ways <= TOLERANCE).mean())
+            borders.append(Border(name, class_id, float(ways.mean()), within))
+    return borders
+
+
+def _edge(region: np.ndarray) -> np.ndarray:
+    """The pixels of a region (h, w) bool with a neighbour outside; what is cut off by the frame
+    ends there.
+    """
+    return region & ~ndimage.binary_erosion(region)
+
+
+class Calibration(NamedTuple):
+    """Whether a model that says 90 % is right nine times in ten: pixels by how sure it was of its
+    answer, in BINS bins of equal width. Sums (BINS,) float64, so that images add up.
+    """
+
+    pixels: Tensor
+    confidence: Tensor  # sum of the probabilities of the answers
+    right: Tensor  # pixels whose answer is the truth
+
+    @classmethod
+    def empty(cls) -> Calibration:
+        return cls(*torch.zeros(3, BINS, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, confidence: Tensor, predicted: Tensor, truth: Tensor) -> Calibration:
+        """Of one image: probabilities of the answers, the answers, and the truth, all (h, w);
+        ignored pixels are left out.
+        """
+        counted = truth != IGNORE
+        sure = confidence[counted].double()
+        right = (predicted == truth)[counted]
+        place = (sure * BINS).long().clamp(max=BINS - 1)  # a bin holds its lower end
+        rows = torch.stack([torch.ones_like(sure), sure, right])
+        return cls(*torch.stack(cls.empty()).index_add_(1, place, rows))
+
+    def __add__(self, other: Calibration) -> Calibration:
+        return Calibration(*map(torch.add, self, other))
+
+    def error(self) -> float:
+        """Expected calibration error (Naeini et al. 2015): how far sureness and success are apart,
+        mean over pixels.
+        """
+        return float((self.confidence - self.right).abs().sum() / self.pixels.sum())
+
+    def curve(self) -> list[list[float]]:
+        """Of every bin that holds pixels: mean sureness, share of right answers, share of all
+        pixels.
+        """
+        n, sure, right = torch.stack(self)[:, self.pixels > 0]
+        return torch.stack([sure / n, right / n, n / n.sum()], dim=1).tolist()
 
 
 class Interval(NamedTuple):
@@ -61,11 +196,14 @@ class Reading:
 
     def scores(self) -> dict[str, Any]:
         """As training logs them: from one confusion matrix over all images."""
-        return self._scores(self.matrix)
+        return scores(self.matrix, self.mode, self.score_background)
 
     def iou_by_image(self) -> list[float | None]:
         """None where an image holds nothing that is scored."""
-        return [self._scores(matrix)["iou"] for matrix in self.matrices]
+        return self._iou(self.matrices)
+
+    def _iou(self, matrices: Iterable[Tensor]) -> list[float | None]:
+        return [scores(matrix, self.mode, self.score_background)["iou"] for matrix in matrices]
 
     def means(self, batch_size: int) -> dict[str, float | None]:
         """One and the same predictions, three usual ways to say "IoU": they differ where images
@@ -75,11 +213,11 @@ class Reading:
         alike, an image without a class is left out of that class. Over batches is an accident of
         their order, and what many training loops print.
         """
-        batches = [self._scores(part.sum(0))["iou"] for part in self.matrices.split(batch_size)]
+        batches = (batch.sum(0) for batch in self.matrices.split(batch_size))
         return {
             "data set": self.scores()["iou"],
             "images": mean_of_known(self.iou_by_image()),
-            "batches": mean_of_known(batches),
+            "batches": mean_of_known(self._iou(batches)),
         }
 
     def interval(self, resamples: int = 1000) -> Interval | None:
@@ -89,20 +227,16 @@ class Reading:
         It knows nothing of what another seed of training would have changed. The draws are the same
         each time. None where no image holds anything that is scored.
         """
-        rng = np.random.default_rng(seed_for("bootstrap"))
-        counts = rng.multinomial(n := len(self.names), np.full(n, 1 / n), size=resamples)
-        totals = torch.einsum("rn,nij->rij", torch.from_numpy(counts), self.matrices)
-        found = [iou for iou in (self._scores(total)["iou"] for total in totals) if iou is not None]
-        return Interval(*(float(q) for q in np.quantile(found, (0.025, 0.975)))) if found else None
+        rng, n = np.random.default_rng(seed_for("bootstrap")), len(self.names)
+        counts = torch.from_numpy(rng.multinomial(n, np.full(n, 1 / n), size=resamples))
+        totals = torch.einsum("rn,nij->rij", counts, self.matrices)
+        found = [iou for iou in self._iou(totals) if iou is not None]
+        return Interval(*np.quantile(found, (0.025, 0.975)).tolist()) if found else None
 
     def ranked(self) -> list[str]:
         """Names of the images that can be scored, from the worst to the best."""
-        scored = [
-            (iou, name)
-            for iou, name in zip(self.iou_by_image(), self.names, strict=True)
-            if iou is not None
-        ]
-        return [name for _, name in sorted(scored)]
+        scored = zip(self.iou_by_image(), self.names, strict=True)
+        return [name for _, name in sorted(pair for pair in scored if pair[0] is not None)]
 
     def examples(self, each: int = 2) -> dict[str, list[str]]:
         """Names of the `each` best images, those around the median, and the worst; of three images
@@ -122,7 +256,7 @@ class Reading:
         most first.
         """
         counts = self.matrices[:, self._id(truth), self._id(predicted)].tolist()
-        found = [(name, n) for name, n in zip(self.names, counts, strict=True) if n]
+        found = [item for item in zip(self.names, counts, strict=True) if item[1]]
         return sorted(found, key=lambda item: (-item[1], item[0]))
 
     def shares(self, of: str) -> Tensor:
@@ -131,20 +265,17 @@ class Reading:
 
         nan where a class does not occur.
         """
-        if of not in {"truth", "prediction"}:
+        axes = {"truth": 1, "prediction": 0}
+        if of not in axes:
             raise ConfigError("of", of, "'truth' or 'prediction'")
         counts = self.matrix.double()
-        return counts / counts.sum(dim=1 if of == "truth" else 0, keepdim=True)
+        return counts / counts.sum(dim=axes[of], keepdim=True)
 
     def _id(self, named: int | str) -> int:
-        if isinstance(named, int) and 0 <= named < len(self.classes):
-            return named
-        if named not in self.classes:
-            raise ConfigError("class", named, ", ".join(map(repr, self.classes)))
-        return self.classes.index(named)
-
-    def _scores(self, matrix: Tensor) -> dict[str, Any]:
-        return scores(matrix, self.mode, self.score_background)
+        for class_id, name in enumerate(self.classes):
+            if named in (class_id, name):
+                return class_id
+        raise ConfigError("class", named, ", ".join(map(repr, self.classes)))
 
 
 def read_images(
@@ -160,41 +291,32 @@ def read_images(
     `watch` hands on the names as they are asked for: room for a progress bar. Raises ConfigError
     for a split without images, and for a model of other classes.
     """
-    if model.shape.classes != data.classes:
-        raise ConfigError(
-            "model",
-            model.shape.classes,
-            f"a model of the data's classes, {data.classes}",
-            "Read its own run's data.",
-        )
-    if split not in data.splits or not data.splits[split]:
-        raise ConfigError(
-            "split", split, ", ".join(repr(s) for s, names in data.splits.items() if names)
-        )
-    names, matrices, things, borders, calibration = (
-        data.splits[split],
-        [],
-        [],
-        [],
-        Calibration.empty(),
-    )
-    ground = data.mode == "binary" or data.classes[0] == "background"
-    objects = range(1 if ground else 0, len(data.classes))
-    for name in watch(names):
+    classes = data.classes
+    if model.shape.classes != classes:
+        allowed = f"a model of the data's classes, {classes}"
+        raise ConfigError("model", model.shape.classes, allowed, "Read its own run's data.")
+    if not data.splits.get(split):
+        allowed = ", ".join(repr(name) for name, names in data.splits.items() if names)
+        raise ConfigError("split", split, allowed)
+    ground = data.mode == "binary" or classes[0] == "background"
+    objects = range(int(ground), len(classes))
+    matrices, things, borders, calibration = [], [], [], Calibration.empty()
+    for name in watch(data.splits[split]):
         image, ids = data.load(name)
-        truth, given = data.trained(ids), by(model, image)
-        confidence, predicted = given.max(0)
-        matrices.append(confusion(predicted, torch.from_numpy(truth), len(data.classes)))
-        calibration += Calibration.of(confidence, predicted, torch.from_numpy(truth))
-        mask = np.where(truth == IGNORE, IGNORE, predicted.numpy()).astype(np.uint8)
-        things += things_of(name, truth, mask, objects)
-        borders += borders_of(name, truth, mask, objects)
+        ids = data.trained(ids)
+        truth = torch.from_numpy(ids)
+        confidence, predicted = by(model, image).max(0)
+        matrices.append(confusion(predicted, truth, len(classes)))
+        calibration += Calibration.of(confidence, predicted, truth)
+        mask = predicted.masked_fill(truth == IGNORE, IGNORE).byte().numpy()
+        things += things_of(name, ids, mask, objects)
+        borders += borders_of(name, ids, mask, objects)
     return Reading(
-        data.classes,
+        classes,
         data.mode,
         data.cfg.score_background,
         split,
-        tuple(names),
+        tuple(data.splits[split]),
         torch.stack(matrices),
         tuple(things),
         tuple(borders),

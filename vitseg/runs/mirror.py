@@ -12,8 +12,8 @@ from vitseg.errors import VitsegError
 from vitseg.events import BatchEnded, EpochEnded, Event, RunStarted, StageStarted
 from vitseg.runs.durable import written
 
-Point = tuple[str, float | None, int]
-"""(tag, value, optimizer step over the whole run)"""
+Curves = dict[str, float | None]
+"""By tag, the value at one optimizer step of the run."""
 
 
 def mirror(events: Iterable[Event], folder: str | Path) -> Iterator[Event]:
@@ -26,41 +26,38 @@ def mirror(events: Iterable[Event], folder: str | Path) -> Iterator[Event]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        mend = "pip install 'vitseg[tensorboard]'"
+        what = error.name or "tensorboard"
         raise VitsegError(
-            f"mirror: {error.name or 'tensorboard'} is not installed.", mend
+            f"mirror: {what} is not installed.", "pip install 'vitseg[tensorboard]'"
         ) from None
     classes: list[str] = []
     with written(Path(folder)):
         writer = SummaryWriter(str(folder))
     with closing(writer):
         for event in events:
-            classes = event.classes if isinstance(event, RunStarted) else classes
-            for tag, value, step in points(event, classes):
+            if isinstance(event, RunStarted):
+                classes = event.classes
+            for tag, value in points(event, classes).items():
                 if value is not None:
-                    writer.add_scalar(tag, value, step)
+                    writer.add_scalar(tag, value, event.step)
             yield event
 
 
-def points(event: Event, classes: list[str]) -> list[Point]:
+def points(event: Event, classes: list[str]) -> Curves:
     """What an event adds to which curve."""
     match event:
         case BatchEnded():
-            return [
-                ("loss/train", event.loss, event.step),
-                *((f"LR/{g}", lr, event.step) for g, lr in event.lr.items()),
-            ]
+            return {"loss/train": event.loss} | {f"LR/{g}": lr for g, lr in event.lr.items()}
         case StageStarted() | EpochEnded():
-            scores, step = event.validation, event.step
-            found = [
-                (f"{name}/valid", scores[key], step)
-                for name, key in (("loss", "loss"), ("IoU", "iou"), ("F1", "f1"))
-            ]
-            found += [
-                (f"IoU by class/{c}", iou, step)
-                for c, iou in zip(classes, scores["per_class_iou"], strict=True)
-            ]
-            return found + (
-                [("IoU/train", event.train["iou"], step)] if isinstance(event, EpochEnded) else []
-            )
-    return []
+            valid = event.validation
+            found = {
+                "loss/valid": valid["loss"],
+                "IoU/valid": valid["iou"],
+                "F1/valid": valid["f1"],
+            }
+            for name, iou in zip(classes, valid["per_class_iou"], strict=True):
+                found[f"IoU by class/{name}"] = iou
+            if isinstance(event, EpochEnded):
+                found["IoU/train"] = event.train["iou"]
+            return found
+    return {}

@@ -19,6 +19,7 @@ from vitseg.runs.checkpoint import Saver, drop_after, newest_checkpoint, save_ch
 from vitseg.runs.durable import held, whole_folder, write_json
 from vitseg.runs.folder import RunFolder, runs_root
 from vitseg.runs.fork import check_fork, copy_stages, first_events, origin_of, parent_of, retold
+from vitseg.runs.narrate import Narrator
 from vitseg.runs.signals import held_back
 from vitseg.runs.store import (
     DECISIVE,
@@ -30,7 +31,6 @@ from vitseg.runs.store import (
     keep_key,
     key_of,
 )
-from vitseg.runs.summary import summarise
 from vitseg.training.cache import default_cache
 from vitseg.training.evaluate import evaluate
 from vitseg.training.features import Features
@@ -310,7 +310,9 @@ class _Runner:
                             self._saver, self._event, self._training = saver, event, training
                             if isinstance(event, RunEnded):
                                 seconds = [s for _, s in run.timings()]
-                                write_json(run.summary_file, summarise(run.events(), seconds))
+                                write_json(
+                                    run.summary_file, Narrator(run.events(), seconds).summary()
+                                )
                         try:
                             yield from run.handed(event)
                         except GeneratorExit:

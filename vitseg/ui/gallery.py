@@ -12,8 +12,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from vitseg.data.dataset import SegmentationData
-from vitseg.insight.predicting import probabilities
-from vitseg.insight.reading import Predict, Reading, read_images
+from vitseg.insight.reading import Predict, Reading, probabilities, read_images
 from vitseg.model.segmenter import Segmenter
 from vitseg.ui import panels, pictures, result
 from vitseg.ui.fit import Fit

@@ -19,9 +19,10 @@ from vitseg.model.freeze import trained_parts
 from vitseg.recipe import Recipe
 from vitseg.runs.folder import Failure, RunFolder, runs_root
 from vitseg.runs.forecast import StageForecast
+from vitseg.runs.narrate import inherited_words
 from vitseg.ui import theme
 from vitseg.ui.curves import Curves
-from vitseg.ui.table import depth_words, duration, inherited_words, number_or_na, size
+from vitseg.ui.table import depth_words, duration, number_or_na, size
 
 STYLE = f"""<style>
 .vitseg table {{ border-collapse: collapse; font-size: 12px; width: 100%; margin: 0; }}

@@ -12,8 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from vitseg.images import color_of
-from vitseg.insight.borders import TOLERANCE
-from vitseg.insight.reading import Reading
+from vitseg.insight.reading import TOLERANCE, Reading
 from vitseg.ui import theme
 from vitseg.ui.table import Table, number_or_na
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from vitseg.errors import is_for_readers
 from vitseg.events import BatchEnded, Event, RunStarted, StageEnded, ValidationBatch
+from vitseg.runs.narrate import inherited_words, number_or_na
 from vitseg.ui.session import Session
-from vitseg.ui.table import inherited_words, number_or_na
 
 Said = tuple[str, str]
 """The words, and "bad" where they are about something wrong."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from vitseg import plan
 from vitseg.recipe import Recipe
-from vitseg.runs.summary import number_or_na
+from vitseg.runs.narrate import number_or_na
 
 _WORD = re.compile(r"[^\W\d_]{4}")  # "+0.012 (+0.004 to +0.019)" and "85.7 M of 86.6 M" have none
 
@@ -226,16 +226,6 @@ def kept(groups: Sequence[Any], limit: int) -> Table:
         f"($VITSEG_CACHE_GB)"
     )
     return Table(("encoder", "level", "canvas", "views", "GB", "last used (UTC)"), rows, caption)
-
-
-def inherited_words(parent: dict[str, Any]) -> str:
-    """Which stages of a run are another's: `RunStarted.parent` in a sentence."""
-    last = parent["stage"]
-    which = "Stage 1 is that" if last == 1 else f"Stages 1 to {last} are those"
-    return (
-        f"{which} of run {parent['run']}: the same settings, data and weights, so not trained "
-        f"again."
-    )
 
 
 def duration(seconds: float) -> str:

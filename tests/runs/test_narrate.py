@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,8 @@ import pytest
 import vitseg
 from vitseg.errors import RunError
 from vitseg.events import BatchEnded, StageEnded, StageStarted
-from vitseg.runs.explain import explain, explain_events
+from vitseg.runs.folder import Failure
+from vitseg.runs.narrate import Narrator, explain
 
 
 @pytest.fixture(scope="module")
@@ -58,19 +58,18 @@ def test_an_optimizer_that_held_something_else_than_promised_is_told(run):
         ]
         return dataclasses.replace(event, parts=parts)
 
-    told = explain_events(map(other, vitseg.replay(run))).split("\n\n")[1]
+    told = Narrator(map(other, vitseg.replay(run))).explanation().split("\n\n")[1]
     assert "those of block 4 and the decoder. Promised to train: the decoder." in told
     assert "Promised" not in explain(run).split("\n\n")[1]
 
 
 def test_a_run_that_was_cut_off_and_one_that_failed_say_so(run):
     events = list(vitseg.replay(run))
-    assert explain_events(islice(events, 6)).endswith("It has not ended.")
-    from vitseg.runs.folder import Failure
-
-    assert explain_events(
-        islice(events, 6), Failure("LRBreach", "Step 3 was taken at 2.")
-    ).endswith("It ended with LRBreach: Step 3 was taken at 2.")
+    cut = Narrator(events[:6])
+    assert cut.explanation().endswith("It has not ended.")
+    failure = Failure("LRBreach", "Step 3 was taken at 2.")
+    ending = "It ended with LRBreach: Step 3 was taken at 2."
+    assert cut.explanation(failure).endswith(ending)
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
