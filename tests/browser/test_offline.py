@@ -13,11 +13,11 @@ import nbformat
 import plotly.graph_objects as go
 import pytest
 from browser.lab import CHROMIUM, chromium
+from headless import write_index, write_page
 
 import vitseg
 from vitseg.recipe import load_recipe
 from vitseg.ui import charts
-from vitseg.ui.headless import write_index, write_page
 
 if CHROMIUM is None and not os.environ.get("VITSEG_REQUIRE_BROWSER"):
     pytest.skip("no Chromium; the browser tests need one", allow_module_level=True)
@@ -76,7 +76,7 @@ def ablation(place: Path) -> Path:
 
 
 PAGES = {
-    "run": (lambda place: vitseg.report(place / "run", shown=1), 3),
+    "run": (lambda place: vitseg.report(place / "run", shown=1), 1),
     "ablation": (ablation, 1),
     "lesson": (lesson, 2),
     "index": (index, 0),

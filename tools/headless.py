@@ -1,9 +1,9 @@
 """Execute notebooks without a browser and see their text as it comes.
 
-python -m vitseg.ui.headless NOTEBOOK
-python -m vitseg.ui.headless --pages FOLDER NOTEBOOK ...
-    each executed and timed, as a page that opens without a network;
-                                                           the README beside the first one becomes their index
+python tools/headless.py NOTEBOOK
+python tools/headless.py --pages FOLDER NOTEBOOK ...
+    each executed and timed, as a page that opens without a network; the README beside the first one
+    becomes their index
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from vitseg.errors import VitsegError
+from vitseg import errors
 
 _BUNDLE = "plotly.js v"
 _PICTURES = {"application/vnd.plotly.v1+json", "image/png", "image/jpeg"}
@@ -112,7 +112,7 @@ def main() -> int:
         if pages and (readme := Path(paths[0]).with_name("README.md")).is_file():
             write_index(readme, Path(pages))
     except CellExecutionError as error:
-        known = error.ename.rpartition(".")[2] in {c.__name__ for c in VitsegError.__subclasses__()}
+        known = error.ename.rpartition(".")[2] in vars(errors)
         sys.stderr.write(f"\n{error.evalue if known else error}\n")
         return 2 if known else 1
     return 0
