@@ -144,9 +144,7 @@ def test_the_class_map_has_every_epoch_and_an_absent_class_is_n_a(run):
             assert cell == ("n/a" if iou is None else f"{100 * iou:.0f}")
             said = "absent" if iou is None else f"{iou:.3f}"
             assert cell.words == f"{name}, epoch {event.epoch}: {said}"
-            assert cell.style == (
-                "" if iou is None else "background:{};color:{}".format(*heat(iou))
-            )
+            assert (cell.ground, cell.ink) == (("none", "inherit") if iou is None else heat(iou))
     first, last = charts.class_map(events, most=2).columns[1:]
     assert (first, last) == (str(ended[0].epoch), str(ended[-1].epoch))
     assert "After the first epoch" in str(charts.class_map([]))

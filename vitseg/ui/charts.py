@@ -224,8 +224,8 @@ def _part(part: Mapping[str, Any]) -> Cell:
         words += f", {part['in_optimizer']:,} in the optimizer"
         mark = "●" if part["in_optimizer"] else mark
     if part.get("broken"):
-        return Cell("✗", "broken", f"{words}. Promised, but not so: see Checks")
-    return Cell(mark, kind, words)
+        kind, mark, words = "broken", "✗", f"{words}. Promised, but not so: see Checks"
+    return Cell(mark, kind, words, *_LOOKS[kind])
 
 
 def freeze_map_of(events: Iterable[Event]) -> Table:
@@ -259,9 +259,15 @@ def class_map(events: Iterable[Event], most: int | None = None) -> Table:
 
 def _iou(of: str, iou: float | None) -> Cell:
     if iou is None:
-        return Cell("n/a", "absent", f"{of}: absent")
-    color, ink = theme.heat(iou)
-    return Cell(f"{100 * iou:.0f}", "iou", f"{of}: {iou:.3f}", f"background:{color};color:{ink}")
+        return Cell("n/a", "absent", f"{of}: absent", "none", "inherit")
+    return Cell(f"{100 * iou:.0f}", "iou", f"{of}: {iou:.3f}", *theme.heat(iou))
 
+
+_LOOKS = {
+    "frozen": (theme.FROZEN, "#333"),
+    "trains": (theme.TRAINED, "#111"),
+    "broken": (theme.BROKEN, "#fff"),
+}
+"""Ground and ink of a cell."""
 
 _SHORT = {"embeddings": "E", "final norm": "N", "decoder": "decoder"}

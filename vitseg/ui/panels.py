@@ -82,7 +82,10 @@ def kept_words(ahead: StageForecast) -> str:
 
 
 def checks(
-    events: Sequence[Event], steps: int, failure: Failure | None, used: FeaturesUsed | None
+    events: Sequence[Event],
+    steps: int,
+    failure: Failure | None = None,
+    used: FeaturesUsed | None = None,
 ) -> str:
     """What the detectors found, stage by stage: green, or red with the sentence that explains what
     ended the run.

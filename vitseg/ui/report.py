@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
 from vitseg.data.dataset import SegmentationData
-from vitseg.events import Event, StageEnded, StageStarted
+from vitseg.events import BatchEnded
 from vitseg.model.segmenter import load_segmenter
 from vitseg.runs.folder import RunFolder
-from vitseg.ui import charts, markup, pictures, table, theme
+from vitseg.ui import charts, markup, panels, pictures, table, theme
 
 
 def report(folder: str | Path, shown: int = 6) -> Path:
@@ -24,6 +23,7 @@ def report(folder: str | Path, shown: int = 6) -> Path:
     data = SegmentationData(run.recipe.data)
     run.check_split(data.splits)
     sheet = pictures.predictions(load_segmenter(run.best), data, data.splits["validation"][:shown])
+    steps = sum(isinstance(event, BatchEnded) for event in events)
     draw = {"full_html": False, "config": theme.CONFIG}
     content = {
         "title": summary["name"],
@@ -35,7 +35,7 @@ def report(folder: str | Path, shown: int = 6) -> Path:
         "classes": table.classes(summary),
         "sheet": pictures.data_uri(sheet),
         "recipe": run.recipe.model_dump_json(indent=2),
-        **_audits(events),
+        "checks": Markup(panels.checks(events, steps)),
     }
     path = run.path / "report.html"
     path.write_text(markup.render("report", **content), encoding="utf-8")
@@ -45,16 +45,3 @@ def report(folder: str | Path, shown: int = 6) -> Path:
 def page(title: str, body: Iterable[str]) -> str:
     """A whole HTML page that asks for nothing from outside. `body` is HTML."""
     return markup.render("page", title=title, body=Markup("\n".join(body)))
-
-
-def _audits(events: Iterable[Event]) -> dict[str, Any]:
-    """What the audit said before and after each stage, and what was warned of."""
-    lines, warnings = [], []
-    for event in events:
-        if isinstance(event, StageStarted):
-            lines += [f"Stage {event.stage}, before the first step:", event.audit]
-        elif isinstance(event, StageEnded):
-            lines += [f"Stage {event.stage}, after the last step: {event.audit}", ""]
-            if event.warning:
-                warnings.append(event.warning)
-    return {"audits": "\n".join(lines), "warnings": warnings}

@@ -22,11 +22,11 @@ _WORD = re.compile(r"[^\W\d_]{4}")  # "+0.012 (+0.004 to +0.019)" and "85.7 M of
 class Cell(str):
     """Text on a coloured ground. `kind` is a CSS class, `words` the tooltip, which is read out, too."""
 
-    __slots__ = ("kind", "style", "words")
+    __slots__ = ("ground", "ink", "kind", "words")
 
-    def __new__(cls, text: str, kind: str, words: str, style: str = "") -> Cell:
+    def __new__(cls, text: str, kind: str, words: str, ground: str, ink: str) -> Cell:
         cell = super().__new__(cls, text)
-        cell.kind, cell.words, cell.style = kind, words, style
+        cell.kind, cell.words, cell.ground, cell.ink = kind, words, ground, ink
         return cell
 
 
