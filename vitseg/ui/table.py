@@ -16,7 +16,8 @@ from vitseg.runs.summary import number_or_na
 from vitseg.settings import Stage
 from vitseg.ui import markup
 
-_WORD = re.compile(r"[^\W\d_]{4}")  # "+0.012 (+0.004 to +0.019)" and "85.7 M of 86.6 M" have none
+_WRAPS = re.compile(r"[^\W\d_]{4}|^[^ -]*$")
+"""Text with a word in it, unlike "+0.012 (+0.004 to +0.019)", or without a place to break a line."""
 
 
 class Cell(str):
@@ -66,16 +67,10 @@ class Table:
 
     def __html__(self) -> Markup:
         """Words wrap, numbers do not; a table that is still too wide scrolls, below its caption."""
-        return markup.render("table", table=self, unbroken=_unbroken)
+        return markup.render("table", table=self, wraps=_WRAPS.search)
 
     def _repr_html_(self) -> str:
         return markup.STYLE + markup.html(self)
-
-
-def _unbroken(text: str) -> str:
-    """The text with no-break spaces where a line must not end."""
-    end = " %" if _WORD.search(text) else " "
-    return text.replace(end, end.replace(" ", "\xa0"))
 
 
 def stages(recipe: Recipe) -> Table:
