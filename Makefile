@@ -5,13 +5,13 @@ BIN := .venv/bin
 export VITSEG_DATA := $(if $(DATA),$(if $(filter /%,$(firstword $(DATA))),,$(CURDIR)/)$(DATA))
 
 run: .venv/lab.ok
-	@$(BIN)/python -m vitseg.ui.headless notebooks/00_start_here.ipynb
+	@$(BIN)/python tools/headless.py notebooks/00_start_here.ipynb
 
 lab: .venv/lab.ok
 	$(BIN)/jupyter lab --ip=127.0.0.1 $(LAB_ARGS) notebooks/00_start_here.ipynb
 
 gallery: .venv/lab.ok
-	@$(BIN)/python -m vitseg.ui.headless --pages gallery notebooks/*.ipynb
+	@$(BIN)/python tools/headless.py --pages gallery notebooks/*.ipynb
 
 test-ray: .venv/ray.ok
 test test-all test-ray: .venv/dev.ok

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import vitseg
 from vitseg import cli
 from vitseg.events import EpochEnded
 from vitseg.images import color_of
+
+HEADLESS = str(Path(__file__).parents[1] / "tools" / "headless.py")
 
 
 @pytest.fixture
@@ -99,7 +102,7 @@ def test_a_notebook_run_headless_shows_its_text_as_it_comes(tmp_path):
         nbformat.v4.new_code_cell("6 * 7"),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks" / "a.ipynb")
-    command = [sys.executable, "-m", "vitseg.ui.headless", "notebooks/a.ipynb"]
+    command = [sys.executable, HEADLESS, "notebooks/a.ipynb"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [f"in {tmp_path / 'notebooks'}", "42"]
 
@@ -110,7 +113,7 @@ def test_a_mistake_in_a_headless_notebook_is_a_sentence_and_code_two(tmp_path):
     cell = nbformat.v4.new_code_cell("import vitseg; vitseg.quick().replace({'stages.0.epoch': 3})")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
     done = subprocess.run(
-        [sys.executable, "-m", "vitseg.ui.headless", "a.ipynb"],
+        [sys.executable, HEADLESS, "a.ipynb"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -197,7 +197,7 @@ def _finish(events: Generator[Event], run: RunFolder, first: Event | None = None
 
 
 def _explain(parsed: argparse.Namespace) -> None:
-    from vitseg.runs.explain import explain
+    from vitseg.runs.narrate import explain
 
     sys.stdout.write(f"{explain(parsed.folder)}\n")
 

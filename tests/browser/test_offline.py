@@ -13,11 +13,12 @@ import nbformat
 import plotly.graph_objects as go
 import pytest
 from browser.lab import CHROMIUM, chromium
+from builders import stripes, write_pairs
+from headless import write_index, write_page
 
 import vitseg
 from vitseg.recipe import load_recipe
 from vitseg.ui import charts
-from vitseg.ui.headless import write_index, write_page
 
 if CHROMIUM is None and not os.environ.get("VITSEG_REQUIRE_BROWSER"):
     pytest.skip("no Chromium; the browser tests need one", allow_module_level=True)
@@ -76,7 +77,7 @@ def ablation(place: Path) -> Path:
 
 
 PAGES = {
-    "run": (lambda place: vitseg.report(place / "run", shown=1), 3),
+    "run": (lambda place: vitseg.report(place / "run", shown=1), 1),
     "ablation": (ablation, 1),
     "lesson": (lesson, 2),
     "index": (index, 0),
@@ -93,6 +94,30 @@ def test_a_page_has_no_way_out(kind, page, recorded):
     links, buttons = page.ways_out("body")
     assert links == [] and buttons == (BUTTONS if count else set())
     assert page.outside == []
+
+
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+def test_a_name_that_is_a_tag_is_shown_as_text_and_runs_nothing(page, recorded):
+    """Of a file on the page of a check; of a run, a stage and a class on that of a run."""
+    masks = {f"{EVIL} {n}": stripes(0, 1, 2) for n in range(6)}
+    source = write_pairs(recorded / "data", masks, classes=["a", EVIL, "b"], encoding="index")
+    recipe = load_recipe(recorded / "run" / "recipe.json").replace(
+        {"data.source": vitseg.Folder(path=str(source)), "stages.0.name": EVIL}
+    )
+    list(vitseg.train(recipe, recorded / EVIL))
+    asked = []
+    page.page.on("dialog", lambda dialog: asked.append(dialog.message) or dialog.dismiss())
+    for path in (
+        vitseg.check(source).save(recorded / "check.html"),
+        vitseg.report(recorded / EVIL, shown=1),
+    ):
+        page.page.goto(path.as_uri())
+        page.page.wait_for_load_state("networkidle")
+        assert EVIL in page.page.inner_text("body")
+        assert page.page.locator("img[src=x]").count() == 0
+    assert (asked, page.outside) == ([], [])
 
 
 def test_plotly_as_it_comes_has_both(page, tmp_path):

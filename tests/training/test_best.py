@@ -162,7 +162,9 @@ def test_with_rare_foreground_what_was_trained_goes_on_and_every_stage_says_that
         panels.checks(events, 1, None, None).count("<p class=bad>✗ The best weights of stage") == 2
     )
     assert (
-        vitseg.report(tmp_path / "run").read_text().count("<p class=bad>The best weights of stage")
+        vitseg.report(tmp_path / "run")
+        .read_text()
+        .count("<p class=bad>✗ The best weights of stage")
         == 2
     )
 

@@ -8,6 +8,7 @@ import pytest
 import vitseg
 from vitseg.events import BatchEnded, EpochEnded, StageStarted
 from vitseg.ui import charts, table
+from vitseg.ui.theme import heat
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +99,31 @@ def test_curves_of_a_run_that_has_just_begun_can_be_drawn(run):
 
 
 def test_the_freeze_map_has_a_cell_for_every_part(run):
-    figure = charts.freeze_map_of(run.events())
-    assert [list(row) for row in figure.data[0].z] == [[0, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 1, 1, 1]]
+    map_of = charts.freeze_map_of(run.events())
+    assert map_of.columns == ("", "E", "1", "2", "3", "4", "N", "decoder")
+    assert map_of.rows == (("1 one", *"······●"), ("2 two", *"····●●●"))
+    started = [e for e in run.events() if isinstance(e, StageStarted)]
+    for event, (_, *cells) in zip(started, map_of.rows, strict=True):
+        for part, cell in zip(event.parts, cells, strict=True):
+            assert cell.kind == ("trains" if part["trains"] else "frozen")
+            assert cell.words == (
+                f"{part['name']}: {cell.kind}, {part['parameters']:,} parameters, "
+                f"{part['in_optimizer']:,} in the optimizer"
+            )
+
+
+def test_a_map_of_what_is_planned_marks_what_will_train_and_a_broken_promise_stands_out():
+    parts = [
+        {"name": "block 1", "trains": False, "parameters": 5},
+        {"name": "decoder", "trains": True, "parameters": 7},
+    ]
+    assert charts.freeze_map([("1 one", parts)]).rows == (("1 one", "·", "○"),)
+    assert "broken" not in charts.freeze_map([("1 one", parts)]).caption
+    parts[0]["broken"] = True
+    map_of = charts.freeze_map([("1 one", parts)])
+    assert map_of.rows == (("1 one", "✗", "○"),) and "✗ promise broken" in map_of.caption
+    words = "block 1: frozen, 5 parameters. Promised, but not so: see Checks"
+    assert f"<td class=broken title='{words}' aria-label='{words}'" in map_of._repr_html_()
 
 
 def test_a_planned_curve_needs_no_training():
@@ -108,12 +132,22 @@ def test_a_planned_curve_needs_no_training():
     assert [len(trace.x) for trace in figure.data] == [20 * stage.epochs for stage in recipe.stages]
 
 
-def test_an_absent_class_is_blank_in_the_class_map_and_n_a_in_the_table(run):
-    figure = charts.class_map(run.events())
-    ended = [e for e in run.events() if isinstance(e, EpochEnded)]
-    assert [list(row) for row in figure.data[0].z] == [
-        [e.validation["per_class_iou"][c] for e in ended] for c in range(3)
-    ]
+def test_the_class_map_has_every_epoch_and_an_absent_class_is_n_a(run):
+    events = list(run.events())
+    ended = [e for e in events if isinstance(e, EpochEnded)]
+    ended[0].validation["per_class_iou"][2] = None
+    map_of = charts.class_map(events)
+    assert map_of.columns == ("epoch", *(str(e.epoch) for e in ended))
+    for c, (name, *cells) in enumerate(map_of.rows):
+        for event, cell in zip(ended, cells, strict=True):
+            iou = event.validation["per_class_iou"][c]
+            assert cell == ("n/a" if iou is None else f"{100 * iou:.0f}")
+            said = "absent" if iou is None else f"{iou:.3f}"
+            assert cell.words == f"{name}, epoch {event.epoch}: {said}"
+            assert (cell.ground, cell.ink) == (("none", "inherit") if iou is None else heat(iou))
+    first, last = charts.class_map(events, most=2).columns[1:]
+    assert (first, last) == (str(ended[0].epoch), str(ended[-1].epoch))
+    assert "After the first epoch" in str(charts.class_map([]))
     summary = run.summary
     summary["best"]["per_class_iou"][2] = None
     assert table.classes(summary).rows[2] == ("slough", "n/a")

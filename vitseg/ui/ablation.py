@@ -23,13 +23,13 @@ from vitseg.sweep.findings import sentence
 from vitseg.sweep.local import Sweep
 from vitseg.ui import panels, sweep_charts, theme
 from vitseg.ui.console import say
-from vitseg.ui.fit import Fit
 from vitseg.ui.live import current
 from vitseg.ui.report import page
 from vitseg.ui.steering import live_figure, redraw
 from vitseg.ui.sweep_session import SweepSession
 from vitseg.ui.table import Table, duration, number_or_na
 from vitseg.ui.trials import Source, TrialsScreen
+from vitseg.ui.widgets import Fit
 
 
 def ablate(

@@ -4,7 +4,7 @@ No torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -14,7 +14,8 @@ from vitseg import plan
 from vitseg.events import EpochEnded, Event, RunStarted, StageStarted
 from vitseg.recipe import Recipe
 from vitseg.ui import theme
-from vitseg.ui.curves import Curves, Points
+from vitseg.ui.curves import Band, Curves, Points
+from vitseg.ui.table import Cell, Table
 
 POINTS = 1000
 """Of a longer curve, where it is drawn again and again, only the extremes are shown."""
@@ -45,6 +46,9 @@ _TITLES = (
     ("IoU, F1", (("train IoU", theme.TRAIN), ("valid IoU", theme.VALID), ("F1", theme.SECOND))),
 )
 """Each chart's title, and its curves in their colours."""
+
+_ABOVE = {"yref": "paper", "y": 1.0, "yanchor": "bottom", "showarrow": False}
+"""Of an annotation, to stand on top of a chart."""
 
 _PARENT = {"valid loss": 2, "valid IoU": 3}
 """What is shown of another run laid beneath."""
@@ -89,47 +93,51 @@ def around(curves: Curves, beneath: Curves | None = None) -> dict[str, list]:
     """
     shapes, words = [], _titles(beneath)
     for band in curves.bands:
-        color = theme.stage_color(band.stage)
         for column in ("", "2", "3"):
-            where = {
-                "xref": f"x{column}",
-                "x0": band.start,
-                "x1": band.end,
-                "yref": "paper",
-                "y0": 0,
-                "y1": 1,
-            }
-            shapes.append(
-                {
-                    "type": "rect",
-                    "fillcolor": color,
-                    "opacity": 0.09,
-                    "line": {"width": 0},
-                    "layer": "below",
-                }
-                | where
-            )
-            at = {
-                "xref": f"x{column}",
-                "x": (band.start + band.end) / 2,
-                "yref": "paper",
-                "y": 1.0,
-                "yanchor": "bottom",
-            }
-            text = {"text": f"<b>{band.stage}</b>", "hovertext": f"stage {band.stage}: {band.name}"}
-            words.append(text | {"showarrow": False, "font": {"color": color, "size": 11}} | at)
+            shapes.append(_ground(band, column))
+            words.append(_number(band, column))
     return {"shapes": shapes, "annotations": words}
+
+
+def _ground(band: Band, column: str = "") -> dict[str, Any]:
+    """The band behind the curves of a stage."""
+    return {
+        "type": "rect",
+        "fillcolor": theme.stage_color(band.stage),
+        "opacity": 0.09,
+        "line": {"width": 0},
+        "layer": "below",
+        "xref": f"x{column}",
+        "x0": band.start,
+        "x1": band.end,
+        "yref": "paper",
+        "y0": 0,
+        "y1": 1,
+    }
+
+
+def _number(band: Band, column: str = "") -> dict[str, Any]:
+    """The stage's number above its band, and its name as the tooltip."""
+    return {
+        "text": f"<b>{band.stage}</b>",
+        "hovertext": f"stage {band.stage}: {theme.literal(band.name)}",
+        "font": {"color": theme.stage_color(band.stage), "size": 11},
+        "xref": f"x{column}",
+        "x": (band.start + band.end) / 2,
+        **_ABOVE,
+    }
 
 
 def _titles(beneath: Curves | None) -> list[dict[str, Any]]:
     """Of each chart, and in place of a legend, which would take width, its curves in their
     colours.
     """
-    titles = []
+    titles, drawn = [], set()
+    for name, column in _PARENT.items():
+        if beneath is not None and beneath.points[name].x:
+            drawn.add(column)
     for column, (title, names) in enumerate(_TITLES, start=1):
-        if beneath is not None and column in {
-            _PARENT[name] for name in _PARENT if beneath.points[name].x
-        }:
+        if column in drawn:
             names = (*names, ("earlier run", theme.PLAN))
         words = " ".join(f'<span style="color:{color}">■ {name}</span>' for name, color in names)
         where = {
@@ -137,16 +145,10 @@ def _titles(beneath: Curves | None) -> list[dict[str, Any]]:
             "x": 0,
             "xanchor": "left",
             "align": "left",
-        }
-        where |= {
-            "yref": "paper",
-            "y": 1.0,
-            "yanchor": "bottom",
             "yshift": 16,
-            "showarrow": False,
             "font": {"size": 12},
         }
-        titles.append({"text": f"<b>{title}</b><br>{words}"} | where)
+        titles.append({"text": f"<b>{title}</b><br>{words}"} | where | _ABOVE)
     return titles
 
 
@@ -158,13 +160,10 @@ def trace_data(points: Points, most: int | None = None) -> dict[str, Any]:
 
 def _trace(name: str, curves: Curves, most: int | None) -> go.Scatter:
     _, color, line, more = _STYLE[name]
-    line = {"color": color, "width": 2, "shape": "vh" if name.startswith("LR") else "linear"} | line
-    digits = ".3g" if name.startswith("LR") else ".3f"
-    more = {
-        "mode": "lines",
-        "marker": {"size": 6},
-        "hovertemplate": f"%{{y:{digits}}} (step %{{customdata}})",
-    } | more
+    shape, digits = ("vh", ".3g") if name.startswith("LR") else ("linear", ".3f")
+    line = {"color": color, "width": 2, "shape": shape} | line
+    hover = f"%{{y:{digits}}} (step %{{customdata}})"
+    more = {"mode": "lines", "marker": {"size": 6}, "hovertemplate": hover} | more
     return go.Scatter(name=name, line=line, **more, **trace_data(curves.points[name], most))
 
 
@@ -176,120 +175,99 @@ def _parent_trace(name: str, beneath: Curves, most: int | None) -> go.Scatter:
 
 def planned_lr(recipe: Recipe, batches_per_epoch: int) -> go.Figure:
     """The promised LR of every step, before any training."""
-    planned = plan.preview(recipe, batches_per_epoch)
+    planned, bands = plan.preview(recipe, batches_per_epoch), Curves(recipe).bands
     figure = go.Figure()
-    start = 0
-    for number, stage in enumerate(recipe.stages, start=1):
-        own = [p for p in planned if p.stage == number]
+    for stage, band in zip(recipe.stages, bands, strict=True):
+        own = [p for p in planned if p.stage == band.stage]
+        name = f"{band.stage} {theme.literal(stage.name)}"
         figure.add_scatter(
-            name=f"{number} {stage.name}: {plan.describe(stage)}",
+            name=f"{name}: {plan.describe(stage)}",
             x=[p.epoch for p in own],
             y=[p.lr for p in own],
             mode="lines",
-            line={"color": theme.stage_color(number), "shape": "vh"},
+            line={"color": theme.stage_color(band.stage), "shape": "vh"},
             customdata=[p.step for p in own],
             hovertemplate="step %{customdata}: %{y:.3g}",
         )
-        _band(figure, number, stage.name, start, start + stage.epochs)
-        start += stage.epochs
+        figure.add_shape(_ground(band))
+        figure.add_annotation(_number(band), text=name, font_size=13)
     figure.update_yaxes(title_text="learning rate", type="log", exponentformat="power", dtick=1)
     figure.update_xaxes(title_text="epoch")
     legend = {"orientation": "h", "y": -0.25}
     return figure.update_layout(template=theme.TEMPLATE, height=380, legend=legend)
 
 
-def freeze_map(rows: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> go.Figure:
-    """Which parts train: a row for each (label, parts), a cell for each part with its `name`,
-    `trains`, `parameters`.
+def freeze_map(rows: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], edited: int = 0) -> Table:
+    """Which parts train: a row for each (label, parts), a cell for each part. `edited` is the row
+    that stands out.
+
+    A part has `name`, `trains` and `parameters`; once its stage runs, `in_optimizer`, how many of
+    them the optimizer holds; and `broken` where a detector found it otherwise than promised.
     """
-    names = [p["name"] for p in rows[0][1]]
-    short = [_SHORT.get(n, n.removeprefix("block ")) for n in names]
-    z = [[int(p["trains"]) for p in parts] for _, parts in rows]
-    text = [
-        [
-            f"{p['name']}: {p['parameters']:,} parameters, {'trains' if p['trains'] else 'frozen'}"
-            for p in parts
-        ]
-        for _, parts in rows
-    ]
-    figure = go.Figure(
-        go.Heatmap(
-            z=z,
-            x=list(range(len(names))),
-            y=[label for label, _ in rows],
-            text=text,
-            hovertemplate="%{text}<extra></extra>",
-            xgap=3,
-            ygap=5,
-            zmin=0,
-            zmax=1,
-            showscale=False,
-            colorscale=[[0, theme.FROZEN], [1, theme.TRAINED]],
-        )
+    names = [_SHORT.get(part["name"], part["name"].removeprefix("block ")) for part in rows[0][1]]
+    cells, broken = [], ""
+    for label, parts in rows:
+        cells.append((label, *map(_part, parts)))
+        if any(part.get("broken") for part in parts):
+            broken = ", ✗ promise broken"
+    caption = (
+        "Freeze map: E embeddings, N final norm, numbers the blocks. · frozen, ○ trains, "
+        f"● in the optimizer, counted when the stage began{broken}"
     )
-    for label, color in (("frozen", theme.FROZEN), ("trains", theme.TRAINED)):
-        marker = {"color": color, "symbol": "square", "size": 12}
-        figure.add_scatter(x=[None], y=[None], mode="markers", name=label, marker=marker)
-    figure.update_xaxes(
-        tickvals=list(range(len(names))), ticktext=short, side="top", showgrid=False, ticks=""
-    )
-    figure.update_yaxes(
-        autorange="reversed", showgrid=False, ticks="", type="category", automargin=True
-    )
-    legend = {"orientation": "h", "y": -0.05, "yanchor": "top"}
-    return figure.update_layout(template=theme.TEMPLATE, height=110 + 42 * len(rows), legend=legend)
+    return Table(("", *names), tuple(cells), caption, "cells", edited)
 
 
-def freeze_map_of(events: Iterable[Event]) -> go.Figure:
+def _part(part: Mapping[str, Any]) -> Cell:
+    kind, mark = ("trains", "○") if part["trains"] else ("frozen", "·")
+    words = f"{part['name']}: {kind}, {part['parameters']:,} parameters"
+    if "in_optimizer" in part:
+        words += f", {part['in_optimizer']:,} in the optimizer"
+        mark = "●" if part["in_optimizer"] else mark
+    if part.get("broken"):
+        kind, mark, words = "broken", "✗", f"{words}. Promised, but not so: see Checks"
+    return Cell(mark, kind, words, *_LOOKS[kind])
+
+
+def freeze_map_of(events: Iterable[Event]) -> Table:
     """The freeze map of a run, a row for each stage begun."""
     started = [e for e in events if isinstance(e, StageStarted)]
     return freeze_map([(f"{e.stage} {e.name}", e.parts) for e in started])
 
 
-def class_map(events: Iterable[Event]) -> go.Figure:
-    """IoU of every class over epochs. Absent classes stay blank."""
-    events = list(events)
-    classes = next(e.classes for e in events if isinstance(e, RunStarted))
-    ended = [e for e in events if isinstance(e, EpochEnded)]
-    z = [[e.validation["per_class_iou"][i] for e in ended] for i in range(len(classes))]
-    bar = {"title": "IoU", "thickness": 12}
-    hover = "epoch %{x}, %{y}: %{z:.3f}<extra></extra>"
-    x = [e.epoch for e in ended]
-    figure = go.Figure(
-        go.Heatmap(
-            z=z,
-            x=x,
-            y=classes,
-            zmin=0,
-            zmax=1,
-            colorscale="Cividis",
-            colorbar=bar,
-            hovertemplate=hover,
-        )
-    )
-    figure.update_yaxes(autorange="reversed", type="category", automargin=True, showgrid=False)
-    figure.update_xaxes(title_text="epoch", showgrid=False)
-    return figure.update_layout(template=theme.TEMPLATE, height=140 + 26 * len(classes))
+def class_map(events: Iterable[Event], most: int | None = None) -> Table:
+    """Validation IoU of every class over epochs. Of more than `most` epochs, evenly many are
+    shown.
+    """
+    classes, ended = [], []
+    for event in events:
+        if isinstance(event, RunStarted):
+            classes = event.classes
+        elif isinstance(event, EpochEnded):
+            ended.append(event)
+    if not ended:
+        return Table((), (), "After the first epoch: the IoU of every class, epoch by epoch.")
+    if most and len(ended) > most:
+        ended = [ended[round(i * (len(ended) - 1) / (most - 1))] for i in range(most)]
+    heads, rows = ["epoch"], [[name] for name in classes]
+    for event in ended:
+        heads.append(str(event.epoch))
+        for row, iou in zip(rows, event.validation["per_class_iou"], strict=True):
+            row.append(_iou(f"{row[0]}, epoch {event.epoch}", iou))
+    caption = "Validation IoU in hundredths, images at their own size. n/a: absent from the truth."
+    return Table(tuple(heads), tuple(map(tuple, rows)), caption, "cells")
 
+
+def _iou(of: str, iou: float | None) -> Cell:
+    if iou is None:
+        return Cell("n/a", "absent", f"{of}: absent", "none", "inherit")
+    return Cell(f"{100 * iou:.0f}", "iou", f"{of}: {iou:.3f}", *theme.heat(iou))
+
+
+_LOOKS = {
+    "frozen": (theme.FROZEN, "#333"),
+    "trains": (theme.TRAINED, "#111"),
+    "broken": (theme.BROKEN, "#fff"),
+}
+"""Ground and ink of a cell."""
 
 _SHORT = {"embeddings": "E", "final norm": "N", "decoder": "decoder"}
-
-
-def _band(figure: go.Figure, stage: int, name: str, start: float, end: float) -> None:
-    figure.add_vrect(
-        x0=start,
-        x1=end,
-        fillcolor=theme.stage_color(stage),
-        opacity=0.09,
-        line_width=0,
-        layer="below",
-    )
-    figure.add_annotation(
-        x=(start + end) / 2,
-        y=1.0,
-        yref="paper",
-        yanchor="bottom",
-        text=f"{stage} {name}",
-        showarrow=False,
-        font={"color": theme.stage_color(stage)},
-    )

@@ -25,9 +25,6 @@ _WIDTHS = {
     "Run": "150px",
     "Start from": "300px",
 }
-HANDLE = {"handle_color": theme.TRAIN}
-"""Of a slider: JupyterLab's own is white on white at the end of the scale."""
-
 _WIDE = {"description_width": "initial"}
 
 
@@ -98,7 +95,7 @@ class Controls:
         for label, control in self.by_label.items():
             control.style, control.layout.width = _WIDE, _WIDTHS.get(label, "130px")
             control.observe(self._on_change, "value")
-        self.depth.style = _WIDE | HANDLE
+        self.depth.style = _WIDE | theme.HANDLE
         self.offer_starts([])
         self.fill()
         row = w.Layout(flex_flow="row wrap", grid_gap="2px 14px")

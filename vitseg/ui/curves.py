@@ -6,11 +6,13 @@ One gatherer serves live, replayed and reported runs, so all of them show the sa
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -165,3 +167,16 @@ class Curves:
     def _validation(self, epoch: int, scores: dict, step: int) -> None:
         for name, key in (("valid loss", "loss"), ("valid IoU", "iou"), ("valid F1", "f1")):
             self.points[name].add(epoch, scores[key], step)
+
+
+def write_csv(folder: Path, events: Iterable[Event]) -> Path:
+    """The run's curves as one table: a row for each point, `curve,epoch,step,value`."""
+    path = folder / "curves.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("curve", "epoch", "step", "value"))
+        for name, points in Curves.of(events).points.items():
+            for x, y, step in zip(points.x, points.y, points.steps, strict=True):
+                if y == y:  # nan is a gap
+                    rows.writerow((name, x, step, y))
+    return path

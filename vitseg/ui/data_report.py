@@ -8,11 +8,10 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from html import escape
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from markupsafe import Markup
 from tqdm.auto import tqdm
 
 from vitseg.data.check import Check, check_data
@@ -21,8 +20,7 @@ from vitseg.data.pairs import Problem
 from vitseg.errors import RunError
 from vitseg.images import UNREADABLE, open_rgb, overlay
 from vitseg.settings import Data, Folder
-from vitseg.ui import pictures
-from vitseg.ui.report import STYLE
+from vitseg.ui import markup, pictures
 from vitseg.ui.table import Table
 from vitseg.words import shown
 
@@ -54,11 +52,9 @@ class DataReport:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        said = "".join(
-            f"<pre style='white-space:pre-wrap'>{escape(text)}</pre>"
-            for text in [self._head(), *self._said()]
-        )
-        return said + "".join(table._repr_html_() for table in self._tables())
+        said = [("said", "", text) for text in (self._head(), *self._said())]
+        body = markup.render("lines", lines=said) + Markup("").join(self._tables())
+        return markup.STYLE + markup.html(body)
 
     def to_json(self) -> str:
         return json.dumps(self.check.to_dict(), indent=2, ensure_ascii=False) + "\n"
@@ -79,87 +75,81 @@ class DataReport:
     def _head(self) -> str:
         c = self.check
         splits = ", ".join(f"{count} {split}" for split, count in c.splits.items())
-        counts = [(c.problems, "problem"), (c.warnings, "warning"), (c.notes, "note")]
-        found = ", ".join(f"{len(items)} {word}{'s' * (len(items) != 1)}" for items, word in counts)
+        found = []
+        for items, word in ((c.problems, "problem"), (c.warnings, "warning"), (c.notes, "note")):
+            found.append(f"{len(items)} {word}{'s' * (len(items) != 1)}")
         return (
-            f"{shown(c.root)}: {c.found} pairs, {len(c.whole)} whole ({splits})\nmasks: "
-            f"{c.masks}\n{found}"
+            f"{shown(c.root)}: {c.found} pairs, {len(c.whole)} whole ({splits})\n"
+            f"masks: {c.masks}\n{', '.join(found)}"
         )
 
     def _said(self, most: int | None = SHOWN) -> Iterator[str]:
         """A paragraph for each kind of problem, warning and note."""
-        for rank, items in (
-            ("PROBLEM", self.check.problems),
-            ("WARNING", self.check.warnings),
-            ("note", self.check.notes),
-        ):
-            for kind, count in Counter(p.kind for p in items).items():
-                lines = [self._short(p) for p in items if p.kind == kind]
-                more = [f"... and {count - most} more"] if most and count > most else []
-                yield "\n  ".join([f"{rank}: {kind} ({count})", *lines[:most], *more])
+        c = self.check
+        for rank, items in (("PROBLEM", c.problems), ("WARNING", c.warnings), ("note", c.notes)):
+            kinds: dict[str, list[str]] = {}
+            for problem in items:
+                kinds.setdefault(problem.kind, []).append(self._short(problem))
+            for kind, lines in kinds.items():
+                said = [f"{rank}: {kind} ({len(lines)})", *lines[:most]]
+                if most and len(lines) > most:
+                    said.append(f"... and {len(lines) - most} more")
+                yield "\n  ".join(said)
 
     def _tables(self) -> Iterator[Table]:
-        c = self.check
+        c, rows = self.check, []
         if not c.classes:
             return
-        splits = list(c.splits)
-        total = {split: sum(row.pixels.get(split, 0) for row in c.classes) or 1 for split in splits}
-        rows = tuple(
-            (
-                row.name,
-                *(_cell(row.images.get(s, 0), row.pixels.get(s, 0) / total[s]) for s in splits),
-            )
-            for row in c.classes
-        )
-        heads = tuple(f"{split}: images, pixels" for split in splits)
-        yield Table(("class", *heads), rows, "Classes")
+        total: Counter[str] = Counter()
+        for row in c.classes:
+            total.update(row.pixels)
+        for row in c.classes:
+            cells = [row.name]
+            for split in c.splits:
+                share = row.pixels.get(split, 0) / (total[split] or 1)
+                cells.append(_images_and_pixels(row.images.get(split, 0), share))
+            rows.append(tuple(cells))
+        heads = ("class", *(f"{split}: images, pixels" for split in c.splits))
+        yield Table(heads, tuple(rows), "Classes")
         if 2 < len(c.classes) <= 24:
             names = [row.name for row in c.classes]
-            cells = tuple(
+            rows = [
                 (name, *map(str, counts)) for name, counts in zip(names, c.together, strict=True)
-            )
-            yield Table(("together in images", *names), cells, "Which classes occur together")
+            ]
+            heads = ("together in images", *names)
+            yield Table(heads, tuple(rows), "Which classes occur together")
 
     def _page(self) -> str:
-        c = self.check
-        said = "".join(f"<pre>{escape(text)}</pre>" for text in self._said(most=None))
-        tables = "".join(table._repr_html_() for table in self._tables())
-        flagged, good = (
-            self._flagged(),
-            list(c.whole)[:: max(1, len(c.whole) // PICTURES)][:PICTURES],
-        )
-        sheets = [("Flagged", flagged)] if flagged else []
-        sheets += (
-            [("Some of the others", [(name, self._picture(name)) for name in good])] if good else []
-        )
-        body = "".join(
-            f"<h2>{title}</h2><div class=sheet>{''.join(map(_figure, items))}</div>"
-            for title, items in sheets
-        )
-        title = f"Data: {escape(shown(c.root))}"
-        return (
-            f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}"
-            ".sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, "
-            "1fr)); gap: 1rem; }"
-            "figure { margin: 0; } figcaption { overflow-wrap: anywhere; font-size: 12px; }</style>"
-            f"<h1>{title}</h1><pre>{escape(self._head())}</pre>{said}{tables}{body}</html>\n"
+        whole = list(self.check.whole)
+        some = whole[:: max(1, len(whole) // PICTURES)][:PICTURES]
+        good = [("", name, self._picture(name)) for name in some]
+        sheets = [("Flagged", self._flagged()), ("Some of the others", good)]
+        return markup.render(
+            "data_report",
+            title=f"Data: {shown(self.check.root)}",
+            said=[self._head(), *self._said(most=None)],
+            tables=self._tables(),
+            sheets=[sheet for sheet in sheets if sheet[1]],
         )
 
-    def _flagged(self) -> list[tuple[str, Image.Image | None]]:
+    def _flagged(self) -> list[tuple[str, str, str]]:
         """A picture for each file that something was said of, of a mask its image, as far as it can
         be opened.
         """
-        items: dict[Path, Problem] = {}
-        for problem in [*self.check.problems, *self.check.warnings, *self.check.notes]:
-            items.setdefault(problem.path, problem)
-        files = [(path, p) for path, p in items.items() if path.is_file()][:PICTURES]
-        return [(self._short(p), _opened(self.check.image_of.get(path, path))) for path, p in files]
+        c, first = self.check, {}
+        for problem in [*c.problems, *c.warnings, *c.notes]:
+            if problem.path.is_file():
+                first.setdefault(problem.path, problem)
+        figures = []
+        for path, problem in list(first.items())[:PICTURES]:
+            figures.append(("", self._short(problem), _opened(c.image_of.get(path, path))))
+        return figures
 
     def _short(self, problem: Problem) -> str:
         """Its sentence, paths beginning in the folder that the head names."""
         return problem.says.replace(f"{shown(self.check.root)}{os.sep}", "")
 
-    def _picture(self, name: str) -> Image.Image | None:
+    def _picture(self, name: str) -> str:
         """Image and mask together."""
         return _opened(self.check.whole[name].image, lambda: self.check.ids(name))
 
@@ -192,30 +182,22 @@ def _counted(looks: Iterator[Look], doing: str, count: int) -> Iterator[Look]:
             yield look
 
 
-def _cell(images: int, share: float) -> str:
-    percent = 100 * share
-    return (
-        f"{images:,}, {percent:.{0 if percent >= 10 else 1 if percent >= 1 else 2}f} %"
-        if images
-        else "absent"
-    )
+def _images_and_pixels(images: int, share: float) -> str:
+    if not images:
+        return "absent"
+    percent, digits = 100 * share, 2
+    if percent >= 1:
+        digits = 0 if percent >= 10 else 1
+    return f"{images:,}, {percent:.{digits}f} %"
 
 
-def _opened(image: Path, ids: Callable[[], np.ndarray | None] = lambda: None) -> Image.Image | None:
+def _opened(image: Path, ids: Callable[[], np.ndarray | None] = lambda: None) -> str:
+    """A small picture as a data URI; empty if it cannot be opened."""
     try:
         opened, mask = open_rgb(image), ids()
-        opened = overlay(opened, mask) if mask is not None else opened
-        opened.thumbnail((300, 300))
-        return opened
     except UNREADABLE:
-        return None
-
-
-def _figure(item: tuple[str, Image.Image | None]) -> str:
-    words, image = item
-    shown = (
-        f'<img alt="" src="{pictures.data_uri(image)}">'
-        if image
-        else "<p class=quiet>cannot be shown</p>"
-    )
-    return f"<figure>{shown}<figcaption>{escape(words)}</figcaption></figure>"
+        return ""
+    if mask is not None:
+        opened = overlay(opened, mask)
+    opened.thumbnail((300, 300))
+    return pictures.data_uri(opened)

@@ -5,7 +5,6 @@ taken for what.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html import escape
 
 import ipywidgets as w
 from PIL import Image
@@ -14,10 +13,10 @@ from tqdm.auto import tqdm
 from vitseg.data.dataset import SegmentationData
 from vitseg.insight.reading import Predict, Reading, probabilities, read_images
 from vitseg.model.segmenter import Segmenter
-from vitseg.ui import panels, pictures, result
-from vitseg.ui.fit import Fit
+from vitseg.ui import markup, pictures, result
 from vitseg.ui.steering import live_figure
 from vitseg.ui.table import number_or_na
+from vitseg.ui.widgets import Fit
 
 
 def read(
@@ -42,12 +41,11 @@ def gallery(
     """The best images, those around the median, and the worst, each with truth, prediction and
     where they disagree.
     """
-    iou = dict(zip(reading.names, reading.iou_by_image(), strict=True))
+    iou = dict(zip(reading.names, map(number_or_na, reading.iou_by_image()), strict=True))
     parts, titles = [], []
     for kind, names in reading.examples(each).items():
-        titles.append(
-            f"{kind}: " + ", ".join(f"{name} (IoU {number_or_na(iou[name])})" for name in names)
-        )
+        scores = [f"{name} (IoU {iou[name]})" for name in names]
+        titles.append(f"{kind}: {', '.join(scores)}")
         parts.append(pictures.predictions(model, data, names, side))
     return pictures.column(parts, titles)
 
@@ -60,27 +58,26 @@ def show_confusions(
     """
     names = [(name, i) for i, name in enumerate(reading.classes)]
     figure = live_figure(result.confusion_figure(reading))
-    truth, prediction = _worst_cell(reading)
-    truth = w.Dropdown(options=names, value=truth, description="Truth", layout={"width": "300px"})
-    prediction = w.Dropdown(
-        options=names, value=prediction, description="Prediction", layout={"width": "300px"}
-    )
+    boxes, wide = [], {"width": "300px"}
+    for label, worst in zip(("Truth", "Prediction"), _worst_cell(reading), strict=True):
+        boxes.append(w.Dropdown(options=names, value=worst, description=label, layout=wide))
+    truth, prediction = boxes
     shown = w.HTML()
 
     def draw(_: object = None) -> None:
         found = reading.confused(truth.value, prediction.value)
         words = (
             f"{sum(n for _, n in found):,} pixels of {reading.classes[truth.value]!r} were taken "
-            f"for "
-            f"{reading.classes[prediction.value]!r}, in {len(found)} of {len(reading.names)} images"
+            f"for {reading.classes[prediction.value]!r}, "
+            f"in {len(found)} of {len(reading.names)} images"
         )
-        most_first = [name for name, _ in found[:most]]
-        listed = ": " + ", ".join(f"{name} ({n:,})" for name, n in found[:most]) if found else ""
-        sheet = (
-            pictures.data_uri(pictures.predictions(model, data, most_first, side)) if found else ""
-        )
-        image = f'<img alt="{escape(words)}" src="{sheet}">' if found else ""
-        shown.value = panels.html(f"<p>{escape(words + listed)}.</p>{image}")
+        listed, picture = "", ""
+        if found:
+            listed = ": " + ", ".join(f"{name} ({n:,})" for name, n in found[:most])
+            sheet = pictures.predictions(model, data, [name for name, _ in found[:most]], side)
+            picture = pictures.data_uri(sheet)
+        body = markup.render("picture", words=words, listed=listed, picture=picture)
+        shown.value = markup.html(body)
 
     def clicked(_: object, points: object, __: object) -> None:
         if points.point_inds:
@@ -90,7 +87,7 @@ def show_confusions(
     truth.observe(draw, "value")
     prediction.observe(draw, "value")
     draw()
-    return w.VBox([w.HTML(panels.STYLE), figure, Fit(), w.HBox([truth, prediction]), shown])
+    return w.VBox([w.HTML(markup.STYLE), figure, Fit(), w.HBox(boxes), shown])
 
 
 def _worst_cell(reading: Reading) -> tuple[int, int]:

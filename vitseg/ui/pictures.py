@@ -24,13 +24,13 @@ def contact_sheet(
 ) -> Image.Image:
     """Each image above its mask, laid over it in the class colours."""
     tiles = [with_mask(*data.load(name), side) for name in names]
-    rows = [_stack(tiles[i : i + columns], vertical=False) for i in range(0, len(tiles), columns)]
-    return _stack([*rows, legend(data.all_classes, rows[0].width)], vertical=True)
+    rows = [_beside(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
+    return _below([*rows, legend(data.all_classes, rows[0].width)])
 
 
 def with_mask(image: Image.Image, mask: np.ndarray, side: int) -> Image.Image:
     """An image above its mask (h, w), laid over it in the class colours."""
-    return _stack([_tile(image, side), _tile(overlay(image, mask, 0.65), side)], vertical=True)
+    return _below([_tile(image, side), _tile(overlay(image, mask, 0.65), side)])
 
 
 def predictions(
@@ -53,32 +53,26 @@ def comparison(
         wrong = (predicted != truth) & (truth != IGNORE)
         map_of = Image.fromarray((wrong * 255).astype(np.uint8)).convert("RGB")
         tiles = (image, overlay(image, truth, 0.65), overlay(image, predicted, 0.65), map_of)
-        rows.append(_stack([_tile(t, side) for t in tiles], vertical=False))
-    return _stack([*rows, legend(data.classes, rows[-1].width)], vertical=True)
+        rows.append(_beside([_tile(tile, side) for tile in tiles]))
+    return _below([*rows, legend(data.classes, rows[-1].width)])
 
 
 def strip(images: Sequence[Image.Image], titles: Sequence[str], height: int = 168) -> Image.Image:
     """Pictures of one height side by side, each below its title."""
-    sizes = [(round(height * image.width / image.height), height) for image in images]
-    scaled = [
-        image.convert("RGB").resize(size, Image.Resampling.NEAREST)
-        for image, size in zip(images, sizes, strict=True)
-    ]
-    columns = [
-        _stack([_heads([title], image.width), image], vertical=True)
-        for image, title in zip(scaled, titles, strict=True)
-    ]
-    return _stack(columns, vertical=False)
+    columns = []
+    for image, title in zip(images, titles, strict=True):
+        size = (round(height * image.width / image.height), height)
+        scaled = image.convert("RGB").resize(size, Image.Resampling.NEAREST)
+        columns.append(column([scaled], [title]))
+    return _beside(columns)
 
 
 def column(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
     """Pictures one below the other, each below its title."""
-    parts = [
-        part
-        for image, title in zip(images, titles, strict=True)
-        for part in (_heads([title], image.width), image)
-    ]
-    return _stack(parts, vertical=True)
+    parts = []
+    for image, title in zip(images, titles, strict=True):
+        parts += [_heads([title], image.width), image]
+    return _below(parts)
 
 
 def spotlight(image: Image.Image, heat: Tensor) -> Image.Image:
@@ -121,11 +115,9 @@ def data_uri(image: Image.Image) -> str:
 def _tile(image: Image.Image, side: int) -> Image.Image:
     """A square tile; what an image that is not square leaves free is transparent."""
     height = round(side * image.height / image.width)
-    return (
-        image.resize((side, height), Image.Resampling.BILINEAR)
-        if height <= side
-        else fit_image(image, (side, side))
-    )
+    if height > side:
+        return fit_image(image, (side, side))
+    return image.resize((side, height), Image.Resampling.BILINEAR)
 
 
 def _heads(titles: Sequence[str], side: int) -> Image.Image:
@@ -136,12 +128,23 @@ def _heads(titles: Sequence[str], side: int) -> Image.Image:
     return canvas
 
 
-def _stack(images: Sequence[Image.Image], vertical: bool) -> Image.Image:
-    widths, heights = [i.width for i in images], [i.height for i in images]
-    gaps = _GAP * (len(images) - 1)
-    size = (max(widths), sum(heights) + gaps) if vertical else (sum(widths) + gaps, max(heights))
-    canvas, at = Image.new("RGBA", size, _PAPER), 0
+def _beside(images: Sequence[Image.Image]) -> Image.Image:
+    return _pasted(images, right=1, down=0)
+
+
+def _below(images: Sequence[Image.Image]) -> Image.Image:
+    return _pasted(images, right=0, down=1)
+
+
+def _pasted(images: Sequence[Image.Image], right: int, down: int) -> Image.Image:
+    """The images on a transparent ground, each a step (right, down) of its own size further."""
+    left, top, places = 0, 0, []
     for image in images:
-        canvas.paste(image, (0, at) if vertical else (at, 0))
-        at += (image.height if vertical else image.width) + _GAP
+        places.append((left, top))
+        left, top = left + right * (image.width + _GAP), top + down * (image.height + _GAP)
+    width = max(left - _GAP, *(image.width for image in images))
+    height = max(top - _GAP, *(image.height for image in images))
+    canvas = Image.new("RGBA", (width, height), _PAPER)
+    for image, place in zip(images, places, strict=True):
+        canvas.paste(image, place)
     return canvas

@@ -21,11 +21,11 @@ from vitseg.sweep.search import Search, Space
 from vitseg.training.job import Job
 from vitseg.ui import panels, search_charts
 from vitseg.ui.console import say
-from vitseg.ui.fit import Fit
 from vitseg.ui.live import current
 from vitseg.ui.steering import live_figure, redraw
 from vitseg.ui.table import Table
 from vitseg.ui.trials import Trials, TrialsScreen
+from vitseg.ui.widgets import Fit
 
 
 def search(

@@ -12,13 +12,13 @@ import ipywidgets as w
 from vitseg.errors import RunError
 from vitseg.events import BatchEnded
 from vitseg.runs.folder import RunFolder
-from vitseg.ui import panels, pictures
-from vitseg.ui.controls import HANDLE
-from vitseg.ui.file_link import FileLink
+from vitseg.ui import charts, panels, pictures, theme
+from vitseg.ui.curves import write_csv
 from vitseg.ui.live import current
 from vitseg.ui.report import report
 from vitseg.ui.session import Session, recent_runs
 from vitseg.ui.steering import Steering
+from vitseg.ui.widgets import FileLink
 
 NONE_YET = ("none yet", -1)
 
@@ -36,7 +36,7 @@ class Tabs:
             description="Epoch",
             layout={"width": "420px"},
             disabled=True,
-            style=HANDLE,
+            style=theme.HANDLE,
         )
         self.epoch.observe(
             lambda _: self._filling or steering.attempt(self._draw_pictures), "value"
@@ -78,7 +78,7 @@ class Tabs:
     def draw(self) -> None:
         """What changes once an epoch: classes, checks, pictures."""
         s = self.session
-        self.classes.value = panels.class_table(s.events)
+        self.classes.value = panels.html(charts.class_map(s.events, most=24))
         self.checks.value = panels.checks(
             s.events, sum(isinstance(e, BatchEnded) for e in s.events), s.failure(), s.features
         )
@@ -153,7 +153,7 @@ class Tabs:
 
     def export_csv(self) -> None:
         run = self._chosen()
-        self.said.say("Curves written:", panels.write_csv(run.path, list(run.events())))
+        self.said.say("Curves written:", write_csv(run.path, list(run.events())))
 
     def _chosen(self) -> RunFolder:
         """The run in the list beside the buttons."""

@@ -18,6 +18,9 @@ TEXT, GRID = "#7a7a7a", "rgba(128,128,128,0.22)"
 
 FROZEN, TRAINED, BROKEN = "#b8bec4", "#E69F00", "#B2182B"
 
+HANDLE = {"handle_color": TRAIN}
+"""Of a slider: JupyterLab's own is white on white at the end of the scale."""
+
 _AXIS = {
     "gridcolor": GRID,
     "zeroline": False,
@@ -46,6 +49,11 @@ CONFIG = {"displaylogo": False, "showSendToCloud": False, "plotlyServerURL": ""}
 for _renderer in map(pio.renderers.__getitem__, pio.renderers):
     if "config" in vars(_renderer):  # all but those that make pictures
         _renderer.config = (_renderer.config or {}) | CONFIG
+
+
+def literal(text: str) -> str:
+    """A name for a chart, which would take a "<" in it for the beginning of a tag."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def stage_color(stage: int) -> str:

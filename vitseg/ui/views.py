@@ -4,15 +4,12 @@ what it is.
 
 from __future__ import annotations
 
-from html import escape
-
 import ipywidgets as w
 
 from vitseg.data.dataset import SegmentationData
 from vitseg.data.views import description, view_name
 from vitseg.errors import VitsegError
-from vitseg.ui import panels, pictures
-from vitseg.ui.controls import HANDLE
+from vitseg.ui import markup, pictures, theme
 
 _FRESH = 100
 """Views on the slider where there is no end of them."""
@@ -27,43 +24,43 @@ def show_views(data: SegmentationData, columns: int = 4, side: int = 190) -> w.V
     """
     count = _FRESH if data.cfg.views == "fresh" else data.cfg.views
     views = [view_name(data.cfg, 1, epoch) for epoch in range(1, count + 1)]
-    starts = range(max(1, count - columns + 1))
-    names = [(f"{name} ({split})", name) for split, found in data.splits.items() for name in found]
+    images = []
+    for split, found in data.splits.items():
+        images += [(f"{name} ({split})", name) for name in found]
+    starts = [(views[i], i) for i in range(max(1, count - columns + 1))]
+    wide = {"width": "420px"}
     image = w.Dropdown(
-        options=names, value=data.splits["train"][0], description="Image", layout={"width": "420px"}
+        options=images, value=data.splits["train"][0], description="Image", layout=wide
     )
-    places, look = [(views[i], i) for i in starts], {"layout": {"width": "420px"}, "style": HANDLE}
-    first = w.SelectionSlider(options=places, description="View", disabled=len(starts) == 1, **look)
+    first = w.SelectionSlider(
+        options=starts,
+        description="View",
+        disabled=len(starts) == 1,
+        layout=wide,
+        style=theme.HANDLE,
+    )
     shown = w.HTML()
 
     def draw(_: object = None) -> None:
         some = views[first.value : first.value + columns]
         try:
-            figures = "".join(_figure(data, image.value, view, side) for view in some)
-            key = (
-                f'<img alt="" '
-                f'src="{pictures.data_uri(pictures.legend(data.classes, columns * (side + 12)))}">'
-            )
-            shown.value = panels.html(
-                f"<div style='display: flex; flex-wrap: wrap; gap: 12px'>{figures}</div>{key}"
-            )
+            figures = [_figure(data, image.value, view, side) for view in some]
+            key = pictures.legend(data.classes, columns * (side + 12))
+            body = markup.render("sheet", figures=figures, key=pictures.data_uri(key))
         except VitsegError as error:
-            shown.value = panels.html(f"<p class=bad>{escape(str(error))}</p>")
+            body = markup.render("lines", lines=[("bad", "", str(error))])
+        shown.value = markup.html(body)
 
     image.observe(draw, "value")
     first.observe(draw, "value")
     draw()
-    return w.VBox([w.HTML(panels.STYLE), image, first, shown])
+    return w.VBox([w.HTML(markup.STYLE), image, first, shown])
 
 
-def _figure(data: SegmentationData, name: str, view: str, side: int) -> str:
-    """One view as HTML: image, overlay, and its title."""
+def _figure(data: SegmentationData, name: str, view: str, side: int) -> tuple[str, str, str]:
+    """One view: its title, what was done, and image and overlay."""
     sample = data[name, view]
-    mask = (sample.binary_mask if data.mode == "binary" else sample.multiclass_mask).numpy()
-    source = pictures.data_uri(pictures.with_mask(pictures.picture(sample.image), mask, side))
-    done = escape(description(data.foreground(sample.original.numpy()), data.cfg, name, view))
-    title = f"view {escape(view)}: {done}"
-    return (
-        f'<div style="width: {side}px"><img alt="{title}" src="{source}"><p><b>view '
-        f"{escape(view)}</b><br>{done}</p></div>"
-    )
+    mask = sample.binary_mask if data.mode == "binary" else sample.multiclass_mask
+    picture = pictures.with_mask(pictures.picture(sample.image), mask.numpy(), side)
+    done = description(data.foreground(sample.original.numpy()), data.cfg, name, view)
+    return f"view {view}", done, pictures.data_uri(picture)

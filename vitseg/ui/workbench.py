@@ -27,11 +27,11 @@ from vitseg.ui import charts, panels, status, table
 from vitseg.ui.console import progress, say
 from vitseg.ui.controls import Controls, recipe_line
 from vitseg.ui.curves import NAMES, Curves
-from vitseg.ui.fit import Fit
 from vitseg.ui.live import LiveRun, current
 from vitseg.ui.session import Session
 from vitseg.ui.steering import Steering, live_figure, unpainted
 from vitseg.ui.tabs import Tabs
+from vitseg.ui.widgets import Fit
 
 REDRAW_SECONDS = 0.4
 FORK = "Start the next run from the end of a finished stage of this one"
@@ -305,17 +305,11 @@ class Workbench:
         s = self.session
         new = self._preview or s.trained is None
         recipe = s.desk.recipe if new else s.trained
-        trainable = panels.trainable_by_stage(recipe, self._counts, s.desk.depth)
         ahead = s.forecast(None if new else recipe) if s.cost else ()
-        self._table.value = panels.stage_table(
-            recipe, s.desk.stage, trainable, sum(self._counts.values()), ahead
-        )
-        held, broken = (
-            ({}, {}) if self._preview else (panels.held_by_optimizer(s.events), s.broken())
-        )
-        self._map.value = panels.freeze_map(
-            recipe, s.desk.stage, self._counts, s.desk.depth, held, broken
-        )
+        events, broken = ((), {}) if self._preview else (s.events, s.broken())
+        rows = panels.stage_parts(recipe, self._counts, s.desk.depth, events, broken)
+        self._table.value = panels.html(table.desk(recipe, s.desk.stage, rows, ahead))
+        self._map.value = panels.html(charts.freeze_map(rows, s.desk.stage))
         if s.desk.stage > len(recipe.stages):
             notes = [f"Stage {s.desk.stage} is not part of this run."]
         else:

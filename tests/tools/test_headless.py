@@ -7,9 +7,8 @@ from __future__ import annotations
 import re
 
 import nbformat
+from headless import write_index, write_page
 from PIL import Image
-
-from vitseg.ui.headless import write_index, write_page
 
 CELL = """
 import ipywidgets, plotly.graph_objects as go

@@ -1,9 +1,9 @@
 """Execute notebooks without a browser and see their text as it comes.
 
-python -m vitseg.ui.headless NOTEBOOK
-python -m vitseg.ui.headless --pages FOLDER NOTEBOOK ...
-    each executed and timed, as a page that opens without a network;
-                                                           the README beside the first one becomes their index
+python tools/headless.py NOTEBOOK
+python tools/headless.py --pages FOLDER NOTEBOOK ...
+    each executed and timed, as a page that opens without a network; the README beside the first one
+    becomes their index
 """
 
 from __future__ import annotations

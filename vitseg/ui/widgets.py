@@ -1,0 +1,37 @@
+"""The widgets whose work is done in the page, by the scripts beside the templates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anywidget
+import traitlets
+
+from vitseg.ui.markup import TEMPLATES
+
+
+class Fit(anywidget.AnyWidget):
+    """Put beside a plotly figure with `responsive` on: a chart drawn before it is on the page has a
+    guessed width, so whenever the box they share changes size, the figure follows.
+    """
+
+    _esm = TEMPLATES / "fit.js"
+
+
+class FileLink(anywidget.AnyWidget):
+    """A sentence that ends with a file: a link where the Jupyter server can give the file out, else
+    its path.
+
+    `say` sets the sentence. A file below the server's root opens in a browser tab of its own,
+    where its scripts may run: JupyterLab's viewer would leave the charts of a report blank.
+    """
+
+    words = traitlets.Unicode("").tag(sync=True)
+    path = traitlets.Unicode("").tag(sync=True)
+    home = traitlets.Unicode(str(Path.home())).tag(sync=True)
+
+    _esm = TEMPLATES / "file_link.js"
+
+    def say(self, words: str, file: Path | None = None) -> None:
+        with self.hold_sync():
+            self.words, self.path = words, str(file or "")
