@@ -149,15 +149,15 @@ def pets(server, monkeypatch) -> Server:
 def test_pets_become_a_folder_with_the_published_lists_as_train_and_test(pets, own_folder):
     folder = vitseg.fetch("oxford-pets")
     assert folder == own_folder / "oxford-pets"
-    pairs, code, _ = read_folder(Folder(path=str(folder)))
-    assert [p.name for p in pairs] == [
+    found = read_folder(Folder(path=str(folder)))
+    assert [p.name for p in found.pairs] == [
         "train/Birman_0",
         "train/Birman_1",
         "train/Birman_2",
         "train/Birman_5",
         "test/Birman_7",
     ]
-    assert code.classes == ("background", "pet")
+    assert found.code.classes == ("background", "pet")
     data = vitseg.SegmentationData(vitseg.Data(source=Folder(path=str(folder))))
     _, ids = data.load("test/Birman_7")
     assert (ids == np.asarray(grey([[1, 0], [255, 0]]))).all()

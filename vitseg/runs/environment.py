@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from vitseg.data.augment import libraries
 from vitseg.data.dataset import SegmentationData
-from vitseg.data.effects import libraries
 from vitseg.model.segmenter import Segmenter
 from vitseg.training.audit import part_hashes
 from vitseg.training.device import Machine

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from vitseg import plan
+from vitseg.data.augment import view_name
 from vitseg.data.dataset import SegmentationData, chunked
-from vitseg.data.views import view_name
 from vitseg.errors import ConfigError, FeatureBreach, TrainingError
 from vitseg.events import BatchEnded, EpochEnded, Event, FeaturesUsed, StageEnded, StageStarted
 from vitseg.model.freeze import checked_depth, set_freeze_depth, trained_parts

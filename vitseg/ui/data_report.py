@@ -16,8 +16,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from vitseg.data.check import Check, check_data
-from vitseg.data.look import Look
-from vitseg.data.pairs import Problem
+from vitseg.data.folder import Finding, Look
 from vitseg.errors import RunError
 from vitseg.images import UNREADABLE, open_rgb, overlay
 from vitseg.settings import Data, Folder
@@ -149,13 +148,13 @@ class DataReport:
         """A picture for each file that something was said of, of a mask its image, as far as it can
         be opened.
         """
-        items: dict[Path, Problem] = {}
+        items: dict[Path, Finding] = {}
         for problem in [*self.check.problems, *self.check.warnings, *self.check.notes]:
             items.setdefault(problem.path, problem)
         files = [(path, p) for path, p in items.items() if path.is_file()][:PICTURES]
         return [(self._short(p), _opened(self.check.image_of.get(path, path))) for path, p in files]
 
-    def _short(self, problem: Problem) -> str:
+    def _short(self, problem: Finding) -> str:
         """Its sentence, paths beginning in the folder that the head names."""
         return problem.says.replace(f"{shown(self.check.root)}{os.sep}", "")
 

@@ -8,8 +8,8 @@ from html import escape
 
 import ipywidgets as w
 
+from vitseg.data.augment import description, view_name
 from vitseg.data.dataset import SegmentationData
-from vitseg.data.views import description, view_name
 from vitseg.errors import VitsegError
 from vitseg.ui import panels, pictures
 from vitseg.ui.controls import HANDLE
