@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Protocol
 
 import numpy as np
 import PIL
@@ -58,29 +57,6 @@ class Batch:
     originals: list[Tensor]
 
 
-class Source(Protocol):
-    """Where images come from. `classes` are those of the masks, `masks` says how these are stored,
-    `placed` in which split each image lies, if in any.
-    """
-
-    classes: tuple[str, ...]
-    masks: str
-    placed: dict[str, str | None]
-    pairs: dict[str, Pair]
-    warnings: list[str]
-
-    def size(self, name: str) -> Size: ...
-
-    def counts(self, name: str) -> dict[int, int]:
-        """Pixels by the class ids that the mask holds."""
-
-    def load(self, name: str) -> tuple[Image.Image, np.ndarray]:
-        """The image as it is, and the class ids (h, w) uint8 that its mask holds."""
-
-    def content(self, name: str) -> tuple[list[object], list[object]]:
-        """What the pixels of the image, and those of its mask, follow from."""
-
-
 class GeneratedSource:
     """The built-in images, drawn when first asked for."""
 
@@ -88,9 +64,8 @@ class GeneratedSource:
 
     def __init__(self, cfg: Generated):
         self.cfg, self.classes = cfg, class_names(cfg)
-        self.placed = dict.fromkeys(f"generated-{i:04d}" for i in range(cfg.images))
-        self.pairs: dict[str, Pair] = {}
-        self.warnings: list[str] = []
+        self.splits = dict.fromkeys(f"generated-{i:04d}" for i in range(cfg.images))
+        self.pairs, self.warnings = {}, []
         self._drawn: dict[str, tuple[Image.Image, np.ndarray]] = {}
 
     def size(self, name: str) -> Size:
@@ -105,7 +80,7 @@ class GeneratedSource:
             self._drawn[name] = generate(self.cfg, int(name.rpartition("-")[2]))
         return self._drawn[name]
 
-    def content(self, name: str) -> tuple[list[object], list[object]]:
+    def content(self, name: str) -> tuple[list[str], list[str]]:
         drawn_from = [name, self.cfg.model_dump_json(exclude={"images"})]
         return drawn_from, drawn_from
 
@@ -119,7 +94,7 @@ class FolderSource:
         self.masks = found.code.description
         self._looks = {look.pair.name: look for look in found.looks}
         self.pairs = {pair.name: pair for pair in found.pairs}
-        self.placed = {pair.name: pair.split for pair in found.pairs}
+        self.splits = {pair.name: pair.split for pair in found.pairs}
         self.warnings = in_brief(warning for look in found.looks for warning in look.findings)
 
     def size(self, name: str) -> Size:
@@ -138,10 +113,10 @@ class FolderSource:
             raise _changed(pair, error) from None
         return image, ids
 
-    def content(self, name: str) -> tuple[list[object], list[object]]:
+    def content(self, name: str) -> tuple[list[str], list[str]]:
         pair, look = self.pairs[name], self._looks[name]
         try:
-            image: list[object] = [_digest_of(pair.image, look.image)]
+            image = [_digest_of(pair.image, look.image)]
             mask = [_digest_of(pair.mask, look.mask), str(self.code.values)]
         except OSError as error:
             raise _changed(pair, error) from None
@@ -149,6 +124,14 @@ class FolderSource:
         if NO_ALPHA in kinds and pair.image.suffix.lower() in {".tif", ".tiff"}:
             image.append("alpha not blended")  # as it once was
         return image, mask
+
+
+Source = GeneratedSource | FolderSource
+"""Where images come from. `classes` are those of the masks, `masks` says how these are stored,
+`splits` where each image lies, if in any. By an image's name: its `size`, `counts` of pixels by
+class id, `load` (the image, and class ids (h, w) uint8), and the `content` that the pixels of the
+image, and those of its mask, follow from.
+"""
 
 
 def _digest_of(path: Path, scan: FileScan) -> str:
@@ -164,11 +147,8 @@ class SegmentationData(Dataset[Sample]):
 
     def __init__(self, cfg: Data):
         self.cfg = cfg
-        self.source: Source
-        if isinstance(cfg.source, Generated):
-            self.source = GeneratedSource(cfg.source)
-        else:
-            self.source = FolderSource(cfg.source)
+        kind = GeneratedSource if isinstance(cfg.source, Generated) else FolderSource
+        self.source: Source = kind(cfg.source)
         self.pairs, self.warnings = self.source.pairs, self.source.warnings
         self.map = class_map(self.source.classes, cfg.classes)
         self.all_classes = self.map.classes
@@ -186,7 +166,7 @@ class SegmentationData(Dataset[Sample]):
         """Where the images lie that hold no class of `drop_images_with`, and the names of the
         others.
         """
-        kept, dropped = dict(self.source.placed), set()
+        kept, dropped = dict(self.source.splits), set()
         if self.map.dropping:
             dropped = {name for name in kept if not self.map.keeps(self.source.counts(name))}
         for name in dropped:

@@ -342,7 +342,7 @@ def _leading_out(root: Path, paths: list[Path]) -> Iterator[Finding]:
 
 
 def _alone(kind: str, here: dict[str, Path], other: dict[str, Path]) -> Iterator[Finding]:
-    alike = {_alike(stem): other[stem] for stem in other.keys() - here.keys()}
+    alike = {_alike(stem): path for stem, path in other.items() if stem not in here}
     for stem in sorted(here.keys() - other.keys()):
         near, hint = alike.get(_alike(stem)), ""
         if near:
@@ -379,11 +379,9 @@ def _look_at(root: Path, pairs: list[Pair], watch: Watch) -> list[Look]:
     return looks
 
 
-def by_header(pair: Pair, cache: ScanCache | None = None) -> Look:
+def by_header(pair: Pair, cache: ScanCache) -> Look:
     """What can be told before a pixel is decoded."""
-    look = Look(pair)
-    if cache:
-        look.image, look.mask = cache.get(pair.image), cache.get(pair.mask)
+    look = Look(pair, image=cache.get(pair.image), mask=cache.get(pair.mask))
     image = mask = None
     try:
         image = look.image.header if look.image else header_of(pair.image)
