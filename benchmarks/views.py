@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vitseg.data.views import make_view
+from vitseg.data.augment import make_view
 from vitseg.settings import Data
 from vitseg.ui.table import Table
 

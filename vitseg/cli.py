@@ -293,7 +293,7 @@ def _images(given: list[str]) -> list[Path]:
     """The image files named, or in the folders named. Raises RunError where two would share a
     mask's name.
     """
-    from vitseg.data.pairs import SUFFIXES
+    from vitseg.data.folder import SUFFIXES
 
     paths = [
         p

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from builders import stripes, write_pairs
 
 import vitseg
-from vitseg.data.balance import best_of_an_oracle, drawn_by, rarity, weights_by_frequency
 from vitseg.data.dataset import SegmentationData
+from vitseg.data.splits import drawn_by, rarity
 from vitseg.errors import ConfigError
 from vitseg.settings import ByFrequency, Classes, Data, Folder, Generated
-from vitseg.training.losses import loss_notes, loss_of
+from vitseg.training.losses import best_of_an_oracle, loss_notes, loss_of, weights_by_frequency
 
 PIXELS = {"a": {0: 90, 1: 10}, "b": {0: 60, 2: 40}, "c": {0: 100}, "d": {0: 50, 1: 50}}
 """Of 400 pixels class 0 holds 300, class 1 60, class 2 40; class 3 none. In images that hold them:

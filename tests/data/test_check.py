@@ -17,10 +17,10 @@ from PIL import Image
 
 import vitseg
 from vitseg import cli
-from vitseg.data import look
+from vitseg.data import folder as folder_module
 from vitseg.data.check import check_data
 from vitseg.data.dataset import SegmentationData
-from vitseg.data.folder import read_folder
+from vitseg.data.folder import Look, read_folder
 from vitseg.errors import ConfigError, DataError
 from vitseg.images import opened
 from vitseg.settings import Data, Folder, Generated
@@ -173,9 +173,9 @@ def test_what_headers_tell_is_known_before_a_pixel_is_decoded(
     )
     seen: list[tuple[str, int, int]] = []
     decoded: list[Path] = []
-    monkeypatch.setattr(look, "opened", lambda path: decoded.append(path) or opened(path))
+    monkeypatch.setattr(folder_module, "opened", lambda path: decoded.append(path) or opened(path))
 
-    def watch(looks: Iterator[look.Look], doing: str, count: int) -> Iterator[look.Look]:
+    def watch(looks: Iterator[Look], doing: str, count: int) -> Iterator[Look]:
         assert bool(decoded) == (doing == "pixels") or not decoded
         looks = list(looks)
         seen.append((doing, count, sum(bool(each.problems) for each in looks)))

@@ -8,8 +8,8 @@ import torch
 from builders import stripes, write_pairs
 
 from vitseg.data.check import check_data
-from vitseg.data.classes import class_map
 from vitseg.data.dataset import SegmentationData
+from vitseg.data.masks import class_map
 from vitseg.errors import ConfigError, DataError, RecipeError
 from vitseg.images import IGNORE
 from vitseg.settings import Classes, Data, Folder, Generated, Merge

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitseg.data.dataset import SegmentationData
-from vitseg.data.generate import generate
+from vitseg.data.synthetic import generate
 from vitseg.errors import ConfigError, DataError
 from vitseg.images import FILL, IGNORE
 from vitseg.settings import Augment, Data, Folder, Generated

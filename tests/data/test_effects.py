@@ -13,9 +13,17 @@ import torch
 from builders import to_image, write_pairs
 from PIL import Image
 
+from vitseg.data.augment import (
+    _lattice,
+    _through_mesh,
+    apply_effect,
+    crop,
+    description,
+    libraries,
+    make_view,
+    occurring,
+)
 from vitseg.data.dataset import SegmentationData
-from vitseg.data.effects import _lattice, _through_mesh, apply_effect, libraries, occurring
-from vitseg.data.views import crop, description, make_view
 from vitseg.effects import (
     Blur,
     Clahe,
@@ -277,7 +285,7 @@ def test_a_crop_is_the_box_around_the_foreground_and_its_margin(
 ):
     image, ids = patch()
     seen, seen_ids = crop(
-        image, ids, there(ids), Data(crop=Crop(p=1.0, margin=margin)), "photo", "1"
+        (image, ids), there(ids), Data(crop=Crop(p=1.0, margin=margin)), "photo", "1"
     )
     left, top, right, bottom = box
     assert np.array_equal(seen, np.asarray(image)[top:bottom, left:right])
@@ -289,17 +297,19 @@ def test_without_foreground_and_in_the_clean_view_nothing_is_cropped(value: int)
     image, ids = patch()
     cfg = Data(crop=Crop(p=1.0))
     assert (
-        crop(image, np.full_like(ids, value), there(np.full_like(ids, value)), cfg, "photo", "1")[0]
+        crop((image, np.full_like(ids, value)), there(np.full_like(ids, value)), cfg, "photo", "1")[
+            0
+        ]
         is image
     )
-    assert crop(image, ids, there(ids), cfg, "photo", "0")[0] is image
-    assert crop(image, ids, there(ids), cfg, "photo", "1")[0] is not image
+    assert crop((image, ids), there(ids), cfg, "photo", "0")[0] is image
+    assert crop((image, ids), there(ids), cfg, "photo", "1")[0] is not image
 
 
 def test_a_crop_occurs_as_often_as_its_p_says():
     image, ids = patch()
     times = sum(
-        crop(image, ids, there(ids), Data(crop=Crop(p=0.3)), f"image {i}", "1")[0] is not image
+        crop((image, ids), there(ids), Data(crop=Crop(p=0.3)), f"image {i}", "1")[0] is not image
         for i in range(1000)
     )
     assert abs(times / 1000 - 0.3) < 0.05

@@ -21,7 +21,7 @@ from PIL import Image
 
 import vitseg
 from vitseg import cli
-from vitseg.data import brain, fetch, public
+from vitseg.data import fetch
 from vitseg.data.folder import read_folder
 from vitseg.errors import ConfigError, DataError
 from vitseg.settings import Folder
@@ -149,15 +149,15 @@ def pets(server, monkeypatch) -> Server:
 def test_pets_become_a_folder_with_the_published_lists_as_train_and_test(pets, own_folder):
     folder = vitseg.fetch("oxford-pets")
     assert folder == own_folder / "oxford-pets"
-    pairs, code, _ = read_folder(Folder(path=str(folder)))
-    assert [p.name for p in pairs] == [
+    found = read_folder(Folder(path=str(folder)))
+    assert [p.name for p in found.pairs] == [
         "train/Birman_0",
         "train/Birman_1",
         "train/Birman_2",
         "train/Birman_5",
         "test/Birman_7",
     ]
-    assert code.classes == ("background", "pet")
+    assert found.code.classes == ("background", "pet")
     data = vitseg.SegmentationData(vitseg.Data(source=Folder(path=str(folder))))
     _, ids = data.load("test/Birman_7")
     assert (ids == np.asarray(grey([[1, 0], [255, 0]]))).all()
@@ -287,7 +287,7 @@ def test_a_conversion_that_was_cut_off_is_begun_again_without_a_download(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(public, "_ids", interrupted)
+        patch.setattr(fetch, "_ids", interrupted)
         vitseg.fetch("oxford-pets")
     assert not (own_folder / "oxford-pets").exists()
     (own_folder / "oxford-pets.partial" / "ready" / "train" / "images" / "stray.jpg").write_bytes(
@@ -377,7 +377,7 @@ def test_the_brain_has_four_classes_in_every_split_and_no_neighbours_across_spli
     } == set(split_of.values())
     with Image.open(folder / "validation" / "images" / "z034.png") as image:
         assert (image.mode, image.size) == ("RGB", (197, 233))
-    assert json.loads((folder / "classes.json").read_text())["classes"] == list(brain.CLASSES)
+    assert json.loads((folder / "classes.json").read_text())["classes"] == list(fetch.BRAIN_CLASSES)
 
 
 def test_without_nilearn_the_brain_says_what_to_install(monkeypatch, own_folder):

@@ -11,8 +11,7 @@ import pytest
 from builders import SIDE, stripes, write_pairs
 from PIL import Image
 
-from vitseg.data.folder import read_folder
-from vitseg.data.pairs import SUFFIXES
+from vitseg.data.folder import SUFFIXES, read_folder
 from vitseg.errors import DataError
 from vitseg.settings import Folder
 
@@ -20,7 +19,7 @@ GOOD = {name: stripes(0, 1) for name in "abcdefgh"}
 
 
 def names(folder: Path) -> list[str]:
-    return [pair.name for pair in read_folder(Folder(path=str(folder)))[0]]
+    return [pair.name for pair in read_folder(Folder(path=str(folder))).pairs]
 
 
 def problems(folder: Path) -> list[str]:
@@ -163,7 +162,7 @@ def test_unusual_names_work_and_are_shown_as_they_are(name: str, tmp_path: Path)
 def test_a_folder_with_splits_gives_names_by_split(tmp_path: Path):
     for split, stems in {"train": "ab", "validation": "a", "test": "c"}.items():
         write_pairs(tmp_path / split, {stem: stripes(0, 1) for stem in stems})
-    pairs, *_ = read_folder(Folder(path=str(tmp_path)))
+    pairs = read_folder(Folder(path=str(tmp_path))).pairs
     assert [(p.name, p.split) for p in pairs] == [
         ("train/a", "train"),
         ("train/b", "train"),

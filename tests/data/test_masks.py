@@ -116,7 +116,7 @@ WAYS = {
 
 
 def code_of(folder: Path, **settings: Any):
-    return read_folder(Folder(path=str(folder), **settings))[1]
+    return read_folder(Folder(path=str(folder), **settings)).code
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)

@@ -18,9 +18,8 @@ from PIL import Image, ImageOps
 import vitseg
 from vitseg.data.check import check_data
 from vitseg.data.dataset import SegmentationData
-from vitseg.data.folder import look_through
+from vitseg.data.folder import Finding, in_brief, scan
 from vitseg.data.masks import read_raw
-from vitseg.data.pairs import Problem, in_brief
 from vitseg.errors import DataError
 from vitseg.events import StageStarted
 from vitseg.images import FILL, open_rgb, to_rgb
@@ -98,7 +97,7 @@ def folder_of(
     return place
 
 
-def found(folder: Path) -> list[Problem]:
+def found(folder: Path) -> list[Finding]:
     """Problems and warnings."""
     check = check_data(Data(source=Folder(path=str(folder))))
     return [*check.problems, *check.warnings]
@@ -572,7 +571,7 @@ def test_bands_of_a_mask_are_named_too(tmp_path: Path):
 
 def test_a_training_can_say_all_warnings_in_a_sentence_a_kind(tmp_path: Path):
     folder = folder_of(tmp_path, [*(as_tiff(noise(5), 0) for _ in range(3)), turned(3)])
-    warnings = [w for look in look_through(Folder(path=str(folder))).looks for w in look.warnings]
+    warnings = scan(Folder(path=str(folder))).warnings
     bands, orientation = in_brief(warnings)
     assert bands.startswith(f"{folder / 'images' / '0.tif'}: of its 5 bands") and bands.endswith(
         " And 2 more: bands dropped."

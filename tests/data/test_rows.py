@@ -136,7 +136,7 @@ def test_row_40_sizes_that_differ_once_upright_are_both_named(orientation: int, 
     exif[0x0112] = orientation
     Image.new("RGB", (40, 20)).save(folder / "images" / "a.png", exif=exif)
     if orientation == 1:
-        assert len(read_folder(Folder(path=str(folder)))[0]) == 2
+        assert len(read_folder(Folder(path=str(folder))).pairs) == 2
         return
     (line,) = refused(folder).problem.splitlines()[1:]
     says = (
@@ -223,7 +223,7 @@ def test_row_45_what_255_means_is_read_declared_or_asked_for(
     if expected is None:
         assert "is 255 a class, or to be ignored?" in refused(folder).problem
         return
-    code = read_folder(Folder(path=str(folder)))[1]
+    code = read_folder(Folder(path=str(folder))).code
     assert code.values == expected
     assert np.array_equal(
         code.decode(read_raw(folder / "masks" / "a.png")), stripes(*(expected[v] for v in values))
@@ -455,7 +455,7 @@ def test_row_52_links_are_followed_named_where_they_lead_out_and_refused_where_t
     assert [p.says for p in check.warnings if p.kind == "link that leads out"] == [
         f"{folder}/images/b.png: a link to {outside}, outside the data set's folder."
     ]
-    assert not check.problems and len(read_folder(Folder(path=str(folder)))[0]) == 4
+    assert not check.problems and len(read_folder(Folder(path=str(folder))).pairs) == 4
     inside.unlink()
     for mask in (folder / "masks").glob("c.png"):
         mask.unlink()

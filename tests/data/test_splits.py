@@ -13,7 +13,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from vitseg.data.dataset import SegmentationData
-from vitseg.data.pairs import SPLITS
+from vitseg.data.folder import SPLITS
 from vitseg.data.splits import random_split, splits_of
 from vitseg.errors import ConfigError, DataError, RecipeError
 from vitseg.settings import Classes, Data, Folder, Generated

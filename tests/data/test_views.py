@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitseg.data.views import make_view, view_name
+from vitseg.data.augment import make_view, view_name
 from vitseg.images import FILL, IGNORE, fit_image, fit_mask
 from vitseg.settings import Augment, Data
 

@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from vitseg.data.generate import generate
+from vitseg.data.synthetic import generate
 from vitseg.errors import WeightsError
 from vitseg.model import weights
 from vitseg.settings import Generated

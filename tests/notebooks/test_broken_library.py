@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from lessons import NOTEBOOKS, sections, sliced_from_minus_n, visit
 
-from vitseg.data import views
+from vitseg.data import augment
 from vitseg.errors import FreezeBreach
 from vitseg.model.segmenter import Segmenter
 
@@ -26,8 +26,8 @@ def cells_of(notebook: str) -> list[str]:
 
 def mask_stays_behind(patch: pytest.MonkeyPatch) -> None:
     """Augmentation moves the image, and not its mask."""
-    warp = views._warp
-    patch.setattr(views, "_warp", lambda image, mask, *more: (warp(image, mask, *more)[0], mask))
+    warp = augment._warp
+    patch.setattr(augment, "_warp", lambda image, mask, *more: (warp(image, mask, *more)[0], mask))
 
 
 def rest_of_a_patch_is_lost(patch: pytest.MonkeyPatch) -> None:

@@ -6,24 +6,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vitseg.data.classes import ClassMap, class_map
-from vitseg.data.folder import OF_A_PAIR, look_through
-from vitseg.data.look import Look, Watch, unwatched
-from vitseg.data.masks import MaskCode, read_raw
-from vitseg.data.pairs import Pair, Problem, problem
-from vitseg.data.splits import splits_of
+from vitseg.data.folder import (
+    OF_A_PAIR,
+    Finding,
+    Look,
+    Pair,
+    Scan,
+    Watch,
+    finding,
+    of_rank,
+    scan,
+    unwatched,
+)
+from vitseg.data.masks import ClassMap, MaskCode, class_map, read_raw
+from vitseg.data.splits import Splits, splits_of
 from vitseg.errors import ConfigError, DataError
 from vitseg.settings import Data, Folder
 from vitseg.words import shown
 
 TINY = 28
 """Pixels on the shorter side, below which an image is hardly two patches of a ViT."""
+
+Counts = Mapping[str, Mapping[int, int]]
+"""Pixels of each class, by image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +44,14 @@ class ClassCount:
     """
 
     name: str
-    images: dict[str, int]
-    pixels: dict[str, int]
+    images: dict[str, int] = field(default_factory=Counter)
+    pixels: dict[str, int] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """`problems` stop a training, or leave pairs out; `warnings` spoil what it says; `notes` are
-    worth knowing.
+    """`findings` are problems, which stop a training or leave pairs out, then warnings, which spoil
+    what it says, and notes, which are worth knowing.
 
     `whole` are the pairs without a problem, by name, and `splits` the images of each split among
     them. `together[i][j]` is in how many images classes i and j both occur. `image_of` is the image
@@ -52,33 +63,41 @@ class Check:
     whole: dict[str, Pair]
     masks: str
     splits: dict[str, int]
-    problems: list[Problem]
-    warnings: list[Problem]
-    notes: list[Problem]
+    findings: list[Finding]
     classes: list[ClassCount]
     together: list[list[int]]
     code: MaskCode | None
     kinds: ClassMap | None
     image_of: dict[Path, Path]
 
+    @property
+    def problems(self) -> list[Finding]:
+        return of_rank("problem", self.findings)
+
+    @property
+    def warnings(self) -> list[Finding]:
+        return of_rank("warning", self.findings)
+
+    @property
+    def notes(self) -> list[Finding]:
+        return of_rank("note", self.findings)
+
     def ids(self, name: str) -> np.ndarray | None:
         """Class ids (h, w) uint8 of a whole pair, as training would see them; None where no code
         fits the masks.
         """
-        return (
-            self.kinds.ids(self.code.decode(read_raw(self.whole[name].mask)))
-            if self.kinds
-            else None
-        )
+        if self.kinds is None:
+            return None
+        return self.kinds.ids(self.code.decode(read_raw(self.whole[name].mask)))
 
     def to_dict(self) -> dict[str, Any]:
         """Strings and numbers, for JSON."""
-        said = {
-            kind: [
-                {"kind": p.kind, "path": shown(p.path), "says": p.says} for p in getattr(self, kind)
+        said = {}
+        for rank in ("problem", "warning", "note"):
+            said[f"{rank}s"] = [
+                {"kind": found.kind, "path": shown(found.path), "says": found.says}
+                for found in of_rank(rank, self.findings)
             ]
-            for kind in ("problems", "warnings", "notes")
-        }
         classes = [{"name": c.name, "images": c.images, "pixels": c.pixels} for c in self.classes]
         return {
             "folder": shown(self.root),
@@ -98,110 +117,115 @@ def check_data(cfg: Data, watch: Watch = unwatched) -> Check:
     """
     if not isinstance(cfg.source, Folder):
         raise ConfigError("data.source", cfg.source, "a folder", "Generated images need no check.")
-    found = look_through(cfg.source, watch)
-    kept = found.without(OF_A_PAIR)
-    looks = {
-        p.name: look for p, look in zip(kept.pairs, kept.looks, strict=True) if not look.problems
-    }
+    found = scan(cfg.source, watch)
     kinds = class_map(found.code.classes, cfg.classes) if found.code else None
-    stored = {name: found.code.counts(look.counts) if kinds else {} for name, look in looks.items()}
-    dropped = {name for name in looks if kinds and not kinds.keeps(stored[name])}
-    looks = {name: look for name, look in looks.items() if name not in dropped}
-    counts = {name: kinds.counts(stored[name]) if kinds else {} for name in looks}
-    pairs = {p.name: p for p in kept.pairs if p.name in looks}
+    looks, counts, dropped = _counted(found, kinds)
+    findings = [*found.findings]
+    placed = {name: look.pair.split for name, look in looks.items()}
     try:
-        splits = splits_of(
-            {name: pair.split for name, pair in pairs.items()},
-            cfg,
-            lambda n: counts[n].keys(),
-            dropped,
-        )
+        splits = splits_of(placed, cfg, lambda name: counts[name].keys(), dropped)
     except DataError as error:
-        splits = {"all": list(pairs)}
-        found.problems.append(Problem("cannot be split", found.root, str(error)))
-    classes, together = _classes(counts, splits, kinds.classes) if kinds else ([], [])
-    warnings = [*found.warnings, *_twice(looks, pairs, splits), *_absent(classes, found.root)]
-    notes = [*(_without_foreground(counts, pairs) if kinds else ()), *_tiny(looks, pairs)]
-    masks = (
-        "; ".join(filter(None, (found.code.description, kinds.description)))
-        if kinds
-        else "no code fits them"
-    )
-    sizes = {split: len(names) for split, names in splits.items() if names}
-    said = found.problems, warnings, notes
-    image_of = {p.mask: p.image for p in found.pairs}
+        splits = {"all": list(looks)}
+        findings.append(Finding("cannot be split", found.root, str(error)))
+    masks, classes, together = "no code fits them", [], []
+    if kinds:
+        masks = "; ".join(filter(None, (found.code.description, kinds.description)))
+        classes, together = _classes(counts, splits, kinds.classes)
+    findings += _twice(looks, splits)
+    findings += _absent(classes, found.root)
+    if kinds:
+        findings += _without_foreground(counts, looks)
+    findings += _tiny(looks)
     return Check(
         found.root,
-        len(found.pairs),
-        pairs,
+        len(found.looks),
+        {name: look.pair for name, look in looks.items()},
         masks,
-        sizes,
-        *said,
+        {split: len(names) for split, names in splits.items() if names},
+        findings,
         classes,
         together,
         found.code,
         kinds,
-        image_of,
+        {pair.mask: pair.image for pair in found.pairs},
     )
 
 
+def _counted(
+    found: Scan, kinds: ClassMap | None
+) -> tuple[dict[str, Look], dict[str, dict[int, int]], set[str]]:
+    """The looks at whole pairs by name, the pixels of their classes, and the names of those that
+    hold a class of `drop_images_with`.
+    """
+    looks, counts, dropped = {}, {}, set()
+    for look in found.without(OF_A_PAIR).looks:
+        name = look.pair.name
+        if look.problems:
+            continue
+        stored = found.code.counts(look.mask.counts) if kinds else {}
+        if kinds and not kinds.keeps(stored):
+            dropped.add(name)
+            continue
+        looks[name] = look
+        counts[name] = kinds.counts(stored) if kinds else {}
+    return looks, counts, dropped
+
+
 def _classes(
-    counts: Mapping[str, Mapping[int, int]], splits: Mapping[str, list[str]], names: tuple[str, ...]
+    counts: Counts, splits: Splits, names: tuple[str, ...]
 ) -> tuple[list[ClassCount], list[list[int]]]:
-    images, pixels = ([Counter[str]() for _ in names] for _ in range(2))
+    classes = [ClassCount(name) for name in names]
     together = [[0] * len(names) for _ in names]
     for split, of_split in splits.items():
-        for ids in map(counts.__getitem__, of_split):
-            for i, n in ids.items():
-                images[i][split] += 1
-                pixels[i][split] += n
-                for j in ids:
+        for name in of_split:
+            for i, pixels in counts[name].items():
+                classes[i].images[split] += 1
+                classes[i].pixels[split] += pixels
+                for j in counts[name]:
                     together[i][j] += 1
-    return [ClassCount(n, dict(images[i]), dict(pixels[i])) for i, n in enumerate(names)], together
+    return classes, together
 
 
-def _twice(
-    looks: Mapping[str, Look], pairs: Mapping[str, Pair], splits: Mapping[str, list[str]]
-) -> Iterator[Problem]:
+def _twice(looks: Mapping[str, Look], splits: Splits) -> Iterator[Finding]:
     """Images whose pixels are the same: across splits the scores are no scores."""
     split_of = {name: split for split, names in splits.items() for name in names}
     alike: dict[str, list[str]] = {}
     for name, look in looks.items():
-        alike.setdefault(look.digest, []).append(name)
-    for names in (n for n in alike.values() if len(n) > 1):
-        where = [f"{shown(pairs[n].image)} ({split_of[n]})" for n in names]
-        across = len({split_of[n] for n in names}) > 1
-        end = "on both sides: what is scored was trained on" if across else "on one side"
-        kind = "same image in two splits" if across else "same image twice"
-        yield Problem(
-            kind, pairs[names[0]].image, f"{' and '.join(where)}: the same pixels, {end}."
-        )
+        alike.setdefault(look.image.pixels, []).append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            kind, end = "same image twice", "on one side"
+            if len({split_of[name] for name in names}) > 1:
+                kind = "same image in two splits"
+                end = "on both sides: what is scored was trained on"
+            paths = [looks[name].pair.image for name in names]
+            where = [f"{shown(p)} ({split_of[n]})" for p, n in zip(paths, names, strict=True)]
+            says = f"{' and '.join(where)}: the same pixels, {end}."
+            yield Finding(kind, paths[0], says, "warning")
 
 
-def _absent(classes: list[ClassCount], root: Path) -> Iterator[Problem]:
+def _absent(classes: list[ClassCount], root: Path) -> Iterator[Finding]:
     """Classes that a split lacks: not trained, or not scored."""
     splits = sorted({split for c in classes for split in c.images})
     for c in classes:
-        if lacking := [split for split in splits if not c.images.get(split)]:
-            yield problem(
-                "class absent",
-                root,
-                f"class {c.name!r} occurs in no mask of {' and '.join(lacking)}.",
-            )
+        lacking = [split for split in splits if split not in c.images]
+        if lacking:
+            says = f"class {c.name!r} occurs in no mask of {' and '.join(lacking)}."
+            yield finding("class absent", root, says, "warning")
 
 
-def _without_foreground(
-    counts: Mapping[str, Mapping[int, int]], pairs: Mapping[str, Pair]
-) -> Iterator[Problem]:
+def _without_foreground(counts: Counts, looks: Mapping[str, Look]) -> Iterator[Finding]:
     for name, ids in counts.items():
+        mask = looks[name].pair.mask
         if not ids:
-            yield problem("all ignored", pairs[name].mask, "every pixel is ignored.")
+            yield finding("all ignored", mask, "every pixel is ignored.", "note")
         elif ids.keys() == {0}:
-            yield problem("no foreground", pairs[name].mask, "background alone.")
+            yield finding("no foreground", mask, "background alone.", "note")
 
 
-def _tiny(looks: Mapping[str, Look], pairs: Mapping[str, Pair]) -> Iterator[Problem]:
-    for name, look in looks.items():
-        if min(look.size) < TINY:
-            size = f"{look.size[1]}x{look.size[0]} pixels"
-            yield problem("tiny", pairs[name].image, f"{size}, hardly more than a patch.")
+def _tiny(looks: Mapping[str, Look]) -> Iterator[Finding]:
+    for look in looks.values():
+        height, width = look.image.size
+        if min(height, width) < TINY:
+            says = f"{width}x{height} pixels, hardly more than a patch."
+            yield finding("tiny", look.pair.image, says, "note")

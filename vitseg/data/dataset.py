@@ -17,20 +17,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vitseg.data.balance import drawn_by, rarity
-from vitseg.data.classes import class_map
-from vitseg.data.effects import libraries
-from vitseg.data.folder import read_folder
-from vitseg.data.generate import class_names, generate
-from vitseg.data.look import NO_ALPHA
-from vitseg.data.masks import read_raw
-from vitseg.data.pairs import Pair, in_brief
-from vitseg.data.splits import splits_of
-from vitseg.data.views import CLEAN, crop, make_view
+from vitseg.data.augment import CLEAN, crop, libraries, make_view
+from vitseg.data.folder import NO_ALPHA, Pair, in_brief, read_folder
+from vitseg.data.masks import class_map, read_raw
+from vitseg.data.scan_cache import FileScan, stamp_of
+from vitseg.data.splits import drawn_by, rarity, splits_of
+from vitseg.data.synthetic import class_names, generate
 from vitseg.draws import NUMERICS, seed_for
 from vitseg.errors import ConfigError, DataError, VitsegError
 from vitseg.images import UNREADABLE, Size, fit_image, fit_mask, fitted_size, open_rgb, sha256_of
-from vitseg.settings import Data, Generated
+from vitseg.settings import Data, Folder, Generated
 
 Key = tuple[str, str]
 """(image name, view name)"""
@@ -61,6 +57,88 @@ class Batch:
     originals: list[Tensor]
 
 
+class GeneratedSource:
+    """The built-in images, drawn when first asked for."""
+
+    masks = "generated"
+
+    def __init__(self, cfg: Generated):
+        self.cfg, self.classes = cfg, class_names(cfg)
+        self.splits = dict.fromkeys(f"generated-{i:04d}" for i in range(cfg.images))
+        self.pairs, self.warnings = {}, []
+        self._drawn: dict[str, tuple[Image.Image, np.ndarray]] = {}
+
+    def size(self, name: str) -> Size:
+        return self.cfg.side, self.cfg.side
+
+    def counts(self, name: str) -> dict[int, int]:
+        ids, counts = np.unique(self.load(name)[1], return_counts=True)
+        return dict(zip(ids.tolist(), counts.tolist(), strict=True))
+
+    def load(self, name: str) -> tuple[Image.Image, np.ndarray]:
+        if name not in self._drawn:
+            self._drawn[name] = generate(self.cfg, int(name.rpartition("-")[2]))
+        return self._drawn[name]
+
+    def content(self, name: str) -> tuple[list[str], list[str]]:
+        drawn_from = [name, self.cfg.model_dump_json(exclude={"images"})]
+        return drawn_from, drawn_from
+
+
+class FolderSource:
+    """The pairs of a folder. Raises DataError when anything is wrong with the files."""
+
+    def __init__(self, cfg: Folder):
+        found = read_folder(cfg)
+        self.code, self.classes = found.code, found.code.classes
+        self.masks = found.code.description
+        self._looks = {look.pair.name: look for look in found.looks}
+        self.pairs = {pair.name: pair for pair in found.pairs}
+        self.splits = {pair.name: pair.split for pair in found.pairs}
+        self.warnings = in_brief(warning for look in found.looks for warning in look.findings)
+
+    def size(self, name: str) -> Size:
+        return self._looks[name].image.size
+
+    def counts(self, name: str) -> dict[int, int]:
+        return self.code.counts(self._looks[name].mask.counts)
+
+    def load(self, name: str) -> tuple[Image.Image, np.ndarray]:
+        pair = self.pairs[name]
+        try:
+            image, ids = open_rgb(pair.image), self.code.decode(read_raw(pair.mask))
+            if ids.shape != (image.height, image.width):
+                raise ValueError("sizes differ")
+        except (*UNREADABLE, KeyError) as error:
+            raise _changed(pair, error) from None
+        return image, ids
+
+    def content(self, name: str) -> tuple[list[str], list[str]]:
+        pair, look = self.pairs[name], self._looks[name]
+        try:
+            image = [_digest_of(pair.image, look.image)]
+            mask = [_digest_of(pair.mask, look.mask), str(self.code.values)]
+        except OSError as error:
+            raise _changed(pair, error) from None
+        kinds = {found.kind for found in look.findings}
+        if NO_ALPHA in kinds and pair.image.suffix.lower() in {".tif", ".tiff"}:
+            image.append("alpha not blended")  # as it once was
+        return image, mask
+
+
+Source = GeneratedSource | FolderSource
+"""Where images come from. `classes` are those of the masks, `masks` says how these are stored,
+`splits` where each image lies, if in any. By an image's name: its `size`, `counts` of pixels by
+class id, `load` (the image, and class ids (h, w) uint8), and the `content` that the pixels of the
+image, and those of its mask, follow from.
+"""
+
+
+def _digest_of(path: Path, scan: FileScan) -> str:
+    """SHA-256 of a file, computed again when it has changed since the scan."""
+    return scan.sha256 if stamp_of(path) == scan.stamp else sha256_of(path)
+
+
 class SegmentationData(Dataset[Sample]):
     """All images of a recipe, split. `classes` and `splits` (names by split) are what was found.
 
@@ -69,46 +147,35 @@ class SegmentationData(Dataset[Sample]):
 
     def __init__(self, cfg: Data):
         self.cfg = cfg
-        self._digests: dict[Path, tuple[tuple[int, int], str]] = {}
-        self._drawn: dict[str, tuple[Image.Image, np.ndarray]] = {}
-        self.warnings: list[str] = []
-        if isinstance(cfg.source, Generated):
-            self.pairs: dict[str, Pair] = {}
-            stored, self.masks = class_names(cfg.source), "generated"
-            placed = dict.fromkeys(f"generated-{i:04d}" for i in range(cfg.source.images))
-        else:
-            pairs, self.code, looks = read_folder(cfg.source)
-            self.pairs, self._looks = (
-                {p.name: p for p in pairs},
-                {p.name: look for p, look in zip(pairs, looks, strict=True)},
-            )
-            stored, self.masks = self.code.classes, self.code.description
-            self.warnings = in_brief(warning for look in looks for warning in look.warnings)
-            placed = {p.name: p.split for p in pairs}
-        self.map = class_map(stored, cfg.classes)
-        self.all_classes, self.masks = (
-            self.map.classes,
-            "; ".join(filter(None, (self.masks, self.map.description))),
-        )
-        dropped = (
-            {n for n in placed if not self.map.keeps(self._stored(n))}
-            if self.map.dropping
-            else frozenset()
-        )
-        if len(dropped) == len(placed):
-            held = " or ".join(cfg.classes.drop_images_with)
-            raise DataError(
-                f"data.classes.drop_images_with: every image holds one of {held}.", "Leave one out."
-            )
-        placed = {name: split for name, split in placed.items() if name not in dropped}
-        self.splits = splits_of(placed, cfg, lambda name: self.counts(name).keys(), dropped)
+        kind = GeneratedSource if isinstance(cfg.source, Generated) else FolderSource
+        self.source: Source = kind(cfg.source)
+        self.pairs, self.warnings = self.source.pairs, self.source.warnings
+        self.map = class_map(self.source.classes, cfg.classes)
+        self.all_classes = self.map.classes
+        self.masks = "; ".join(filter(None, (self.source.masks, self.map.description)))
+        kept, dropped = self._kept()
+        self.splits = splits_of(kept, cfg, lambda name: self.counts(name).keys(), dropped)
         self._rarity = rarity(self.pixels("train")) if cfg.sampler == "rarity" else {}
         if cfg.mode == "binary" and len(self.all_classes) < 2:
             raise ConfigError("data.mode", cfg.mode, "multiclass", "The masks hold one class only.")
         if self.mode == "binary" and not cfg.score_background:
-            raise ConfigError(
-                "data.score_background", False, "True", "Binary scores are the foreground's anyway."
-            )
+            hint = "Binary scores are the foreground's anyway."
+            raise ConfigError("data.score_background", False, "True", hint)
+
+    def _kept(self) -> tuple[dict[str, str | None], set[str]]:
+        """Where the images lie that hold no class of `drop_images_with`, and the names of the
+        others.
+        """
+        kept, dropped = dict(self.source.splits), set()
+        if self.map.dropping:
+            dropped = {name for name in kept if not self.map.keeps(self.source.counts(name))}
+        for name in dropped:
+            del kept[name]
+        if not kept:
+            held = " or ".join(self.cfg.classes.drop_images_with)
+            says = f"data.classes.drop_images_with: every image holds one of {held}."
+            raise DataError(says, "Leave one out.")
+        return kept, dropped
 
     @property
     def mode(self) -> str:
@@ -124,14 +191,7 @@ class SegmentationData(Dataset[Sample]):
 
     def counts(self, name: str) -> dict[int, int]:
         """Pixels of an image by class id, ignored ones left out, at its own size."""
-        return self.map.counts(self._stored(name))
-
-    def _stored(self, name: str) -> dict[int, int]:
-        """Pixels by the class ids that the mask holds."""
-        if isinstance(self.cfg.source, Generated):
-            ids, counts = np.unique(self._draw(name)[1], return_counts=True)
-            return dict(zip(ids.tolist(), counts.tolist(), strict=True))
-        return self.code.counts(self._looks[name].counts)
+        return self.map.counts(self.source.counts(name))
 
     def pixels(self, split: str) -> dict[str, dict[int, float]]:
         """Pixels that each trained class takes on the canvas, by image; of the clean view, by its
@@ -139,42 +199,23 @@ class SegmentationData(Dataset[Sample]):
         """
         found = {}
         for name in self.splits[split]:
-            counts, size = self.counts(name), self._size(name)
+            counts, size = self.counts(name), self.source.size(name)
             fitted = fitted_size(size, self.cfg.size)
             scale = fitted[0] * fitted[1] / (size[0] * size[1])
-            trained = self.map.binary_counts(counts) if self.mode == "binary" else counts
-            found[name] = {i: scale * n for i, n in trained.items()}
+            if self.mode == "binary":
+                counts = self.map.binary_counts(counts)
+            found[name] = {i: scale * n for i, n in counts.items()}
         return found
-
-    def _size(self, name: str) -> Size:
-        source = self.cfg.source
-        return (
-            (source.side, source.side) if isinstance(source, Generated) else self._looks[name].size
-        )
-
-    def _draw(self, name: str) -> tuple[Image.Image, np.ndarray]:
-        if name not in self._drawn:
-            self._drawn[name] = generate(self.cfg.source, int(name.rpartition("-")[2]))
-        return self._drawn[name]
 
     def load(self, name: str) -> tuple[Image.Image, np.ndarray]:
         """The image as it is, and its class ids (h, w) uint8."""
-        if isinstance(self.cfg.source, Generated):
-            image, ids = self._draw(name)
-            return image, self.map.ids(ids)
-        pair = self.pairs[name]
-        try:
-            image, ids = open_rgb(pair.image), self.code.decode(read_raw(pair.mask))
-            if ids.shape != (image.height, image.width):
-                raise ValueError("sizes differ")
-            return image, self.map.ids(ids)
-        except (*UNREADABLE, KeyError) as error:
-            raise _changed(pair, error) from None
+        image, ids = self.source.load(name)
+        return image, self.map.ids(ids)
 
     def __getitem__(self, key: Key) -> Sample:
         name, view = key
         image, ids = self.load(name)
-        seen, seen_ids = crop(image, ids, self.foreground(ids), self.cfg, name, view)
+        seen, seen_ids = crop((image, ids), self.foreground(ids), self.cfg, name, view)
         canvas, mask = fit_image(seen, self.cfg.size), fit_mask(seen_ids, self.cfg.size)
         canvas, mask = make_view(canvas, mask, self.cfg, name, view)
         multiclass = torch.from_numpy(np.array(mask)).long()
@@ -221,19 +262,17 @@ class SegmentationData(Dataset[Sample]):
                 if isinstance(batch, VitsegError):
                     raise batch
                 yield batch
-        except (
-            RuntimeError
-        ) as error:  # so says torch when the system has killed a worker; our own errors are values
+        except RuntimeError as error:  # so torch says that a worker was killed; ours are values
             if "DataLoader worker" not in str(error):
                 raise
-            mend = "Often there was too little memory for so many: set workers to 0, or fewer."
-            raise DataError(
-                f"workers: one of {workers} that load the images was ended from outside.", mend
-            ) from None
+            says = f"workers: one of {workers} that load the images was ended from outside."
+            hint = "Often there was too little memory for so many: set workers to 0, or fewer."
+            raise DataError(says, hint) from None
 
     def _collate(self, samples: list[Sample | VitsegError]) -> Batch | VitsegError:
-        if error := next((s for s in samples if isinstance(s, VitsegError)), None):
-            return error
+        for sample in samples:
+            if isinstance(sample, VitsegError):
+                return sample
         binary = self.mode == "binary"
         return Batch(
             [s.name for s in samples],
@@ -246,67 +285,35 @@ class SegmentationData(Dataset[Sample]):
         """Digests of all that a view's pixels, and its mask, follow from: content of the files,
         canvas, augmentation.
         """
-        cfg, source = self.cfg, self.cfg.source
+        cfg = self.cfg
         place: list[object] = [NUMERICS, PIL.__version__, cfg.size]
         if view != CLEAN:
-            place += [
-                cfg.augment,
-                cfg.effects,
-                cfg.crop,
-                libraries(cfg.effects),
-                cfg.view_seed,
-                name,
-                view,
-            ]
-        if isinstance(source, Generated):
-            image = mask = [name, source.model_dump_json(exclude={"images"})]
-        else:
-            pair = self.pairs[name]
-            try:
-                image, mask = (
-                    [self._digest(pair.image)],
-                    [self._digest(pair.mask), str(self.code.values)],
-                )
-                doubts = {warning.kind for warning in self._looks[name].warnings}
-                if NO_ALPHA in doubts and pair.image.suffix.lower() in {".tif", ".tiff"}:
-                    image += ["alpha not blended"]  # as it once was
-            except OSError as error:
-                raise _changed(pair, error) from None
+            place += [cfg.augment, cfg.effects, cfg.crop, libraries(cfg.effects)]
+            place += [cfg.view_seed, name, view]
+        image, mask = self.source.content(name)
         mask = [self.map.table.tobytes().hex(), self.map.foreground, *mask]
-        seen = (
-            [*image, *mask] if cfg.crop and view != CLEAN else image
-        )  # where to crop is for the mask to say
-        return _digest(*place, *seen), _digest(*place, self.mode, *mask)
+        if cfg.crop and view != CLEAN:
+            image = [*image, *mask]  # where to crop is for the mask to say
+        return _digest(*place, *image), _digest(*place, self.mode, *mask)
 
     def digest(self) -> str:
         """A digest of all that training and validation read: names, split, and the content of every
         image and mask.
         """
-        parts = ("train", "validation")
-        return _digest(
-            *(
-                (part, name, *self.fingerprint(name, "0"))
-                for part in parts
-                for name in self.splits[part]
-            )
-        )
-
-    def _digest(self, path: Path) -> str:
-        """SHA-256 of a file, computed again when it has changed."""
-        stat = path.stat()
-        known = self._digests.get(path)
-        if known is None or known[0] != (stat.st_mtime_ns, stat.st_size):
-            known = self._digests[path] = ((stat.st_mtime_ns, stat.st_size), sha256_of(path))
-        return known[1]
+        words: list[object] = []
+        for part in ("train", "validation"):
+            names = self.splits[part]
+            words += [(part, name, *self.fingerprint(name, CLEAN)) for name in names]
+        return _digest(*words)
 
     def distinct_share(self) -> float:
         """How much of the training images an epoch shows at all, as expected: 1 unless they are
         drawn with replacement.
         """
+        if not self._rarity:
+            return 1.0
         total, n = sum(self._rarity.values()), len(self._rarity)
-        return (
-            fmean(1 - (1 - w / total) ** n for w in self._rarity.values()) if self._rarity else 1.0
-        )
+        return fmean(1 - (1 - weight / total) ** n for weight in self._rarity.values())
 
     def order(self, seed: int, stage: int, epoch: int) -> list[str]:
         """The training images of an epoch, shuffled, or drawn with replacement, as (seed, stage,
@@ -348,10 +355,8 @@ class _Guarded(Dataset["Sample | VitsegError"]):
 
 
 def _changed(pair: Pair, error: Exception) -> DataError:
-    changed = "changed or vanished since it was first looked at"
-    return DataError(
-        f"{pair.image} or its mask {pair.mask}: {changed} ({type(error).__name__}: {error})."
-    )
+    why = f"changed or vanished since it was first looked at ({type(error).__name__}: {error})."
+    return DataError(f"{pair.image} or its mask {pair.mask}: {why}")
 
 
 def _digest(*words: object) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from vitseg.data.views import view_name
+from vitseg.data.augment import view_name
 from vitseg.model.encoder import Levels
 from vitseg.model.freeze import model_parts, set_freeze_depth, trained_parts
 from vitseg.model.noise import key_noise

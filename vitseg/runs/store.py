@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vitseg.data.effects import libraries
+from vitseg.data.augment import libraries
 from vitseg.draws import NUMERICS
 from vitseg.errors import RunError
 from vitseg.plan import describe, effective

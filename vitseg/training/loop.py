@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from vitseg import plan
+from vitseg.data.augment import view_name
 from vitseg.data.dataset import chunked
-from vitseg.data.views import view_name
 from vitseg.errors import FeatureBreach, TrainingError
 from vitseg.events import BatchEnded, EpochEnded, Event, FeaturesUsed, StageEnded, StageStarted
 from vitseg.model.freeze import model_parts, set_freeze_depth

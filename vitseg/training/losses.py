@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from statistics import median
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitseg.data.balance import best_of_an_oracle, weights_by_frequency
 from vitseg.data.dataset import SegmentationData
 from vitseg.errors import ConfigError
 from vitseg.images import IGNORE
@@ -146,3 +148,46 @@ def loss_notes(
             "smoothing, or the weights."
         )
     return said
+
+
+def weights_by_frequency(
+    cfg: ByFrequency, pixels: Mapping[str, Mapping[int, float]], classes: int
+) -> tuple[float, ...]:
+    """One weight a class, from the pixels of the training images, by image and class.
+
+    "inverse": all pixels / (classes * pixels of the class). "median": median frequency over
+    frequency, where the frequency of a class is its share of the pixels of those images that hold
+    it (Eigen & Fergus 2015). With `largest` the foreground's weights are multiplied so that the
+    largest is that, and the first class, background, weighs 1. A class without a pixel weighs 1.
+    """
+    total, where = [0.0] * classes, [0.0] * classes
+    for counts in pixels.values():
+        for i, n in counts.items():
+            total[i] += n
+            where[i] += sum(counts.values())
+    present = [i for i in range(classes) if total[i]]
+    weights = [1.0] * classes
+    if cfg.kind == "inverse":
+        for i in present:
+            weights[i] = sum(total) / (len(present) * total[i])
+    else:
+        frequency = {i: total[i] / where[i] for i in present}
+        for i in present:
+            weights[i] = median(frequency.values()) / frequency[i]
+    if cfg.largest is not None:
+        most = max((weights[i] for i in present if i > 0), default=1.0)
+        for i in present:
+            weights[i] = weights[i] * cfg.largest / most if i > 0 else 1.0
+    return tuple(weights)
+
+
+def best_of_an_oracle(weights: tuple[float, ...], smoothing: float, truth: int = 0) -> float:
+    """The P(truth) that weighted, smoothed cross-entropy asks of a model that knows the truth of a
+    pixel.
+
+    The loss is - sum_c q_c w_c log p_c with q = smoothing / K, and 1 - smoothing more for the
+    truth; it is least at p_c proportional to q_c w_c.
+    """
+    q = [smoothing / len(weights)] * len(weights)
+    q[truth] += 1 - smoothing
+    return q[truth] * weights[truth] / sum(a * w for a, w in zip(q, weights, strict=True))

@@ -15,8 +15,7 @@ from markupsafe import Markup
 from tqdm.auto import tqdm
 
 from vitseg.data.check import Check, check_data
-from vitseg.data.look import Look
-from vitseg.data.pairs import Problem
+from vitseg.data.folder import Finding, Look
 from vitseg.errors import RunError
 from vitseg.images import UNREADABLE, open_rgb, overlay
 from vitseg.settings import Data, Folder
@@ -145,7 +144,7 @@ class DataReport:
             figures.append(("", self._short(problem), _opened(c.image_of.get(path, path))))
         return figures
 
-    def _short(self, problem: Problem) -> str:
+    def _short(self, problem: Finding) -> str:
         """Its sentence, paths beginning in the folder that the head names."""
         return problem.says.replace(f"{shown(self.check.root)}{os.sep}", "")
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import ipywidgets as w
 
+from vitseg.data.augment import description, view_name
 from vitseg.data.dataset import SegmentationData
-from vitseg.data.views import description, view_name
 from vitseg.errors import VitsegError
 from vitseg.ui import markup, pictures, theme
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vitseg.data.dataset import SegmentationData
-from vitseg.data.generate import class_names, generate
+from vitseg.data.synthetic import class_names, generate
 from vitseg.errors import RecipeError
 from vitseg.settings import Data, Generated
 

@@ -14,18 +14,6 @@ from PIL import Image
 from vitseg.draws import seed_for
 from vitseg.settings import Generated
 
-NAMES = (
-    "background",
-    "granulation",
-    "slough",
-    "necrosis",
-    "rim",
-    "bruise",
-    "ointment",
-    "scab",
-    "ink",
-    "suture",
-)
 _COLORS = {
     "granulation": (150, 45, 42),
     "slough": (196, 168, 96),
@@ -37,6 +25,7 @@ _COLORS = {
     "ink": (62, 66, 120),
     "suture": (34, 40, 60),
 }
+NAMES = ("background", *_COLORS)
 _TISSUES = 5
 """The first classes, which make up a wound; what follows lies beside one."""
 

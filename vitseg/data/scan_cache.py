@@ -1,0 +1,120 @@
+"""What reading a file found, cached on disk, so that a folder seen before opens at once.
+
+The cache can be deleted at any time and changes no result. An entry holds as long as the file's
+size and times stay; it is dropped with every change of the code, or of Pillow, that reads files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import PIL
+from PIL import Image, ImageFile
+from pydantic import TypeAdapter
+
+from vitseg.images import Header, Size
+from vitseg.places import cache_folder
+
+MOST_VALUES = 1024
+"""Values in a mask above which it is not cached: a photograph among the masks holds 100,000."""
+
+_READERS = ("images.py", "data/masks.py", "data/folder.py", "data/scan_cache.py")
+
+Stamp = tuple[int, int, int]
+"""Size in bytes, time of the last change of the content, and of the file (permissions, say), in ns.
+"""
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Raises OSError where there is no such file."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+@dataclass(frozen=True, slots=True)
+class FileScan:
+    """An image or a mask that can be read whole. All of it follows from the bytes of the file.
+
+    `size` is (height, width) once upright, and `warnings` are kinds and sentences. Of an image:
+    `pixels` is a digest of them; `deep` says how more than 8 bits are stored, and the largest value
+    of 65535. Of a mask: `counts` are pixels by stored value, `palette` the colours of the indices
+    that occur.
+    """
+
+    stamp: Stamp
+    sha256: str
+    header: Header
+    size: Size
+    orientation: int
+    warnings: tuple[tuple[str, str], ...]
+    pixels: str = ""
+    deep: tuple[str, int] | None = None
+    counts: dict[int, int] = field(default_factory=dict)
+    palette: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+
+_JSON = TypeAdapter(dict[str, FileScan])
+
+
+class ScanCache:
+    """The cached scans of the files below a folder. An absent or damaged cache is an empty one."""
+
+    def __init__(self, root: Path):
+        self.root, self.scans = root, {}
+        name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]
+        self.path = cache_folder() / "scans" / f"{name}.json"
+        with contextlib.suppress(OSError, ValueError):
+            seal, _, content = self.path.read_bytes().partition(b"\n")
+            if seal == _seal(content):
+                self.scans = _JSON.validate_json(content)
+
+    def get(self, path: Path) -> FileScan | None:
+        """The scan of a file; None if it has changed since, or was never scanned."""
+        scan = self.scans.get(self._key(path))
+        with contextlib.suppress(OSError):
+            if scan and scan.stamp == stamp_of(path):
+                return scan
+        return None
+
+    def save(self, scans: dict[Path, FileScan | None]) -> None:
+        """Replace the cache, whole or not at all, by those of the files that could be read; where
+        it cannot be written, the next start reads the files again.
+        """
+        fresh = {}
+        for path, scan in scans.items():
+            if scan and len(scan.counts) <= MOST_VALUES:
+                fresh[self._key(path)] = scan
+        if fresh == self.scans:
+            return
+        content = _JSON.dump_json(fresh)
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.path.parent) as folder:
+                aside = Path(folder) / self.path.name
+                aside.write_bytes(_seal(content) + b"\n" + content)
+                aside.replace(self.path)
+
+    def _key(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+
+def _seal(content: bytes) -> bytes:
+    """A digest of the content and of all that decides what a file is read as."""
+    limits = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    reader = f"{_code()} {PIL.__version__} {limits}\n"
+    return hashlib.sha256(reader.encode() + content).hexdigest().encode()
+
+
+@cache
+def _code() -> str:
+    digest = hashlib.sha256()
+    for name in _READERS:
+        digest.update((files("vitseg") / name).read_bytes())
+    return digest.hexdigest()
