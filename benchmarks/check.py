@@ -32,8 +32,8 @@ from vitseg.data.generate import generate
 from vitseg.data.look import by_header
 from vitseg.data.pairs import find_pairs
 from vitseg.events import EpochEnded, StageStarted
+from vitseg.files import write_json
 from vitseg.recipe import Recipe
-from vitseg.runs.durable import write_json
 from vitseg.runs.work import prepare
 from vitseg.settings import Constant, Data, Folder, Generated, Stage
 from vitseg.training.cache import FeatureCache

@@ -29,7 +29,8 @@ from vitseg.data.splits import splits_of
 from vitseg.data.views import CLEAN, crop, make_view
 from vitseg.draws import NUMERICS, seed_for
 from vitseg.errors import ConfigError, DataError, VitsegError
-from vitseg.images import UNREADABLE, Size, fit_image, fit_mask, fitted_size, open_rgb, sha256_of
+from vitseg.files import sha256_of
+from vitseg.images import UNREADABLE, Size, fit_image, fit_mask, fitted_size, open_rgb
 from vitseg.settings import Data, Generated
 
 Key = tuple[str, str]

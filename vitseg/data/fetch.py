@@ -20,7 +20,7 @@ from filelock import FileLock
 from vitseg.data.brain import write_slices
 from vitseg.data.public import write_pets, write_voc
 from vitseg.errors import ConfigError, DataError
-from vitseg.places import cache_folder
+from vitseg.files import cache_folder
 
 PETS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
 VOC = "http://host.robots.ox.ac.uk/pascal/VOC/voc2007"

@@ -13,10 +13,10 @@ from huggingface_hub import ModelCardData
 
 from vitseg.data.dataset import SegmentationData
 from vitseg.errors import RunError
+from vitseg.files import write_text
 from vitseg.insight.borders import TOLERANCE
 from vitseg.insight.reading import Reading, read_images
 from vitseg.model.segmenter import load_segmenter
-from vitseg.runs.durable import write_text
 from vitseg.runs.explain import explain
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.summary import number_or_na

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from vitseg.model.encoder import Encoder
 from vitseg.model.freeze import DECODER, model_parts
-from vitseg.model.segmenter import load_segmenter
+from vitseg.model.segmenter import load_parts, load_segmenter
 from vitseg.model.weights import load_vit
 from vitseg.runs.folder import RunFolder
 from vitseg.training.weights import load_weights
@@ -27,7 +25,7 @@ def drift(folder: str | Path) -> dict[int, dict[str, float]]:
     before = {name: [p.detach().clone() for p in parameters] for name, parameters in parts.items()}
     found = {}
     for stage in run.ended_stages():
-        load_weights(model, load_file(run.stage(stage) / "best.safetensors"))
+        load_weights(model, load_parts(run.stage(stage) / "best"))
         found[stage] = {
             name: _moved(parameters, before[name]) for name, parameters in parts.items()
         }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vitseg.errors import VitsegError
 from vitseg.events import BatchEnded, EpochEnded, Event, RunStarted, StageStarted
-from vitseg.runs.durable import written
+from vitseg.files import written
 
 Point = tuple[str, float | None, int]
 """(tag, value, optimizer step over the whole run)"""

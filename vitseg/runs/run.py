@@ -9,14 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
 from vitseg.errors import RunError
 from vitseg.events import EpochEnded, Event, RunEnded, RunResumed, StageEnded
+from vitseg.files import held, held_back, write_json
+from vitseg.model.segmenter import load_parts
 from vitseg.recipe import Recipe
 from vitseg.runs.assemble import assembled, refuse_a_second_team
 from vitseg.runs.checkpoint import Saver, drop_after, newest_checkpoint, save_checkpoint
-from vitseg.runs.durable import held, write_json
 from vitseg.runs.environment import environment
 from vitseg.runs.folder import RunFolder, runs_root
 from vitseg.runs.inherit import (
@@ -27,7 +26,6 @@ from vitseg.runs.inherit import (
     origin_of,
     retold,
 )
-from vitseg.runs.signals import held_back
 from vitseg.runs.stages import Start, stages
 from vitseg.runs.store import DECISIVE, StageEnd, decisive, find_stage, key_of
 from vitseg.runs.summary import summarise
@@ -183,6 +181,7 @@ def resume(
     run = RunFolder(folder)
     recipe = run.resolved_recipe()
     if run.summary_file.exists():
+        run.drop_checkpoints()  # a kill may have come between the two
         raise RunError(f"{run.path}: this run has ended.", "Read it with vitseg.replay(folder).")
     refuse_a_second_team(recipe)
     with held(run.path):
@@ -276,6 +275,7 @@ def _recorded(
                         write_json(
                             run.summary_file, summarise(run.events(), [s for _, s in run.timings()])
                         )
+                        run.drop_checkpoints()
                 try:
                     yield from run.handed(event)
                 except GeneratorExit:
@@ -311,7 +311,7 @@ def _start(
         which = (
             recipe.stages[after.stage].start_from if after.stage < len(recipe.stages) else "best"
         )
-        weights = load_file(run.stage(after.stage) / f"{which}.safetensors")
+        weights = load_parts(run.stage(after.stage) / which)
         return Start(after.stage + 1, after.epoch, after.step, weights)
     return (
         Start(state["stage"], state["epochs_before"], state["steps_before"], state=state)

@@ -7,12 +7,11 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
-from safetensors.torch import save_file
-
 from vitseg.events import Event, RunEnded
+from vitseg.files import whole_folder
 from vitseg.model.freeze import set_freeze_depth
+from vitseg.model.segmenter import save_parts
 from vitseg.recipe import Recipe
-from vitseg.runs.durable import whole_folder
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.store import keep_key, key_of
 from vitseg.runs.work import Work, run_started
@@ -79,7 +78,7 @@ def _end(
     """Save the best weights, score them, and the test images, once."""
     data, model = work.data, work.model
     if run:
-        with whole_folder(run.best) as aside:
+        with whole_folder(run.best, store=run.store) as aside:
             model.save_pretrained(aside)
     best = yield from evaluate(recipe, model, data, "validation", features=features, team=team)
     test = (
@@ -94,9 +93,9 @@ def _keep_stage_end(run: RunFolder, number: int, training: StageTraining, work: 
     """The weights, and the key under which they are found, unless somebody has changed an image in
     this stage or before.
     """
-    with whole_folder(run.stage(number)) as aside:
-        save_file(training.best_weights, aside / "best.safetensors")
-        save_file(training.trained_weights(), aside / "last.safetensors")
+    with whole_folder(run.stage(number), store=run.store) as aside:
+        save_parts(work.model, training.best_weights, aside / "best")
+        save_parts(work.model, training.trained_weights(), aside / "last")
         before = number == 1 or key_of(run.stage(number - 1))
         if (
             before

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from vitseg.draws import NUMERICS
 from vitseg.errors import RunError
+from vitseg.files import flaw
 from vitseg.plan import describe, effective
 from vitseg.recipe import Recipe
-from vitseg.runs.durable import flaw
 from vitseg.runs.folder import RunFolder
 
 DECISIVE = (
