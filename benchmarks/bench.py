@@ -41,9 +41,9 @@ from transformers import Dinov2Config, Dinov2Model
 import vitseg
 from vitseg.data.dataset import SegmentationData
 from vitseg.events import StageStarted
+from vitseg.files import cache_folder
 from vitseg.model.freeze import set_freeze_depth
 from vitseg.model.weights import packaged_folder
-from vitseg.places import cache_folder
 from vitseg.recipe import Recipe
 from vitseg.settings import Constant, Data, Exponential, Generated, Model, Stage
 from vitseg.ui.table import Table

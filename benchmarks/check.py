@@ -37,8 +37,8 @@ from vitseg.data.folder import by_header, find_pairs
 from vitseg.data.scan_cache import ScanCache
 from vitseg.data.synthetic import generate
 from vitseg.events import EpochEnded, StageStarted
+from vitseg.files import write_json
 from vitseg.recipe import Recipe
-from vitseg.runs.durable import write_json
 from vitseg.settings import Constant, Data, Folder, Generated, Stage
 from vitseg.training.cache import FeatureCache
 from vitseg.training.features import FeatureBatch, Features

@@ -32,7 +32,7 @@ import lightning
 import torch
 import transformers
 from contenders import build
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from soak import tiny
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -40,9 +40,10 @@ from torch.utils.data import DataLoader, Dataset
 import vitseg
 from vitseg.data.dataset import SegmentationData
 from vitseg.events import BatchEnded
+from vitseg.files import write_json
+from vitseg.model.segmenter import load_parts
 from vitseg.recipe import Recipe, load_recipe
 from vitseg.runs import checkpoint
-from vitseg.runs.durable import write_json
 from vitseg.training.losses import SegmentationLoss
 from vitseg.training.weights import Weights
 from vitseg.ui.table import Table
@@ -186,7 +187,7 @@ def with_ours(folder: Path, recipe: Recipe, kill: Callable[[int], None]) -> Weig
     for event in vitseg.resume(folder) if begun else vitseg.train(recipe, folder, reuse=False):
         if isinstance(event, BatchEnded):
             kill(event.step)
-    return load_file(folder / "stages" / "1" / "last.safetensors")
+    return load_parts(folder / "stages" / "1" / "last")
 
 
 CONTENDERS = {"ours": with_ours, "HF Trainer": with_hf_trainer, "Lightning": with_lightning}

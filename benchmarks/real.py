@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 import vitseg
-from vitseg.places import cache_folder
+from vitseg.files import cache_folder
 from vitseg.recipe import Recipe
 from vitseg.runs.forecast import forecast, measure
 from vitseg.training.job import Job

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vitseg.places import cache_folder
+from vitseg.files import cache_folder
 
 ROOT = Path(__file__).parents[1]
 

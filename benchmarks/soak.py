@@ -14,6 +14,7 @@ which must make it exit with 1: "in place" (files are written where they belong,
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import random
@@ -29,9 +30,10 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 import vitseg
+from vitseg.files import UNSEALED, write_json
 from vitseg.model import noise
 from vitseg.recipe import Recipe, load_recipe
-from vitseg.runs import checkpoint, durable, run
+from vitseg.runs import checkpoint, run
 from vitseg.runs.folder import RunFolder
 from vitseg.settings import Constant, CosineRestarts, Data, Exponential, Generated, Model, Stage
 from vitseg.ui.table import Table
@@ -109,11 +111,12 @@ def three_short_stages(encoder: str) -> Recipe:
 
 
 def write_in_place() -> None:
-    """No folder aside, no rename, and nobody asks whether a file is what was written."""
+    """Nothing aside, no rename, and nobody asks whether a file is what was written."""
 
     @contextlib.contextmanager
-    def straight(path: Path, need: int = 0) -> Iterator[Path]:
-        path.mkdir(parents=True, exist_ok=True)
+    def straight(path: Path, need: int = 0, store: Path | None = None) -> Iterator[Path]:
+        if not path.suffix:
+            path.mkdir(parents=True, exist_ok=True)
         yield path
         os.fsync(os.open(path, os.O_RDONLY))
 
@@ -121,7 +124,7 @@ def write_in_place() -> None:
         there = checkpoint._newest_first(folder)
         return (checkpoint._load(there[0]) if there else None), []
 
-    checkpoint.whole_folder = run.whole_folder = straight
+    checkpoint.whole_file = run.whole_folder = straight
     run.newest_checkpoint = believe
 
 
@@ -155,6 +158,7 @@ def train_or_resume(folder: Path, recipe: Path, place: str, count: int, sabotage
     the `count`-th such place.
     """
     checkpoint.EVERY_SECONDS = 0.0
+    RunFolder.drop_checkpoints = lambda run: None  # the optimizer's state is compared too
     SABOTAGE[sabotage]()
     if place == "sync":
         os.fsync = _dies(os.fsync, count)
@@ -191,8 +195,8 @@ def _torn(save: Callable, count: int) -> Callable:
     """As if the file system had kept half of a file: its `count`-th is cut in two."""
     calls = iter(range(1, sys.maxsize))
 
-    def half(tensors: dict, path: Path) -> None:
-        save(tensors, path)
+    def half(tensors: dict, path: Path, metadata: dict) -> None:
+        save(tensors, path, metadata)
         if next(calls) == count:
             os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -220,15 +224,24 @@ def kill_until_it_ends(
         kills[place] += 1
 
 
+def taken_apart(checkpoint: bytes) -> tuple[bytes, bytes]:
+    """The position in a checkpoint, without the digest, and its tensors; of a torn one, what there
+    is.
+    """
+    end = 8 + int.from_bytes(checkpoint[:8], "little")
+    with contextlib.suppress(ValueError):
+        state = json.loads(checkpoint[8:end])["__metadata__"]["vitseg"]
+        return state[len(UNSEALED) :].encode(), checkpoint[end:]
+    return b"torn", checkpoint
+
+
 def content(folder: Path) -> dict[str, bytes]:
     """All that a run ends with, but for the clock's: log, best weights, stage ends and the newest
     checkpoint.
     """
-    newest = max((folder / "checkpoints").glob("*"), default=folder / "checkpoints")
     kept = [
         folder / "events.jsonl",
         folder / "summary.json",
-        *newest.glob("*"),
         *(folder / "best").rglob("*"),
         *(folder / "stages").rglob("*"),
     ]
@@ -236,6 +249,10 @@ def content(folder: Path) -> dict[str, bytes]:
     found = {
         p.relative_to(folder).as_posix(): p.read_bytes() for p in [*kept, *left] if p.is_file()
     }
+    for newest in sorted((folder / "checkpoints").glob("[!.]*"))[-1:]:
+        state, tensors = taken_apart(newest.read_bytes())
+        found[f"checkpoints/{newest.stem}/state.json"] = state
+        found[f"checkpoints/{newest.stem}/tensors"] = tensors
     return (
         found | {"summary.json": b"there"} if "summary.json" in found else found
     )  # it holds seconds
@@ -287,7 +304,7 @@ def main(kills: str = "200", seed: str = "0", sabotage: str = "") -> int:
     sys.stdout.write(f"{Table(('killed at', 'times'), tuple(rows), words)}\n")
     file = vitseg.runs_root() / "soak.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    durable.write_json(file, result)
+    write_json(file, result)
     sys.stdout.write("".join(f"{name}\n" for name in result["different"]))
     inside = sum(number for place, number in result["fell"].items() if place != "time")
     return 1 if result["different"] or inside < result["kills"] / 4 else 0

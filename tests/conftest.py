@@ -11,7 +11,7 @@ import torch
 from soak import three_short_stages
 from transformers import AutoConfig, AutoModel
 
-from vitseg.places import cache_folder
+from vitseg.files import cache_folder
 from vitseg.recipe import Recipe
 
 FAMILIES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")

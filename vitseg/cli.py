@@ -177,7 +177,7 @@ def _finish(events: Generator[Event], run: RunFolder, first: Event | None = None
     """Train to the end, or until a signal asks for one; then the table, the folder and the
     report.
     """
-    from vitseg.runs.signals import held_back
+    from vitseg.files import held_back
     from vitseg.ui import table
     from vitseg.ui.console import progress
     from vitseg.ui.report import report

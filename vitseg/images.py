@@ -4,7 +4,6 @@ came from.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -231,11 +230,6 @@ def fit_mask(mask: np.ndarray, size: Size) -> Image.Image:
     canvas = Image.new("L", (size[1], size[0]), IGNORE)
     canvas.paste(image)
     return canvas
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def color_of(class_id: int) -> tuple[int, int, int]:

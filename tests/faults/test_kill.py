@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,16 +14,16 @@ from pathlib import Path
 
 import pytest
 import soak
-from safetensors.torch import load, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from vitseg.errors import RunError
 from vitseg.events import BatchEnded, EpochEnded, RunResumed
+from vitseg.files import UNSEALED, seal
 from vitseg.recipe import Recipe
 from vitseg.runs import checkpoint
 from vitseg.runs import run as runs
-from vitseg.runs.durable import MANIFEST, whole_folder
 from vitseg.runs.run import resume, train
-from vitseg.runs.signals import held_back
 
 
 def test_twenty_kills_change_no_bit(tmp_path, monkeypatch):
@@ -48,15 +49,18 @@ def test_the_comparison_would_see_an_optimizer_that_lost_its_memory(tiny_recipe,
     list(train(tiny_recipe, tmp_path / "whole", reuse=False))
     stop_after(8, tiny_recipe, tmp_path / "cut")
     newest = max((tmp_path / "cut" / "checkpoints").iterdir())
-    files = {p.name: p.read_bytes() for p in newest.iterdir() if p.name != MANIFEST}
-    with whole_folder(newest) as aside:
-        for name, content in files.items():
-            (aside / name).write_bytes(content)
-        moments = {k: v * 1.001 for k, v in load(files["optimizer.safetensors"]).items()}
-        save_file(moments, aside / "optimizer.safetensors")
+    tensors = load_file(newest)
+    moments = {k: v * 1.001 for k, v in tensors.items() if k.startswith("optimizer/")}
+    save_file(tensors | moments, newest, {"vitseg": UNSEALED + state_of(newest)})
+    seal(newest)
     list(resume(tmp_path / "cut"))
     wanted, found = (soak.content(tmp_path / name) for name in ("whole", "cut"))
     assert wanted.keys() == found.keys() and wanted["events.jsonl"] != found["events.jsonl"]
+
+
+def state_of(checkpoint: Path) -> str:
+    with safe_open(checkpoint, "pt") as file:
+        return file.metadata()["vitseg"][len(UNSEALED) :]
 
 
 def stop_after(step: int, recipe: Recipe, folder: Path) -> None:
@@ -88,7 +92,7 @@ def test_a_checkpoint_is_written_within_an_epoch_when_a_minute_has_passed(
     events = train(tiny_recipe, tmp_path / "run", reuse=False)
     for event in events:
         if isinstance(event, BatchEnded) and event.step == 3:
-            kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+            kept = sorted(p.stem for p in (tmp_path / "run" / "checkpoints").iterdir())
             break
     events.close()
     assert (
@@ -99,24 +103,24 @@ def test_a_checkpoint_is_written_within_an_epoch_when_a_minute_has_passed(
     )
 
 
-@pytest.mark.parametrize("harm", ["flip a bit", "remove the optimizer", "tear the manifest"])
+@pytest.mark.parametrize("harm", ["flip a bit", "cut it short", "spoil the digest", "empty it"])
 def test_a_damaged_checkpoint_is_skipped_and_named(harm, tiny_recipe, tmp_path):
     list(train(tiny_recipe, tmp_path / "whole", reuse=False))
     stop_after(8, tiny_recipe, tmp_path / "run")
     _, newest = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    content = bytearray(newest.read_bytes())
     if harm == "flip a bit":
-        content = bytearray((newest / "weights.safetensors").read_bytes())
         content[-1] ^= 1
-        (newest / "weights.safetensors").write_bytes(content)
-        why = "weights.safetensors is not what was written"
-    elif harm == "remove the optimizer":
-        (newest / "optimizer.safetensors").unlink()
-        why = "optimizer.safetensors cannot be read (No such file or directory)"
+    elif harm == "cut it short":
+        del content[len(content) // 2 :]
+    elif harm == "spoil the digest":
+        content[content.index(b"sha256:") + 7] ^= 1
     else:
-        (newest / "manifest.json").write_text("{")
-        why = "manifest.json is torn"
+        content.clear()
+    newest.write_bytes(content)
     rest = list(resume(tmp_path / "run"))
-    assert rest[0] == RunResumed(5, [f"checkpoint {newest.name} was skipped: {why}"])
+    why = "it is not what was written"
+    assert rest[0] == RunResumed(5, [f"checkpoint {newest.stem} was skipped: {why}"])
     assert (tmp_path / "run" / "events.jsonl").read_bytes() == (
         tmp_path / "whole" / "events.jsonl"
     ).read_bytes()
@@ -126,7 +130,8 @@ def test_what_a_kill_left_half_written_is_swept_away(tiny_recipe, tmp_path):
     events = train(tiny_recipe, tmp_path / "run", reuse=False)
     next(e for e in events if isinstance(e, EpochEnded))
     events.close()
-    (tmp_path / "run" / "checkpoints" / ".00000099.new").mkdir()
+    (tmp_path / "run" / "checkpoints" / ".00000099.safetensors.new").write_bytes(b"half")
+    (tmp_path / "run" / "stages" / ".1.new").mkdir(parents=True)
     (tmp_path / "run" / ".summary.json.new").write_text("{")
     list(resume(tmp_path / "run"))
     assert list((tmp_path / "run").rglob(".*.new")) == []
@@ -167,28 +172,6 @@ def test_a_signal_ends_the_command_after_the_step_under_way_and_nothing_is_lost(
     steps = [line["step"] for line in log(tmp_path / "run") if line["event"] == "BatchEnded"]
     assert next(events).step == steps[-1]
     events.close()
-
-
-def test_a_signal_that_was_ignored_stays_ignored():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with held_back() as asked:
-            signal.raise_signal(signal.SIGHUP)
-        assert asked == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-def test_a_second_interrupt_takes_effect_at_once():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt), held_back() as asked:
-            signal.raise_signal(signal.SIGINT)
-            assert asked == [signal.SIGINT]
-            signal.raise_signal(signal.SIGINT)
-            pytest.fail("it was held back")
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def log_so_far(folder: Path) -> list[str]:
@@ -232,8 +215,8 @@ def test_a_dead_trainer_s_lock_is_none(tiny_recipe, tmp_path):
 
 def test_damaged_checkpoints_do_not_crowd_out_new_ones(tiny_recipe, tmp_path):
     stop_after(8, tiny_recipe, tmp_path / "run")
-    for folder in (tmp_path / "run" / "checkpoints").iterdir():
-        (folder / "weights.safetensors").unlink()
+    for checkpoint_file in (tmp_path / "run" / "checkpoints").iterdir():
+        checkpoint_file.write_bytes(b"")
     events = resume(tmp_path / "run")
     assert next(events).step == 0
     next(e for e in events if isinstance(e, EpochEnded))
@@ -262,3 +245,30 @@ def test_a_save_that_fails_on_stop_is_said(tiny_recipe, tmp_path, monkeypatch):
 
 def no_room(*_: object) -> None:
     raise OSError(28, "No space left on device")
+
+
+def test_a_run_that_ended_keeps_no_checkpoint_also_if_it_was_killed_before_it_dropped_them(
+    tiny_recipe, tmp_path, monkeypatch
+):
+    """Killed before that, while its end is being written, it goes on from the last of them."""
+    dropped = []
+
+    def photograph(run):
+        shutil.copytree(run.path, tmp_path / "killed")
+        dropped.append(run.path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.RunFolder, "drop_checkpoints", photograph)
+        list(train(tiny_recipe, tmp_path / "run", reuse=False))
+    assert dropped == [tmp_path / "run"]
+    killed = tmp_path / "killed"
+    (shutil.copytree(killed, tmp_path / "sooner") / "summary.json").unlink()
+    assert len(list((killed / "checkpoints").iterdir())) == 2
+    with pytest.raises(RunError, match="has ended"):
+        next(resume(killed))
+    assert not (killed / "checkpoints").exists()
+    events = list(resume(tmp_path / "sooner"))
+    assert events[0].step == 25
+    assert not (tmp_path / "sooner" / "checkpoints").exists()
+    for name in ("killed", "sooner"):
+        assert soak.content(tmp_path / name) == soak.content(killed)

@@ -25,12 +25,13 @@ import vitseg
 from vitseg.data.dataset import Key, Sample, SegmentationData
 from vitseg.errors import DataError, RunError, TrainingError, VitsegError, WeightsError
 from vitseg.events import BatchEnded, EpochEnded, RunResumed
-from vitseg.images import sha256_of
-from vitseg.runs.durable import MANIFEST
+from vitseg.files import sha256_of
 from vitseg.runs.run import resume, train
 from vitseg.settings import Data, Folder
 from vitseg.training.job import Job
 from vitseg.training.loop import StageTraining
+
+pytestmark = pytest.mark.usefixtures("checkpoints_stay")
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +56,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_save_costs_nothing(tiny_recipe, 
         run = vitseg.RunFolder(disk / "run")
         with closing(train(tiny_recipe, run.path, reuse=False)) as events:
             until_step(8, events)
-        before = {p.name: sha256_of(p / MANIFEST) for p in run.checkpoints.iterdir()}
+        before = {p.name: sha256_of(p) for p in run.checkpoints.iterdir()}
         filler = disk / "filler"
         filler.write_bytes(bytes(shutil.disk_usage(disk).free - 60_000))
         with pytest.raises(
@@ -64,7 +65,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_save_costs_nothing(tiny_recipe, 
         ) as refused:
             list(resume(run.path))
         assert "Make room on that disk" in refused.value.mend
-        assert {p.name: sha256_of(p / MANIFEST) for p in run.checkpoints.iterdir()} == before
+        assert {p.name: sha256_of(p) for p in run.checkpoints.iterdir()} == before
         assert list(run.path.rglob("*.new")) == []
         filler.unlink()
         rest = list(resume(run.path))

@@ -17,6 +17,8 @@ from vitseg.events import BatchEnded, Event, RunEnded
 from vitseg.recipe import Recipe
 from vitseg.runs.run import resume, train
 
+pytestmark = pytest.mark.usefixtures("checkpoints_stay")
+
 NOISY = {"model.dropout": 0.3, "data.views": 2}
 
 

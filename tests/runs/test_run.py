@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from sklearn.metrics import jaccard_score
 import vitseg
 from vitseg.errors import FreezeBreach, RunError
 from vitseg.events import BatchEnded, EpochEnded, RunEnded, RunStarted, StageEnded, StageStarted
-from vitseg.runs import durable, folder
+from vitseg.runs import folder
 from vitseg.runs import run as runs
 from vitseg.runs.checkpoint import newest_checkpoint
 from vitseg.training.loop import StageTraining
@@ -131,11 +132,11 @@ def test_a_run_cut_off_goes_on_to_the_same_bytes(tiny_recipe, tmp_path, events_b
 
 def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tiny_recipe, tmp_path):
     run = vitseg.RunFolder(tmp_path / "run")
-    list(vitseg.train(tiny_recipe, run.path))
+    with closing(vitseg.train(tiny_recipe, run.path)) as events:
+        next(e for e in events if isinstance(e, EpochEnded) and e.epoch == 3)
     newest = sorted(run.checkpoints.iterdir())[-1]
     before = newest_checkpoint(run.checkpoints, run.events_file)[0]["sequence"]
-    weights = newest / "weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1])
+    newest.write_bytes(newest.read_bytes()[:-1])
     assert newest_checkpoint(run.checkpoints, run.events_file)[0]["sequence"] < before
 
 
@@ -152,9 +153,10 @@ def test_a_checkpoint_leaves_out_what_is_frozen(tiny_recipe, tmp_path):
     for event in vitseg.train(tiny_recipe, run.path):
         if isinstance(event, EpochEnded):
             break
-    names = load_file(sorted(run.checkpoints.iterdir())[-1] / "weights.safetensors")
-    assert names
-    assert all(name.split("/")[1].startswith("decoder.") for name in names)
+    names = load_file(sorted(run.checkpoints.iterdir())[-1])
+    weights = [name.split("/")[1] for name in names if not name.startswith("optimizer/")]
+    assert weights
+    assert all(name.startswith("decoder.") for name in weights)
 
 
 def test_a_run_cut_off_in_its_first_epoch_begins_again_in_the_same_folder(tiny_recipe, tmp_path):
@@ -323,25 +325,6 @@ def test_a_full_disk_is_said_and_costs_no_more_than_the_epoch(
     list(vitseg.train(tiny_recipe, tmp_path / "whole"))
     assert run.events_file.read_bytes() == (tmp_path / "whole" / "events.jsonl").read_bytes()
     assert _tree(run.best) == _tree(tmp_path / "whole" / "best")
-
-
-def test_another_process_sees_that_a_folder_is_held_and_does_not_disturb(tmp_path):
-    asked = (
-        "import pathlib, sys; from vitseg.runs.durable import is_held; "
-        "print(is_held(pathlib.Path(sys.argv[1])))"
-    )
-
-    def ask() -> str:
-        command = [sys.executable, "-c", asked, str(tmp_path)]
-        return subprocess.check_output(command, text=True).strip()
-
-    assert ask() == "False"
-    assert list(tmp_path.iterdir()) == []
-    with durable.held(tmp_path):
-        assert (ask(), durable.is_held(tmp_path)) == ("True", True)
-        with pytest.raises(RunError, match="is being trained by process"), durable.held(tmp_path):
-            pass
-    assert not durable.is_held(tmp_path)
 
 
 def test_seconds_stand_still_while_the_consumer_does_something_else(

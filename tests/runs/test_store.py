@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 import vitseg
 from vitseg.errors import RunError
 from vitseg.events import BatchEnded, RunStarted, StageStarted
+from vitseg.files import whole_folder
 from vitseg.runs import store
-from vitseg.runs.durable import whole_folder
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.run import fork, resume, train
 from vitseg.settings import Data, Exponential, Folder
@@ -248,7 +248,7 @@ def spoil_a_key(stage: Path) -> None:
 
 
 def damage(stage: Path) -> None:
-    file = stage / "best.safetensors"
+    file = stage / "best" / "decoder.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
 
 
@@ -295,10 +295,12 @@ def test_the_comparison_would_see_a_stale_stage(tiny_recipe, root, tmp_path):
     """The negative control: a stage whose weights are not what its key says makes another run."""
     list(train(tiny_recipe, root / "first"))
     stage = root / "first" / "stages" / "1"
-    tensors, key = load_file(stage / "best.safetensors"), (stage / "key").read_text()
+    tensors, key = load_file(stage / "best" / "decoder.safetensors"), (stage / "key").read_text()
     with whole_folder(stage) as aside:
         for name in ("best", "last"):
-            save_file({k: v + 1e-4 for k, v in tensors.items()}, aside / f"{name}.safetensors")
+            (aside / name).mkdir()
+            changed = {k: v + 1e-4 for k, v in tensors.items()}
+            save_file(changed, aside / name / "decoder.safetensors")
         (aside / "key").write_text(key)
     changed = tiny_recipe.replace({"stages.1.lr": 4e-4})
     list(train(changed, root / "second"))

@@ -52,7 +52,7 @@ def result(recipe: Recipe, folder: Path) -> tuple[list[str], dict[str, bytes], l
     used = [e for e in train(recipe, folder) if isinstance(e, FeaturesUsed)]
     lines = (folder / "events.jsonl").read_text().splitlines()
     weights = sorted(
-        [*folder.glob("stages/*/*.safetensors"), *folder.glob("best/**/*.safetensors")]
+        [*folder.glob("stages/**/*.safetensors"), *folder.glob("best/**/*.safetensors")]
     )
     return lines[1:], {str(w.relative_to(folder)): w.read_bytes() for w in weights}, used
 

@@ -25,7 +25,8 @@ from vitseg.data.splits import drawn_by, rarity, splits_of
 from vitseg.data.synthetic import class_names, generate
 from vitseg.draws import NUMERICS, seed_for
 from vitseg.errors import ConfigError, DataError, VitsegError
-from vitseg.images import UNREADABLE, Size, fit_image, fit_mask, fitted_size, open_rgb, sha256_of
+from vitseg.files import sha256_of
+from vitseg.images import UNREADABLE, Size, fit_image, fit_mask, fitted_size, open_rgb
 from vitseg.settings import Data, Folder, Generated
 
 Key = tuple[str, str]

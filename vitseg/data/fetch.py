@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from vitseg.data.masks import MaskCode, read_raw
 from vitseg.errors import ConfigError, DataError
+from vitseg.files import cache_folder
 from vitseg.images import IGNORE, UNREADABLE, open_rgb, palette_image
-from vitseg.places import cache_folder
 
 PETS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
 VOC = "http://host.robots.ox.ac.uk/pascal/VOC/voc2007"

@@ -28,6 +28,7 @@ from vitseg.data.masks import (
 )
 from vitseg.data.scan_cache import FileScan, ScanCache, Stamp, stamp_of
 from vitseg.errors import DataError
+from vitseg.files import sha256_of
 from vitseg.images import (
     FLOATS,
     UNREADABLE,
@@ -38,7 +39,6 @@ from vitseg.images import (
     is_transparency,
     opened,
     orientation_of,
-    sha256_of,
     to_rgb,
 )
 from vitseg.settings import Folder

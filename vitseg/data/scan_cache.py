@@ -19,8 +19,8 @@ import PIL
 from PIL import Image, ImageFile
 from pydantic import TypeAdapter
 
+from vitseg.files import cache_folder
 from vitseg.images import Header, Size
-from vitseg.places import cache_folder
 
 MOST_VALUES = 1024
 """Values in a mask above which it is not cached: a photograph among the masks holds 100,000."""

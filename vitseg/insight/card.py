@@ -12,9 +12,9 @@ from huggingface_hub import ModelCardData
 
 from vitseg.data.dataset import SegmentationData
 from vitseg.errors import RunError
+from vitseg.files import write_text
 from vitseg.insight.reading import TOLERANCE, Reading, read_images
 from vitseg.model.segmenter import load_segmenter
-from vitseg.runs.durable import write_text
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.narrate import explain, number_or_na
 

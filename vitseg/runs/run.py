@@ -8,19 +8,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors.torch import load_file, save_file
-
 from vitseg.errors import RunError
 from vitseg.events import EpochEnded, Event, RunEnded, RunResumed, StageEnded
+from vitseg.files import held, held_back, whole_folder, write_json
 from vitseg.model.freeze import set_freeze_depth
+from vitseg.model.segmenter import load_parts, save_parts
 from vitseg.recipe import Recipe
 from vitseg.runs.assemble import assembled, refuse_a_second_team
 from vitseg.runs.checkpoint import Saver, drop_after, newest_checkpoint, save_checkpoint
-from vitseg.runs.durable import held, whole_folder, write_json
 from vitseg.runs.folder import RunFolder, runs_root
 from vitseg.runs.fork import check_fork, copy_stages, first_events, origin_of, parent_of, retold
 from vitseg.runs.narrate import Narrator
-from vitseg.runs.signals import held_back
 from vitseg.runs.store import (
     DECISIVE,
     StageEnd,
@@ -249,6 +247,7 @@ class _Runner:
     def resume(self, run: RunFolder, job: Job | None, allow_inexact: bool) -> Generator[Event]:
         recipe = run.resolved_recipe()
         if run.summary_file.exists():
+            run.drop_checkpoints()  # a kill may have come between the two
             mend = "Read it with vitseg.replay(folder)."
             raise RunError(f"{run.path}: this run has ended.", mend)
         refuse_a_second_team(recipe)
@@ -310,9 +309,9 @@ class _Runner:
                             self._saver, self._event, self._training = saver, event, training
                             if isinstance(event, RunEnded):
                                 seconds = [s for _, s in run.timings()]
-                                write_json(
-                                    run.summary_file, Narrator(run.events(), seconds).summary()
-                                )
+                                summary = Narrator(run.events(), seconds).summary()
+                                write_json(run.summary_file, summary)
+                                run.drop_checkpoints()
                         try:
                             yield from run.handed(event)
                         except GeneratorExit:
@@ -362,7 +361,7 @@ def stages(
 def _end(job: Job, features: Features | None, team: Team, run: RunFolder | None) -> Iterator[Event]:
     """Save the best weights, score them, and the test images, once."""
     if run:
-        with whole_folder(run.best) as aside:
+        with whole_folder(run.best, store=run.store) as aside:
             job.model.save_pretrained(aside)
     best = yield from evaluate(job, "validation", features=features, team=team)
     test = None
@@ -376,9 +375,9 @@ def _keep_stage_end(run: RunFolder, training: StageTraining) -> None:
     this stage or before.
     """
     number = training.number
-    with whole_folder(run.stage(number)) as aside:
-        save_file(training.best_weights, aside / "best.safetensors")
-        save_file(training.trained_weights(), aside / "last.safetensors")
+    with whole_folder(run.stage(number), store=run.store) as aside:
+        save_parts(training.model, training.best_weights, aside / "best")
+        save_parts(training.model, training.trained_weights(), aside / "last")
         keys = run.keys()
         has_before = number == 1 or key_of(run.stage(number - 1))
         if keys and has_before and not run.changed({"data": training.data.digest()}, ("data",)):
@@ -434,7 +433,7 @@ def _start(run: RunFolder, state: dict[str, Any] | None, after: StageEnded | Non
     if after is not None:
         stages = run.recipe.stages
         which = stages[after.stage].start_from if after.stage < len(stages) else "best"
-        weights = load_file(run.stage(after.stage) / f"{which}.safetensors")
+        weights = load_parts(run.stage(after.stage) / which)
         return Start(after.stage + 1, after.epoch, after.step, weights)
     if state is not None:
         return Start(state["stage"], state["epochs_before"], state["steps_before"], state=state)

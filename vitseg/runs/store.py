@@ -16,8 +16,8 @@ import torch
 from vitseg.data.augment import libraries
 from vitseg.draws import NUMERICS
 from vitseg.errors import RunError
+from vitseg.files import flaw
 from vitseg.plan import describe, effective
-from vitseg.runs.durable import flaw
 from vitseg.runs.folder import RunFolder
 from vitseg.training.audit import part_hashes
 from vitseg.training.job import Job

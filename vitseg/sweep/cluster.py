@@ -15,8 +15,8 @@ from uuid import uuid4
 
 from vitseg.errors import ConfigError, VitsegError
 from vitseg.events import EpochEnded, Event, Polled, TrialStarted, TrialTold, from_json
+from vitseg.files import held
 from vitseg.recipe import Recipe, parse
-from vitseg.runs.durable import held
 from vitseg.runs.folder import RunFolder
 from vitseg.sweep.grid import Trial
 from vitseg.sweep.local import Sweep, train_or_resume

@@ -14,8 +14,8 @@ from typing import Any
 
 from vitseg.errors import RunError, VitsegError
 from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted
+from vitseg.files import held, write_json
 from vitseg.recipe import Recipe
-from vitseg.runs.durable import held, write_json
 from vitseg.runs.folder import RunFolder, runs_root
 from vitseg.runs.run import TrainingRun, resume, train
 from vitseg.sweep.findings import Result
@@ -123,9 +123,6 @@ class Sweep:
             self.failures[trial] = error
         elif self.run_of(trial).summary_file.exists():
             self.failures.pop(trial, None)
-            shutil.rmtree(
-                self.run_of(trial).checkpoints, ignore_errors=True
-            )  # nothing is left to resume
         return TrialEnded(trial, error)
 
     def groups(self) -> list[list[Trial]]:

@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 from vitseg.draws import seed_for
 from vitseg.errors import ConfigError, RecipeError, RunError, VitsegError
 from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted
+from vitseg.files import held, is_held, write_json
 from vitseg.recipe import Recipe
-from vitseg.runs.durable import held, is_held, write_json
 from vitseg.runs.folder import RunFolder, runs_root
 from vitseg.runs.run import kept_events
 from vitseg.sweep.grid import check_path, check_values, plain, value_words

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from vitseg.errors import ConfigError
-from vitseg.places import cache_folder
+from vitseg.files import cache_folder
 
 DEFAULT_GB, RESERVE = 20.0, 2_000_000_000
 _ABOUT = "about.json"
