@@ -8,19 +8,17 @@ import argparse
 import json
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Generator
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import vitseg
 from vitseg import presets
 from vitseg.errors import RunError, VitsegError
 from vitseg.events import Event
 from vitseg.recipe import Recipe, load_recipe
-
-if TYPE_CHECKING:
-    from vitseg.runs.folder import RunFolder
 
 PRESETS = {"quick": presets.quick, "giant": presets.giant}
 
@@ -31,21 +29,19 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parsed = _parser().parse_args(arguments)
     try:
-        if (
-            parsed.call in (_run, _resume) and "RANK" in os.environ
-        ):  # of torchrun's processes, number 0 does what is asked
+        if parsed.call in (_run, _resume) and "RANK" in os.environ:
             from vitseg.runs.follow import follow_launched
 
-            if (code := follow_launched()) is not None:
+            code = follow_launched()  # of torchrun's processes, number 0 does what is asked
+            if code is not None:
                 return code
-        bad = parsed.call(parsed) is False
+        return parsed.call(parsed) or 0
     except VitsegError as error:
-        sys.stderr.write(f"vitseg: {error}\n")
+        _note(f"vitseg: {error}")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("vitseg: interrupted\n")
+        _note("vitseg: interrupted")
         return 130
-    return int(bad)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,266 +49,62 @@ def _parser() -> argparse.ArgumentParser:
         prog="vitseg", description="Progressive training of ViT segmentation models."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="train a recipe")
-    run.add_argument("recipe", help=f"a recipe.json, or a preset: {', '.join(PRESETS)}")
-    run.add_argument("folder", nargs="?", help="where to keep the run; a new folder by default")
-    run.add_argument("--data", metavar="FOLDER", help="images and masks to train on, with a preset")
-    run.add_argument(
-        "--set",
-        metavar="PATH=VALUE",
-        action="append",
-        default=[],
-        help="change a setting: stages.0.epochs=3",
-    )
-    run.add_argument(
-        "--retrain",
-        action="store_true",
-        help="also the stages that an earlier run has finished alike",
-    )
-    run.set_defaults(call=_run)
-    resume = commands.add_parser("resume", help="go on with a run that was cut off")
-    resume.add_argument("folder")
-    resume.add_argument(
-        "--inexact",
-        action="store_true",
-        help="even if data, versions or machine have changed since",
-    )
-    resume.set_defaults(call=_resume)
-    explain = commands.add_parser("explain", help="tell a run in words, from its log")
-    explain.add_argument("folder")
-    explain.set_defaults(call=_explain)
-    card = commands.add_parser(
-        "card", help="write a model card into the best/ of a run that has ended"
-    )
-    card.add_argument("folder")
-    card.set_defaults(call=_card)
-    export = commands.add_parser(
-        "export", help="write a trained model as an ONNX file, held against torch"
-    )
-    export.add_argument("model", help="a run folder, or its best/")
-    export.add_argument("file", help="the .onnx file to write")
-    export.set_defaults(call=_export)
-    predict = commands.add_parser("predict", help="segment images with a trained model")
-    predict.add_argument("model", help="a run folder, or its best/")
-    predict.add_argument("images", nargs="+", help="image files, or folders of them")
-    predict.add_argument(
-        "--out", default="predictions", metavar="FOLDER", help="where masks and overlays go"
-    )
-    predict.add_argument(
-        "--windows",
-        action="store_true",
-        help="at the images' own resolution, in overlapping windows",
-    )
-    predict.set_defaults(call=_predict)
-    recipe = commands.add_parser("recipe", help="print a preset as JSON")
-    recipe.add_argument("preset", choices=PRESETS)
-    recipe.add_argument("--data", metavar="FOLDER")
-    recipe.set_defaults(
-        call=lambda parsed: sys.stdout.write(
-            PRESETS[parsed.preset](parsed.data).model_dump_json(indent=2) + "\n"
-        )
-    )
-    check = commands.add_parser(
-        "check", help="look at a folder of images and masks: all that is wrong, and what is in it"
-    )
-    check.add_argument("data", help="a folder, or a recipe.json for its data")
-    check.add_argument(
-        "--json", metavar="FILE", help="write what was found as JSON; - for standard output"
-    )
-    check.add_argument("--html", metavar="FILE", help="write a page with pictures")
-    check.set_defaults(call=_check)
-    fetch = commands.add_parser(
-        "fetch", help="a public data set: downloaded, converted and kept; prints its folder"
-    )
-    fetch.add_argument("name", help="oxford-pets, voc2007 or mni-brain")
-    fetch.set_defaults(call=_fetch)
-    convert = commands.add_parser(
-        "convert", help="take the encoder out of a .pth checkpoint, without running any code in it"
-    )
-    convert.add_argument("file")
-    convert.add_argument("folder", help="where the encoder goes; name it as model.encoder")
-    convert.add_argument(
-        "--like",
-        required=True,
-        metavar="ENCODER",
-        help="an encoder of the same make, by name or folder",
-    )
-    convert.set_defaults(call=_convert)
-    cache = commands.add_parser(
-        "cache", help="what is kept of the frozen blocks: list, verify or clear it"
-    )
-    cache.add_argument("action", nargs="?", default="list", choices=("list", "verify", "clear"))
-    cache.add_argument("of", nargs="?", metavar="ENCODER", help="clear that alone, or masks")
-    cache.set_defaults(call=_cache)
+    for name, (call, says, arguments) in COMMANDS.items():
+        command = commands.add_parser(name, help=says)
+        command.set_defaults(call=call)
+        for argument, options in arguments.items():
+            if isinstance(options, str):
+                options = {"help": options}
+            command.add_argument(argument, **options)
     return parser
 
 
-def _run(parsed: argparse.Namespace) -> None:
-    from vitseg.runs.folder import RunFolder, new_run
+def _say(text: object) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def _note(text: object) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def _run(parsed: Namespace) -> None:
     from vitseg.runs.forecast import forecast, measure
-    from vitseg.runs.run import train
-    from vitseg.training.job import Job
     from vitseg.ui import table
 
-    recipe = _recipe(parsed.recipe, parsed.data).replace(dict(_setting(s) for s in parsed.set))
-    run = RunFolder(parsed.folder) if parsed.folder else new_run(recipe.name)
-    job = Job(recipe)
-    events = train(job, run.path, reuse=not parsed.retrain)
+    recipe = _recipe(parsed.recipe, parsed.data).replace(dict(map(_setting, parsed.set)))
+    run = vitseg.RunFolder(parsed.folder) if parsed.folder else vitseg.new_run(recipe.name)
+    job = vitseg.Job(recipe)
+    events = vitseg.train(job, run.path, reuse=not parsed.retrain)
     first = next(events)  # the folder is made, and nothing is in the way
     inherited = first.parent["stage"] if first.parent else 0
     ahead = forecast(job, measure(job), inherited)
     notes = table.memory_notes(ahead, job.machine)
-    sys.stdout.write("\n".join([str(table.ahead(recipe, ahead)), *notes, "", ""]))
-    _finish(events, run, first)
+    _say("\n".join([str(table.ahead(recipe, ahead)), *notes, ""]))
+    _finish(events, run, [first])
 
 
-def _resume(parsed: argparse.Namespace) -> None:
-    from vitseg.runs.folder import RunFolder
-    from vitseg.runs.run import resume
-
-    _finish(resume(parsed.folder, allow_inexact=parsed.inexact), RunFolder(parsed.folder))
+def _resume(parsed: Namespace) -> None:
+    events = vitseg.resume(parsed.folder, allow_inexact=parsed.inexact)
+    _finish(events, vitseg.RunFolder(parsed.folder), [])
 
 
-def _finish(events: Generator[Event], run: RunFolder, first: Event | None = None) -> None:
+def _finish(events: Generator[Event], run: vitseg.RunFolder, before: list[Event]) -> None:
     """Train to the end, or until a signal asks for one; then the table, the folder and the
     report.
     """
     from vitseg.files import held_back
     from vitseg.ui import table
-    from vitseg.ui.console import progress
-    from vitseg.ui.report import report
 
     try:
         with held_back() as asked, closing(events):  # which saves
-            for _ in progress(chain([first] if first else [], events)):
+            for _ in vitseg.progress(chain(before, events)):
                 if asked:
                     break
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nGo on with: vitseg resume {run.path}\n")
+        _note(f"\nGo on with: vitseg resume {run.path}")
         raise
-    sys.stdout.write(
-        f"\n{table.results(run.summary)}\n\nrun folder  {run.path}\nreport      "
-        f"{report(run.path)}\n"
-    )
-
-
-def _explain(parsed: argparse.Namespace) -> None:
-    from vitseg.runs.narrate import explain
-
-    sys.stdout.write(f"{explain(parsed.folder)}\n")
-
-
-def _card(parsed: argparse.Namespace) -> None:
-    from vitseg.insight.card import write_card
-
-    sys.stdout.write(f"{write_card(parsed.folder)}\n")
-
-
-def _export(parsed: argparse.Namespace) -> None:
-    from vitseg.insight.export import export_onnx
-    from vitseg.model.segmenter import load_segmenter
-
-    apart = export_onnx(load_segmenter(parsed.model), parsed.file)
-    sys.stdout.write(
-        f"{Path(parsed.file).absolute()}: logits differ from torch's by {apart:.1e} at most\n"
-    )
-
-
-def _check(parsed: argparse.Namespace) -> bool:
-    from vitseg.ui.data_report import check
-
-    report = check(load_recipe(parsed.data).data if Path(parsed.data).is_file() else parsed.data)
-    sys.stdout.write(report.to_json() if parsed.json == "-" else f"{report}\n")
-    for file in filter(None, (parsed.json if parsed.json != "-" else None, parsed.html)):
-        kept = report.save(file, page=file == parsed.html)
-        sys.stderr.write(f"{kept}\n")
-    return report.ok
-
-
-def _fetch(parsed: argparse.Namespace) -> None:
-    from vitseg.data.fetch import about, fetch
-
-    folder = fetch(parsed.name)
-    if left_out := about(folder)["left_out"]:
-        sys.stderr.write(f"{len(left_out)} left out, see about.json: {', '.join(left_out)}\n")
-    sys.stdout.write(f"{folder}\n")
-
-
-def _convert(parsed: argparse.Namespace) -> None:
-    from vitseg.model.convert import convert_encoder
-
-    convert_encoder(parsed.file, parsed.like, parsed.folder)
-    sys.stdout.write(f"--set model.encoder={Path(parsed.folder).absolute()}\n")
-
-
-def _cache(parsed: argparse.Namespace) -> None:
-    from vitseg.training.cache import default_cache
-    from vitseg.ui.table import kept
-
-    cache = default_cache()
-    if parsed.action == "clear":
-        sys.stdout.write(f"{cache.clear(parsed.of) / 1e9:.2f} GB cleared in {cache.root}\n")
-        return
-    if parsed.action == "verify":
-        whole, bad = cache.verify()
-        names = "".join(f"\n  {path}" for path in bad)
-        sys.stdout.write(f"{whole:,} rows are whole; {len(bad)} were not, and are dropped{names}\n")
-        return
-    sys.stdout.write(f"{kept(cache.groups(), cache.limit)}\n{cache.root}\n")
-
-
-def _predict(parsed: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
-    from vitseg.images import open_rgb, overlay, palette_image
-    from vitseg.model.segmenter import load_segmenter
-
-    paths, out = _images(parsed.images), Path(parsed.out)
-    if out.resolve() in {p.parent.resolve() for p in paths}:
-        raise RunError(f"--out {out}: holds the images themselves.", "Choose another folder.")
-    model = load_segmenter(parsed.model)
-    try:
-        (out / "overlays").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"{out}: cannot be written ({error.strerror}).", "Choose another --out."
-        ) from None
-    predicted = model.predict_windows if parsed.windows else model.predict
-    for path in tqdm(paths, unit="image"):
-        mask = predicted(path)
-        palette_image(mask).save(out / f"{path.stem}.png")
-        overlay(open_rgb(path), mask).save(out / "overlays" / f"{path.stem}.png")
-    names = ", ".join(f"{i} {name}" for i, name in enumerate(model.shape.classes))
-    sys.stdout.write(
-        f"{len(paths)} mask{'s' * (len(paths) != 1)} and overlays in {out.absolute()}; values: "
-        f"{names}\n"
-    )
-
-
-def _images(given: list[str]) -> list[Path]:
-    """The image files named, or in the folders named. Raises RunError where two would share a
-    mask's name.
-    """
-    from vitseg.data.folder import SUFFIXES
-
-    paths = [
-        p
-        for path in map(Path, given)
-        for p in (sorted(path.iterdir()) if path.is_dir() else [path])
-    ]
-    paths = [p for p in paths if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
-    if not paths:
-        raise RunError(
-            f"{', '.join(given)}: no image found.", f"Known kinds: {', '.join(sorted(SUFFIXES))}."
-        )
-    first: dict[str, Path] = {}
-    for path in paths:
-        if (other := first.setdefault(path.stem, path)) is not path:
-            raise RunError(
-                f"{other} and {path}: their masks would share a name.",
-                "Predict them into two folders.",
-            )
-    return paths
+    _say(f"\n{table.results(run.summary)}\n\nrun folder  {run.path}")
+    _say(f"report      {vitseg.report(run.path)}")
 
 
 def _recipe(name: str, data: str | None) -> Recipe:
@@ -339,3 +131,223 @@ def _setting(text: str) -> tuple[str, object]:
         return path, json.loads(value)
     except ValueError:
         return path, value
+
+
+def _export(parsed: Namespace) -> None:
+    apart = vitseg.export_onnx(vitseg.load(parsed.model), parsed.file)
+    _say(f"{Path(parsed.file).absolute()}: logits differ from torch's by {apart:.1e} at most")
+
+
+def _check(parsed: Namespace) -> int:
+    data = parsed.data
+    if Path(data).is_file():
+        data = load_recipe(data).data
+    report = vitseg.check(data)
+    if parsed.json == "-":
+        sys.stdout.write(report.to_json())
+    else:
+        _say(report)
+        if parsed.json:
+            _note(report.save(parsed.json, page=False))
+    if parsed.html:
+        _note(report.save(parsed.html))
+    return int(not report.ok)
+
+
+def _fetch(parsed: Namespace) -> None:
+    from vitseg.data.fetch import about
+
+    folder = vitseg.fetch(parsed.name)
+    left_out = about(folder)["left_out"]
+    if left_out:
+        _note(f"{len(left_out)} left out, see about.json: {', '.join(left_out)}")
+    _say(folder)
+
+
+def _convert(parsed: Namespace) -> None:
+    from vitseg.model.convert import convert_encoder
+
+    convert_encoder(parsed.file, parsed.like, parsed.folder)
+    _say(f"--set model.encoder={Path(parsed.folder).absolute()}")
+
+
+def _cache(parsed: Namespace) -> None:
+    from vitseg.training.cache import default_cache
+    from vitseg.ui.table import kept
+
+    cache = default_cache()
+    match parsed.action:
+        case "clear":
+            _say(f"{cache.clear(parsed.of) / 1e9:.2f} GB cleared in {cache.root}")
+        case "verify":
+            whole, bad = cache.verify()
+            _say(f"{whole:,} rows are whole; {len(bad)} were not, and are dropped")
+            for path in bad:
+                _say(f"  {path}")
+        case _:
+            _say(f"{kept(cache.groups(), cache.limit)}\n{cache.root}")
+
+
+def _predict(parsed: Namespace) -> None:
+    from tqdm import tqdm
+
+    from vitseg.images import open_rgb, overlay, palette_image
+
+    paths, out = _images(parsed.images), Path(parsed.out)
+    if out.resolve() in {path.parent.resolve() for path in paths}:
+        raise RunError(f"--out {out}: holds the images themselves.", "Choose another folder.")
+    model = vitseg.load(parsed.model)
+    try:
+        (out / "overlays").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"{out}: cannot be written ({error.strerror}).", "Choose another --out."
+        ) from None
+    predict = model.predict_windows if parsed.windows else model.predict
+    for path in tqdm(paths, unit="image"):
+        mask, name = predict(path), f"{path.stem}.png"
+        palette_image(mask).save(out / name)
+        overlay(open_rgb(path), mask).save(out / "overlays" / name)
+    names = ", ".join(f"{i} {name}" for i, name in enumerate(model.shape.classes))
+    _say(
+        f"{len(paths)} mask{'s' * (len(paths) != 1)} and overlays in {out.absolute()}; values: "
+        f"{names}"
+    )
+
+
+def _images(given: list[str]) -> list[Path]:
+    """The image files named, or in the folders named. Raises RunError where two would share a
+    mask's name.
+    """
+    from vitseg.data.folder import SUFFIXES
+
+    first: dict[str, Path] = {}
+    for name in given:
+        folder = Path(name)
+        for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
+            if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+                continue
+            other = first.setdefault(path.stem, path)
+            if other is not path:
+                raise RunError(
+                    f"{other} and {path}: their masks would share a name.",
+                    "Predict them into two folders.",
+                )
+    if not first:
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise RunError(f"{', '.join(given)}: no image found.", f"Known kinds: {kinds}.")
+    return list(first.values())
+
+
+_MODEL = "a run folder, or its best/"
+
+COMMANDS = {
+    "run": (
+        _run,
+        "train a recipe",
+        {
+            "recipe": f"a recipe.json, or a preset: {', '.join(PRESETS)}",
+            "folder": {"nargs": "?", "help": "where to keep the run; a new folder by default"},
+            "--data": {"metavar": "FOLDER", "help": "images and masks to train on, with a preset"},
+            "--set": {
+                "metavar": "PATH=VALUE",
+                "action": "append",
+                "default": [],
+                "help": "change a setting: stages.0.epochs=3",
+            },
+            "--retrain": {
+                "action": "store_true",
+                "help": "also the stages that an earlier run has finished alike",
+            },
+        },
+    ),
+    "resume": (
+        _resume,
+        "go on with a run that was cut off",
+        {
+            "folder": "",
+            "--inexact": {
+                "action": "store_true",
+                "help": "even if data, versions or machine have changed since",
+            },
+        },
+    ),
+    "explain": (
+        lambda parsed: _say(vitseg.explain(parsed.folder)),
+        "tell a run in words, from its log",
+        {"folder": ""},
+    ),
+    "card": (
+        lambda parsed: _say(vitseg.write_card(parsed.folder)),
+        "write a model card into the best/ of a run that has ended",
+        {"folder": ""},
+    ),
+    "export": (
+        _export,
+        "write a trained model as an ONNX file, held against torch",
+        {"model": _MODEL, "file": "the .onnx file to write"},
+    ),
+    "predict": (
+        _predict,
+        "segment images with a trained model",
+        {
+            "model": _MODEL,
+            "images": {"nargs": "+", "help": "image files, or folders of them"},
+            "--out": {
+                "default": "predictions",
+                "metavar": "FOLDER",
+                "help": "where masks and overlays go",
+            },
+            "--windows": {
+                "action": "store_true",
+                "help": "at the images' own resolution, in overlapping windows",
+            },
+        },
+    ),
+    "recipe": (
+        lambda parsed: _say(PRESETS[parsed.preset](parsed.data).model_dump_json(indent=2)),
+        "print a preset as JSON",
+        {"preset": {"choices": PRESETS}, "--data": {"metavar": "FOLDER"}},
+    ),
+    "check": (
+        _check,
+        "look at a folder of images and masks: all that is wrong, and what is in it",
+        {
+            "data": "a folder, or a recipe.json for its data",
+            "--json": {
+                "metavar": "FILE",
+                "help": "write what was found as JSON; - for standard output",
+            },
+            "--html": {"metavar": "FILE", "help": "write a page with pictures"},
+        },
+    ),
+    "fetch": (
+        _fetch,
+        "a public data set: downloaded, converted and kept; prints its folder",
+        {"name": "oxford-pets, voc2007 or mni-brain"},
+    ),
+    "convert": (
+        _convert,
+        "take the encoder out of a .pth checkpoint, without running any code in it",
+        {
+            "file": "",
+            "folder": "where the encoder goes; name it as model.encoder",
+            "--like": {
+                "required": True,
+                "metavar": "ENCODER",
+                "help": "an encoder of the same make, by name or folder",
+            },
+        },
+    ),
+    "cache": (
+        _cache,
+        "what is kept of the frozen blocks: list, verify or clear it",
+        {
+            "action": {"nargs": "?", "default": "list", "choices": ("list", "verify", "clear")},
+            "of": {"nargs": "?", "metavar": "ENCODER", "help": "clear that alone, or masks"},
+        },
+    ),
+}
+"""By name: what a command calls, what it does, and its arguments: their help, or all options of
+argparse.
+"""
