@@ -160,14 +160,14 @@ def _counted(
     looks, counts, dropped = {}, {}, set()
     for look in found.without(OF_A_PAIR).looks:
         name = look.pair.name
-        if look.problems:
-            continue
-        stored = found.code.counts(look.mask.counts) if kinds else {}
-        if kinds and not kinds.keeps(stored):
-            dropped.add(name)
-            continue
-        looks[name] = look
-        counts[name] = kinds.counts(stored) if kinds else {}
+        held: dict[int, int] = {}
+        if kinds:
+            stored = found.code.counts(look.mask.counts)
+            if not kinds.keeps(stored):
+                dropped.add(name)
+                continue
+            held = kinds.counts(stored)
+        looks[name], counts[name] = look, held
     return looks, counts, dropped
 
 

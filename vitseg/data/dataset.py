@@ -271,16 +271,18 @@ class SegmentationData(Dataset[Sample]):
             raise DataError(says, hint) from None
 
     def _collate(self, samples: list[Sample | VitsegError]) -> Batch | VitsegError:
+        names, images, masks, originals = [], [], [], []
         for sample in samples:
             if isinstance(sample, VitsegError):
                 return sample
-        binary = self.mode == "binary"
-        return Batch(
-            [s.name for s in samples],
-            torch.stack([s.image for s in samples]),
-            torch.stack([s.binary_mask if binary else s.multiclass_mask for s in samples]),
-            [self.to_binary(s.original) if binary else s.original for s in samples],
-        )
+            mask, original = sample.multiclass_mask, sample.original
+            if self.mode == "binary":
+                mask, original = sample.binary_mask, self.to_binary(original)
+            names.append(sample.name)
+            images.append(sample.image)
+            masks.append(mask)
+            originals.append(original)
+        return Batch(names, torch.stack(images), torch.stack(masks), originals)
 
     def fingerprint(self, name: str, view: str) -> tuple[str, str]:
         """Digests of all that a view's pixels, and its mask, follow from: content of the files,

@@ -87,6 +87,9 @@ class Pair:
     mask: Path
 
 
+Rank = Literal["problem", "warning", "note"]
+
+
 class Finding(NamedTuple):
     """What was found of a file or a folder, in a sentence that begins with its path.
 
@@ -96,16 +99,14 @@ class Finding(NamedTuple):
     kind: str
     path: Path
     says: str
-    rank: Literal["problem", "warning", "note"] = "problem"
+    rank: Rank = "problem"
 
 
-def finding(
-    kind: str, path: Path, says: str, rank: Literal["problem", "warning", "note"] = "problem"
-) -> Finding:
+def finding(kind: str, path: Path, says: str, rank: Rank = "problem") -> Finding:
     return Finding(kind, path, f"{shown(path)}: {says}", rank)
 
 
-def of_rank(rank: str, findings: Iterable[Finding]) -> list[Finding]:
+def of_rank(rank: Rank, findings: Iterable[Finding]) -> list[Finding]:
     return [found for found in findings if found.rank == rank]
 
 
@@ -151,8 +152,8 @@ def unwatched(looks: Iterator[Look], doing: str, count: int) -> Iterator[Look]:
 
 @dataclass(slots=True)
 class Scan:
-    """A folder that has been scanned. `code` is None where no code fits the masks, for the reason
-    `unclear`.
+    """A folder that has been scanned; `findings` has those of its looks too. `code` is None where
+    no code fits the masks, for the reason `unclear`.
     """
 
     root: Path
@@ -223,9 +224,11 @@ def scan(cfg: Folder, watch: Watch = unwatched) -> Scan:
     good = _of_one_kind(cfg, [look for look in looks if not look.problems], findings)
     _compare_palettes(good, findings)
     stored: set[int] = set()
+    stems, in_color = [], False
     for look in good:
         stored.update(look.mask.counts)
-    in_color, stems = any(look.color for look in good), [look.pair.image.stem for look in good]
+        stems.append(look.pair.image.stem)
+        in_color |= look.color
     try:
         found.code = find_code(cfg, stored, in_color, stems)
     except DataError as error:
@@ -534,8 +537,8 @@ def _unreadable(path: Path, kind: str, error: Exception) -> Finding:
         why = error.strerror
         if path.is_symlink():
             why = f"a link that leads nowhere, to {shown(path.readlink())}"
-    article = "an" if kind == "image" else "a"
-    return finding(f"unreadable {kind}", path, f"cannot be read as {article} {kind} ({why}).")
+    what = {"image": "an image", "mask": "a mask"}[kind]
+    return finding(f"unreadable {kind}", path, f"cannot be read as {what} ({why}).")
 
 
 def _sizes(pair: Pair, image: Size, mask: Size, tags: tuple[int, int]) -> Finding:
@@ -547,8 +550,8 @@ def _sizes(pair: Pair, image: Size, mask: Size, tags: tuple[int, int]) -> Findin
 
 
 def _orientations(tags: tuple[int, int]) -> str:
-    image, mask = (f"EXIF orientation {tag}" if tag > 1 else "no EXIF orientation" for tag in tags)
-    return f"the image has {image}, its mask {mask}"
+    words = ["no EXIF orientation" if tag == 1 else f"EXIF orientation {tag}" for tag in tags]
+    return f"the image has {words[0]}, its mask {words[1]}"
 
 
 # ---------------------------------------------------------------------- all files together
@@ -560,9 +563,10 @@ def _warn_of_ranges(looks: list[Look]) -> None:
         deep = [look for look in looks if look.image.deep and look.image.deep[0] == kind]
         brightest = max(reversed(deep), key=lambda look: look.image.deep[1], default=None)
         most = brightest.image.deep[1] if brightest else 0
-        bits = most.bit_length()
+        bits, read = most.bit_length(), most >> 8
+        if kind == "grey":
+            read = round(most / 257)
         if 0 < bits <= DIM:
-            read = round(most / 257) if kind == "grey" else most >> 8
             among = f"{len(deep)} image{'s' * (len(deep) != 1)} stored as 16-bit {kind}"
             says = (
                 f"the brightest of {among} uses {bits} bits: its values 0..{most} of 65535 are "
@@ -577,14 +581,15 @@ def _of_one_kind(cfg: Folder, good: list[Look], findings: list[Finding]) -> list
     """Masks in colour and masks in grey cannot share a code: those of the kind that was not
     declared, else of the rarer one, are problems.
     """
+    words = ("grey", "in colour")
     if cfg.encoding == "rgb" or cfg.colors is not None:
         color, why = True, "colours are declared"
     elif cfg.encoding != "auto":
         color, why = False, f"encoding={cfg.encoding!r} is declared"
     else:
         color = 2 * sum(look.color for look in good) > len(good)
-        why = f"other masks are {'in colour' if color else 'grey'}"
-    says = f"is {'grey' if color else 'in colour'}, where {why}."
+        why = f"other masks are {words[color]}"
+    says = f"is {words[not color]}, where {why}."
     same = []
     for look in good:
         if look.color is color:
@@ -615,7 +620,8 @@ def _compare_palettes(good: list[Look], findings: list[Finding]) -> None:
 
 def _unknown(look: Look, code: MaskCode) -> Iterator[Finding]:
     counts = look.mask.counts
-    if strange := code.unknown(set(counts)):
+    strange = code.unknown(set(counts))
+    if strange:
         found = ", ".join(f"{code.show(v)} in {counts[v]} pixels" for v in strange[:6])
         allowed = ", ".join(code.show(v) for v in sorted(code.values)[:16])
         says = f"labels outside the classes: {found}; allowed: {allowed} ({code.description})."
