@@ -14,7 +14,6 @@ from vitseg.files import held, held_back, whole_folder, write_json
 from vitseg.model.freeze import set_freeze_depth
 from vitseg.model.segmenter import load_parts, save_parts
 from vitseg.recipe import Recipe
-from vitseg.runs.assemble import assembled, refuse_a_second_team
 from vitseg.runs.checkpoint import Saver, drop_after, newest_checkpoint, save_checkpoint
 from vitseg.runs.folder import RunFolder, runs_root
 from vitseg.runs.fork import check_fork, copy_stages, first_events, origin_of, parent_of, retold
@@ -34,7 +33,7 @@ from vitseg.training.evaluate import evaluate
 from vitseg.training.features import Features
 from vitseg.training.job import Job
 from vitseg.training.loop import StageTraining
-from vitseg.training.team import Team
+from vitseg.training.parallel import ProcessGroup, process_group, refuse_a_second_group
 from vitseg.training.weights import Weights, load_weights
 
 
@@ -169,7 +168,7 @@ class _Runner:
         self, source: RunFolder, stage: int, recipe: Recipe | Job, folder: str | Path | None
     ) -> Generator[Event]:
         asked = recipe.recipe if isinstance(recipe, Job) else recipe
-        refuse_a_second_team(asked)
+        refuse_a_second_group(asked.processes)
         source.up_to(stage)
         if stage >= len(asked.stages):
             mend = "Add one, or fork from an earlier stage."
@@ -250,7 +249,7 @@ class _Runner:
             run.drop_checkpoints()  # a kill may have come between the two
             mend = "Read it with vitseg.replay(folder)."
             raise RunError(f"{run.path}: this run has ended.", mend)
-        refuse_a_second_team(recipe)
+        refuse_a_second_group(recipe.processes)
         with held(run.path):
             run.sweep()
             # None: cut off before its first; begins again
@@ -294,9 +293,9 @@ class _Runner:
         saver = Saver(run)
         try:
             start = _start(run, state, after)
-            with assembled(job.recipe) as team:
-                _brief(team, run, start)
-                with closing(stages(job, start, team, run)) as events:
+            with process_group(job.recipe.processes, worker="vitseg.runs.follow") as group:
+                share(run, start, group)
+                with closing(stages(job, start, group, run)) as events:
                     while True:
                         with held_back() as asked:
                             event, training = next(events, (None, None))
@@ -324,8 +323,17 @@ class _Runner:
             self._saver = None  # what a failed step has left is no state to go on from
 
 
+def share(run: RunFolder, start: Start, group: ProcessGroup) -> None:
+    """Broadcast what the other processes are to train: `train_along` of `vitseg.runs.follow`."""
+    if group.size == 1:
+        return
+    group.broadcast(run.resolved_recipe().model_dump_json())
+    group.same("The environment", decisive(run.environment()))
+    group.broadcast(start)
+
+
 def stages(
-    job: Job, start: Start, team: Team, run: RunFolder | None = None
+    job: Job, start: Start, group: ProcessGroup, run: RunFolder | None = None
 ) -> Generator[tuple[Event, StageTraining | None], None, None]:
     """Every event of a run with the stage it is of, as each process of it trains them. The process
     that has the `run` keeps what comes of it.
@@ -341,7 +349,7 @@ def stages(
     epochs, steps, state, features = start.epochs, start.steps, start.state, None
     for plan in job.stages[start.stage - 1 :]:
         place = {"epochs_before": epochs, "steps_before": steps}
-        training = StageTraining(job, plan.number, **place, cache=cache, team=team)
+        training = StageTraining(job, plan.number, **place, cache=cache, group=group)
         if state is not None:
             training.load_state_dict(state)
             state = None
@@ -354,19 +362,21 @@ def stages(
         is_last = plan.number == len(job.stages)
         if is_last or recipe.stages[plan.number].start_from == "best":
             load_weights(model, training.best_weights)
-    for event in _end(job, features, team, run):
+    for event in _end(job, features, group, run):
         yield event, None
 
 
-def _end(job: Job, features: Features | None, team: Team, run: RunFolder | None) -> Iterator[Event]:
+def _end(
+    job: Job, features: Features | None, group: ProcessGroup, run: RunFolder | None
+) -> Iterator[Event]:
     """Save the best weights, score them, and the test images, once."""
     if run:
         with whole_folder(run.best, store=run.store) as aside:
             job.model.save_pretrained(aside)
-    best = yield from evaluate(job, "validation", features=features, team=team)
+    best = yield from evaluate(job, "validation", features=features, group=group)
     test = None
     if job.data.splits["test"]:
-        test = yield from evaluate(job, "test", team=team)
+        test = yield from evaluate(job, "test", group=group)
     yield RunEnded(best, test)
 
 
@@ -386,10 +396,10 @@ def _keep_stage_end(run: RunFolder, training: StageTraining) -> None:
 
 def _job_of(recipe: Recipe | Job) -> Job:
     if isinstance(recipe, Job):
-        refuse_a_second_team(recipe.recipe)
+        refuse_a_second_group(recipe.recipe.processes)
         return recipe
     if isinstance(recipe, Recipe):
-        refuse_a_second_team(recipe)
+        refuse_a_second_group(recipe.processes)
     return Job(recipe)
 
 
@@ -438,13 +448,3 @@ def _start(run: RunFolder, state: dict[str, Any] | None, after: StageEnded | Non
     if state is not None:
         return Start(state["stage"], state["epochs_before"], state["steps_before"], state=state)
     return Start()
-
-
-def _brief(team: Team, run: RunFolder, start: Start) -> None:
-    """Tell the other processes what `follow` asks for."""
-    if team.size > 1:
-        team.tell(run.resolved_recipe().model_dump_json())
-        with team.together():  # while they prepare
-            pass
-        team.same("The environment", decisive(run.environment()))
-        team.tell(start)

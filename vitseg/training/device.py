@@ -6,44 +6,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import psutil
 import torch
 
 from vitseg.errors import ConfigError
 from vitseg.recipe import Recipe
-
-
-class Launch(NamedTuple):
-    """This process's number among those that `torchrun` has begun, and among those of this
-    machine.
-    """
-
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-
-
-LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What `torchrun` says to each."""
-
-
-def launched() -> Launch | None:
-    """None where nobody but us has begun this process. Raises ConfigError for words that are no
-    numbers.
-    """
-    said = [os.environ.get(name, "") for name in LAUNCHED]
-    if not all(said):
-        return None
-    if wrong := [
-        name for name, word in zip(LAUNCHED[:4], said, strict=False) if not word.isdecimal()
-    ]:
-        raise ConfigError(
-            wrong[0], os.environ[wrong[0]], "a number in the environment, as torchrun sets it"
-        )
-    return Launch(*map(int, said[:4]))
+from vitseg.training.parallel import launched
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,41 +59,58 @@ def resolve(recipe: Recipe) -> Machine:
     """The machine of a recipe. Raises ConfigError for a device that is not there, fp16 without
     CUDA, or more processes than GPUs.
     """
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    name = recipe.device
+    device = _device(recipe.device)
+    precision = _precision(recipe.precision, device)
+    _check_processes(recipe.processes, device)
+    threads = recipe.threads
+    if threads == "auto":
+        threads = max(1, _cores() // recipe.processes)
+    return Machine(torch.device(device), precision, threads, recipe.processes)
+
+
+def _device(name: str) -> str:
+    there = ["cpu"]
+    if torch.backends.mps.is_available():
+        there.insert(0, "mps")
+    if torch.cuda.is_available():
+        there.insert(0, "cuda")
     if name == "auto":
-        name = next(d for d in ("cuda", "mps", "cpu") if there[d])
-    if not there[name]:
-        raise ConfigError("device", name, ", ".join(d for d in there if there[d]), 'Use "auto".')
-    precision = recipe.precision
-    if precision == "auto":
+        return there[0]
+    if name not in there:
+        known = ("cpu", "cuda", "mps")
+        allowed = ", ".join(device for device in known if device in there)
+        raise ConfigError("device", name, allowed, 'Use "auto".')
+    return name
+
+
+def _precision(name: str, device: str) -> str:
+    if name == "fp16" and device != "cuda":
+        hint = f"fp16 needs cuda, the device is {device}."
+        raise ConfigError("precision", "fp16", "fp32, bf16", hint)
+    if name != "auto":
+        return name
+    if device != "cuda":
         # bf16 without hardware for it is several times slower than fp32, so a CPU stays with fp32
-        precision = (
-            "fp32"
-            if name != "cuda"
-            else "bf16"
-            if torch.cuda.get_device_capability()[0] >= 8
-            else "fp16"
-        )
-    if precision == "fp16" and name != "cuda":
-        raise ConfigError(
-            "precision", "fp16", "fp32, bf16", f"fp16 needs cuda, the device is {name}."
-        )
-    launch = launched()
-    if launch and launch.size != recipe.processes:
-        mend = f'recipe.replace({{"processes": {launch.size}}}), or --set processes={launch.size}'
-        raise ConfigError(
-            "processes", recipe.processes, f"{launch.size}, as torchrun has begun so many", mend
-        )
-    here = launch.local_size if launch else recipe.processes
-    if name != "cpu" and here > (gpus := torch.cuda.device_count() or 1):
-        raise ConfigError("processes", recipe.processes, f"at most {gpus}: one for each GPU here")
-    threads = max(1, _cores() // recipe.processes) if recipe.threads == "auto" else recipe.threads
-    return Machine(torch.device(name), precision, threads, recipe.processes)
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+
+
+def _check_processes(processes: int, device: str) -> None:
+    """Raises ConfigError unless they are as many as `torchrun` has started, and each has a GPU."""
+    launch, here = launched(), processes
+    if launch:
+        here = launch.local_size
+        if launch.size != processes:
+            hint = (
+                f'recipe.replace({{"processes": {launch.size}}}), or --set processes={launch.size}'
+            )
+            allowed = f"{launch.size}, as torchrun has begun so many"
+            raise ConfigError("processes", processes, allowed, hint)
+    if device == "cpu":
+        return
+    gpus = torch.cuda.device_count() or 1
+    if here > gpus:
+        raise ConfigError("processes", processes, f"at most {gpus}: one for each GPU here")
 
 
 def _cores() -> int:

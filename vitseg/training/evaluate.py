@@ -13,7 +13,7 @@ from vitseg.model.segmenter import restore
 from vitseg.training.features import Features
 from vitseg.training.job import Job
 from vitseg.training.metrics import confusion, scores
-from vitseg.training.team import Team
+from vitseg.training.parallel import ProcessGroup
 
 
 def evaluate(
@@ -23,33 +23,32 @@ def evaluate(
     stage: int = 0,
     epoch: int = 0,
     features: Features | None = None,
-    team: Team | None = None,
+    group: ProcessGroup | None = None,
 ) -> Generator[ValidationBatch, None, dict[str, Any]]:
     """Score a split in eval mode: loss at network size, everything else at the images' own size.
 
     Never given a schedule, so it cannot step one. No `with` that changes torch's mode spans a
-    yield. `features` are those of the model's stage, where they are cached. Of a `team` each
+    yield. `features` are those of the model's stage, where they are cached. Of a `group` each
     process scores its part of the images, and all of them get the sums.
     """
-    team, features = team or Team(), features or Features(job)
+    group, features = group or ProcessGroup(), features or Features(job)
     data, model, loss = job.data, job.model, job.loss
-    keys = team.part([(name, "0") for name in data.splits[split]])
+    keys = group.part([(name, "0") for name in data.splits[split]])
     chunks = chunked(keys, job.recipe.batch_size)
     matrix = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
     sums, counts = torch.zeros(2, 2, device=job.machine.device)
     model.eval()
-    with team.together():
-        for number, batch in enumerate(features.batches(chunks), start=1):
-            job.machine.settle()
-            masks = batch.masks.to(job.machine.device)
-            # in full precision, as predict does: the score is that of the saved model
-            with torch.no_grad():
-                logits = model.suffix(batch.levels, job.recipe.data.size).float()
-                sums, counts = sums + loss.sums(logits, masks), counts + loss.counts(masks)
-            for image_logits, original in zip(logits, batch.originals, strict=True):
-                predicted = restore(image_logits, tuple(original.shape)).cpu()
-                matrix += confusion(predicted, original, len(data.classes))
-            yield ValidationBatch(stage, epoch, number, len(chunks))
-    matrix, sums, counts = team.sum(matrix), team.sum(sums), team.sum(counts)
+    for number, batch in enumerate(features.batches(chunks), start=1):
+        job.machine.settle()
+        masks = batch.masks.to(job.machine.device)
+        # in full precision, as predict does: the score is that of the saved model
+        with torch.no_grad():
+            logits = model.suffix(batch.levels, job.recipe.data.size).float()
+            sums, counts = sums + loss.sums(logits, masks), counts + loss.counts(masks)
+        for image_logits, original in zip(logits, batch.originals, strict=True):
+            predicted = restore(image_logits, tuple(original.shape)).cpu()
+            matrix += confusion(predicted, original, len(data.classes))
+        yield ValidationBatch(stage, epoch, number, len(chunks))
+    matrix, sums, counts = group.sum(matrix), group.sum(sums), group.sum(counts)
     background = job.recipe.data.score_background
     return {"loss": loss.mean(sums, counts).item()} | scores(matrix, data.mode, background)

@@ -26,8 +26,8 @@ from vitseg.training.features import FeatureBatch, Features
 from vitseg.training.job import Job
 from vitseg.training.metrics import confusion, scores
 from vitseg.training.optim import build_optimizer, load_optimizer, used_lr
+from vitseg.training.parallel import ProcessGroup
 from vitseg.training.schedule import build_schedule
-from vitseg.training.team import Team
 from vitseg.training.weights import Weights, load_weights, trained_weights
 
 _POSITION = (
@@ -51,8 +51,8 @@ class StageTraining:
 
     To pause, stop asking for events; to stop, close. Between two events `state_dict` holds all that
     another process needs to go on. `epochs_before` and `steps_before` are what earlier stages took,
-    for the records; `cache` is the run's, where it has one. In a `team` each process takes its part
-    of every step and of every evaluation; all of them log the same events.
+    for the records; `cache` is the run's, where it has one. In a `group` each process takes its
+    part of every step and of every evaluation; all of them log the same events.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class StageTraining:
         epochs_before: int = 0,
         steps_before: int = 0,
         cache: FeatureCache | None = None,
-        team: Team | None = None,
+        group: ProcessGroup | None = None,
     ):
         self.job, self.number, self.plan = job, number, job.stages[number - 1]
         self.recipe, self.stage = job.recipe, self.plan.stage
         self.model, self.data, self.machine = job.model, job.data, job.machine
         self.epochs_before, self.steps_before = epochs_before, steps_before
-        self.cache, self.team = cache, team or Team()
+        self.cache, self.group = cache, group or ProcessGroup()
         self.features: Features | None = None  # once the weights have been looked at
         self._set_up_the_model()
         self.optimizer = build_optimizer(self.model, self.recipe.optimizer, self.stage)
@@ -97,7 +97,7 @@ class StageTraining:
         """Train from where the stage stands to its end."""
         self.machine.settle()
         report = self._audit().check(self._before_the_next_step())
-        self.team.same("What the model holds", report.hashes)
+        self.group.same("What the model holds", report.hashes)
         self.features = Features(self.job, report.hashes, self.cache)
         if self.best is None:  # epoch 0: the start weights, which may stay the best
             self.hashes = report.hashes
@@ -105,11 +105,8 @@ class StageTraining:
             self._keep_as_best(score)
             yield self._started(report, score)
         while not self._finished():
-            portions = self.portions()
-            while self.batch < self.plan.batches:
-                with self.team.together():
-                    own = next(portions)
-                yield self.train_step(own)
+            for portions in self.portions():
+                yield self.train_step(portions)
             yield self._features_used()
             self._same_weights_everywhere()
             score = yield from self._evaluate(self.epoch + 1)
@@ -124,7 +121,7 @@ class StageTraining:
         view = view_name(self.recipe.data, self.number, epoch)
         keys = [(name, view) for name in self.data.order(self.recipe.seed, self.number, epoch)]
         steps = chunked(keys, size * self.recipe.accumulate)[self.batch :]
-        portions = [chunked(self.team.part(step), size) for step in steps]
+        portions = [chunked(self.group.part(step), size) for step in steps]
         every_portion = [keys for own in portions for keys in own]
         batches = self.features.batches(every_portion, training=True)
         try:
@@ -173,19 +170,7 @@ class StageTraining:
         counts = torch.zeros(2, device=device)
         for mask in masks:
             counts = counts + loss_of.counts(mask)
-        counts = self.team.sum(counts)
-        with self.team.together(), self._memory_errors():
-            loss, matrix = self.backward_own(portions, masks, counts)
-        self.team.sum_gradients(self._trained())
-        total = float(self.team.sum(torch.tensor(loss, dtype=torch.float64)))
-        self.running_loss += total
-        self.running = self.running + self.team.sum(matrix)
-        return total
-
-    def backward_own(
-        self, portions: list[FeatureBatch], masks: list[Tensor], counts: Tensor
-    ) -> tuple[float, Tensor]:
-        """This process's part of the gradients and of the loss, and its confusion matrix."""
+        counts = self.group.sum(counts)
         total, matrix = 0.0, torch.zeros_like(self.running)
         seen = self.first_sample()
         for portion, mask in zip(portions, masks, strict=True):
@@ -193,12 +178,16 @@ class StageTraining:
             key_noise(self.model, self.recipe.seed, "noise", self.number, step, first_sample=seen)
             with self.machine.autocast():
                 logits = self.model.suffix(portion.levels, self.recipe.data.size)
-            loss = self.job.loss.mean(self.job.loss.sums(logits, mask), counts)
+            loss = loss_of.mean(loss_of.sums(logits, mask), counts)
             self._refuse_nan(loss, portion)
             self.scaler.scale(loss).backward()
             total, seen = total + loss.item(), seen + len(portion.names)
             matrix += confusion(likeliest(logits.detach()), mask, len(self.data.classes))
-        return total, matrix
+        self.group.sum_gradients(self._trained())
+        total = self.group.sum(torch.tensor(total, dtype=torch.float64)).item()
+        self.running_loss += total
+        self.running = self.running + self.group.sum(matrix)
+        return total
 
     def clip(self) -> float | None:
         """Clip the gradients. Returns their norm before that; None where fp16 overflowed."""
@@ -279,7 +268,7 @@ class StageTraining:
 
     def _features_used(self) -> FeaturesUsed:
         *counts, note = self.features.used()
-        read, computed = self.team.sum(torch.tensor(counts)).tolist()
+        read, computed = self.group.sum(torch.tensor(counts)).tolist()
         epoch = self.epochs_before + self.epoch + 1
         return FeaturesUsed(self.number, epoch, read, computed, note)
 
@@ -328,8 +317,8 @@ class StageTraining:
         self._audit(since=since).check(self._before_the_next_step())
 
     def _same_weights_everywhere(self) -> None:
-        if self.team.size > 1:
-            self.team.same("What the model holds", part_hashes(self.model, self.plan.trained))
+        if self.group.size > 1:
+            self.group.same("What the model holds", part_hashes(self.model, self.plan.trained))
 
     def _contract(self) -> LRContract:
         """One step more than the stage has: the LR after the last step is promised too."""
@@ -376,7 +365,7 @@ class StageTraining:
         """The place in the step of the first image that is this process's."""
         images = len(self.data.splits["train"])
         size = self.recipe.batch_size * self.recipe.accumulate
-        return self.team.bounds(min(size, images - self.batch * size))[0]
+        return self.group.bounds(min(size, images - self.batch * size))[0]
 
     def _evaluate(self, epoch: int = 0) -> Iterator[Event]:
         return evaluate(
@@ -385,7 +374,7 @@ class StageTraining:
             stage=self.number,
             epoch=self.epochs_before + epoch,
             features=self.features,
-            team=self.team,
+            group=self.group,
         )
 
     def _keep_as_best(self, score: dict[str, Any]) -> None:

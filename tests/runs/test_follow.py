@@ -19,8 +19,8 @@ from background import until
 import vitseg
 from vitseg.errors import ConfigError, RunError, TrainingError
 from vitseg.events import BatchEnded, EpochEnded, FeaturesUsed, RunEnded, RunStarted
-from vitseg.runs import assemble
 from vitseg.runs.folder import RunFolder
+from vitseg.training import parallel
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="processes are found in /proc, or with ps"
@@ -143,7 +143,7 @@ def test_a_helper_that_cannot_begin_is_said(shared, tmp_path, monkeypatch):
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho no such thing >&2\nexit 3\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(assemble.sys, "executable", str(broken))
+    monkeypatch.setattr(parallel.sys, "executable", str(broken))
     with pytest.raises(
         TrainingError,
         match="A process that was to share the training ended as it began: no such thing",

@@ -1,7 +1,7 @@
 """A step shared by several is the step of one, and whatever happens to one of them is heard by all.
 
-The real `Team`, but its members are threads, which exchange through a list what processes exchange
-through torch.distributed: `tests/runs/test_together.py` has real ones.
+The real `ProcessGroup`, but its members are threads, which exchange through a list what processes
+exchange through torch.distributed: `tests/runs/test_follow.py` has real ones.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from vitseg.errors import RecipeError, TrainingError
+from vitseg.errors import RecipeError, RunError, TrainingError
 from vitseg.events import BatchEnded, EpochEnded, Event
 from vitseg.recipe import Recipe
-from vitseg.training import loop, team
+from vitseg.training import parallel
 from vitseg.training.loop import StageTraining
-from vitseg.training.team import Left, Team
+from vitseg.training.parallel import Left, ProcessGroup
 
 SGD = {"optimizer": {"kind": "sgd"}}
 """See test_accumulation: where weights are compared most closely."""
 
 
 class Threads:
-    """What `Team` uses of torch.distributed, among threads that have told their rank."""
-
-    ReduceOp = dist.ReduceOp
+    """What `ProcessGroup` uses of torch.distributed, among threads that have told their rank. Who
+    disconnects makes the exchanges of the others raise, as a closed connection does.
+    """
 
     def __init__(self, size: int):
         self.size, self.here = size, threading.local()
@@ -43,34 +43,34 @@ class Threads:
         self._barrier.wait()
         return said
 
-    def all_reduce(
-        self, tensor: torch.Tensor, op: Any = dist.ReduceOp.SUM, *, async_op: bool
-    ) -> Any:
-        said = torch.stack(self._everybody(tensor.clone()))
-        tensor.copy_(said.amax(0) if op == dist.ReduceOp.MAX else said.sum(0))
+    def all_reduce(self, tensor: torch.Tensor, *, async_op: bool) -> Any:
+        tensor.copy_(torch.stack(self._everybody(tensor.clone())).sum(0))
         return SimpleNamespace(is_completed=lambda: True, wait=lambda: None)
 
     def broadcast_object_list(self, objects: list[Any], device: torch.device) -> None:
         objects[0] = self._everybody(objects[0])[0]
 
-    def all_gather_object(self, into: list[Any], value: Any) -> None:
-        into[:] = self._everybody(value)
+    def disconnect(self) -> None:
+        self._barrier.abort()
 
 
 @pytest.fixture
 def each(monkeypatch) -> Callable[..., list[Any]]:
-    """What `act(team)` gives in each of `size` members, or the exception that it ends with."""
+    """What `act(group)` gives in each of `size` members, or the exception that it ends with."""
 
-    def _each(act: Callable[[Team], Any], size: int) -> list[Any]:
-        threads = Threads(size)
-        monkeypatch.setattr(team, "dist", threads)
+    def _each(act: Callable[[ProcessGroup], Any], size: int) -> list[Any]:
+        threads, store = Threads(size), dist.HashStore()
+        monkeypatch.setattr(parallel, "dist", threads)
 
         def member(rank: int) -> Any:
             threads.here.rank = rank
             torch.set_num_threads(1)
+            group = ProcessGroup(rank, size, store)
             try:
-                return act(Team(rank, size))
-            except Exception as error:
+                return act(group)
+            except (Exception, GeneratorExit) as error:
+                group.leave(error)
+                threads.disconnect()
                 return error
 
         with ThreadPoolExecutor(size) as pool:
@@ -100,8 +100,8 @@ def trained(begin, each) -> Callable[..., list[tuple[list[Event], dict[str, torc
     """Events and weights of stage 2, of each member."""
 
     def _trained(recipe: Recipe, size: int = 1) -> list[Any]:
-        def act(team: Team) -> tuple[list[Event], dict[str, torch.Tensor]]:
-            stage = begin(recipe, 2, team=team)
+        def act(group: ProcessGroup) -> tuple[list[Event], dict[str, torch.Tensor]]:
+            stage = begin(recipe, 2, group=group)
             return list(stage), stage.trained_weights()
 
         return each(act, size)
@@ -163,19 +163,18 @@ def test_all_of_them_tell_the_same(trained, recipe):
 # fail
 
 
-def wrong_gradients(self: Team, parameters: Any) -> None:
+def wrong_gradients(self: ProcessGroup, parameters: Any) -> None:
     """The mean, as DistributedDataParallel has it."""
     for parameter in parameters:
         if parameter.grad is not None:
-            self.sum(parameter.grad)
-            parameter.grad /= self.size
+            parameter.grad = self.sum(parameter.grad) / self.size
 
 
 @pytest.mark.parametrize(
     ("where", "name", "wrong"),
     [
-        (loop.StageTraining, "first_sample", lambda self: 0),  # the same dropout in every part
-        (Team, "sum_gradients", wrong_gradients),
+        (StageTraining, "first_sample", lambda self: 0),  # the same dropout in every part
+        (ProcessGroup, "sum_gradients", wrong_gradients),
     ],
     ids=["same noise", "mean of gradients"],
 )
@@ -188,7 +187,7 @@ def test_a_wrong_exchange_is_noticed(trained, recipe, monkeypatch, where, name, 
 
 
 def test_without_exchange_the_weights_part_and_the_epoch_does_not_end(trained, recipe, monkeypatch):
-    monkeypatch.setattr(Team, "sum_gradients", lambda self, parameters: None)
+    monkeypatch.setattr(ProcessGroup, "sum_gradients", lambda self, parameters: None)
     first, second = trained(recipe, 2)
     assert str(second).startswith("What the model holds is not that of process 0. block 3: ")
     assert str(first) == f"Process 1 of 2: {second}"
@@ -198,46 +197,73 @@ def test_without_exchange_the_weights_part_and_the_epoch_does_not_end(trained, r
 # all
 
 
-def test_a_member_that_fails_ends_all_with_its_words(begin, each, recipe, monkeypatch):
-    real = StageTraining.backward_own
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (TrainingError("The loss of step 3 is nan."), "The loss of step 3 is nan."),
+        (
+            ZeroDivisionError("division by zero"),
+            "ZeroDivisionError: division by zero What was saved is whole: go on with vitseg "
+            "resume.",
+        ),
+    ],
+    ids=["for readers", "of the program"],
+)
+def test_a_member_that_fails_ends_all_with_its_words(begin, each, recipe, monkeypatch, error, says):
+    real = StageTraining.backward
 
-    def fails_in_process_1(self, *given):
-        if self.team.rank == 1 and self.step == 2:
-            raise TrainingError("The loss of step 3 is nan.")
-        return real(self, *given)
+    def fails_in_process_1(self, portions):
+        if self.group.rank == 1 and self.step == 2:
+            raise error
+        return real(self, portions)
 
-    monkeypatch.setattr(StageTraining, "backward_own", fails_in_process_1)
-    first, second, third = each(lambda team: list(begin(recipe, 2, team=team)), 3)
-    assert str(second) == "The loss of step 3 is nan."
+    monkeypatch.setattr(StageTraining, "backward", fails_in_process_1)
+    first, second, third = each(lambda group: list(begin(recipe, 2, group=group)), 3)
+    assert second is error
     assert isinstance(first, TrainingError) and str(first) == str(third)
-    assert str(first) == "Process 1 of 3: The loss of step 3 is nan."
+    assert str(first) == f"Process 1 of 3: {says}"
+
+
+def test_a_group_that_is_broken_is_not_given_another_reason(each):
+    """The error of one is that of all, whoever raises it next; and so is that of nobody."""
+
+    def act(group: ProcessGroup) -> None:
+        if group.rank == 2:
+            raise TrainingError("The first.")
+        try:
+            group.sum(torch.ones(1))
+        except TrainingError as error:
+            group.leave(RunError("The second."))
+            raise error
+
+    first, second, _ = each(act, 3)
+    assert str(first) == str(second) == "Process 2 of 3: The first."
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 8, 9])
 def test_whoever_stops_asking_for_events_lets_the_others_go(begin, each, recipe, count):
-    def act(team: Team) -> list[Event]:
-        seen, events = [], iter(begin(recipe, 2, team=team))
+    seen: list[Event] = []
+
+    def act(group: ProcessGroup) -> None:
+        events = iter(begin(recipe, 2, group=group))
         for event in events:
-            seen.append(event)
-            if team.rank == 0 and len(seen) == count:
-                events.close()
-                team.leave()
-                break
-        return seen
+            if group.rank == 0:
+                seen.append(event)
+                if len(seen) == count:
+                    events.close()
+                    raise GeneratorExit
 
     first, second = each(act, 2)
-    assert len(first) == count and isinstance(second, Left)
-
-
-def test_members_that_are_out_of_step_do_not_wait_for_each_other(each):
-    for error in each(lambda team: team.sum(torch.ones(3 + team.rank)), 2):
-        assert isinstance(error, TrainingError) and "out of step, by 4 and 3" in str(error)
+    assert isinstance(first, GeneratorExit) and len(seen) == count
+    assert isinstance(second, Left)
 
 
 def test_facts_that_differ_are_named(each):
-    first, second = each(
-        lambda team: team.same("an environment", {"threads": 2 - team.rank, "device": "cpu"}), 2
-    )
+    def tells(group: ProcessGroup) -> None:
+        group.same("an environment", {"threads": 2 - group.rank, "device": "cpu"})
+        group.sum(torch.ones(1))
+
+    first, second = each(tells, 2)
     assert (
         str(second)
         == "an environment is not that of process 0. threads: 1, there 2. All must have the same."
@@ -247,16 +273,16 @@ def test_facts_that_differ_are_named(each):
 
 @pytest.mark.parametrize(("count", "size"), [(0, 2), (1, 2), (7, 3), (8, 8), (3, 5)])
 def test_parts_are_the_whole_and_differ_by_one_at_most(count, size):
-    parts = [Team(rank, size).part(list(range(count))) for rank in range(size)]
+    parts = [ProcessGroup(rank, size).part(list(range(count))) for rank in range(size)]
     assert [thing for part in parts for thing in part] == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_a_gradient_that_nobody_has_stays_none(each):
-    def act(team: Team) -> list[Any]:
+    def act(group: ProcessGroup) -> list[Any]:
         parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
-        parameters[1 + team.rank].grad = torch.ones(2) * (1 + team.rank)
-        team.sum_gradients(parameters)
+        parameters[1 + group.rank].grad = torch.ones(2) * (1 + group.rank)
+        group.sum_gradients(parameters)
         return [p.grad if p.grad is None else p.grad.tolist() for p in parameters]
 
     assert each(act, 2) == [[None, [1.0, 1.0], [2.0, 2.0]]] * 2
