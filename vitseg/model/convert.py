@@ -42,12 +42,7 @@ def convert_encoder(file: str | Path, like: str, folder: str | Path) -> None:
         for name in wanted
         if start + name in stored
     }
-    problems = [f"{name} is missing" for name in wanted if name not in found]
-    problems += [
-        f"{name} is {tuple(t.shape)}, not {tuple(wanted[name].shape)}"
-        for name, t in found.items()
-        if t.shape != wanted[name].shape
-    ]
+    problems = _misfits(found, wanted)
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise WeightsError(
@@ -63,6 +58,15 @@ def convert_encoder(file: str | Path, like: str, folder: str | Path) -> None:
         raise WeightsError(
             f"{place}: cannot be written ({error}).", "Choose another folder, or make room."
         ) from None
+
+
+def _misfits(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    for name, tensor in found.items():
+        if tensor.shape != wanted[name].shape:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(wanted[name].shape)}"
+            problems.append(f"{name} is {shapes}")
+    return problems
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

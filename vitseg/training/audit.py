@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -127,19 +127,30 @@ def audit(
     parts = model_parts(model)
     depth = max(part.block or 0 for part in parts.values())
     unfrozen = checked_depth(unfrozen_blocks, depth)
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    known = {id(p) for part in parts.values() for p in part.parameters}
-    strangers = sum(p.numel() for p in held if id(p) not in known)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     drop_paths = [m for m in model.modules() if isinstance(m, KeyedDropPath)]
     found = []
     for part in parts.values():
-        digest = _sha256(part) if weights else None
-        before = (since or {}).get(part.name)
-        moved = None if digest is None or before is None else digest != before
-        seen = _look(part, _promised(part, unfrozen, depth), {id(p) for p in held}, drop_paths)
-        found.append(replace(seen, sha256=digest, moved=moved))
+        seen = _look(part, _promised(part, unfrozen, depth), held, drop_paths)
+        if weights:
+            seen = _hashed(seen, part, (since or {}).get(part.name))
+        found.append(seen)
+    strangers = _strangers(optimizer, parts.values())
     holds = sum(p.in_optimizer for p in found) + strangers
     return AuditReport(tuple(found), holds, *_breach(found, strangers, model.training))
+
+
+def _strangers(optimizer: Optimizer, parts: Collection[Part]) -> int:
+    """How many parameters the optimizer holds that are not the model's."""
+    known = {id(p) for part in parts for p in part.parameters}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    return sum(p.numel() for p in held if id(p) not in known)
+
+
+def _hashed(seen: PartAudit, part: Part, before: str | None) -> PartAudit:
+    """With the digest of the part's weights, and whether it is another one than `before`."""
+    digest = _sha256(part)
+    return replace(seen, sha256=digest, moved=None if before is None else digest != before)
 
 
 def _promised(part: Part, unfrozen: int, depth: int) -> bool:
@@ -154,10 +165,7 @@ def _promised(part: Part, unfrozen: int, depth: int) -> bool:
 def _look(part: Part, should: bool, held: set[int], drop_paths: list[KeyedDropPath]) -> PartAudit:
     """A part as it is, its weights apart."""
     own = [d for d in drop_paths if d.layer == part.name]
-    modes = [d.training for d in own]
-    for module in part.modules:
-        inside = (m for m in module.modules() if not isinstance(m, KeyedDropPath | nn.ModuleList))
-        modes.extend(m.training for m in inside)
+    modes = [module.training for module in [*own, *_modules(part)]]
     gradients = [p.grad is not None for p in part.parameters]
     return PartAudit(
         name=part.name,
@@ -172,6 +180,14 @@ def _look(part: Part, should: bool, held: set[int], drop_paths: list[KeyedDropPa
         moved=None,
         block=part.block,
     )
+
+
+def _modules(part: Part) -> Iterator[nn.Module]:
+    """All that have a mode of their own; drop-paths are told by their layer."""
+    for module in part.modules:
+        for inside in module.modules():
+            if not isinstance(inside, KeyedDropPath | nn.ModuleList):
+                yield inside
 
 
 _BUILD = "Build the optimizer of exactly what trains, after freezing."
@@ -225,27 +241,36 @@ def _breach(
     """Every broken promise in one sentence that names the parts; the parts; and what to do. Empty
     if there is none.
     """
+    found, hints, wrong = [], [], set[str]()
+    for what, hint, bad in _broken(parts, training):
+        count = millions(sum(part.parameters for part in bad))
+        found.append(f"{name_parts(bad)}: {what}, {count} parameters")
+        hints.append(hint)
+        wrong |= {part.name for part in bad}
+    if strangers:
+        found.append(f"the optimizer holds {strangers:,} parameters that are not the model's")
+        hints.append(_BUILD)
+    if not found:
+        return "", (), ""
+    trained = name_parts(part for part in parts if part.should_train)
+    promise = f"Promised to train: only {trained}. Found: {'; '.join(found)}."
+    names = tuple(part.name for part in parts if part.name in wrong)
+    return promise, names, " ".join(dict.fromkeys(hints))
+
+
+def _broken(
+    parts: Sequence[PartAudit], training: bool
+) -> Iterator[tuple[str, str, list[PartAudit]]]:
+    """What is found, the hint, and the parts of which it is found."""
     trained = [p for p in parts if p.should_train]
     frozen = [p for p in parts if not p.should_train]
-    found, hints, wrong = [], [], set[str]()
     kinds = [(kind, frozen) for kind in _FROZEN] + [(kind, trained) for kind in _TRAINED]
     if training:
         kinds.append((_IN_EVAL_MODE, trained))
     for (what, hint, broken), promised in kinds:
         bad = [part for part in promised if broken(part)]
         if bad:
-            count = millions(sum(part.parameters for part in bad))
-            found.append(f"{name_parts(bad)}: {what}, {count} parameters")
-            hints.append(hint)
-            wrong |= {part.name for part in bad}
-    if strangers:
-        found.append(f"the optimizer holds {strangers:,} parameters that are not the model's")
-        hints.append(_BUILD)
-    if not found:
-        return "", (), ""
-    promise = f"Promised to train: only {name_parts(trained)}. Found: {'; '.join(found)}."
-    names = tuple(part.name for part in parts if part.name in wrong)
-    return promise, names, " ".join(dict.fromkeys(hints))
+            yield what, hint, bad
 
 
 @torch.no_grad()

@@ -85,7 +85,7 @@ class Features:
         amp = training and self.machine.amp is not None
         if training and self.cache and self.machine.processes > 1:
             self.cache.look_again()  # in each epoch a process has other images
-        bases = {key: self._base(key, amp) for chunk in chunks for key in chunk}
+        bases = self._bases(chunks, amp)
         missing = self._missing(chunks, bases)
         pixels = self.data.loaded([m for m in missing if m], self.recipe.workers)
         check, self._fresh = training or self._fresh, False
@@ -94,18 +94,29 @@ class Features:
         for chunk, unknown in zip(chunks, missing, strict=True):
             before = self.computed
             rows = self._from_pixels(unknown, next(pixels), amp) if unknown else {}
-            rows |= self._kept(
-                {
-                    key: self.cut if bases[key] is None else bases[key]
-                    for key in chunk
-                    if key not in rows
-                },
-                amp,
-            )
+            rows |= self._kept(self._starts(chunk, bases, rows), amp)
             self.read += len(chunk) - (self.computed - before)
-            if check and (known := [key for key in chunk if bases[key] is not None]):
-                check = self._compare(known[0], rows[known[0]], amp)
-            yield self._stacked([rows[key] for key in chunk], chunk)
+            known = [key for key in chunk if bases[key] is not None]
+            if check and known:
+                self._compare(known[0], rows[known[0]], amp)
+                check = False
+            yield self._stacked(rows, chunk)
+
+    def _bases(self, chunks: list[list[Key]], amp: bool) -> dict[Key, int | None]:
+        return {key: self._base(key, amp) for chunk in chunks for key in chunk}
+
+    def _starts(
+        self, chunk: list[Key], bases: dict[Key, int | None], rows: dict[Key, _Row]
+    ) -> dict[Key, int]:
+        """The level from which each view of a chunk goes on that is not among the `rows`. One
+        without a base has come up earlier, and been computed up to the cut.
+        """
+        starts = {}
+        for key in chunk:
+            if key not in rows:
+                base = bases[key]
+                starts[key] = self.cut if base is None else base
+        return starts
 
     def _missing(self, chunks: list[list[Key]], bases: dict[Key, int | None]) -> list[list[Key]]:
         """The views of each chunk that begin with pixels. One that occurs again is read then, if it
@@ -132,8 +143,8 @@ class Features:
         reason = self.why_not or (self.cache.why_not if self.cache else "")
         return self.read, self.computed, f"Features are not kept: {reason}." if reason else ""
 
-    def _stacked(self, rows: list[_Row], keys: list[Key]) -> FeatureBatch:
-        device = self.machine.device
+    def _stacked(self, found: dict[Key, _Row], keys: list[Key]) -> FeatureBatch:
+        device, rows = self.machine.device, [found[key] for key in keys]
         levels = {
             level: torch.stack([row.levels[level].to(device) for row in rows])
             for level in self.wanted
@@ -300,8 +311,8 @@ class Features:
                 "this encoder gives a view other features in another batch",
             )
 
-    def _compare(self, key: Key, row: _Row, amp: bool) -> bool:
-        """False: done. Raises FeatureBreach if what was kept is not what would be computed."""
+    def _compare(self, key: Key, row: _Row, amp: bool) -> None:
+        """Raises FeatureBreach if what was kept is not what would be computed."""
         if not self._same(key, row, amp):
             raise FeatureBreach(
                 (
@@ -314,7 +325,6 @@ class Features:
                     "clear it with vitseg cache clear."
                 ),
             )
-        return False
 
     def _same(self, key: Key, row: _Row, amp: bool, times: int = 1) -> bool:
         again = self._computed([key] * times, next(self.data.loaded([[key] * times])), amp)[key]

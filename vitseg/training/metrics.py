@@ -33,16 +33,12 @@ def scores(matrix: Tensor, mode: str, score_background: bool = True) -> dict[str
     hit, truth, predicted = counts.diag(), counts.sum(1), counts.sum(0)
     present = truth > 0
     union = truth + predicted - hit
-    per_iou = [float(h / u) if p else None for h, u, p in zip(hit, union, present, strict=True)]
-    per_f1 = [
-        float(2 * h / (t + q)) if p else None
-        for h, t, q, p in zip(hit, truth, predicted, present, strict=True)
-    ]
-    counted = [
-        i for i in range(len(hit)) if present[i] and (i > 0 or score_background or mode == "binary")
-    ]
+    f1 = 2 * hit / (truth + predicted)
+    per_iou, per_f1 = _where(present, hit / union), _where(present, f1)
+    counted = present.nonzero().flatten().tolist()
+    if mode != "binary" and not score_background:
+        counted = [i for i in counted if i > 0]
     total = float(truth.sum())
-    f1_of = torch.tensor([f if f is not None else 0.0 for f in per_f1], dtype=torch.float64)
     support = truth[counted].sum()
     f1_micro = 2 * hit[counted].sum() / (truth[counted].sum() + predicted[counted].sum())
     return {
@@ -50,11 +46,16 @@ def scores(matrix: Tensor, mode: str, score_background: bool = True) -> dict[str
         "f1": per_f1[1] if mode == "binary" else mean_of_known([per_f1[i] for i in counted]),
         "f1_macro": mean_of_known([per_f1[i] for i in counted]),
         "f1_micro": float(f1_micro) if counted else None,
-        "f1_weighted": float((f1_of * truth)[counted].sum() / support) if counted else None,
+        "f1_weighted": float((f1 * truth)[counted].sum() / support) if counted else None,
         "accuracy": float(hit.sum() / total) if total else None,
         "per_class_iou": per_iou,
         "per_class_f1": per_f1,
     }
+
+
+def _where(present: Tensor, values: Tensor) -> list[float | None]:
+    """The values of the classes that are present, None for the others."""
+    return [float(v) if there else None for there, v in zip(present, values, strict=True)]
 
 
 def mean_of_known(values: list[float | None]) -> float | None:
