@@ -1,5 +1,5 @@
-"""One run in two processes: the curve of one, the same folder, and nobody is left waiting when one
-of them ends.
+"""One run in two or three processes: the curve of one, the same folder, and nobody is left waiting
+when one of them ends.
 """
 
 from __future__ import annotations
@@ -8,16 +8,21 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
+import time
+from collections.abc import Callable
 from contextlib import closing, suppress
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soak
 from background import until
 
 import vitseg
-from vitseg.errors import ConfigError, RunError, TrainingError
+from vitseg.errors import ConfigError, LRBreach, RunError, TrainingError
 from vitseg.events import BatchEnded, EpochEnded, FeaturesUsed, RunEnded, RunStarted
 from vitseg.runs.folder import RunFolder
 from vitseg.training import parallel
@@ -63,11 +68,28 @@ def helpers() -> list[int]:
     ]
 
 
-def test_two_processes_have_the_loss_curve_of_one(recipe, shared, tmp_path, capsys):
+@pytest.fixture
+def helpers_run(tmp_path, monkeypatch) -> Callable[[str], None]:
+    """Has the helpers that are started from now on run some code before their own."""
+
+    def _helpers_run(code: str) -> None:
+        start = "import runpy, sys; module = sys.argv[2]; del sys.argv[1:3]"
+        run = 'runpy.run_module(module, run_name="__main__", alter_sys=True)'
+        (tmp_path / "helper.py").write_text("\n".join([start, textwrap.dedent(code), run]))
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path / "helper.py"} "$@"\n')
+        python.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(python))
+
+    return _helpers_run
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_several_processes_have_the_loss_curve_of_one(recipe, tmp_path, capsys, size):
+    shared = recipe.replace({"processes": size})
     alone = [e for e in vitseg.train(recipe, tmp_path / "alone", reuse=False) if not e.transient]
-    together = [
-        e for e in vitseg.progress(vitseg.train(shared, tmp_path / "two")) if not e.transient
-    ]
+    shown = vitseg.progress(vitseg.train(shared, tmp_path / "shared"))
+    together = [e for e in shown if not e.transient]
     assert [type(e) for e in alone] == [type(e) for e in together]
     pairs = [pair for pair in zip(alone, together, strict=True) if isinstance(pair[0], BatchEnded)]
     assert len(pairs) == 20 and [one.lr for one, _ in pairs] == [two.lr for _, two in pairs]
@@ -79,14 +101,13 @@ def test_two_processes_have_the_loss_curve_of_one(recipe, shared, tmp_path, caps
             }  # pixels are counted: no rounding
             assert abs(two.validation["loss"] - one.validation["loss"]) <= 1e-5
     assert not helpers()
-    environment = RunFolder(tmp_path / "two").environment()
-    assert (environment["threads"], environment["processes"]) == (1, 2)
+    environment = RunFolder(tmp_path / "shared").environment()
+    threads = environment["threads"]
+    assert environment["processes"] == size
     (started,) = (e for e in together if isinstance(e, RunStarted))
-    assert (started.threads, started.processes) == (
-        1,
-        2,
-    ) and "1 thread in each of 2 processes" in capsys.readouterr().out
-    assert list(vitseg.replay(tmp_path / "two")) == together
+    assert (started.threads, started.processes) == (threads, size)
+    assert f" in each of {size} processes" in capsys.readouterr().out
+    assert list(vitseg.replay(tmp_path / "shared")) == together
 
 
 def test_they_go_on_to_the_same_bits_after_a_stop_and_after_the_death_of_one(shared, tmp_path):
@@ -107,7 +128,78 @@ def test_they_go_on_to_the_same_bits_after_a_stop_and_after_the_death_of_one(sha
     assert soak.content(tmp_path / "cut") == soak.content(tmp_path / "whole")
 
 
-def test_the_helpers_end_with_a_kernel_that_is_killed(shared, tmp_path):
+@pytest.mark.parametrize("size", [2, 3])
+def test_when_one_is_killed_the_others_end(recipe, tmp_path, size):
+    events = vitseg.train(recipe.replace({"processes": size}), tmp_path / "run", reuse=False)
+    next(e for e in events if isinstance(e, BatchEnded) and e.step == 3)
+    started = helpers()
+    assert len(started) == size - 1
+    os.kill(started[-1], signal.SIGKILL)
+    before = time.monotonic()
+    with pytest.raises(TrainingError, match=f"One of the {size} processes that train this run"):
+        list(events)
+    assert time.monotonic() - before < 30 and not any(alive(pid) for pid in started)
+
+
+def test_an_error_in_one_reaches_process_0_and_ends_all(recipe, tmp_path, helpers_run):
+    helpers_run("""
+        from vitseg.errors import LRBreach
+        from vitseg.training.loop import StageTraining
+
+        real = StageTraining.backward
+
+        def backward(self, portions):
+            if self.group.rank == 1 and self.step == 2:
+                raise LRBreach("The LR of step 3 is odd.", "Look at it.")
+            return real(self, portions)
+
+        StageTraining.backward = backward
+    """)
+    events = vitseg.train(recipe.replace({"processes": 3}), tmp_path / "run", reuse=False)
+    next(e for e in events if isinstance(e, BatchEnded) and e.step == 2)
+    started, before = helpers(), time.monotonic()
+    with pytest.raises(LRBreach) as caught:
+        list(events)
+    assert str(caught.value) == "Process 1 of 3: The LR of step 3 is odd. Look at it."
+    assert time.monotonic() - before < 30 and not any(alive(pid) for pid in started)
+    assert RunFolder(tmp_path / "run").failure().kind == "LRBreach"
+
+
+@pytest.mark.slow
+def test_a_pause_ends_nothing(shared, tmp_path, monkeypatch):
+    """Forty seconds of it; the one clock that runs meanwhile is that of the next test."""
+    waits = []
+    real = parallel.dist.init_process_group
+
+    def init_process_group(*given: Any, timeout: timedelta, **named: Any) -> None:
+        waits.append(timeout)
+        real(*given, timeout=timeout, **named)
+
+    monkeypatch.setattr(parallel.dist, "init_process_group", init_process_group)
+    events = vitseg.train(shared, tmp_path / "run", reuse=False)
+    next(e for e in events if isinstance(e, BatchEnded) and e.step == 3)
+    assert waits == [parallel.COLLECTIVE_TIMEOUT] and waits[0] > timedelta(minutes=15)
+    time.sleep(40)
+    assert isinstance(list(events)[-1], RunEnded)
+
+
+def test_a_pause_longer_than_the_group_s_timeout_would_be_noticed(shared, tmp_path, helpers_run):
+    helpers_run("""
+        from datetime import timedelta
+        from vitseg.training import parallel
+
+        parallel.COLLECTIVE_TIMEOUT = timedelta(seconds=2)
+    """)
+    events = vitseg.train(shared, tmp_path / "run", reuse=False)
+    next(e for e in events if isinstance(e, BatchEnded) and e.step == 3)
+    time.sleep(4)
+    with pytest.raises(TrainingError, match="One of the 2 processes that train this run has ended"):
+        list(events)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_helpers_end_with_a_kernel_that_is_killed(recipe, tmp_path, size):
+    shared = recipe.replace({"processes": size})
     shared.save(tmp_path / "recipe.json")
     command = [
         sys.executable,
@@ -129,7 +221,7 @@ def test_the_helpers_end_with_a_kernel_that_is_killed(shared, tmp_path):
     finally:
         begun.kill()
         begun.wait()
-    assert children
+    assert len(children) == size - 1
     until(lambda: not any(alive(pid) for pid in children), 20)
 
 
@@ -143,7 +235,7 @@ def test_a_helper_that_cannot_begin_is_said(shared, tmp_path, monkeypatch):
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho no such thing >&2\nexit 3\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(parallel.sys, "executable", str(broken))
+    monkeypatch.setattr(sys, "executable", str(broken))
     with pytest.raises(
         TrainingError,
         match="A process that was to share the training ended as it began: no such thing",
@@ -175,7 +267,7 @@ def test_other_processes_are_another_training(recipe, shared, tmp_path, monkeypa
     assert not (tmp_path / "launched").exists()
 
 
-def test_one_team_at_a_time_in_a_process(shared, tmp_path):
+def test_one_group_at_a_time_in_a_process(shared, tmp_path):
     events = vitseg.train(shared, tmp_path / "first", reuse=False)
     next(events)
     with pytest.raises(TrainingError, match=r"under way in this kernel\. Stop it first"):

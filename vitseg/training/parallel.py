@@ -38,7 +38,9 @@ from vitseg.errors import ConfigError, TrainingError, VitsegError
 
 RENDEZVOUS_TIMEOUT, COLLECTIVE_TIMEOUT = timedelta(minutes=10), timedelta(days=30)
 _LEAVE_SECONDS = 5.0
-_LAST_WORD = "vitseg last word"
+_LOOK_SECONDS = 5.0
+_LAST_WORD, _WAITS, _NOWHERE = "vitseg last word", "vitseg {} waits", "nowhere"
+"""What processes write to the store: why one has left; where one waits for long, if it does."""
 _MEND = "What was saved is whole: go on with vitseg resume."
 
 
@@ -55,7 +57,7 @@ class ProcessGroup:
 
     def __init__(self, rank: int = 0, size: int = 1, store: dist.Store | None = None):
         self.rank, self.size, self._store = rank, size, store
-        self._broken = False
+        self._calls, self._broken = 0, False
 
     def bounds(self, count: int) -> tuple[int, int]:
         """This process's part of `count` things: first, and behind the last. Parts differ by one
@@ -131,12 +133,34 @@ class ProcessGroup:
 
     def _all_reduce(self, tensor: Tensor) -> None:
         """Sum in place. Waits in Python, where an interrupt is heard."""
+        self._calls += 1
         with self._connected():
             work, pause = dist.all_reduce(tensor, async_op=True), 0.0
+            look, waiting = time.monotonic() + _LOOK_SECONDS, False
             while not work.is_completed():
                 time.sleep(pause)
                 pause = min(pause + 1e-5, 0.002)
+                if time.monotonic() > look:
+                    look, waiting = look + _LOOK_SECONDS, True
+                    self._check_in_step(tensor.numel())
             work.wait()
+            if waiting:
+                self._store.set(_WAITS.format(self.rank), _NOWHERE)
+
+    def _check_in_step(self, count: int) -> None:
+        """Raises TrainingError if all wait for each other in different collectives, for ever: a
+        mistake of the program.
+        """
+        self._store.set(_WAITS.format(self.rank), f"{self._calls} {count}")
+        names = [_WAITS.format(rank) for rank in range(self.size)]
+        if not self._store.check(names):
+            return
+        places = {self._store.get(name).decode() for name in names}
+        if _NOWHERE in places or len(places) == 1:
+            return
+        counts = [int(place.split()[1]) for place in places]
+        problem = f"The {self.size} processes that train this run are out of step"
+        raise TrainingError(f"{problem}, by {max(counts)} and {min(counts)}.", _MEND)
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
