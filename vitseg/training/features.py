@@ -126,7 +126,7 @@ class Features:
         missing = []
         for chunk in chunks:
             new = [key for key in dict.fromkeys(chunk) if bases[key] is None and key not in coming]
-            coming |= {key for key in new if self.cache and not key[1].startswith("fresh")}
+            coming |= {key for key in new if self.cache and not self._is_fresh(key)}
             missing.append(new)
         return missing
 
@@ -245,7 +245,7 @@ class Features:
         From a rounded level only the cut itself: blocks run on it would not give what they give on
         the exact one.
         """
-        if self.cache is None or key[1].startswith("fresh"):
+        if self.cache is None or self._is_fresh(key):
             return None
         view, mask = self.data.fingerprint(*key)
         if not self.cache.has("masks", mask):
@@ -276,7 +276,7 @@ class Features:
 
     def _keep(self, key: Key, row: _Row, levels: set[int], amp: bool) -> None:
         if (
-            self.cache is None or self.cache.why_not or key[1].startswith("fresh")
+            self.cache is None or self.cache.why_not or self._is_fresh(key)
         ):  # nobody will ask for it again
             return
         view, mask = self.data.fingerprint(*key)
@@ -288,6 +288,10 @@ class Features:
             )
             self.cache.describe(self.groups[amp][level], self._about(level))
         self.cache.put("masks", mask, {"mask": row.mask, "original": row.original})
+
+    def _is_fresh(self, key: Key) -> bool:
+        """Whether a view is never seen again: all are with fresh views, but the clean one."""
+        return self.recipe.data.views == "fresh" and key[1] != "0"
 
     def _about(self, level: int) -> dict[str, object]:
         return {
