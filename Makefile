@@ -15,7 +15,7 @@ gallery: .venv/lab.ok
 
 test-ray: .venv/ray.ok
 test test-all test-ray: .venv/dev.ok
-	$(BIN)/python -m pytest $(if $(filter test,$@),-m "not slow") $(if $(filter test-ray,$@),-m ray)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(if $(filter test,$@),-m "not slow") $(if $(filter test-ray,$@),-m ray)
 
 lint: .venv/dev.ok
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

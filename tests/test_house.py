@@ -152,3 +152,16 @@ def test_the_index_names_every_notebook_with_the_minutes_that_it_states_and_a_pi
         assert minutes and f"| {minutes[1]} to read, " in row
         picture = re.search(r'src="([^"]+)"', row)
         assert picture and (path.parent / picture[1]).is_file()
+
+
+def test_nobody_parses_what_is_a_field():
+    """Names of parts, views and errors are for people; a registry is a list, not who has been
+    imported.
+    """
+    parsed = re.compile(r"""(startswith|removeprefix)\(\s*["'](block|fresh)|__subclasses__""")
+    assert parsed.search('view.startswith("fresh")') and parsed.search("Event.__subclasses__()")
+    found = []
+    for path in (ROOT / "vitseg").rglob("*.py"):
+        if parsed.search(path.read_text(encoding="utf-8")):
+            found.append(path.name)
+    assert found == []

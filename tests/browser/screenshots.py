@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
         pictures.mkdir(parents=True, exist_ok=True)
         with lesson(WORKBENCH.format(folder=repr(str(folder)))) as (lab, runs):
             whole_run(lab, pictures)
-            tell(next(runs.iterdir()))
+            tell(next(runs.glob("[!.]*")))
     for name in [] if len(arguments) == 2 else arguments or SHOWS:
         SHOWS[name]()
 
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
 def workbench() -> None:
     with lesson(WORKBENCH.format(folder="")) as (lab, runs):
         whole_run(lab, OURS)
-        tell(next(runs.iterdir()))
+        tell(next(runs.glob("[!.]*")))
         fork(lab, OURS)
 
 

@@ -100,7 +100,7 @@ def lab(place):
 
 
 def newest_run(root: Path) -> RunFolder:
-    return RunFolder(max((root / "runs").iterdir(), key=lambda p: p.stat().st_mtime))
+    return RunFolder(max((root / "runs").glob("[!.]*"), key=lambda p: p.stat().st_mtime))
 
 
 def logged(root: Path) -> list[BatchEnded]:

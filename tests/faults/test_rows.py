@@ -170,8 +170,8 @@ def test_a_loss_that_is_no_number_ends_the_run_before_the_step_and_names_the_ima
     events = iter(stage)
     batch = next(e for e in events if isinstance(e, BatchEnded))
     kept = {name: tensor.clone() for name, tensor in stage.trained_weights().items()}
-    sums = stage.loss.sums
-    stage.loss.sums = lambda logits, masks: sums(logits, masks) * value
+    sums = job.loss.sums
+    job.loss.sums = lambda logits, masks: sums(logits, masks) * value
     with pytest.raises(
         TrainingError,
         match=(

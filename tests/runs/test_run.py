@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import closing
@@ -12,8 +13,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 from sklearn.metrics import jaccard_score
+from transformers import AutoModel
 
 import vitseg
 from vitseg.errors import FreezeBreach, RunError
@@ -369,3 +372,49 @@ def test_timings_are_kept_apart_from_events(tiny_recipe, tmp_path):
     assert not any(
         "second" in json.loads(line) for line in run.events_file.read_text().splitlines()
     )
+
+
+@pytest.fixture(scope="module")
+def ended(tiny_recipe, tmp_path_factory) -> vitseg.RunFolder:
+    run = vitseg.RunFolder(tmp_path_factory.mktemp("ended") / "run")
+    list(vitseg.train(tiny_recipe, run.path, reuse=False))
+    return run
+
+
+def test_an_ended_run_has_each_of_its_weights_once(ended):
+    weights = list(ended.path.rglob("*.safetensors"))
+    assert len({p.stat().st_ino for p in weights}) == len({p.read_bytes() for p in weights})
+    assert len(weights) > len(list(ended.store.iterdir())) > 0
+    assert not ended.checkpoints.exists()
+
+
+@pytest.mark.parametrize("how", ["copied", "zipped"])
+def test_best_of_a_run_that_was_copied_is_loaded_by_transformers_alone(how, ended, tmp_path):
+    if how == "copied":
+        shutil.copytree(ended.path, tmp_path / "there")
+    else:
+        archive = shutil.make_archive(str(tmp_path / "run"), "zip", ended.path)
+        shutil.unpack_archive(archive, tmp_path / "there")
+    folder = tmp_path / "there" / "best" / "encoder"
+    vit, info = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values())
+    ours = vitseg.load(tmp_path / "there").encoder.vit.state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in vit.state_dict().items())
+
+
+def test_the_encoder_in_best_is_one_to_name_in_a_recipe(ended, tiny_recipe, tmp_path):
+    recipe = tiny_recipe.replace({"model.encoder": str(ended.best / "encoder")})
+    first = next(vitseg.train(recipe, tmp_path / "run"))
+    assert len(first.encoder["sha256"]) == 64
+
+
+def test_to_save_a_model_over_best_leaves_other_runs_alone(ended, tiny_recipe, tmp_path):
+    """Which have the same frozen parts."""
+    other = vitseg.RunFolder(ended.path.parent / "other")
+    list(vitseg.train(tiny_recipe, other.path, reuse=False))
+    before, model = _tree(ended.best), vitseg.load(other.path)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    model.save_pretrained(other.best)
+    assert _tree(ended.best) == before

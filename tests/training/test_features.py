@@ -77,7 +77,7 @@ class TestSameBits:
         assert same(cold, plain) and same(warm, plain)
         assert plain[2][0].computed == 10 and not any(used.read for used in plain[2])
         assert all(used.read == 10 and used.computed == 0 for used in warm[2])
-        assert len(plain[1]) == 8
+        assert len(plain[1]) == 2 + 6 + 8 + 7, "best and last of the stages, and best/"
 
     @pytest.mark.parametrize("workers", [1, 2])
     def test_workers(self, tiny_recipe, plain, tmp_path, workers):

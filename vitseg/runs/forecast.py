@@ -218,7 +218,8 @@ class _Views:
         cost, cut = self.cost, plan.depth - plan.unfrozen
         block = cost.encoder / plan.depth
         whole = cost.read + cut * block
-        if not self.recipe.cache or view.startswith("fresh"):
+        fresh = view != "validation" and self.recipe.data.views == "fresh"
+        if fresh or not self.recipe.cache:
             return images * whole, 0
         wanted = {skip for skip in self.skips if skip <= cut} | {cut}
         known = self.levels.get(view, set())

@@ -13,7 +13,7 @@ from vitseg.plan import batch_notes, batches_per_epoch, notes, planned_lr
 from vitseg.recipe import Recipe
 from vitseg.settings import Stage
 from vitseg.training.device import resolve
-from vitseg.training.losses import loss_notes, loss_of
+from vitseg.training.losses import SegmentationLoss, loss_notes, loss_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +47,8 @@ def unfrozen_in(recipe: Recipe, number: int, model: Segmenter) -> int:
     """How many blocks a stage unfreezes in this model. Raises ConfigError where its encoder has
     fewer, or its decoder does not use the last.
     """
-    wanted, field = (
-        recipe.stages[number - 1].unfrozen_blocks,
-        f"stages.{number - 1}.unfrozen_blocks",
-    )
+    wanted = recipe.stages[number - 1].unfrozen_blocks
+    field = f"stages.{number - 1}.unfrozen_blocks"
     depth, last_skip = model.encoder.depth, model.shape.skip_depths[-1]
     count = checked_depth(wanted, depth, field)
     if count and last_skip < depth:
@@ -65,9 +63,9 @@ def unfrozen_in(recipe: Recipe, number: int, model: Segmenter) -> int:
 class Job:
     """What trains, on what, where and how: `Job(recipe)` resolves a recipe on this machine.
 
-    Training, evaluation, forecasts and records take a job and resolve nothing again. `data` and
-    `model` can be handed in where they exist already; `model` is the one that will train. Raises a
-    VitsegError, naming the setting, for anything that cannot be done here.
+    Training, evaluation, forecasts and records take a job and resolve nothing again. `data`,
+    `model` and `loss` can be handed in where they exist already; `model` is the one that trains.
+    Raises a VitsegError, naming the setting, for anything that cannot be done here.
     """
 
     def __init__(
@@ -76,18 +74,20 @@ class Job:
         *,
         data: SegmentationData | None = None,
         model: Segmenter | None = None,
+        loss: SegmentationLoss | None = None,
     ):
         if not isinstance(recipe, Recipe):
             mend = "Read one from a file with vitseg.load_recipe(path)."
             raise ConfigError("recipe", recipe, "a Recipe", mend)
         self.recipe, self.machine = recipe, resolve(recipe)
-        self.machine.settle()
         self.data = data or SegmentationData(recipe.data)
-        self.model = model or build_segmenter(
-            recipe.model, self.data.classes, recipe.data.size, recipe.seed
-        )
+        if model is None:
+            self.machine.settle()
+            classes = self.data.classes
+            model = build_segmenter(recipe.model, classes, recipe.data.size, recipe.seed)
+        self.model = model
         self._plan()
-        self.loss = loss_of(recipe, self.data, self.machine.device)
+        self.loss = loss or loss_of(recipe, self.data, self.machine.device)
 
     def _plan(self) -> None:
         images = len(self.data.splits["train"])
@@ -123,13 +123,9 @@ class Job:
         """The same job under another recipe, or with another model; its data stay, and model and
         loss stay on their device. For checks, plans and forecasts: nothing is loaded.
         """
-        other = object.__new__(Job)
-        other.recipe, other.model = recipe or self.recipe, model or self.model
-        other.machine, other.data, other.loss = resolve(other.recipe), self.data, self.loss
-        if other.recipe.loss != self.recipe.loss:
-            other.loss = loss_of(other.recipe, self.data, self.machine.device)
-        other._plan()
-        return other
+        recipe = recipe or self.recipe
+        loss = self.loss if recipe.loss == self.recipe.loss else None
+        return Job(recipe, data=self.data, model=model or self.model, loss=loss)
 
     def deepest(self, number: int) -> int:
         """How many blocks stages 1 .. `number` have changed, or will have."""

@@ -201,10 +201,10 @@ def freeze_map(rows: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], edited: 
     """Which parts train: a row for each (label, parts), a cell for each part. `edited` is the row
     that stands out.
 
-    A part has `name`, `trains` and `parameters`; once its stage runs, `in_optimizer`, how many of
+    A part has `name`, `block`, `trains` and `parameters`; once its stage runs, `in_optimizer`, how many of
     them the optimizer holds; and `broken` where a detector found it otherwise than promised.
     """
-    names = [_SHORT.get(part["name"], part["name"].removeprefix("block ")) for part in rows[0][1]]
+    names = [str(p.get("block") or _SHORT.get(p["name"], p["name"])) for p in rows[0][1]]
     cells, broken = [], ""
     for label, parts in rows:
         cells.append((label, *map(_part, parts)))

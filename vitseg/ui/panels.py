@@ -59,8 +59,9 @@ def stage_parts(
     for number, stage in enumerate(recipe.stages, start=1):
         unfrozen = depth if stage.unfrozen_blocks == "all" else stage.unfrozen_blocks
         promised, wrong, parts = trained_parts(unfrozen, depth), broken or {}, []
-        for name, count in counts.items():
+        for place, (name, count) in enumerate(counts.items()):  # embeddings, block 1 ..
             part = {"name": name, "parameters": count, "trains": name in promised}
+            part["block"] = place if 0 < place <= depth else None
             part["broken"] = name in wrong.get(number, ())
             if number in held:
                 part["in_optimizer"] = held[number].get(name, 0)

@@ -168,7 +168,9 @@ def drift_figure(moved: Mapping[int, Mapping[str, float]]) -> go.Figure:
     """
     names, z, text = [], [], []
     for parts in moved.values():
-        names = [part.removeprefix("block ") for part in parts]
+        names = list(parts)
+        for block in range(1, len(names) - 1):  # between embeddings and final norm
+            names[block] = str(block)
         z.append([100 * value for value in parts.values()])
         text.append([f"{value:.2g}" for value in z[-1]])
     heat = go.Heatmap(
