@@ -246,10 +246,11 @@ class Screen(ABC):
     def _measure(self) -> None:
         try:
             self.session.measure()
+            self.draw()
         except Exception as error:
             self.note = f"There is no forecast: {error}"
-        with contextlib.suppress(Exception):
-            self.draw()
+            with contextlib.suppress(Exception):
+                self.draw_status()
 
 
 class LiveFigure(go.FigureWidget):

@@ -82,6 +82,11 @@ COSTLY = (
 SAMPLES = 4
 """Validation images that are predicted after every epoch."""
 
+_WAITING = {
+    "pausing": "Pausing after this batch.",
+    "paused": "Paused. Resume goes on.",
+    "stopping": "Stopping after this batch.",
+}
 _BY = {"FreezeBreach": "Stopped by the freeze audit", "LRBreach": "Stopped by the LR contract"}
 
 
@@ -156,7 +161,9 @@ class Desk:
 
     def chosen(self) -> Recipe:
         """The recipe that Start trains: up to the edited stage if only that one is to run."""
-        stages = self.recipe.stages[: self.stage] if self.this_stage_only else self.recipe.stages
+        stages = self.recipe.stages
+        if self.this_stage_only:
+            stages = stages[: self.stage]
         return self.recipe.replace({"stages": [s.model_dump(mode="json") for s in stages]})
 
     def first_stage(self) -> int:
@@ -275,7 +282,9 @@ class Session(Task):
 
     def planned(self) -> Curves:
         """The promised curve of what Start would train."""
-        recipe = self.desk.recipe if self.desk.problems else self.desk.chosen()
+        recipe = self.desk.recipe
+        if not self.desk.problems:
+            recipe = self.desk.chosen()
         return Curves(recipe, self.batches)
 
     def why_not_start(self) -> str:
@@ -309,14 +318,15 @@ class Session(Task):
 
     def failure(self) -> Failure | None:
         """What ended the run that is shown: as it happened here, or as its folder remembers."""
-        if self.live is not None:
-            return Failure.of(self.live.error) if self.state == "failed" else None
-        return self.run.failure() if self.run else None
+        if self.live and self.live.error is not None:
+            return Failure.of(self.live.error)
+        return self.run.failure() if self.state == "shown" else None
 
     def broken(self) -> dict[int, tuple[str, ...]]:
         """The parts that broke the promise of what trains, by the stage in which they did."""
-        failure = self.failure()
-        return {max(self._ended, default=0) + 1: failure.parts} if failure else {}
+        if failure := self.failure():
+            return {max(self._ended, default=0) + 1: failure.parts}
+        return {}
 
     def starts(self) -> list[StageEnd]:
         """The ends of stages of recent runs from which the desk's recipe may go on, newest
@@ -341,9 +351,8 @@ class Session(Task):
         """
         if self.state == "shown":
             return load_segmenter(self.run.path)
-        if self.live:
-            return self.live.between(lambda: self.job.model.snapshot())
-        return self.job.model.snapshot()
+        take = lambda: self.job.model.snapshot()  # noqa: E731
+        return self.live.between(take) if self.live else take()
 
     # ---- what can be done
 
@@ -368,7 +377,8 @@ class Session(Task):
             yield from self._told(self._training)
 
         parent = Curves.of(RunFolder(source.run).events()) if source else None
-        self._train(run, stream(), recipe, parent)
+        self._put(run, recipe, parent)
+        self._launch(stream(), run.path.name)
 
     def _continue(self, run: RunFolder) -> None:
         recipe = run.resolved_recipe()
@@ -379,14 +389,9 @@ class Session(Task):
             self._training = resume(run.path, self.job)
             yield from self._told(self._training, (run.forked() or {"stage": 0})["stage"])
 
-        self._train(run, stream(), recipe, self.parent)
-
-    def _train(
-        self, run: RunFolder, stream: Generator[Event], recipe: Recipe, parent: Curves | None
-    ) -> None:
         refuse_a_second()
-        self._put(run, recipe, parent)
-        self._launch(stream, run.path.name)
+        self._put(run, recipe, self.parent)
+        self._launch(stream(), run.path.name)
 
     def _put(self, run: RunFolder, recipe: Recipe, parent: Curves | None = None) -> None:
         """A run, and the recipe that it trains, in place of what was shown."""
@@ -416,6 +421,7 @@ class Session(Task):
                 self._training.save()
         except VitsegError as error:
             self.unsaved = f" What came after the last save is not saved: {error}"
+        self.version += 1
 
     def resume(self) -> None:
         """Go on after a pause; or continue the run that is shown, if it was cut off, from its last
@@ -630,36 +636,30 @@ class Session(Task):
         return last.warning if last else ""
 
     def _doing(self) -> str:
-        match self.state, self.position:
-            case "pausing", _:
-                return "Pausing after this batch."
-            case "paused", _:
-                return "Paused. Resume goes on."
-            case "stopping", _:
-                return "Stopping after this batch."
-            case "running", None:
+        if self.state != "running":
+            return _WAITING.get(self.state, "")
+        match self.position:
+            case None:
                 return "Reading data and weights."
-            case "running", BatchEnded() as p:
-                where = f"epoch {p.epoch}, batch {p.batch} of {p.batches}"
-                return f"Training stage {p.stage}: {where}."
-            case "running", ValidationBatch() as p:
+            case BatchEnded(stage=stage, epoch=epoch) as p:
+                return f"Training stage {stage}: epoch {epoch}, batch {p.batch} of {p.batches}."
+            case ValidationBatch() as p:
                 when = f" after epoch {p.epoch}" if p.epoch else ", start weights"
                 return f"Scoring validation images{when}: batch {p.batch} of {p.batches}."
-            case "running", _:
-                return "Training."
-        return ""
+        return "Training."
 
     def _ready(self) -> str:
         first, last = self.desk.first_stage(), len(self.desk.chosen().stages)
-        stages = f"stages {first} to {last}" if last > first else f"stage {first}"
-        where = f" from {self.desk.start}" if self.desk.start else ""
-        return f"Ready. Start trains {stages}{where}."
+        words = f"Ready. Start trains stages {first} to {last}"
+        if last <= first:
+            words = f"Ready. Start trains stage {first}"
+        return f"{words} from {self.desk.start}." if self.desk.start else f"{words}."
 
     def _stopped_by(self, failure: Failure) -> str:
-        words = f"{_BY.get(failure.kind, 'Stopped by an error')}: "
-        words += (
-            failure.says if is_for_readers(failure.kind) else f"{failure.kind}: {failure.says}."
-        )
+        says = failure.says
+        if not is_for_readers(failure.kind):
+            says = f"{failure.kind}: {says}."
+        words = f"{_BY.get(failure.kind, 'Stopped by an error')}: {says}"
         return f"{words} {self._goes_on_from()}." if self.resumable else words
 
     def _goes_on_from(self) -> str:
@@ -673,8 +673,9 @@ class Session(Task):
         if not run.events_file.exists():
             return "Stopped before anything was recorded."
         if self.resumable:
-            last = _last(self.events, BatchEnded)
-            where = f"step {last.step}, in epoch {last.epoch}" if last else "no step at all"
+            last, where = _last(self.events, BatchEnded), "no step at all"
+            if last:
+                where = f"step {last.step}, in epoch {last.epoch}"
             return f"Stopped after {where}. {self._goes_on_from()}. Run folder: {run.path}"
         if not run.summary_file.exists():
             return f"{run.path.name} is being trained elsewhere."
