@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 
@@ -20,6 +21,7 @@ import ipywidgets
 
 import vitseg
 from vitseg.events import BatchEnded, Event, RunStarted, StageStarted
+from vitseg.ui import session
 from vitseg.ui.table import Table
 from vitseg.ui.workbench import Workbench
 
@@ -74,7 +76,7 @@ def measure(already: int) -> tuple[float, float]:
     """Share of training's CPU that drawing took, and mean bytes of a redraw."""
     recipe = vitseg.quick().replace({"stages.0.epochs": STEPS // BATCHES})
     wb, spent, drawn, sent = Workbench(recipe), [], [], []
-    draw, send = wb._draw_news, ipywidgets.Widget._send
+    draw, send = wb.draw_news, ipywidgets.Widget._send
 
     def timed_draw() -> None:
         begun = time.thread_time()
@@ -85,14 +87,14 @@ def measure(already: int) -> tuple[float, float]:
         sent.append(len(repr(message)) + sum(memoryview(b).nbytes for b in buffers or []))
         send(widget, message, buffers)
 
-    wb._draw_news, ipywidgets.Widget._send = timed_draw, counted_send
+    wb.draw_news, ipywidgets.Widget._send = timed_draw, counted_send
+    train, session.train = session.train, lambda *_, **more: training(recipe, already, spent)
     try:
-        wb.session._launch(vitseg.new_run("charts"), training(recipe, already, spent), recipe, None)
-        wb._preview = False
-        wb._paint_while_alive()
-        wb.session.wait()
+        wb.start()
+        painter = next(t for t in threading.enumerate() if t.name == "vitseg painter")
+        painter.join()
     finally:
-        ipywidgets.Widget._send = send
+        ipywidgets.Widget._send, session.train = send, train
     later = drawn[1:]  # the first one draws what was there already
     return sum(later) / sum(spent), sum(sent) / len(drawn)
 

@@ -60,7 +60,7 @@ def act(recipe: vitseg.Recipe, count: int, seed: int) -> list[str]:
             number,
             action,
         )
-        said = [v._steering.status.value for v in views[-2:]]
+        said = [v.status.value for v in views[-2:]]
         assert not [s for s in said if any(bad in s for bad in BAD)], (number, action, said)
     return sorted(seen)
 
@@ -68,10 +68,10 @@ def act(recipe: vitseg.Recipe, count: int, seed: int) -> list[str]:
 def _do(
     action: str, wb: Workbench, rng: random.Random, views: list[Workbench], recipe: vitseg.Recipe
 ) -> None:
-    control = wb._controls.by_label
-    if action in wb._steering.buttons:
-        if not wb._steering.buttons[action].disabled:
-            wb._steering.buttons[action].click()
+    control = wb.controls
+    if action in wb.buttons:
+        if not wb.buttons[action].disabled:
+            wb.buttons[action].click()
     elif action == "stage":
         control["Stage"].value = rng.randint(1, 3)
     elif action == "depth":

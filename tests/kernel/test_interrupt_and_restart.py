@@ -39,7 +39,7 @@ def test_an_interrupt_ends_the_cell_and_not_the_training_and_says_so(training, s
     before = int(say(client, "print(len(wb.events))"))
     assert say(client, "time.sleep(0.5); print(wb.state)") == "running"
     assert int(say(client, "print(len(wb.events))")) > before
-    assert "press Stop for that" in say(client, "print(wb._steering.status.value)")
+    assert "press Stop for that" in say(client, "print(wb.status.value)")
 
 
 def test_a_restart_ends_the_training_within_seconds_and_it_goes_on_to_the_same_bits(

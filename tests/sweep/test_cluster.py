@@ -102,8 +102,8 @@ def test_a_trial_that_fails_is_told_of_and_the_others_go_on(two_nodes, grid, tmp
 def test_an_ablation_on_a_cluster_is_stopped_and_goes_on(two_nodes, recipe, tmp_path):
     ablation = vitseg.ablate(recipe, AXES, seeds=1, folder=tmp_path / "sweep", where="ray")
     ablation.start()
-    until(lambda: any(isinstance(e, TrialTold) for e in ablation.trials.live.events), 120)
-    assert ablation._steering.buttons["Pause"].disabled
+    until(lambda: any(isinstance(e, TrialTold) for e in ablation.session.events), 120)
+    assert ablation.buttons["Pause"].disabled
     with pytest.raises(RunError, match="cannot be paused"):
         ablation.pause()
     ablation.stop()

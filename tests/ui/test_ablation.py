@@ -18,7 +18,7 @@ from vitseg.events import EpochEnded
 from vitseg.sweep.findings import Result
 from vitseg.sweep.grid import Facts, make_grid
 from vitseg.ui import sweep_charts
-from vitseg.ui.steering import live_figure, redraw
+from vitseg.ui.screen import live_figure, redraw
 from vitseg.ui.table import Table
 from vitseg.ui.workbench import Workbench
 
@@ -32,27 +32,22 @@ def recipe(tiny_recipe):
 
 def test_the_plan_is_there_before_anything_is_trained(recipe):
     ablation = vitseg.ablate(recipe, AXES, seeds=2)
-    plan = ablation._plan.value
+    plan = ablation.plan.value
     assert (
         "6: 2 settings x 2 seeds, and 2 controls" in plan
         and "12 to train; 2 are taken from an earlier trial" in plan
     )
     assert ablation.state == "ready" and not ablation.sweep.path.exists()
-    assert "0 of 6 trials have ended. Start trains them." in ablation._steering.status.value
+    assert "0 of 6 trials have ended. Start trains them." in ablation.status.value
     assert ablation.session.predicted_seconds() > 0
     assert "not known yet" in ablation.sentence
 
 
 def test_a_sweep_from_start_to_sentence(recipe):
     ablation = vitseg.ablate(recipe, AXES, seeds=2)
-    ablation._steering.buttons["Start"].click()
+    ablation.buttons["Start"].click()
     assert ablation.wait() == "ended"
-    until(
-        lambda: (
-            "All 6 trials have ended" in ablation._steering.status.value
-            and ablation._steering.bar.value == 1.0
-        )
-    )
+    until(lambda: "All 6 trials have ended" in ablation.status.value and ablation.bar.value == 1.0)
     frame = ablation.frame()
     assert (
         list(frame["trial"]) == [t.name for t in ablation.grid.trials]
@@ -65,12 +60,12 @@ def test_a_sweep_from_start_to_sentence(recipe):
         f"{v:.3f}" for v in frame[frame.trial.str.startswith("01")]["iou"]
     )
     assert "against the same 3 epochs spent wholly in stage 1" in ablation.sentence
-    assert ablation.sentence in ablation._said.value
+    assert ablation.sentence in ablation.said.value
     heat = next(t for t in ablation.show().data if t.type == "heatmap")
     means = frame[~frame.control].groupby("stages.1.unfrozen_blocks")["iou"].mean()
     np.testing.assert_allclose(np.array(heat.z, float).ravel(), means.to_numpy())
     assert [
-        len(t.x) for t in ablation._figure.data if t.type == "scatter" and t.mode == "lines"
+        len(t.x) for t in ablation.figure.data if t.type == "scatter" and t.mode == "lines"
     ] == [3] * 6
     assert len(pd.read_csv(ablation.csv())) == 6
     page = ablation.report().read_text()
@@ -85,7 +80,7 @@ def test_a_later_kernel_finds_the_folder_and_goes_on(recipe):
     first.wait()
     again = vitseg.ablate(recipe, AXES, seeds=2)
     assert again is not first and again.sweep.path == first.sweep.path and again.state == "ready"
-    assert "trials have ended. Start trains the rest." in again._steering.status.value
+    assert "trials have ended. Start trains the rest." in again.status.value
     kept = again.frame()["iou"].dropna()
     assert again.finish() == first.sweep.path
     assert len(again.sweep.results()) == 6 and list(again.frame()["iou"][: len(kept)]) == list(kept)
@@ -100,10 +95,7 @@ def test_the_cell_run_again_gives_the_live_one_and_no_second_trainer(recipe):
     with pytest.raises(TrainingError, match="is training in this kernel"):
         workbench.start()
     other = vitseg.ablate(recipe, {"stages.1.unfrozen_blocks": [0, 1]}, seeds=1)
-    assert (
-        other._steering.buttons["Start"].disabled
-        and "is training in this kernel" in other._steering.status.value
-    )
+    assert other.buttons["Start"].disabled and "is training in this kernel" in other.status.value
     ablation.stop()
     ablation.wait()
 
@@ -116,12 +108,12 @@ def test_pause_and_resume_change_no_number(recipe, tmp_path):
         ):
             verb()
     ablation.start()
-    until(lambda: any(isinstance(e, EpochEnded) for e in ablation.trials.live.events))
+    until(lambda: any(isinstance(e, EpochEnded) for e in ablation.session.events))
     ablation.pause()
     until(lambda: ablation.state == "paused")
-    ablation._draw()
-    assert ablation._steering.buttons["Pause"].description == "Resume"
-    ablation._steering.buttons["Pause"].click()
+    ablation.draw()
+    assert ablation.buttons["Pause"].description == "Resume"
+    ablation.buttons["Pause"].click()
     assert ablation.wait() == "ended"
     list(vitseg.train(ablation.grid.trials[0].recipe, tmp_path / "alone", reuse=False))
     path = ablation.sweep.run_of("01-seed0").path / "events.jsonl"
@@ -133,12 +125,9 @@ def test_a_trial_that_fails_is_shown_and_the_others_go_on(recipe, monkeypatch):
     ablation = vitseg.ablate(recipe, AXES, seeds=1)
     ablation.start()
     ablation.wait()
-    assert (
-        "02-seed0 failed: TrainingError: The loss of step 9 is nan."
-        in ablation._steering.status.value
-    )
+    assert "02-seed0 failed: TrainingError: The loss of step 9 is nan." in ablation.status.value
     assert [row[1] for row in ablation.table.rows][1] == "failed"
-    assert not ablation._steering.buttons["Start"].disabled
+    assert not ablation.buttons["Start"].disabled
 
 
 # ---------------------------------------------------------------------- what a page is sent

@@ -23,7 +23,7 @@ from vitseg.runs import checkpoint
 from vitseg.training import job as jobs
 from vitseg.training.device import Machine
 from vitseg.training.loop import StageTraining
-from vitseg.ui import session
+from vitseg.ui import charts, session
 from vitseg.ui.controls import ALL, ONE
 from vitseg.ui.curves import NAMES
 from vitseg.ui.workbench import Workbench
@@ -35,23 +35,23 @@ def wb(tiny_recipe):
 
 
 def control(wb, label):
-    return wb._controls.by_label[label]
+    return wb.controls[label]
 
 
 def press(wb, label):
     """A click as the browser sends it: a button that is off does nothing."""
-    button = wb._steering.buttons["Pause" if label == "Resume" else label]
+    button = wb.buttons["Pause" if label == "Resume" else label]
     assert button.description == label, f"{button.description} where {label} was expected"
     if not button.disabled:
         button.click()
 
 
 def broken_cells(wb):
-    return re.findall(r"<td class=broken title='([^:]+):", wb._map.value)
+    return re.findall(r"<td class=broken title='([^:]+):", wb.freeze_map.value)
 
 
 def shown(wb):
-    return {t.name: t for t in wb._figure.data}
+    return {t.name: t for t in wb.figure.data}
 
 
 # ---------------------------------------------------------------------- before the run
@@ -62,32 +62,27 @@ def test_every_control_and_button_of_the_design_is_there(wb):
         "Stage, Freeze depth, Scheduler, Learning rate, Epochs, Batch size, Seed, Device, "
         "Run, Start from, Retrain"
     )
-    assert list(wb._controls.by_label) == labels.split(", ")
-    assert list(wb._steering.buttons) == ["Start", "Pause", "Stop", "Fork"]
-    assert [wb._steering.buttons[b].disabled for b in wb._steering.buttons] == [
-        False,
-        True,
-        True,
-        True,
-    ]
-    assert wb.state == "ready" and "Ready. Start trains stages 1 to 3" in wb._steering.status.value
+    assert list(wb.controls.by_label) == labels.split(", ")
+    assert list(wb.buttons) == ["Start", "Pause", "Stop", "Fork"]
+    assert [wb.buttons[b].disabled for b in wb.buttons] == [False, True, True, True]
+    assert wb.state == "ready" and "Ready. Start trains stages 1 to 3" in wb.status.value
 
 
 def test_what_an_earlier_run_has_trained_is_told_before_start(wb, tiny_recipe):
     wb.session.forecast()
     control(wb, "Epochs").value = 3
-    assert "trained already" not in wb._table.value
+    assert "trained already" not in wb.stage_table.value
     control(wb, "Epochs").value = 2
     list(vitseg.train(tiny_recipe))
     control(wb, "Stage").value = 2
-    assert wb._table.value.count("trained already") == 3
-    assert "An earlier run has trained this stage alike" in wb._notes.value
+    assert wb.stage_table.value.count("trained already") == 3
+    assert "An earlier run has trained this stage alike" in wb.notes.value
     control(wb, "Learning rate").value = 1e-4
-    assert wb._table.value.count("trained already") == 1, (
+    assert wb.stage_table.value.count("trained already") == 1, (
         "what follows from the change is trained anew"
     )
     control(wb, "Retrain").value = True
-    assert "trained already" not in wb._table.value
+    assert "trained already" not in wb.stage_table.value
 
 
 def test_the_planned_lr_is_there_before_start_and_follows_the_controls(wb, tiny_recipe):
@@ -112,7 +107,7 @@ def test_the_freeze_depth_is_seen_at_once(wb):
     control(wb, "Stage").value = 3
     control(wb, "Freeze depth").value = 4
     decoder, norm = 3, 2  # in every stage; in the two that unfreeze
-    assert wb._map.value.count("<td class=trains") == decoder + norm + 1 + 4
+    assert wb.freeze_map.value.count("<td class=trains") == decoder + norm + 1 + 4
 
 
 def test_stage_1_has_a_frozen_encoder_and_its_slider_is_off(wb):
@@ -141,23 +136,22 @@ def test_a_depth_of_0_takes_the_encoder_s_settings_with_it(wb):
 )
 def test_a_setting_that_cannot_work_says_so_beside_its_control(label, value, wb):
     control(wb, label).value = value
-    assert "got" in wb._controls._says[label].value and wb._steering.buttons["Start"].disabled
-    assert "Start is off" in wb._steering.status.value
+    assert "got" in wb.controls.says[label].value and wb.buttons["Start"].disabled
+    assert "Start is off" in wb.status.value
     with pytest.raises(TrainingError):
         wb.start()
     control(wb, label).value = {"Learning rate": 1e-3, "Epochs": 2, "Batch size": 2}[label]
-    assert wb._controls._says[label].value == "" and not wb._steering.buttons["Start"].disabled
+    assert wb.controls.says[label].value == "" and not wb.buttons["Start"].disabled
 
 
 def test_a_later_stage_alone_needs_a_stage_to_start_from(wb):
     control(wb, "Stage").value = 2
     control(wb, "Run").value = ONE
     assert (
-        "choose one in Start from" in wb._controls._says["Run"].value
-        and wb._steering.buttons["Start"].disabled
+        "choose one in Start from" in wb.controls.says["Run"].value and wb.buttons["Start"].disabled
     )
     control(wb, "Run").value = ALL
-    assert not wb._steering.buttons["Start"].disabled
+    assert not wb.buttons["Start"].disabled
 
 
 def test_the_forecast_comes_from_timed_batches(wb):
@@ -166,15 +160,15 @@ def test_the_forecast_comes_from_timed_batches(wb):
     assert (one.steps, two.steps, three.steps) == (10, 10, 5)
     assert all(f.seconds > 0 and f.memory > 0 and f.checkpoint > 0 for f in (one, two, three))
     assert one.trainable < two.trainable < three.trainable and one.checkpoint < two.checkpoint
-    until(lambda: "<td>10</td>" in wb._table.value)
+    until(lambda: "<td>10</td>" in wb.stage_table.value)
 
 
 def test_what_kept_features_take_and_give_is_said_before_and_counted_after_each_epoch(wb):
-    until(lambda: "What the frozen blocks compute is kept" in wb._notes.value)
-    assert "a step of this stage is" in wb._notes.value
+    until(lambda: "What the frozen blocks compute is kept" in wb.notes.value)
+    assert "a step of this stage is" in wb.notes.value
     wb.start()
     wb.wait()
-    until(lambda: "Kept features: epoch 5 read" in wb._tabs.checks.value)
+    until(lambda: "Kept features: epoch 5 read" in wb.tabs.checks.value)
 
 
 def test_finish_prints_the_forecast_before_it_trains(wb, capsys):
@@ -202,14 +196,14 @@ def test_the_traces_are_the_events(wb):
     wb.start()
     wb.wait()
     batches = [e for e in wb.events if isinstance(e, BatchEnded)]
-    until(lambda: len(shown(wb)["LR"].x) == len(batches) and "Ended" in wb._steering.status.value)
+    until(lambda: len(shown(wb)["LR"].x) == len(batches) and "Ended" in wb.status.value)
     np.testing.assert_allclose(shown(wb)["LR"].y, [e.lr["decoder"] for e in batches], rtol=1e-6)
     np.testing.assert_allclose(shown(wb)["LR (planned)"].y, shown(wb)["LR"].y, rtol=1e-6)
     np.testing.assert_allclose(shown(wb)["train loss"].y, [e.loss for e in batches], rtol=1e-6)
     ended = [e.validation["iou"] for e in wb.events if isinstance(e, EpochEnded)]
     assert set(np.float32(ended)) <= set(np.asarray(shown(wb)["valid IoU"].y))
-    assert [t.name for t in wb._figure.data][: len(NAMES)] == list(NAMES)
-    assert wb._steering.bar.value == 1.0 and wb._tabs.checks.value.count("✓") == 7
+    assert [t.name for t in wb.figure.data][: len(NAMES)] == list(NAMES)
+    assert wb.bar.value == 1.0 and wb.tabs.checks.value.count("✓") == 7
 
 
 def test_without_a_run_there_is_nothing_to_pause_or_resume(wb):
@@ -224,7 +218,7 @@ def test_without_a_run_there_is_nothing_to_pause_or_resume(wb):
 def test_what_stands_on_a_page_that_is_loaded_again_is_what_is_drawn_now(wb):
     wb.start()
     assert wb.wait() == "ended"
-    state = {trace["name"]: trace for trace in wb._figure.get_state()["_widget_data"]}
+    state = {trace["name"]: trace for trace in wb.figure.get_state()["_widget_data"]}
     assert (
         state["train loss"]["x"]["shape"]
         == (sum(isinstance(e, BatchEnded) for e in wb.events),)
@@ -241,8 +235,7 @@ def test_a_breach_says_when_it_was_noticed(wb):
     wb.session.job.model.encoder.blocks[0].requires_grad_(True)
     wb.resume()
     assert (
-        wb.wait() == "failed"
-        and f"Noticed before step {step + 1}, in stage 1." in wb._steering.status.value
+        wb.wait() == "failed" and f"Noticed before step {step + 1}, in stage 1." in wb.status.value
     )
 
 
@@ -255,14 +248,14 @@ def test_predictions_of_before_a_stop_stay_on_the_slider(wb):
     wb.resume()
     assert wb.wait() == "ended"
     assert sorted(wb.session.predictions) == list(range(6)) and before[0] == 0
-    assert wb._tabs.epoch.value == 5 and [v for _, v in wb._tabs.epoch.options] == list(range(6))
+    assert wb.tabs.epoch.value == 5 and [v for _, v in wb.tabs.epoch.options] == list(range(6))
 
 
 def test_the_runs_tab_tells_of_the_run_that_trains(wb):
     wb.start()
-    until(lambda: "running here" in wb._tabs.runs.value)
+    until(lambda: "running here" in wb.tabs.runs.value)
     assert wb.wait() == "ended"
-    assert "running here" not in wb._tabs.runs.value
+    assert "running here" not in wb.tabs.runs.value
 
 
 def test_pause_stops_the_points_and_resume_brings_them(wb):
@@ -272,7 +265,7 @@ def test_pause_stops_the_points_and_resume_brings_them(wb):
     until(lambda: wb.state == "paused")
     before = len(wb.events)
     time.sleep(0.3)
-    assert len(wb.events) == before and wb._steering.buttons["Pause"].description == "Resume"
+    assert len(wb.events) == before and wb.buttons["Pause"].description == "Resume"
     wb.resume()
     until(lambda: len(wb.events) > before)
 
@@ -295,12 +288,7 @@ def test_pause_saves_the_step_that_it_pauses_after(wb, tiny_recipe, monkeypatch)
         )
     )
     wb.pause()
-    until(
-        lambda: (
-            "is not saved: " in wb._steering.status.value
-            and "No space left" in wb._steering.status.value
-        )
-    )
+    until(lambda: "is not saved: " in wb.status.value and "No space left" in wb.status.value)
     monkeypatch.undo()
     wb.resume()
     assert wb.wait(60) == "ended"
@@ -342,18 +330,18 @@ def test_the_model_can_be_asked_for_at_any_time_and_is_a_copy(wb):
 def test_predictions_are_kept_for_every_epoch_and_the_slider_travels(wb):
     wb.start()
     wb.wait()
-    until(lambda: [v for _, v in wb._tabs.epoch.options] == sorted(wb.session.predictions))
+    until(lambda: [v for _, v in wb.tabs.epoch.options] == sorted(wb.session.predictions))
     assert set(wb.session.predictions) == {0, 1, 2, 3, 4, 5}
-    last = wb._tabs.picture.value
-    wb._tabs.epoch.value = 0
-    assert wb._tabs.picture.value != last and "After epoch 0" in wb._tabs.picture_note.value
+    last = wb.tabs.picture.value
+    wb.tabs.epoch.value = 0
+    assert wb.tabs.picture.value != last and "After epoch 0" in wb.tabs.picture_note.value
 
 
 def test_a_control_that_is_moved_meanwhile_waits_for_the_next_start(wb, tiny_recipe):
     wb.start()
     until(lambda: len(wb.events) > 2)
     control(wb, "Learning rate").value = 5e-4
-    assert "takes effect at the next start" in wb._steering.status.value
+    assert "takes effect at the next start" in wb.status.value
     assert wb.recipe == tiny_recipe
     wb.wait()
     assert wb.recipe.stages[0].lr == 5e-4
@@ -372,14 +360,14 @@ def test_a_second_start_does_nothing(wb):
 def test_another_workbench_cannot_start_while_one_trains(wb, tiny_recipe):
     wb.start()
     other = Workbench(tiny_recipe.replace({"seed": 5}))
-    assert other.session is not wb.session and other._steering.buttons["Start"].disabled
-    assert "is training in this kernel" in other._steering.status.value
+    assert other.session is not wb.session and other.buttons["Start"].disabled
+    assert "is training in this kernel" in other.status.value
     with pytest.raises(TrainingError, match="is training in this kernel"):
         other.start()
     wb.stop()
     wb.wait()
-    other._draw()
-    assert not other._steering.buttons["Start"].disabled
+    other.draw()
+    assert not other.buttons["Start"].disabled
 
 
 def test_running_the_cell_again_attaches_to_the_live_run(wb, tiny_recipe):
@@ -395,7 +383,7 @@ def test_running_the_cell_again_attaches_to_the_live_run(wb, tiny_recipe):
 def test_stop_before_the_first_batch_or_while_scoring_can_be_resumed(
     when, wb, tiny_recipe, tmp_path, monkeypatch
 ):
-    take = wb.session._take
+    take = wb.session.take
 
     def stop_while_scoring(event):
         take(event)
@@ -403,14 +391,14 @@ def test_stop_before_the_first_batch_or_while_scoring_can_be_resumed(
             wb.session.stop()
 
     with monkeypatch.context() as patch:
-        patch.setattr(wb.session, "_take", stop_while_scoring)
+        patch.setattr(wb.session, "take", stop_while_scoring)
         wb.start()
         if when == "at once":
             wb.stop()
         assert wb.wait() == "stopped"
     assert when == "at once" or wb.session.resumable
     if wb.session.resumable and wb.folder.exists():
-        until(lambda: "Resume begins again" in wb._steering.status.value)
+        until(lambda: "Resume begins again" in wb.status.value)
         press(wb, "Resume")
         assert wb.wait() == "ended"
         list(vitseg.train(tiny_recipe, tmp_path / "plain", reuse=False))
@@ -433,10 +421,10 @@ def test_an_error_in_training_is_a_sentence_and_the_run_can_go_on(wb, monkeypatc
     monkeypatch.setattr(StageTraining, "train_step", fails)
     wb.start()
     assert wb.wait() == "failed"
-    until(lambda: "No space left on device" in wb._steering.status.value)
+    until(lambda: "No space left on device" in wb.status.value)
     assert (
-        "✗ Stopped by an error" in wb._tabs.checks.value
-        and wb._steering.buttons["Pause"].description == "Resume"
+        "✗ Stopped by an error" in wb.tabs.checks.value
+        and wb.buttons["Pause"].description == "Resume"
     )
     monkeypatch.undo()
     monkeypatch.setenv("VITSEG_RUNS", str(wb.folder.parent))
@@ -445,10 +433,10 @@ def test_an_error_in_training_is_a_sentence_and_the_run_can_go_on(wb, monkeypatc
 
 
 def test_an_error_in_a_chart_does_not_stop_the_training(wb, monkeypatch):
-    monkeypatch.setattr(wb, "_draw_curves", lambda: 1 / 0)
+    monkeypatch.setattr(charts, "trace_data", lambda *_: 1 / 0)
     wb.start()
     assert wb.session.wait() == "ended"
-    until(lambda: "The screen could not be drawn (ZeroDivisionError" in wb._steering.status.value)
+    until(lambda: "The screen could not be drawn (ZeroDivisionError" in wb.status.value)
 
 
 def test_a_freeze_breach_is_red_with_its_sentence(wb):
@@ -456,12 +444,12 @@ def test_a_freeze_breach_is_red_with_its_sentence(wb):
     until(lambda: any(isinstance(e, BatchEnded) for e in wb.events))
     wb.session.live.between(lambda: wb.session.job.model.encoder.blocks[-1].requires_grad_(True))
     assert wb.wait() == "failed"
-    until(lambda: "✗ Freeze audit" in wb._tabs.checks.value)
-    assert "block 4" in wb._tabs.checks.value and "block 4" in wb._steering.status.value
+    until(lambda: "✗ Freeze audit" in wb.tabs.checks.value)
+    assert "block 4" in wb.tabs.checks.value and "block 4" in wb.status.value
     until(lambda: broken_cells(wb) == ["block 4"])
-    assert "promise broken" in wb._map.value
+    assert "promise broken" in wb.freeze_map.value
     control(wb, "Learning rate").value = 5e-4  # the map shows what Start would do
-    assert broken_cells(wb) == [] and "promise broken" not in wb._map.value
+    assert broken_cells(wb) == [] and "promise broken" not in wb.freeze_map.value
 
 
 # ---------------------------------------------------------------------- in between
@@ -491,8 +479,8 @@ def test_a_fork_that_changes_what_was_inherited_is_refused_beside_start_from(wb)
     press(wb, "Fork")
     control(wb, "Seed").value = 3
     assert (
-        "seed: 3, the parent has 0" in wb._controls._says["Start from"].value
-        and wb._steering.buttons["Start"].disabled
+        "seed: 3, the parent has 0" in wb.controls.says["Start from"].value
+        and wb.buttons["Start"].disabled
     )
 
 
@@ -519,21 +507,21 @@ def test_a_run_of_the_past_is_shown_and_one_that_was_cut_off_goes_on(wb, tiny_re
             break
     stream.close()
     other = Workbench(tmp_path / "runs" / "cut")
-    assert other.state == "shown" and other._steering.buttons["Pause"].description == "Resume"
-    assert "cut off or stopped" in other._tabs.runs.value
+    assert other.state == "shown" and other.buttons["Pause"].description == "Resume"
+    assert "cut off or stopped" in other.tabs.runs.value
     press(other, "Resume")
     assert other.wait() == "ended"
     list(vitseg.train(tiny_recipe, tmp_path / "plain", reuse=False))
     assert (tmp_path / "runs" / "cut" / "events.jsonl").read_bytes() == (
         tmp_path / "plain" / "events.jsonl"
     ).read_bytes()
-    other._tabs.export_csv()
+    other.tabs.export_csv()
     assert (
         (tmp_path / "runs" / "cut" / "curves.csv")
         .read_text()
         .startswith("curve,epoch,step,value\nLR (planned),")
     )
-    other._tabs.export_report()
+    other.tabs.export_report()
     assert (tmp_path / "runs" / "cut" / "report.html").exists()
 
 
@@ -548,9 +536,9 @@ def short(tiny_recipe):
 
 
 def show(wb, folder):
-    wb._tabs.draw_runs()
-    wb._tabs.which.value = folder
-    wb._steering.attempt(wb._tabs.show)
+    wb.tabs.draw_runs()
+    wb.tabs.which.value = folder
+    wb.attempt(wb.tabs.show)
 
 
 def test_show_draws_the_run_that_it_names_also_where_another_has_as_many_points(short):
@@ -564,7 +552,7 @@ def test_show_draws_the_run_that_it_names_also_where_another_has_as_many_points(
     assert not np.allclose(shown(wb)["train loss"].y, losses)
     show(wb, first)
     np.testing.assert_allclose(shown(wb)["train loss"].y, losses, rtol=1e-6)
-    assert wb._tabs.picture.value == b""
+    assert wb.tabs.picture.value == b""
     best = vitseg.load(first)
     assert all(
         (p == q).all()
@@ -579,19 +567,16 @@ def test_a_shown_run_is_in_the_table_and_the_freeze_map_with_its_own_depths(wb, 
     wb.wait()
     other = Workbench(tiny_recipe)
     show(other, wb.folder)
-    assert "all blocks" in other._table.value or "last 4 blocks" in other._table.value
-    assert "class=frozen title='block 1: frozen, " in other._map.value
-    cells = other._map.value.split("<td ")
+    assert "all blocks" in other.stage_table.value or "last 4 blocks" in other.stage_table.value
+    assert "class=frozen title='block 1: frozen, " in other.freeze_map.value
+    cells = other.freeze_map.value.split("<td ")
     assert not [c for c in cells if c.startswith("class=frozen") and "●" in c.split("</td>")[0]]
 
 
 def test_a_run_with_other_data_is_refused_with_the_way_to_open_it(wb, tiny_recipe, tmp_path):
     list(vitseg.train(tiny_recipe.replace({"data.views": 3}), tmp_path / "runs" / "other"))
     show(wb, tmp_path / "runs" / "other")
-    assert (
-        "has other data" in wb._steering.status.value
-        and "vitseg.Workbench(" in wb._steering.status.value
-    )
+    assert "has other data" in wb.status.value and "vitseg.Workbench(" in wb.status.value
 
 
 def test_the_first_cell_run_again_attaches_after_a_second_workbench_was_made(tiny_recipe):
@@ -600,8 +585,8 @@ def test_the_first_cell_run_again_attaches_after_a_second_workbench_was_made(tin
     second = Workbench(tiny_recipe.replace({"seed": 3}))
     again = Workbench(tiny_recipe)
     assert again.session is first.session and second.session is not first.session
-    assert not second._steering.buttons["Stop"].disabled
-    second._steering.buttons["Stop"].click()  # whose own Stop is gone can still be stopped
+    assert not second.buttons["Stop"].disabled
+    second.buttons["Stop"].click()  # whose own Stop is gone can still be stopped
     assert first.wait() in {"stopped", "ended"}
 
 
@@ -630,7 +615,7 @@ def test_follow_gives_the_run_that_was_started_last(short):
 
 def test_a_device_that_is_not_here_is_said_before_start(wb):
     control(wb, "Device").value = "mps"
-    assert "device" in wb._controls._says["Device"].value and wb._steering.buttons["Start"].disabled
+    assert "device" in wb.controls.says["Device"].value and wb.buttons["Start"].disabled
 
 
 def test_a_start_that_was_deleted_is_a_sentence(wb):
@@ -640,7 +625,7 @@ def test_a_start_that_was_deleted_is_a_sentence(wb):
     press(wb, "Fork")
     shutil.rmtree(wb.folder)
     control(wb, "Learning rate").value = 5e-4
-    assert "is not a run folder" in wb._controls._says["Start from"].value
+    assert "is not a run folder" in wb.controls.says["Start from"].value
 
 
 def test_odd_folders_among_the_runs_do_no_harm(tiny_recipe, tmp_path):
@@ -659,26 +644,23 @@ def test_odd_folders_among_the_runs_do_no_harm(tiny_recipe, tmp_path):
         (bad / file).write_text(text)
         (bad / "stages" / "1-old").mkdir()
     wb = Workbench(tiny_recipe)
-    assert wb._tabs.runs.value.count("bad") == 5
+    assert wb.tabs.runs.value.count("bad") == 5
     for folder in sorted((tmp_path / "runs").glob("bad*")):
         show(wb, folder)
-        assert "should not happen" not in wb._steering.status.value
+        assert "should not happen" not in wb.status.value
 
 
 def test_a_picture_that_cannot_be_made_does_not_end_the_training(wb, monkeypatch):
     monkeypatch.setattr(vitseg.Segmenter, "predict", lambda *_: 1 / 0)
     wb.start()
     assert wb.wait() == "ended"
-    assert "No prediction after epoch 5 (ZeroDivisionError" in wb._tabs.picture_note.value
+    assert "No prediction after epoch 5 (ZeroDivisionError" in wb.tabs.picture_note.value
 
 
 def test_a_refused_value_goes_with_its_stage(wb):
     control(wb, "Learning rate").value = 0.0
     control(wb, "Stage").value = 2
-    assert (
-        not wb._steering.buttons["Start"].disabled
-        and wb._controls._says["Learning rate"].value == ""
-    )
+    assert not wb.buttons["Start"].disabled and wb.controls.says["Learning rate"].value == ""
     control(wb, "Stage").value = 1
     assert control(wb, "Learning rate").value == 1e-3
 
@@ -686,7 +668,7 @@ def test_a_refused_value_goes_with_its_stage(wb):
 def test_a_fork_before_any_run_changes_nothing(wb):
     with pytest.raises(RunError):
         wb.fork()
-    assert "Ready" in wb._steering.status.value
+    assert "Ready" in wb.status.value
 
 
 def test_an_edited_run_s_stage_ends_are_offered(wb):
@@ -710,7 +692,7 @@ def test_a_job_may_ask_for_a_job(wb):
 
 
 def heading(wb):
-    return re.sub("<[^>]+>", "", wb._heading.value)
+    return re.sub("<[^>]+>", "", wb.heading.value)
 
 
 def test_the_heading_tells_a_run_from_what_start_would_train(wb):
@@ -732,10 +714,7 @@ def test_the_heading_tells_a_run_from_what_start_would_train(wb):
     control(wb, "Learning rate").value = 1e-3
     assert heading(wb).startswith(f"Run {name}."), "as it was"
     control(wb, "Learning rate").value = -1.0
-    assert (
-        heading(wb).startswith("What Start would train.")
-        and "Start is off" in wb._steering.status.value
-    )
+    assert heading(wb).startswith("What Start would train.") and "Start is off" in wb.status.value
 
 
 def test_choosing_a_stage_to_look_at_does_not_throw_the_shown_run_away(wb):
@@ -744,10 +723,10 @@ def test_choosing_a_stage_to_look_at_does_not_throw_the_shown_run_away(wb):
     losses = np.array(shown(wb)["train loss"].y)
     control(wb, "Stage").value = 2
     np.testing.assert_array_equal(shown(wb)["train loss"].y, losses)
-    assert heading(wb).startswith(f"Run {wb.folder.name}.") and "●" in wb._map.value
-    assert "<tr class='edited'><td>2 Last" in wb._table.value
+    assert heading(wb).startswith(f"Run {wb.folder.name}.") and "●" in wb.freeze_map.value
+    assert "<tr class='edited'><td>2 Last" in wb.stage_table.value
     control(wb, "Freeze depth").value = 3
-    assert len(shown(wb)["train loss"].y) == 0 and "●</td>" not in wb._map.value
+    assert len(shown(wb)["train loss"].y) == 0 and "●</td>" not in wb.freeze_map.value
 
 
 def test_show_fills_the_controls_and_start_would_train_that(wb, tiny_recipe):
@@ -765,7 +744,7 @@ def test_show_fills_the_controls_and_start_would_train_that(wb, tiny_recipe):
     assert (control(wb, "Freeze depth").value, control(wb, "Epochs").value) == (3, 1)
     assert (
         wb.recipe == other.recipe
-        and wb._table.value.count("last 3 blocks") == 1
+        and wb.stage_table.value.count("last 3 blocks") == 1
         and heading(wb).startswith("Run other-")
     )
     press(wb, "Start")
@@ -802,10 +781,10 @@ def test_a_run_of_another_machine_is_shown_and_start_would_train_what_the_contro
     show(wb, run.path)
     assert (control(wb, "Seed").value, control(wb, "Learning rate").value) == (5, 2e-3)
     assert heading(wb).startswith("Run elsewhere-") and len(shown(wb)["train loss"].y) == 25
-    assert wb._controls._says[label].value and wb._steering.buttons["Start"].disabled
+    assert wb.controls.says[label].value and wb.buttons["Start"].disabled
     control(wb, "Device").value = "cpu"
     assert (wb.recipe.seed, wb.recipe.stages[0].lr, wb.recipe.device) == (5, 2e-3, "cpu")
-    assert not wb._steering.buttons["Start"].disabled
+    assert not wb.buttons["Start"].disabled
 
 
 def test_a_stage_that_the_run_does_not_have_can_be_looked_at_while_it_trains_and_after(wb):
@@ -813,9 +792,9 @@ def test_a_stage_that_the_run_does_not_have_can_be_looked_at_while_it_trains_and
     wb.start()
     until(lambda: any(isinstance(e, BatchEnded) for e in wb.events))
     control(wb, "Stage").value = 3
-    assert "Stage 3 is not part of this run." in wb._notes.value
+    assert "Stage 3 is not part of this run." in wb.notes.value
     assert wb.wait() == "ended"
-    until(lambda: "could not be drawn" not in wb._steering.status.value)
+    until(lambda: "could not be drawn" not in wb.status.value)
 
 
 def test_a_shown_run_of_one_stage_leaves_the_later_stages_at_hand(wb, short):
@@ -841,8 +820,8 @@ def test_a_run_outside_the_runs_root_is_in_the_list_and_is_exported(tiny_recipe,
     list(vitseg.train(tiny_recipe, vitseg.new_run("inside").path))
     list(vitseg.train(tiny_recipe, tmp_path / "elsewhere" / "mine"))
     wb = Workbench(tmp_path / "elsewhere" / "mine")
-    assert wb._tabs.which.label == "mine" and "<td>mine</td>" in wb._tabs.runs.value
-    wb._steering.attempt(wb._tabs.export_csv)
+    assert wb.tabs.which.label == "mine" and "<td>mine</td>" in wb.tabs.runs.value
+    wb.attempt(wb.tabs.export_csv)
     assert (tmp_path / "elsewhere" / "mine" / "curves.csv").exists()
 
 
@@ -851,9 +830,9 @@ def test_a_report_that_is_refused_leaves_no_sentence_that_it_is_being_written(wb
     until(lambda: any(isinstance(e, BatchEnded) for e in wb.events))
     wb.stop()
     wb.wait()
-    wb._tabs.draw_runs()
-    wb._steering.attempt(wb._tabs.export_report)
-    assert "this run has not ended" in wb._steering.status.value and wb._tabs.said.words == ""
+    wb.tabs.draw_runs()
+    wb.attempt(wb.tabs.export_report)
+    assert "this run has not ended" in wb.status.value and wb.tabs.said.words == ""
 
 
 def test_settings_that_timed_batches_depend_on_are_timed_again_after_show(wb, tiny_recipe):
@@ -869,9 +848,9 @@ def test_settings_that_timed_batches_depend_on_are_timed_again_after_show(wb, ti
 
 def test_furniture_of_the_chart_follows_the_number_of_stages_down_and_up(wb):
     def furniture():
-        titles, numbers = 3, [a.text for a in wb._figure.layout.annotations][3:]
-        assert len(wb._figure.layout.annotations) == titles + len(numbers) and len(
-            wb._figure.layout.shapes
+        titles, numbers = 3, [a.text for a in wb.figure.layout.annotations][3:]
+        assert len(wb.figure.layout.annotations) == titles + len(numbers) and len(
+            wb.figure.layout.shapes
         ) == len(numbers)
         return numbers
 
@@ -900,20 +879,20 @@ def test_the_forecast_follows_the_batch_size_as_a_new_workbench_says_it(wb, tiny
     assert large == memory(Workbench(tiny_recipe.replace({"batch_size": 10})))
     control(wb, "Batch size").value = 1000
     assert memory(wb) == large, "there are ten images"
-    assert "<p class=bad>A batch of 1,000 is larger than the 10 training images" in wb._notes.value
+    assert "<p class=bad>A batch of 1,000 is larger than the 10 training images" in wb.notes.value
     control(wb, "Batch size").value = 10
-    assert "larger than" not in wb._notes.value
+    assert "larger than" not in wb.notes.value
 
 
 def test_more_memory_than_is_free_is_said_before_start(wb, capsys, monkeypatch):
     wb.session.forecast()
-    wb._changed()
-    assert "is free on" not in wb._notes.value
+    wb.draw()
+    assert "is free on" not in wb.notes.value
     monkeypatch.setattr(Machine, "free_memory", lambda machine: 1_000_000)
-    wb._changed()
+    wb.draw()
     assert re.search(
         r"<p class=bad>Stage 3 will need about \d+ MB of memory, but only 1 MB is free on cpu\.",
-        wb._notes.value,
+        wb.notes.value,
     )
     wb.finish()
     text = capsys.readouterr().out
@@ -927,8 +906,8 @@ def test_a_device_that_no_batch_was_timed_on_has_no_forecast(wb, monkeypatch):
         jobs, "resolve", lambda r: replace(resolved(r), device=torch.device("meta"))
     )
     assert wb.session.forecast() == []
-    wb._changed()
-    assert "<td>...</td>" in wb._table.value
+    wb.draw()
+    assert "<td>...</td>" in wb.stage_table.value
 
 
 def test_the_run_in_training_is_among_the_runs_from_its_first_event_on(wb, monkeypatch):
@@ -940,19 +919,19 @@ def test_the_run_in_training_is_among_the_runs_from_its_first_event_on(wb, monke
 
     monkeypatch.setattr(session, "Job", slowly)
     wb.start()
-    until(lambda: wb._drawn != -1)  # the screen has been drawn once, before there is a folder
-    assert "No run has been recorded yet" in wb._tabs.runs.value
+    until(lambda: "Reading data and weights" in wb.status.value)  # drawn before there is a folder
+    assert "No run has been recorded yet" in wb.tabs.runs.value
     ready.set()
     until(lambda: any(isinstance(e, BatchEnded) for e in wb.events))
     wb.pause()
     until(
         lambda: (
-            (wb.state == "paused" and "paused here" in wb._tabs.runs.value)
-            or "running here" in wb._tabs.runs.value
+            (wb.state == "paused" and "paused here" in wb.tabs.runs.value)
+            or "running here" in wb.tabs.runs.value
         )
     )
-    assert wb.folder.name in wb._tabs.runs.value and str(wb.folder.parent) in wb._tabs.runs.value
-    assert wb._tabs.which.value == wb.folder
+    assert wb.folder.name in wb.tabs.runs.value and str(wb.folder.parent) in wb.tabs.runs.value
+    assert wb.tabs.which.value == wb.folder
 
 
 def test_export_writes_the_chosen_run_and_not_the_one_on_the_screen(wb, short):
@@ -960,14 +939,14 @@ def test_export_writes_the_chosen_run_and_not_the_one_on_the_screen(wb, short):
     list(vitseg.train(short.replace({"seed": 8}), first.path))
     wb.start()
     wb.wait()
-    wb._tabs.draw_runs()
-    assert wb._tabs.which.value == wb.folder, "it follows the screen"
-    wb._tabs.which.value = first.path
-    wb._tabs.draw_runs()
-    assert wb._tabs.which.value == first.path, "until somebody chooses"
-    wb._steering.attempt(wb._tabs.export_csv)
-    wb._steering.attempt(wb._tabs.export_report)
-    assert (wb._tabs.said.words, wb._tabs.said.path) == (
+    wb.tabs.draw_runs()
+    assert wb.tabs.which.value == wb.folder, "it follows the screen"
+    wb.tabs.which.value = first.path
+    wb.tabs.draw_runs()
+    assert wb.tabs.which.value == first.path, "until somebody chooses"
+    wb.attempt(wb.tabs.export_csv)
+    wb.attempt(wb.tabs.export_report)
+    assert (wb.tabs.said.words, wb.tabs.said.path) == (
         "Report written:",
         str(first.path / "report.html"),
     )
@@ -980,9 +959,9 @@ def test_export_writes_the_chosen_run_and_not_the_one_on_the_screen(wb, short):
 def test_a_run_that_trains_is_not_exported(wb):
     wb.start()
     until(lambda: any(isinstance(e, BatchEnded) for e in wb.events))
-    wb._tabs.draw_runs()
-    wb._steering.attempt(wb._tabs.export_csv)
-    assert "is being trained. Wait for its end, or choose another run." in wb._steering.status.value
+    wb.tabs.draw_runs()
+    wb.attempt(wb.tabs.export_csv)
+    assert "is being trained. Wait for its end, or choose another run." in wb.status.value
 
 
 # ---------------------------------------------------------------------- what a review found
@@ -1015,7 +994,7 @@ def test_curves_that_cannot_be_gathered_do_not_end_the_training(wb, monkeypatch)
     monkeypatch.setattr(wb.session.curves.__class__, "_batch", lambda *_: 1 / 0)
     wb.start()
     assert wb.wait() == "ended"
-    assert "The curves are not complete (ZeroDivisionError" in wb._steering.status.value
+    assert "The curves are not complete (ZeroDivisionError" in wb.status.value
 
 
 def test_stop_while_an_epoch_is_scored_and_go_on_to_the_same_bits(wb, tiny_recipe, tmp_path):
@@ -1028,7 +1007,7 @@ def test_stop_while_an_epoch_is_scored_and_go_on_to_the_same_bits(wb, tiny_recip
     )
     wb.stop()
     assert wb.wait() == "stopped" and wb.session.resumable
-    until(lambda: "Resume goes on after step" in wb._steering.status.value)
+    until(lambda: "Resume goes on after step" in wb.status.value)
     press(wb, "Resume")
     assert wb.wait() == "ended"
     list(vitseg.train(tiny_recipe, tmp_path / "plain", reuse=False))
@@ -1046,7 +1025,7 @@ def test_a_stop_before_the_first_epoch_s_end_loses_no_step(wb, tiny_recipe, tmp_
     steps = sum(isinstance(e, BatchEnded) for e in wb.events)
     wb.stop()
     wb.wait()
-    until(lambda: f"Resume goes on after step {steps}." in wb._steering.status.value)
+    until(lambda: f"Resume goes on after step {steps}." in wb.status.value)
     press(wb, "Resume")
     assert wb.wait() == "ended"
     list(vitseg.train(tiny_recipe, tmp_path / "plain", reuse=False))
@@ -1063,7 +1042,7 @@ def test_a_stop_that_cannot_save_says_so(wb, monkeypatch):
     until(lambda: any(isinstance(e, BatchEnded) for e in wb.events))
     monkeypatch.setattr(checkpoint, "save_file", no_room)
     wb.stop()
-    assert wb.wait() == "failed" and "No space left on device" in wb._steering.status.value
+    assert wb.wait() == "failed" and "No space left on device" in wb.status.value
 
 
 def test_a_run_that_nothing_was_saved_of_begins_again(wb):
@@ -1072,8 +1051,8 @@ def test_a_run_that_nothing_was_saved_of_begins_again(wb):
     wb.stop()
     wb.wait()
     shutil.rmtree(wb.folder / "checkpoints")
-    wb._draw()
-    assert "Resume begins again: nothing had been saved" in wb._steering.status.value
+    wb.draw()
+    assert "Resume begins again: nothing had been saved" in wb.status.value
 
 
 def test_what_a_detector_caught_is_still_known_to_the_next_workbench(wb):
@@ -1082,10 +1061,8 @@ def test_what_a_detector_caught_is_still_known_to_the_next_workbench(wb):
     wb.session.live.between(lambda: wb.session.job.model.encoder.blocks[-1].requires_grad_(True))
     assert wb.wait() == "failed"
     other = Workbench(wb.folder)
-    assert (
-        "✗ Freeze audit" in other._tabs.checks.value and "block 4" in other._steering.status.value
-    )
-    assert "failed (FreezeBreach)" in other._tabs.runs.value and broken_cells(other) == ["block 4"]
+    assert "✗ Freeze audit" in other.tabs.checks.value and "block 4" in other.status.value
+    assert "failed (FreezeBreach)" in other.tabs.runs.value and broken_cells(other) == ["block 4"]
 
 
 def test_a_moved_control_is_said_only_when_one_was_moved(wb):
@@ -1095,10 +1072,10 @@ def test_a_moved_control_is_said_only_when_one_was_moved(wb):
     until(lambda: len(wb.events) > 2)
     wb.pause()
     until(lambda: wb.state == "paused")
-    wb._draw()
-    assert "A control was moved" not in wb._steering.status.value
+    wb.draw()
+    assert "A control was moved" not in wb.status.value
     control(wb, "Run").value = ALL
-    assert "A control was moved" in wb._steering.status.value
+    assert "A control was moved" in wb.status.value
 
 
 def test_a_run_that_another_process_trains_cannot_be_resumed_here(tiny_recipe, tmp_path):
@@ -1106,10 +1083,10 @@ def test_a_run_that_another_process_trains_cannot_be_resumed_here(tiny_recipe, t
     next(e for e in stream if isinstance(e, EpochEnded))
     wb = Workbench(tmp_path / "runs" / "busy")
     assert (
-        "training elsewhere" in wb._tabs.runs.value
-        and "is being trained elsewhere" in wb._steering.status.value
+        "training elsewhere" in wb.tabs.runs.value
+        and "is being trained elsewhere" in wb.status.value
     )
-    assert wb._steering.buttons["Pause"].disabled
+    assert wb.buttons["Pause"].disabled
     stream.close()
 
 
@@ -1117,9 +1094,9 @@ def test_no_button_ends_in_a_traceback_though_a_summary_is_broken(wb):
     wb.start()
     wb.wait()
     (wb.folder / "summary.json").write_text("{")
-    wb._steering.buttons["Fork"].click()
-    wb._steering.attempt(wb._tabs.export_report)
-    assert "not a file that vitseg wrote" in wb._steering.status.value
+    wb.buttons["Fork"].click()
+    wb.attempt(wb.tabs.export_report)
+    assert "not a file that vitseg wrote" in wb.status.value
 
 
 def test_this_stage_takes_the_newest_end_of_the_stage_before(wb):
@@ -1129,7 +1106,7 @@ def test_this_stage_takes_the_newest_end_of_the_stage_before(wb):
     control(wb, "Run").value = ONE
     assert (
         control(wb, "Start from").label == f"stage 1 of {wb.folder.name}"
-        and not wb._steering.buttons["Start"].disabled
+        and not wb.buttons["Start"].disabled
     )
 
 
@@ -1153,14 +1130,14 @@ def test_watch_passes_every_event_on_and_draws_now_and_then(tiny_recipe, tmp_pat
 def test_a_run_that_was_trained_before_is_taken_and_retrained_only_if_told_to(wb, tiny_recipe):
     wb.start()
     assert wb.wait() == "ended"
-    first, status = wb.events, wb._steering.status
+    first, status = wb.events, wb.status
     wb.start()
     assert wb.wait() == "ended"
     words = "Stages 1 to 3 are those of run"
     assert (
         words in status.value
         and "Tick Retrain to do so." in status.value
-        and words in wb._tabs.checks.value
+        and words in wb.tabs.checks.value
     )
     assert wb.events[1:] == first[1:] and wb.events[0].parent["stage"] == 3
     assert list(wb.session.predictions) == [

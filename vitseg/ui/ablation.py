@@ -4,8 +4,7 @@ the end.
 
 from __future__ import annotations
 
-import contextlib
-import threading
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
@@ -17,18 +16,21 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from vitseg.errors import ConfigError
-from vitseg.events import TrialEnded
+from vitseg.events import BatchEnded, EpochEnded, Event, RunStarted, TrialStarted, TrialTold
+from vitseg.plan import batches_per_epoch
 from vitseg.recipe import Recipe
+from vitseg.runs.forecast import forecast, measure
+from vitseg.runs.run import kept_events
 from vitseg.sweep.findings import sentence
-from vitseg.sweep.local import Sweep
+from vitseg.sweep.grid import make_grid, total_epochs
+from vitseg.sweep.local import Sweep, check_depths, facts_of
+from vitseg.training.job import Job
 from vitseg.ui import panels, sweep_charts, theme
 from vitseg.ui.console import say
-from vitseg.ui.live import current
+from vitseg.ui.live import LONGEST, Said, Source, Trials
 from vitseg.ui.report import page
-from vitseg.ui.steering import live_figure, redraw
-from vitseg.ui.sweep_session import SweepSession
+from vitseg.ui.screen import Screen, live_figure, redraw
 from vitseg.ui.table import Table, duration, number_or_na
-from vitseg.ui.trials import Source, TrialsScreen
 from vitseg.ui.widgets import Fit
 
 
@@ -54,13 +56,7 @@ def ablate(
     `vitseg.sweep.cluster.Spread`, and docs/cluster.md says how.
     """
     session = SweepSession(recipe, axes, seeds, folder, _spread(where, address, gpus))
-    if (
-        (live := current())
-        and isinstance(live.owner, SweepSession)
-        and live.owner.sweep.path == session.sweep.path
-    ):
-        session = live.owner
-    return Ablation(session)
+    return Ablation(session.attached())
 
 
 def _spread(where: str, address: str | None, gpus: float) -> Callable[[Sweep], Source] | None:
@@ -75,39 +71,154 @@ def _spread(where: str, address: str | None, gpus: float) -> Callable[[Sweep], S
     return partial(Spread, address=address, gpus=gpus)
 
 
-class Ablation(TrialsScreen):
+class SweepSession(Trials):
+    """An ablation without its widgets. `curves` holds (epoch, valid IoU) of every trial begun."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        axes: Mapping[str, Sequence[Any]],
+        seeds: int | Sequence[int],
+        folder: str | Path | None,
+        spread: Callable[[Sweep], Source] | None = None,
+    ):
+        self.job = Job(recipe)
+        self.grid = make_grid(recipe, axes, seeds, facts_of(self.job))
+        self._recipes = {trial.name: trial.recipe for trial in self.grid.trials}
+        check_depths(self._recipes.values(), self.job)
+        self.sweep = Sweep(self.grid, folder)
+        super().__init__(spread(self.sweep) if spread else self.sweep)
+        self.curves = {name: list(found.curve) for name, found in self.sweep.results().items()}
+        self._inherits = dict(self.grid.shared)
+        self._shares: dict[str, float] = {}
+        self._ahead: dict[str, list[float]] = {}
+
+    def _note(self, event: Event) -> None:
+        match event:
+            case TrialStarted():
+                self.pace.begin()
+                self._turn_to(event.trial)
+            case RunStarted():
+                self._inherits[self.trial] = event.parent["stage"] if event.parent else 0
+            case BatchEnded() if event.stage > self._inherits[self.trial]:
+                self._work(1 / self._own_steps(self.trial))
+            case EpochEnded():
+                self.curves[self.trial].append((event.epoch, event.validation["iou"]))
+            case TrialTold():
+                self.trial = event.trial
+                self.curves[event.trial].append((event.epoch, event.iou))
+                self._work(1 / total_epochs(self._recipes[event.trial]), math.inf)
+
+    def _work(self, share: float, most: float = LONGEST) -> None:
+        """A share of the trial is done."""
+        self._shares[self.trial] = self._shares.get(self.trial, 0.0) + share
+        if self.state == "running":
+            self.pace.count(True, self._weight_of(self.trial) * share, most)
+
+    def _turn_to(self, trial: str) -> None:
+        """Of a trial that goes on, what it has already is taken from its folder; of one that is
+        elsewhere, all will be told.
+        """
+        self.trial, self.curves[trial] = trial, []
+        run, steps = self.sweep.run_of(trial), 0
+        if forked := run.forked():
+            self._inherits[trial] = forked["stage"]
+        if run.events_file.exists() and not self.elsewhere:
+            for event in kept_events(run.path):
+                if isinstance(event, EpochEnded):
+                    self.curves[trial].append((event.epoch, event.validation["iou"]))
+                elif isinstance(event, BatchEnded):
+                    steps += event.stage > self._inherits[trial]
+        self._shares[trial] = steps / self._own_steps(trial)
+
+    def _own_steps(self, trial: str) -> int:
+        """Those of the stages that it does not inherit; 1 where it inherits all."""
+        recipe = self._recipes[trial]
+        epochs = sum(stage.epochs for stage in recipe.stages[self._inherits[trial] :])
+        return max(1, epochs * batches_per_epoch(recipe, len(self.job.data.splits["train"])))
+
+    def _weight_of(self, trial: str) -> float:
+        """Seconds that a trial's own stages will take by forecast; before that, its steps."""
+        if self.cost is None:
+            return float(self._own_steps(trial))
+        if trial not in self._ahead:
+            try:
+                job = self.job.replace(self._recipes[trial])
+            except ConfigError:  # it cannot train here, such as one with a deeper encoder
+                job = self.job
+            self._ahead[trial] = [stage.seconds for stage in forecast(job, self.cost)]
+        return sum(self._ahead[trial][self._inherits[trial] :])
+
+    def measure(self) -> None:
+        """Time a few batches, once."""
+        if self.cost is None:
+            self.cost = measure(self.job)
+
+    def predicted_seconds(self) -> float:
+        """What the trials that have not ended will take here. The first call times a few
+        batches.
+        """
+        self.measure()
+        return sum(self._weight_of(t.name) for t in self.sweep.todo())
+
+    def progress(self) -> tuple[float, float | None]:
+        total = sum(map(self._weight_of, self._recipes))
+        ahead = 0.0
+        for trial in self.sweep.todo():
+            done = min(1.0, self._shares.get(trial.name, 0.0))
+            ahead += self._weight_of(trial.name) * (1 - done)
+        left = self.pace.left(ahead) if self.alive else None
+        return 1 - ahead / total if total else 1.0, left
+
+    def score_of(self, trial: str) -> str:
+        return number_or_na(self.sweep.results()[trial].iou)
+
+    def tally(self) -> list[str]:
+        count = len(self.grid.trials)
+        words = [f"{count - self.sweep.left()} of {count} trials have ended."]
+        return words + [f"{name} failed: {text}" for name, text in self.sweep.failures.items()]
+
+    def conclusion(self) -> Said:
+        words, count, left = " ".join(self.tally()), len(self.grid.trials), self.sweep.left()
+        if self.sweep.failures:
+            return f"{words} Start tries again.", "bad"
+        if not left:
+            return f"All {count} trials have ended. Folder: {self.path}", ""
+        return f"{words} Start trains {'the rest' if left < count else 'them'}.", ""
+
+
+class Ablation(Screen):
     """A sweep on the screen; see `ablate`. `start`, `pause`, `resume`, `stop` and `wait` do what
     the buttons do.
     """
 
+    session: SweepSession
+
     def __init__(self, session: SweepSession):
-        super().__init__(session.trials)
-        self.session, self.grid, self.sweep = session, session.grid, session.sweep
-        self._build()
-        self._draw_all()
-        if session.trials.alive:
+        super().__init__(session)
+        self.grid, self.sweep = session.grid, session.sweep
+        self.plan, self.results, self.said = w.HTML(), w.HTML(), w.HTML()
+        self.figure = live_figure(self.show())
+        style = w.HTML(panels.STYLE)
+        self.box = w.VBox(
+            [style, self.plan, self.steering, self.results, self.figure, Fit(), self.said]
+        )
+        self.draw()
+        if session.alive:
             self._paint_while_alive()
 
-    def finish(self) -> Path:
-        """Start, print a line for each trial, and give the sweep's folder at the end. Raises what
-        stopped the sweep.
-        """
-        for name, found in self.sweep.results().items() if self.trials.live is None else ():
-            say(f"{name}: IoU {number_or_na(found.iou)}, from before")
-        for event in self._follow():
-            if isinstance(event, TrialEnded):
-                say(
-                    f"{event.trial}: "
-                    f"{event.error or f'IoU {number_or_na(self.sweep.results()[event.trial].iou)}'}"
-                )
-        return self.sweep.path
+    def _open(self) -> None:
+        if self.session.live is None:
+            for name in self.sweep.results():
+                say(f"{name}: IoU {self.session.score_of(name)}, from before")
+        self.start()
 
     # ---- what was found
 
     @property
     def table(self) -> Table:
         """A row a setting, a column a seed."""
-        now = self.session.trial if self.trials.alive else None
+        now = self.session.trial if self.session.alive else None
         return sweep_charts.result_table(self.grid, self.sweep.results(), self.sweep.failures, now)
 
     @property
@@ -145,14 +256,6 @@ class Ablation(TrialsScreen):
 
     # ---- the screen
 
-    def _build(self) -> None:
-        self._plan, self._table, self._said = w.HTML(), w.HTML(), w.HTML()
-        self._figure = live_figure(self.show())
-        style = w.HTML(panels.STYLE)
-        self.box = w.VBox(
-            [style, self._plan, self._steering.box, self._table, self._figure, Fit(), self._said]
-        )
-
     def __str__(self) -> str:
         return (
             f"{sweep_charts.plan_table(self.grid)}\n(An ablation: live in JupyterLab; here, "
@@ -160,42 +263,26 @@ class Ablation(TrialsScreen):
         )
 
     def _repr_mimebundle_(self, **more: Any) -> Any:
-        if self.session.cost is None and not self.trials.alive:
-            threading.Thread(target=self._time_batches).start()
-        bundle = self.box._repr_mimebundle_(**more)
-        return bundle | {"text/plain": str(self)} if isinstance(bundle, dict) else bundle
+        if not self.session.alive:
+            self._time_batches()
+        return super()._repr_mimebundle_(**more)
 
-    def _time_batches(self) -> None:
-        """The predicted time needs a few timed batches; they are timed once the plan stands."""
-        try:
-            self.session.predicted_seconds()
-            self._draw_all()
-        except Exception as error:
-            self._steering.note = f"There is no forecast: {error}"
-            with contextlib.suppress(Exception):
-                self._draw()
+    def draw(self) -> None:
+        with self.lock:
+            notes = [("quiet", "", note) for note in (*self.grid.notes, self._ahead())]
+            plan = sweep_charts.plan_table(self.grid)._repr_html_()
+            self.plan.value = plan + panels.lines(notes)
+            self.results.value = panels.html(self.table._repr_html_())
+            self.said.value = panels.html(f"<p><b>{escape(self.sentence)}</b></p>")
+            redraw(self.figure, self.show())
+            self.draw_status()
 
-    def _draw_all(self) -> None:
-        with self._steering.lock:
-            quiet = "".join(
-                f"<p class=quiet>{escape(note)}</p>"
-                for note in (*self.grid.notes, self._cost_and_place())
-            )
-            self._plan.value = panels.html(sweep_charts.plan_table(self.grid)._repr_html_() + quiet)
-            self._table.value = panels.html(self.table._repr_html_())
-            self._said.value = panels.html(f"<p><b>{escape(self.sentence)}</b></p>")
-            redraw(self._figure, self.show())
-            self._draw()
-
-    def _cost_and_place(self) -> str:
-        s = self.session
-        known = (
-            s.cost and self.sweep.todo() and not self.trials.alive
-        )  # the bar knows better, once it moves
-        timing = "A few batches are being timed. " if s.cost is None and self.sweep.todo() else ""
-        to_go = f"About {duration(s.predicted_seconds())} to go, in " if known else ""
-        return f"{timing}{to_go}{self.sweep.path}"
-
-    def _draw(self) -> None:
-        with self._steering.lock:
-            self._draw_buttons(self.session.progress(), self.session.sentence())
+    def _ahead(self) -> str:
+        """What it will take, unless the bar knows better, and where it is."""
+        session, words = self.session, ""
+        if self.sweep.left():
+            if session.cost is None:
+                words = "A few batches are being timed. "
+            elif not session.alive:
+                words = f"About {duration(session.predicted_seconds())} to go, in "
+        return f"{words}{self.sweep.path}"

@@ -4,19 +4,22 @@ beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from html import escape
+from typing import Any
 
 import ipywidgets as w
 
-from vitseg.recipe import Recipe
 from vitseg.runs.store import StageEnd
 from vitseg.ui import theme
-from vitseg.ui.desk import SCHEDULERS, Desk
-from vitseg.ui.panels import html
+from vitseg.ui.markup import html
+from vitseg.ui.session import OF_RECIPE, OF_STAGE, SCHEDULERS, Desk
 
 PRETRAINED = "pretrained weights"
 ALL, ONE = "all stages", "this stage"
+_BESIDE = html("<p class=bad style='max-width:260px' role=alert>{}</p>")
+SETTINGS = OF_STAGE | OF_RECIPE
 _WIDTHS = {
     "Stage": "180px",
     "Freeze depth": "250px",
@@ -25,183 +28,141 @@ _WIDTHS = {
     "Run": "150px",
     "Start from": "300px",
 }
-_WIDE = {"description_width": "initial"}
+_TOOLTIPS = {
+    "Stage": "The row that the controls beside it edit",
+    "Freeze depth": "How many blocks, counted from the last, train. 0: the encoder is frozen",
+    "Scheduler": "And the clock that moves it",
+    "Learning rate": "Base rate; the encoder may have a factor of it",
+    "Batch size": "Images of one optimizer step",
+    "Seed": "Draws the decoder's weights, the order of images, and dropout",
+    "Retrain": "Also the stages that an earlier run has finished alike",
+}
 
 
 class Controls:
-    """What a person sets. `changed` is called after every change, once the desk knows of it."""
+    """What a person sets: `controls["Epochs"]` is a widget, and `says["Epochs"]` the sentence beside
+    it. `changed` is called after every change, once the desk knows of it.
+    """
 
     def __init__(self, desk: Desk, changed: Callable[[], None]):
-        self.desk, self._changed, self._filling, self._offering = desk, changed, False, False
-        self.stage = w.Dropdown(
-            description="Stage", tooltip="The row that the controls beside it edit"
-        )
-        self.depth = w.IntSlider(
-            description="Freeze depth",
-            min=0,
-            max=desk.depth,
-            continuous_update=True,
-            tooltip="How many blocks, counted from the last, train. 0: the encoder is frozen",
-        )
-        self.scheduler = w.Dropdown(
-            description="Scheduler", options=list(SCHEDULERS), tooltip="And the clock that moves it"
-        )
-        self.lr = w.FloatText(
-            description="Learning rate",
-            step=1e-5,
-            tooltip="Base rate; the encoder may have a factor of it",
-        )
-        self.epochs = w.IntText(description="Epochs")
-        self.batch_size = w.IntText(
-            description="Batch size", tooltip="Images of one optimizer step"
-        )
-        self.seed = w.IntText(
-            description="Seed",
-            tooltip="Draws the decoder's weights, the order of images, and dropout",
-        )
-        self.device = w.Dropdown(description="Device", options=["auto", "cpu", "cuda", "mps"])
-        self.scope = w.Dropdown(description="Run", options=[ALL, ONE])
-        self.start = w.Dropdown(description="Start from", options=[PRETRAINED])
-        self.retrain = w.Checkbox(
-            description="Retrain",
-            indent=False,
-            tooltip="Also the stages that an earlier run has finished alike",
-        )
-        self.by_label = {
-            c.description: c
-            for c in (
-                self.stage,
-                self.depth,
-                self.scheduler,
-                self.lr,
-                self.epochs,
-                self.batch_size,
-                self.seed,
-                self.device,
-                self.scope,
-                self.start,
-                self.retrain,
-            )
+        self.desk, self._changed = desk, changed
+        self._ours: set[str] = set()
+        self.by_label: dict[str, w.ValueWidget] = {
+            "Stage": w.Dropdown(),
+            "Freeze depth": w.IntSlider(min=0, max=desk.depth),
+            "Scheduler": w.Dropdown(options=list(SCHEDULERS)),
+            "Learning rate": w.FloatText(step=1e-5),
+            "Epochs": w.IntText(),
+            "Batch size": w.IntText(),
+            "Seed": w.IntText(),
+            "Device": w.Dropdown(options=["auto", "cpu", "cuda", "mps"]),
+            "Run": w.Dropdown(options=[ALL, ONE]),
+            "Start from": w.Dropdown(options=[PRETRAINED]),
+            "Retrain": w.Checkbox(indent=False),
         }
-        self._says = {label: w.HTML() for label in self.by_label}
-        self._settings = {
-            self.depth: "unfrozen_blocks",
-            self.lr: "lr",
-            self.epochs: "epochs",
-            self.batch_size: "batch_size",
-            self.seed: "seed",
-            self.device: "device",
-        }
+        self.says = {label: w.HTML() for label in self.by_label}
+        places = []
         for label, control in self.by_label.items():
-            control.style, control.layout.width = _WIDE, _WIDTHS.get(label, "130px")
+            control.description, control.tooltip = label, _TOOLTIPS.get(label)
+            control.style = {"description_width": "initial"}
+            control.layout.width = _WIDTHS.get(label, "130px")
             control.observe(self._on_change, "value")
-        self.depth.style = _WIDE | theme.HANDLE
+            places.append(w.VBox([control, self.says[label]]))
+        self["Freeze depth"].style.handle_color = theme.TRAIN
         self.offer_starts([])
         self.fill()
-        row = w.Layout(flex_flow="row wrap", grid_gap="2px 14px")
-        self.box = w.Box(
-            [w.VBox([c, self._says[label]]) for label, c in self.by_label.items()], layout=row
-        )
+        self.box = w.Box(places, layout=w.Layout(flex_flow="row wrap", grid_gap="2px 14px"))
+
+    def __getitem__(self, label: str) -> Any:
+        return self.by_label[label]
 
     def fill(self) -> None:
         """Show the desk in the controls."""
         recipe, desk = self.desk.recipe, self.desk
         stage = recipe.stages[desk.stage - 1]
-        self._filling = True
-        try:
-            self.stage.options = [
-                (f"{n} {s.name}", n) for n, s in enumerate(recipe.stages, start=1)
-            ]
-            self.stage.value = desk.stage
-            self.depth.value = (
-                desk.depth if stage.unfrozen_blocks == "all" else stage.unfrozen_blocks
-            )
-            self.depth.disabled = (
-                desk.stage == 1
-            )  # the first stage is the one with a frozen encoder
-            self.scheduler.value = desk.scheduler()
-            self.lr.value, self.epochs.value = stage.lr, stage.epochs
-            self.batch_size.value, self.seed.value, self.device.value = (
-                recipe.batch_size,
-                recipe.seed,
-                recipe.device,
-            )
-            self.scope.value, self.retrain.value = (
-                ONE if desk.this_stage_only else ALL,
-                desk.retrain,
-            )
-            self._choose_start()
-        finally:
-            self._filling = False
+        depth = desk.depth if stage.unfrozen_blocks == "all" else stage.unfrozen_blocks
+        values = {
+            "Stage": desk.stage,
+            "Freeze depth": depth,
+            "Scheduler": desk.scheduler(),
+            "Learning rate": stage.lr,
+            "Epochs": stage.epochs,
+            "Batch size": recipe.batch_size,
+            "Seed": recipe.seed,
+            "Device": recipe.device,
+            "Run": ONE if desk.this_stage_only else ALL,
+            "Retrain": desk.retrain,
+        }
+        with self._filling(*self.by_label):
+            names = enumerate(recipe.stages, start=1)
+            self["Stage"].options = [(f"{n} {stage.name}", n) for n, stage in names]
+            for label, value in values.items():
+                self[label].value = value
+        # the first stage is the one with a frozen encoder
+        self["Freeze depth"].disabled = desk.stage == 1
+        self._choose_start()
         self.say()
 
     def say(self) -> None:
         """Put each problem beside its control."""
-        for label, place in self._says.items():
-            problem = self.desk.problems.get(label, "")
-            place.value = (
-                html(f"<p class=bad style='max-width:260px' role=alert>{escape(problem)}</p>")
-                if problem
-                else ""
-            )
+        for label, place in self.says.items():
+            problem = self.desk.problems.get(label)
+            place.value = _BESIDE.format(escape(problem)) if problem else ""
 
     def offer_starts(self, ends: list[StageEnd]) -> None:
-        self._offering = True
+        with self._filling("Start from"):
+            options = [(str(end), end) for end in ends]
+            self["Start from"].options = [(PRETRAINED, PRETRAINED), *options]
+        self._choose_start()
+
+    def _choose_start(self) -> None:
+        start, chosen = self["Start from"], self.desk.start
+        with self._filling("Start from"):
+            if chosen is not None and chosen not in dict(start.options).values():
+                start.options = [*start.options, (str(chosen), chosen)]
+            start.value = chosen or PRETRAINED
+
+    @contextmanager
+    def _filling(self, *labels: str) -> Iterator[None]:
+        """Changes of these controls are ours meanwhile, not a person's."""
+        self._ours = self._ours | {*labels}
         try:
-            self.start.options = [(PRETRAINED, PRETRAINED), *((str(end), end) for end in ends)]
-            self._choose_start()
+            yield
         finally:
-            self._offering = False
+            self._ours = self._ours - {*labels}
 
     def _start_before(self) -> None:
         """A later stage alone starts from the newest end of the stage before it, where there is
         one.
         """
-        ends = [
-            end
-            for _, end in self.start.options
-            if isinstance(end, StageEnd) and end.stage == self.desk.stage - 1
-        ]
-        if self.desk.this_stage_only and self.desk.start is None and ends:
-            self.desk.start, self._filling = ends[0], True
-            self._choose_start()
-            self._filling = False
-
-    def _choose_start(self) -> None:
-        if self.desk.start is not None and self.desk.start not in dict(self.start.options).values():
-            self.start.options = [*self.start.options, (str(self.desk.start), self.desk.start)]
-        self.start.value = self.desk.start or PRETRAINED
+        if not self.desk.this_stage_only or self.desk.start is not None:
+            return
+        for _, end in self["Start from"].options:
+            if isinstance(end, StageEnd) and end.stage == self.desk.stage - 1:
+                self.desk.start = end
+                self._choose_start()
+                return
 
     def _on_change(self, change: dict) -> None:
-        if self._filling or (self._offering and change["owner"] is self.start):
+        label, value, desk = change["owner"].description, change["new"], self.desk
+        if label in self._ours:
             return
-        control, value, desk = change["owner"], change["new"], self.desk
-        if control is self.stage:
-            desk.turn_to(value)
-            self.fill()
-        elif control is self.scheduler:
-            desk.edit("schedule", desk.schedule_of(value))
-        elif control is self.scope:
-            desk.this_stage_only = value == ONE
-            self._start_before()
-            desk.check()
-        elif control is self.retrain:
-            desk.retrain = value
-        elif control is self.start:
-            desk.start = None if value == PRETRAINED else value
-            desk.check()
-        else:
-            desk.edit(self._settings[control], value)
+        match label:
+            case "Stage":
+                desk.turn_to(value)
+                self.fill()
+            case "Scheduler":
+                desk.edit("schedule", desk.schedule_of(value))
+            case "Run":
+                desk.this_stage_only = value == ONE
+                self._start_before()
+                desk.check()
+            case "Retrain":
+                desk.retrain = value
+            case "Start from":
+                desk.start = None if value == PRETRAINED else value
+                desk.check()
+            case _:
+                desk.edit(SETTINGS[label], value)
         self.say()
         self._changed()
-
-
-def recipe_line(recipe: Recipe, images: dict[str, int], source: dict[str, str], device: str) -> str:
-    """Data, encoder, decoder and device in one line."""
-    counts = f"{images['train']} / {images['validation']}"
-    name = recipe.data.source.kind if recipe.data.source.kind == "generated" else recipe.name
-    encoder = f"{source['name']} ({source['source']})"
-    return html(
-        f"<p><b>{escape(name)}</b> ({counts}) · {escape(encoder)} · {recipe.model.decoder} · "
-        f"{device}</p>"
-    )

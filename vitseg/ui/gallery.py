@@ -14,7 +14,7 @@ from vitseg.data.dataset import SegmentationData
 from vitseg.insight.reading import Predict, Reading, probabilities, read_images
 from vitseg.model.segmenter import Segmenter
 from vitseg.ui import markup, pictures, result
-from vitseg.ui.steering import live_figure
+from vitseg.ui.screen import live_figure
 from vitseg.ui.table import number_or_na
 from vitseg.ui.widgets import Fit
 

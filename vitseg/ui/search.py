@@ -4,10 +4,8 @@ settings.
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import ipywidgets as w
 import pandas as pd
@@ -20,11 +18,9 @@ from vitseg.sweep.local import check_depths
 from vitseg.sweep.search import Search, Space
 from vitseg.training.job import Job
 from vitseg.ui import panels, search_charts
-from vitseg.ui.console import say
-from vitseg.ui.live import current
-from vitseg.ui.steering import live_figure, redraw
+from vitseg.ui.live import Said, Trials
+from vitseg.ui.screen import Screen, live_figure, redraw
 from vitseg.ui.table import Table
-from vitseg.ui.trials import Trials, TrialsScreen
 from vitseg.ui.widgets import Fit
 
 
@@ -51,26 +47,23 @@ def search(
     """
     how = {"sampler": sampler, "pruner": pruner, "storage": storage}
     session = SearchSession(Search(recipe, space, trials, folder, **how))
-    live = current()
-    mine = live is not None and isinstance(live.owner, SearchSession)
-    if mine and live.owner.search.path == session.search.path:
-        session = live.owner
-        session.search.trials = trials
-    else:
+    live = session.attached()
+    if live is session:
         check_depths(session.search.extremes, Job(recipe))
-    return SearchPage(session)
+    live.search.trials = trials
+    return SearchPage(live)
 
 
-class SearchSession:
+class SearchSession(Trials):
     """A search without its widgets: the trial that is being trained here, how far all are, and what
     to say of them.
     """
 
     def __init__(self, search: Search):
-        self.search, self.trial, self._share = search, "", 0.0
-        self.trials = Trials(search, self, self._count)
+        super().__init__(search)
+        self.search, self._share = search, 0.0
 
-    def _count(self, event: Event) -> None:
+    def _note(self, event: Event) -> None:
         match event:
             case TrialStarted() | TrialEnded():
                 self.trial, self._share = event.trial, 0.0
@@ -79,67 +72,55 @@ class SearchSession:
                 self._share = min(0.99, event.epoch / epochs)
 
     def progress(self) -> tuple[float, float | None]:
-        """Share of the trials that is over, and seconds left, by the mean of those that have ended,
-        if all stay here.
-        """
-        results = self.search.results()
-        over, took = self._share, []
-        for trial in results:
-            over += trial.state.is_finished()
-            if "seconds" in trial.user_attrs:
-                took.append(trial.user_attrs["seconds"])
-        left = None
-        if took and self.trials.alive:
+        """By the mean of the trials that have ended, as if all that are left were trained here."""
+        over, left, trials = self._share + self._over(), None, self.search.results()
+        took = [t.user_attrs["seconds"] for t in trials if "seconds" in t.user_attrs]
+        if took and self.alive:
             left = fmean(took) * (self.search.trials - over)
         return min(1.0, over / self.search.trials), left
 
-    def sentence(self) -> tuple[str, str]:
-        """What is happening, or "bad" and what is wrong."""
-        over, failed = 0, []
-        results = self.search.results()
-        for trial in results:
-            over += trial.state.is_finished()
-            if error := self.search.error_of(trial):
-                failed.append(f"{self.search.name_of(trial)} failed: {error}")
-        words = [f"{over} of {self.search.trials} trials are over.", *failed[:3]]
-        if self.trials.alive:
-            words = [self.trials.doing(self.trial), *words, self.trials.incomplete]
-            return " ".join(words).strip(), ""
-        if wrong := self.trials.stopped_by():
-            return wrong, "bad"
+    def _over(self) -> int:
+        return sum(trial.state.is_finished() for trial in self.search.results())
+
+    def score_of(self, trial: str) -> str:
+        named = {self.search.name_of(found): found for found in self.search.results()}
+        return search_charts.score_words(named[trial])
+
+    def tally(self) -> list[str]:
+        return [f"{self._over()} of {self.search.trials} trials are over.", *self._failed()]
+
+    def _failed(self) -> list[str]:
+        """The first three."""
+        failed = [trial for trial in self.search.results() if self.search.error_of(trial)]
+        name, error = self.search.name_of, self.search.error_of
+        return [f"{name(trial)} failed: {error(trial)}" for trial in failed[:3]]
+
+    def conclusion(self) -> Said:
+        over, failed = self._over(), self._failed()
         if over < self.search.trials:
-            return " ".join([*words, f"Start trains {'the rest' if results else 'them'}."]), ""
-        words[0] = f"All {over} trials are over."
-        kind = "bad" if failed else ""
-        return " ".join([*words, f"Folder: {self.search.path}"]), kind
+            rest = "the rest" if self.search.results() else "them"
+            return " ".join([*self.tally(), f"Start trains {rest}."]), ""
+        words = [f"All {over} trials are over.", *failed, f"Folder: {self.path}"]
+        return " ".join(words), "bad" if failed else ""
 
 
-class SearchPage(TrialsScreen):
+class SearchPage(Screen):
     """A search on the screen; see `search`. `start`, `pause`, `resume`, `stop` and `wait` do what
     the buttons do.
     """
 
-    def __init__(self, session: SearchSession):
-        super().__init__(session.trials)
-        self.session, self.search = session, session.search
-        self._plan, self._table = w.HTML(), w.HTML()
-        self._figure = live_figure(self.show())
-        style = w.HTML(panels.STYLE)
-        self.box = w.VBox([style, self._plan, self._steering.box, self._figure, Fit(), self._table])
-        self._draw_all()
-        if session.trials.alive:
-            self._paint_while_alive()
+    session: SearchSession
 
-    def finish(self) -> Path:
-        """Start, print a line for each trial, and give the search's folder at the end. Raises what
-        stopped it.
-        """
-        for event in self._follow():
-            if isinstance(event, TrialEnded):
-                named = {self.search.name_of(trial): trial for trial in self.search.results()}
-                score = f"IoU {search_charts.score_words(named[event.trial])}"
-                say(f"{event.trial}: {event.error or score}")
-        return self.search.path
+    def __init__(self, session: SearchSession):
+        super().__init__(session)
+        self.search = session.search
+        self.plan, self.results = w.HTML(), w.HTML()
+        self.figure = live_figure(self.show())
+        style = w.HTML(panels.STYLE)
+        self.box = w.VBox([style, self.plan, self.steering, self.figure, Fit(), self.results])
+        self.draw()
+        if session.alive:
+            self._paint_while_alive()
 
     @property
     def table(self) -> Table:
@@ -177,19 +158,11 @@ class SearchPage(TrialsScreen):
         plan = search_charts.plan_table(self.search)
         return f"{plan}\n(A search: live in JupyterLab; here, search.finish().)"
 
-    def _repr_mimebundle_(self, **more: Any) -> Any:
-        bundle = self.box._repr_mimebundle_(**more)
-        return bundle | {"text/plain": str(self)} if isinstance(bundle, dict) else bundle
-
-    def _draw_all(self) -> None:
-        with self._steering.lock:
+    def draw(self) -> None:
+        with self.lock:
             plan = search_charts.plan_table(self.search)._repr_html_()
-            place = f"<p class=quiet>{escape(str(self.search.path))}</p>"
-            self._plan.value = panels.html(plan + place)
-            self._table.value = panels.html(self.table._repr_html_())
-            redraw(self._figure, self.show())
-            self._draw()
-
-    def _draw(self) -> None:
-        with self._steering.lock:
-            self._draw_buttons(self.session.progress(), self.session.sentence())
+            place = panels.lines([("quiet", "", str(self.search.path))])
+            self.plan.value = plan + place
+            self.results.value = panels.html(self.table._repr_html_())
+            redraw(self.figure, self.show())
+            self.draw_status()

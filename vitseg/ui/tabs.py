@@ -5,7 +5,6 @@ past.
 from __future__ import annotations
 
 from collections.abc import Callable
-from html import escape
 
 import ipywidgets as w
 
@@ -16,8 +15,8 @@ from vitseg.ui import charts, panels, pictures, theme
 from vitseg.ui.curves import write_csv
 from vitseg.ui.live import current
 from vitseg.ui.report import report
+from vitseg.ui.screen import Screen
 from vitseg.ui.session import Session, recent_runs
-from vitseg.ui.steering import Steering
 from vitseg.ui.widgets import FileLink
 
 NONE_YET = ("none yet", -1)
@@ -28,7 +27,7 @@ class Tabs:
     the one on the screen.
     """
 
-    def __init__(self, session: Session, steering: Steering, shown: Callable[[], None]):
+    def __init__(self, session: Session, screen: Screen, shown: Callable[[], None]):
         self.session, self._shown, self._filling = session, shown, False
         self.epoch = w.SelectionSlider(
             options=[NONE_YET],
@@ -38,98 +37,86 @@ class Tabs:
             disabled=True,
             style=theme.HANDLE,
         )
-        self.epoch.observe(
-            lambda _: self._filling or steering.attempt(self._draw_pictures), "value"
-        )
-        self.picture = w.Image(
-            format="png", layout={"max_width": "100%", "align_self": "flex-start"}
-        )
-        self.picture_note, self.classes, self.checks, self.runs = (w.HTML() for _ in range(4))
+        self.epoch.observe(lambda _: self._filling or screen.attempt(self._draw_pictures), "value")
+        layout = {"max_width": "100%", "align_self": "flex-start"}
+        self.picture = w.Image(format="png", layout=layout)
+        self.picture_note, self.classes = w.HTML(), w.HTML()
+        self.checks, self.runs = w.HTML(), w.HTML()
         self.said, self._on_screen = FileLink(), None
         self.which = w.Dropdown(
             description="Run folder",
             layout={"width": "320px"},
             style={"description_width": "initial"},
         )
-        acts = {
-            "Show": self.show,
-            "Export report": self.export_report,
-            "Export CSV": self.export_csv,
-        }
-        buttons = [steering.button(label, act) for label, act in acts.items()]
+        row = w.HBox(
+            [
+                self.which,
+                screen.button("Show", self.show),
+                screen.button("Export report", self.export_report),
+                screen.button("Export CSV", self.export_csv),
+            ]
+        )
         self.box = w.Tab(
             [
                 w.VBox([self.epoch, self.picture_note, self.picture]),
                 self.classes,
                 self.checks,
-                w.VBox([w.HBox([self.which, *buttons]), self.said, self.runs]),
-            ]
+                w.VBox([row, self.said, self.runs]),
+            ],
+            titles=("Predictions", "Classes", "Checks", "Runs"),
         )
-        for i, title in enumerate(("Predictions", "Classes", "Checks", "Runs")):
-            self.box.set_title(i, title)
-
-    @property
-    def behind(self) -> bool:
-        """Whether there are predictions that the slider does not offer yet."""
-        return sorted(self.session.predictions) != [
-            v for _, v in self.epoch.options if v != NONE_YET[1]
-        ]
 
     def draw(self) -> None:
-        """What changes once an epoch: classes, checks, pictures."""
+        """What changes once an epoch: classes, checks, pictures, runs."""
         s = self.session
+        steps = sum(isinstance(event, BatchEnded) for event in s.events)
         self.classes.value = panels.html(charts.class_map(s.events, most=24))
-        self.checks.value = panels.checks(
-            s.events, sum(isinstance(e, BatchEnded) for e in s.events), s.failure(), s.features
-        )
-        if self.behind and s.predictions:
-            self._offer_epochs(sorted(s.predictions))
+        self.checks.value = panels.checks(s.events, steps, s.failure(), s.features)
+        if not s.predictions or self._offer_epochs(sorted(s.predictions)):
             self._draw_pictures()
-        elif not s.predictions:
-            self._draw_pictures()
+        self.draw_runs()
 
-    def _offer_epochs(self, epochs: list[int]) -> None:
-        """The slider follows the newest epoch, unless somebody has gone back in time."""
-        newest = self.epoch.value == self.epoch.options[-1][1]
-        value = epochs[-1] if newest or self.epoch.value not in epochs else self.epoch.value
+    def _offer_epochs(self, epochs: list[int]) -> bool:
+        """Whether there are new ones. The slider follows the newest, unless somebody has gone back
+        in time.
+        """
+        offered, chosen = [epoch for _, epoch in self.epoch.options], self.epoch.value
+        if epochs == offered:
+            return False
+        if chosen == offered[-1] or chosen not in epochs:
+            chosen = epochs[-1]
         self._filling = True
-        self.epoch.options = [(str(e), e) for e in epochs]
-        self.epoch.value, self.epoch.disabled = value, False
+        self.epoch.options = [(str(epoch), epoch) for epoch in epochs]
+        self.epoch.value, self.epoch.disabled = chosen, False
         self._filling = False
+        return True
 
     def _draw_pictures(self) -> None:
         s, epoch = self.session, self.epoch.value
-        if epoch not in s.predictions:
-            text = (
-                "Validation images are predicted after every epoch of a run that is trained "
-                "here; then look back in time."
-            )
-            self.picture_note.value = panels.html(
-                f"<p class=quiet>{escape(s.no_pictures or text)}</p>"
-            )
-            self.picture.value, self.picture.layout.display = (
-                b"",
-                "none",
-            )  # an empty image shows as a broken one
+        if epoch in s.predictions:
+            shown = pictures.comparison(s.job.data, s.samples, s.predictions[epoch], side=150)
+            self.picture.value, self.picture.layout.display = pictures.png(shown), None
+            words = f"After epoch {epoch}. White: prediction and truth disagree."
+            self.picture_note.value = panels.html(f"<p>{words}</p>")
             return
-        self.picture.layout.display = None
-        self.picture.value = pictures.png(
-            pictures.comparison(s.job.data, s.samples, s.predictions[epoch], side=150)
+        words = s.no_pictures or (
+            "Validation images are predicted after every epoch of a run that is trained here; then "
+            "look back in time."
         )
-        self.picture_note.value = panels.html(
-            f"<p>After epoch {epoch}. White: prediction and truth disagree.</p>"
-        )
+        self.picture_note.value = panels.lines([("quiet", "", words)])
+        # an empty image shows as a broken one
+        self.picture.value, self.picture.layout.display = b"", "none"
 
     def draw_runs(self) -> None:
         runs, own = recent_runs(), self.session.run
-        if own and own.events_file.exists() and own.path not in [run.path for run in runs]:
-            runs.insert(0, own)
-        self.runs.value = panels.runs_table([(run, _state_of(run)) for run in runs])
-        shown = own.path if own else None
-        chosen = (
-            self.which.value if shown == self._on_screen else shown
-        )  # it follows the screen, until somebody chooses
         paths = [run.path for run in runs]
+        if own and own.events_file.exists() and own.path not in paths:
+            runs.insert(0, own)
+            paths.insert(0, own.path)
+        self.runs.value = panels.runs_table([(run, _state_of(run)) for run in runs])
+        shown, chosen = self.session.path, self.which.value
+        if shown != self._on_screen:  # it follows the screen, until somebody chooses
+            chosen = shown
         self.which.options = [(path.name, path) for path in paths]
         if runs:
             self.which.value = chosen if chosen in paths else paths[0]
@@ -176,6 +163,5 @@ def _state_of(run: RunFolder) -> str:
     if run.is_held():
         return "training elsewhere"
     failed = run.failure()
-    return (
-        f"failed ({failed.kind})" if failed else "cut off or stopped"
-    ) + "; Show, then Resume goes on with it"
+    ended = f"failed ({failed.kind})" if failed else "cut off or stopped"
+    return f"{ended}; Show, then Resume goes on with it"

@@ -1,0 +1,302 @@
+"""The screen of whatever trains: buttons, a progress bar, a line that says what is happening, and a
+painter; and figures that are redrawn in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as w
+import plotly.graph_objects as go
+
+from vitseg.errors import Interrupted, VitsegError
+from vitseg.events import Event, TrialEnded
+from vitseg.ui import theme
+from vitseg.ui.console import say
+from vitseg.ui.live import Task, current
+from vitseg.ui.panels import duration, html
+
+REDRAW_SECONDS = 0.4
+
+
+class Screen(ABC):
+    """Buttons, progress and status of a task, by their widgets. `box` is all that is shown.
+
+    `start`, `pause`, `resume`, `stop` and `wait` do what the buttons do. Whoever derives from it
+    builds `box` around `steering`, and says what is drawn: `draw` everything, at turning points and
+    after the end, `draw_news` what changes with every batch.
+    """
+
+    box: w.VBox
+
+    def __init__(
+        self,
+        session: Task,
+        start: str = "Train the trials that have not ended",
+        stop: str = "End after this batch; Start goes on later",
+    ):
+        self.session, self.note, self.unpainted = session, "", ""
+        self.lock, self.closed = threading.RLock(), threading.Event()
+        self.buttons: dict[str, w.Button] = {}
+        self.bar = w.FloatProgress(min=0, max=1, layout={"width": "220px"})
+        self.left, self.status = w.HTML(), w.HTML()
+        self._row = w.HBox(layout={"align_items": "center"})
+        self.steering = w.VBox([self._row, self.status])
+        self.add_button("Start", self.start, start)
+        pause = "Pause after this batch; Resume goes on"
+        self.add_button("Pause", self._pause_or_resume, pause)
+        self.add_button("Stop", self.stop, stop)
+        self.buttons["Start"].button_style = "primary"
+
+    def add_button(self, label: str, act: Callable[[], None], tip: str) -> None:
+        """One more in the row before the progress bar."""
+        self.buttons[label] = self.button(label, act, tip, "100px")
+        self._row.children = [*self.buttons.values(), self.bar, self.left]
+
+    def button(
+        self, label: str, act: Callable[[], None], tip: str = "", width: str = "130px"
+    ) -> w.Button:
+        made = w.Button(description=label, tooltip=tip, layout={"width": width})
+        made.on_click(lambda _: self.attempt(act))
+        return made
+
+    def attempt(self, act: Callable[[], None]) -> None:
+        """A press of a button: what goes wrong is a sentence in the status line, never a
+        traceback.
+        """
+        with self.lock:
+            self.note = ""
+            try:
+                act()
+                self.draw_status()
+            except Exception as error:
+                self.note = str(error)
+                # a fault of ours; a button that does nothing would be worse
+                if not isinstance(error, VitsegError | OSError):
+                    self.note = (
+                        f"{type(error).__name__}: {error}. That should not happen; please "
+                        f"report it."
+                    )
+                self._say(self.note, "bad")
+                with contextlib.suppress(Exception):
+                    self.draw_status()
+
+    # ---- what the buttons do, and what other cells may ask
+
+    def start(self) -> None:
+        """Train in the background. Nothing happens while it does already."""
+        if not self.session.alive:
+            self.session.start()
+            self._paint_while_alive()
+
+    def pause(self) -> None:
+        """After the batch that is under way."""
+        self.session.pause()
+        self.draw_status()
+
+    def resume(self) -> None:
+        """Go on after a pause, or with a run that was cut off, from its last checkpoint."""
+        was_alive = self.session.alive
+        self.session.resume()
+        if self.session.alive and not was_alive:
+            self._paint_while_alive()
+        self.draw_status()
+
+    def stop(self) -> None:
+        """After the batch that is under way. It can be gone on with from there."""
+        self.session.stop()
+        self.draw_status()
+
+    def _pause_or_resume(self) -> None:
+        if self.state == "running":
+            self.pause()
+        else:
+            self.resume()
+
+    def wait(self, timeout: float | None = None) -> str:
+        """Until it is over, or `timeout` seconds; returns the state. The cell is busy meanwhile, and
+        so is the kernel: the buttons answer again after an interrupt, which does not stop the run.
+        """
+        state = self.session.wait(timeout)
+        if not self.session.alive:
+            self.draw()
+        return state
+
+    def follow(self) -> Iterator[Event]:
+        """The events so far and those to come, until it is over; `for _ in
+        vitseg.progress(wb.follow()): pass`.
+        """
+        yield from self.session.follow()
+        self.draw()
+
+    def finish(self) -> Path:
+        """Start, print how it goes, and give the folder at the end. Raises what stopped it."""
+        self._open()
+        try:
+            for _ in self._printed(self.follow()):
+                pass
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "This cell was interrupted; the training goes on. Run the cell again to wait "
+                "for it."
+            ) from None
+        if self.session.live and self.session.live.error is not None:
+            raise self.session.live.error
+        return self.session.path
+
+    def _open(self) -> None:
+        """What `finish` does first."""
+        self.start()
+
+    def _printed(self, events: Iterable[Event]) -> Iterator[Event]:
+        """Pass events on, and print a line for each trial."""
+        for event in events:
+            if isinstance(event, TrialEnded):
+                score = event.error or f"IoU {self.session.score_of(event.trial)}"
+                say(f"{event.trial}: {score}")
+            yield event
+
+    @property
+    def state(self) -> str:
+        """ready, running, pausing, paused, stopping, stopped, ended, failed; "shown" for a run of
+        the past.
+        """
+        return self.session.state
+
+    # ---- drawing
+
+    def _repr_mimebundle_(self, **more: Any) -> Any:
+        bundle = self.box._repr_mimebundle_(**more)
+        return bundle | {"text/plain": str(self)} if isinstance(bundle, dict) else bundle
+
+    @abstractmethod
+    def draw(self) -> None:
+        """Everything."""
+
+    def draw_news(self) -> None:
+        self.draw_status()
+
+    def draw_status(self) -> None:
+        """Buttons, progress and the status line: cheap, and always true, from whichever thread it
+        is called.
+        """
+        with self.lock:
+            session, state = self.session, self.state
+            resumable = session.resumable and current() is None
+            self.buttons["Start"].disabled = not session.startable
+            pause, stop = self.buttons["Pause"], self.buttons["Stop"]
+            resumes = state != "running" and (session.alive or resumable)
+            pause.description = "Resume" if resumes else "Pause"
+            may_pause = state in {"running", "pausing", "paused"} and not session.elsewhere
+            pause.disabled = not (may_pause or resumable)
+            live = session.stoppable
+            stop.disabled = live is None or live.state == "stopping"
+            done, left = session.progress()
+            about = f", about {duration(left)} left" if left else ""
+            self.bar.value = done
+            self.left.value = html(f"<p class=line>{100 * done:.0f} %{about}</p>")
+            self._say(*session.sentence(self.note, self.unpainted))
+
+    def _say(self, words: str, kind: str) -> None:
+        self.status.value = html(f"<p role=status class='{kind}'>{escape(words)}</p>")
+
+    def _paint_while_alive(self) -> None:
+        self.note = ""
+        threading.Thread(target=self._paint, name="vitseg painter", daemon=True).start()
+
+    def _paint(self) -> None:
+        """Redraw a few times a second while there is something new, and once at the end. Never
+        stops the training.
+        """
+        drawn = turned = None
+        while not self.closed.is_set():
+            over = not self.session.alive
+            turn, version = (self.state, self.session.turns), self.session.version
+            try:
+                with self.lock:
+                    if over or turn != turned:
+                        self.draw()
+                    elif version != drawn:
+                        self.draw_news()
+                self.unpainted, drawn, turned = "", version, turn
+            except Exception as error:
+                with contextlib.suppress(Exception):
+                    self.unpainted = (
+                        f"The screen could not be drawn ({type(error).__name__}: {error})."
+                    )
+                    self.draw_status()
+            if over:
+                return
+            self.session.wait(REDRAW_SECONDS)
+
+    def _time_batches(self) -> None:
+        """A forecast needs a few timed batches; they are timed once the screen stands, and waited
+        for at exit: torch does not like to be cut off.
+        """
+        if self.session.cost is None:
+            threading.Thread(target=self._measure).start()
+
+    def _measure(self) -> None:
+        try:
+            self.session.measure()
+            self.draw()
+        except Exception as error:
+            self.note = f"There is no forecast: {error}"
+            with contextlib.suppress(Exception):
+                self.draw_status()
+
+
+class LiveFigure(go.FigureWidget):
+    """A figure that a page which is loaded again gets as it stands; plotly's own would give it as
+    it was first shown.
+    """
+
+    def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
+        """All of it is asked for by a page that is loaded; `_widget_layout` is empty until the
+        constructor is through.
+        """
+        if key is None and self._trait_values.get("_widget_layout"):
+            now = {"_widget_data": self._data, "_widget_layout": self._layout}
+            self._trait_values.update(
+                deepcopy(now)
+            )  # past the traits, which would send it to the pages that are open
+        return super().get_state(key, drop_defaults)
+
+    def _send_update_msg(
+        self, restyle_data: dict, relayout_data: dict, trace_indexes: Any = None, **source: Any
+    ) -> None:
+        """Send what every trace now holds. Where a message changes x of a curve alone, plotly sends
+        "_undefined_" as x of the heat map, which the page stores as its x; the next page would get
+        a heat map without one.
+        """
+        traces = [self._data[i] for i in self._normalize_trace_indexes(trace_indexes)]
+        values = {path: [_value_at(trace, path) for trace in traces] for path in restyle_data}
+        super()._send_update_msg(values, relayout_data, trace_indexes, **source)
+
+
+def _value_at(tree: Any, path: str) -> Any:
+    """Of "error_x.array", or None where there is no such setting."""
+    for name in path.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
+
+def redraw(shown: go.FigureWidget, figure: go.Figure) -> None:
+    """Put another figure's curves in the place of those that are shown; both have as many."""
+    with shown.batch_update():
+        for old, new in zip(shown.data, figure.data, strict=True):
+            old.update(new.to_plotly_json())
+
+
+def live_figure(figure: go.Figure) -> go.FigureWidget:
+    """A figure to be redrawn in place; put a `Fit` beside it."""
+    widget = LiveFigure(figure)
+    widget._config = theme.CONFIG | {"responsive": True}  # no public way to set it on a widget
+    return widget
