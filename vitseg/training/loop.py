@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import islice
 from typing import Any
 
@@ -49,10 +49,12 @@ _POSITION = (
 class StageTraining:
     """One stage of a job: `for event in StageTraining(job, 1)` trains it.
 
-    To pause, stop asking for events; to stop, close. Between two events `state_dict` holds all that
-    another process needs to go on. `epochs_before` and `steps_before` are what earlier stages took,
-    for the records; `cache` is the run's, where it has one. In a `group` each process takes its
-    part of every step and of every evaluation; all of them log the same events.
+    A batch is one optimizer step; it is computed in portions of `batch_size` images, as many as
+    `accumulate` says. To pause, stop asking the iterator for events; to stop, close it. Between two
+    events `state_dict` holds all that another process needs to go on. `epochs_before` and
+    `steps_before` are what earlier stages took, for the records; `cache` is the run's, where it has
+    one. In a process group each process takes its part of every batch and of every evaluation; all
+    of them log the same events.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class StageTraining:
         report = self._audit().check(self._before_the_next_step())
         self.group.same("What the model holds", report.hashes)
         self.features = Features(self.job, report.hashes, self.cache)
-        if self.best is None:  # epoch 0: the start weights, which may stay the best
+        if self.best is None:  # at its start: epoch 0 is what the stage begins with
             self.hashes = report.hashes
             score = yield from self._evaluate()
             self._keep_as_best(score)
@@ -122,7 +124,7 @@ class StageTraining:
         keys = [(name, view) for name in self.data.order(self.recipe.seed, self.number, epoch)]
         steps = chunked(keys, size * self.recipe.accumulate)[self.batch :]
         portions = [chunked(self.group.part(step), size) for step in steps]
-        every_portion = [keys for own in portions for keys in own]
+        every_portion = [portion for own in portions for portion in own]
         batches = self.features.batches(every_portion, training=True)
         try:
             for own in portions:
@@ -183,7 +185,7 @@ class StageTraining:
             self.scaler.scale(loss).backward()
             total, seen = total + loss.item(), seen + len(portion.names)
             matrix += confusion(likeliest(logits.detach()), mask, len(self.data.classes))
-        self.group.sum_gradients(self._trained())
+        self.group.sum_gradients(self._trainable())
         total = self.group.sum(torch.tensor(total, dtype=torch.float64)).item()
         self.running_loss += total
         self.running = self.running + self.group.sum(matrix)
@@ -193,7 +195,7 @@ class StageTraining:
         """Clip the gradients. Returns their norm before that; None where fp16 overflowed."""
         self.scaler.unscale_(self.optimizer)
         limit = self.recipe.clip_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self._trained(), limit).item()
+        norm = torch.nn.utils.clip_grad_norm_(self._trainable(), limit).item()
         if math.isfinite(norm):
             return norm
         if self.scaler.is_enabled():
@@ -214,8 +216,9 @@ class StageTraining:
         """The epoch's clock, its best weights, its record."""
         self.schedule.after_epoch()
         self.epoch, self.batch = self.epoch + 1, 0
-        untrained = self.number == 1 and self.best_epoch == 0  # a random decoder is never the best
-        better = untrained or _key(score) >= _key(self.best)
+        # stage 1 begins with a random decoder, which is never the best
+        best_is_random = self.number == 1 and self.best_epoch == 0
+        better = best_is_random or _rank(score) >= _rank(self.best)
         if better:
             self._keep_as_best(score)
         background = self.recipe.data.score_background
@@ -269,8 +272,13 @@ class StageTraining:
     def _features_used(self) -> FeaturesUsed:
         *counts, note = self.features.used()
         read, computed = self.group.sum(torch.tensor(counts)).tolist()
-        epoch = self.epochs_before + self.epoch + 1
-        return FeaturesUsed(self.number, epoch, read, computed, note)
+        return FeaturesUsed(
+            stage=self.number,
+            epoch=self.epochs_before + self.epoch + 1,
+            read=read,
+            computed=computed,
+            note=note,
+        )
 
     def _ended(self) -> StageEnded:
         self.contract.check(self._next_step(), self.optimizer)
@@ -367,7 +375,7 @@ class StageTraining:
         size = self.recipe.batch_size * self.recipe.accumulate
         return self.group.bounds(min(size, images - self.batch * size))[0]
 
-    def _evaluate(self, epoch: int = 0) -> Iterator[Event]:
+    def _evaluate(self, epoch: int = 0) -> Generator[Event, None, dict[str, Any]]:
         return evaluate(
             self.job,
             "validation",
@@ -385,7 +393,7 @@ class StageTraining:
         self.running = torch.zeros(classes, classes, dtype=torch.int64)
         self.running_loss = 0.0
 
-    def _trained(self) -> list[Tensor]:
+    def _trainable(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def trained_weights(self) -> Weights:
@@ -441,6 +449,7 @@ class StageTraining:
 
     def _refuse_impossible(self) -> None:
         """Raises ValueError unless the numbers of a position go together."""
+        # within an epoch the LR is of these groups; before the first step there is none
         groups = used_lr(self.optimizer).keys() if self.batch else self.lr.keys()
         classes = len(self.data.classes)
         steps = self.epoch * self.plan.batches + self.batch
@@ -457,7 +466,7 @@ class StageTraining:
                 raise ValueError(f"{name} cannot be {getattr(self, name)!r:.80}")
 
 
-def _key(score: dict[str, Any]) -> tuple[float, float]:
+def _rank(score: dict[str, Any]) -> tuple[float, float]:
     """What "best" compares: IoU, or accuracy where no truth has a foreground; where that is equal,
     the lower loss.
     """
