@@ -218,14 +218,14 @@ class Screen(ABC):
         drawn = turned = None
         while not self.closed.is_set():
             over = not self.session.alive
-            turn, version = (self.state, self.session.turns), self.session.version
+            turn, news = self.session.turns, (self.session.version, self.state)
             try:
                 with self.lock:
                     if over or turn != turned:
                         self.draw()
-                    elif version != drawn:
+                    elif news != drawn:
                         self.draw_news()
-                self.unpainted, drawn, turned = "", version, turn
+                self.unpainted, drawn, turned = "", news, turn
             except Exception as error:
                 with contextlib.suppress(Exception):
                     self.unpainted = (

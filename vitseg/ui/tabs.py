@@ -67,14 +67,13 @@ class Tabs:
         )
 
     def draw(self) -> None:
-        """What changes once an epoch: classes, checks, pictures, runs."""
+        """What changes once an epoch: classes, checks, pictures."""
         s = self.session
         steps = sum(isinstance(event, BatchEnded) for event in s.events)
         self.classes.value = panels.html(charts.class_map(s.events, most=24))
         self.checks.value = panels.checks(s.events, steps, s.failure(), s.features)
         if not s.predictions or self._offer_epochs(sorted(s.predictions)):
             self._draw_pictures()
-        self.draw_runs()
 
     def _offer_epochs(self, epochs: list[int]) -> bool:
         """Whether there are new ones. The slider follows the newest, unless somebody has gone back

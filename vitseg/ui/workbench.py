@@ -131,6 +131,7 @@ class Workbench(Screen):
         self._nothing = Curves()
         self._drawn: dict[str, tuple[Points, int]] = {}
         self._around: dict[str, list] = {}
+        self._known = ""
         self.figure = live_figure(charts.curves_figure(s.curves, self._nothing, charts.POINTS))
         self.tabs = Tabs(s, self, self._turned_to_another)
         self.box = w.VBox(
@@ -167,12 +168,17 @@ class Workbench(Screen):
     def draw(self) -> None:
         with self.lock:
             self._draw_stages()
-            self.controls.offer_starts(self.session.starts())
+            if not self._drawn or not self.session.alive:
+                self.controls.offer_starts(self.session.starts())
             self.tabs.draw()
+            self._known = ""
             self.draw_news()
 
     def draw_news(self) -> None:
         with self.lock:
+            if self._known != self.state:
+                self._known = self.state
+                self.tabs.draw_runs()
             self._draw_curves()
             self.draw_status()
 
