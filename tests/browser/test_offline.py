@@ -157,7 +157,7 @@ def test_every_figure_has_the_template_and_every_live_one_is_made_in_one_place()
         name
         for name, code in modules.items()
         if re.search(r"(FigureWidget|LiveFigure)\((?!go)", code)
-    ] == ["steering.py"]
+    ] == ["screen.py"]
     assert [place for place, source in cells.items() if re.search("https?://", source)] == []
 
 
