@@ -4,7 +4,7 @@
                                                      out into a temporary folder)
 
 Trains, with both: `vitseg.quick()` on generated images; a run with accumulation, class weights,
-fp32 and depth "all"; a fork of it; an ablation of twelve trials. Exits 1 unless the logs are equal
+fp32 and depth "all"; a fork of it; an ablation of twelve trials and two controls. Exits 1 unless the logs are equal
 byte for byte, but for fields that events have gained.
 """
 
@@ -41,7 +41,7 @@ list(vitseg.train(vitseg.quick(), here / "quick", reuse=False))
 list(vitseg.train(thorough, here / "thorough", reuse=False))
 forked = thorough.replace({"name": "forked", "stages.1.lr": 1e-4})
 list(vitseg.fork(here / "thorough", 1, forked, here / "fork"))
-axes = {"stages.1.unfrozen_blocks": [0, 2], "stages.1.lr": [1e-4, 3e-4]}
+axes = {"stages.1.unfrozen_blocks": [0, 2], "stages.1.lr": [1e-4, 2e-4, 3e-4]}
 vitseg.ablate(small, axes, seeds=2, folder=here / "ablation").finish()
 """
 
