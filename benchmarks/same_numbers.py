@@ -4,8 +4,8 @@
                                                      out into a temporary folder)
 
 Trains, with both: `vitseg.quick()` on generated images; a run with accumulation, class weights,
-fp32 and depth "all"; a fork of it; an ablation of twelve trials and two controls. Exits 1 unless the logs are equal
-byte for byte, but for fields that events have gained.
+fp32 and depth "all"; a fork of it; an ablation of twelve trials and two controls. Exits 1 unless
+the logs are equal byte for byte, but for fields that events have gained.
 """
 
 from __future__ import annotations
