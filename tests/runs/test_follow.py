@@ -331,13 +331,13 @@ def test_a_workbench_whose_kernel_is_one_of_two_pauses_stops_and_goes_on(
     wb = vitseg.Workbench(shared)
     assert "cpu, 2 processes" in wb.box.children[0].value
     wb.start()
-    until(lambda: wb.session.live.events and isinstance(wb.session.live.events[-1], BatchEnded), 60)
+    until(lambda: wb.events and isinstance(wb.events[-1], BatchEnded), 60)
     wb.pause()
     until(lambda: wb.session.state == "paused")
     assert len(helpers()) == 1  # it waits, and costs nothing
     wb.resume()
-    steps = len(wb.session.live.events)
-    until(lambda: len(wb.session.live.events) > steps + 2)
+    steps = len(wb.events)
+    until(lambda: len(wb.events) > steps + 2)
     wb.stop()
     assert wb.wait() == "stopped" and not helpers()
     wb.start()
