@@ -148,3 +148,13 @@ def test_generated_images_take_part():
                 classes=Classes(drop_images_with=("background",)),
             )
         )
+
+
+def test_the_check_says_nothing_of_images_that_are_left_out(tmp_path):
+    masks = {"a": stripes(0, 2), "b": stripes(0), "c": stripes(0, 4), "d": stripes(0, 1, 2)}
+    folder = write_pairs(tmp_path, masks, classes=list(NAMES), encoding="index")
+    cfg = Data(source=Folder(path=str(folder)), classes=Classes(drop_images_with=("ink",)))
+    check = check_data(cfg)
+    assert sorted(check.whole) == list("abd")
+    assert [p.path.stem for p in check.notes if p.kind == "no foreground"] == ["b"]
+    assert [p.path.stem for p in check.notes if p.kind == "tiny"] == list("abd")
