@@ -175,6 +175,7 @@ class ProcessGroup:
         last_word = None
         with suppress(RuntimeError):
             if self._store.check([_LAST_WORD]):
+                # written by a process of this very run; torch's own object collectives do the same
                 last_word = pickle.loads(self._store.get(_LAST_WORD))
         if last_word is None:
             reason = str(error).partition("\n")[0][:200]
