@@ -354,7 +354,7 @@ def test_row_49_an_enormous_image_is_named_with_the_limit_and_never_decoded(
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", small_ones_only)
     (line,) = refused(folder).problem.splitlines()[1:]
-    assert line.strip().startswith(f"{bomb}: cannot be read as an image (") and "pixels" in line
+    assert line.strip().startswith(f"{bomb}: cannot be read (") and "pixels" in line
     with pytest.raises(DataError, match="cannot be read as an image"):
         model.predict(bomb)
 
@@ -391,7 +391,7 @@ def test_row_50_unusual_names_work_from_the_check_to_the_prediction(
         noise = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
         Image.fromarray(noise).save(image)
     report = vitseg.check(folder)
-    assert report.ok and report.check.found == len(places) and not report.check.warnings
+    assert report.ok and len(report.check.scan.looks) == len(places) and not report.check.warnings
     recipe = recipe_of(folder, batch_size=4)
     assert set(SegmentationData(recipe.data).pairs) == set(places)
     assert losses(list(train(recipe, tmp_path / "run", reuse=False)))
@@ -462,18 +462,17 @@ def test_row_52_links_are_followed_named_where_they_lead_out_and_refused_where_t
         mask.symlink_to(mask.name)
     lines = [line.strip() for line in refused(folder).problem.splitlines()[1:]]
     assert lines == [
-        (
-            f"{folder}/images/a.png: cannot be read as an image (a link that leads nowhere, to "
-            f"{inside})."
-        ),
-        f"{folder}/masks/c.png: cannot be read as a mask (a link that leads nowhere, to c.png).",
+        (f"{folder}/images/a.png: cannot be read (a link that leads nowhere, to {inside})."),
+        f"{folder}/masks/c.png: cannot be read (a link that leads nowhere, to c.png).",
     ]
 
 
 def test_row_52_a_folder_that_is_a_link_to_itself_is_a_sentence(tmp_path: Path):
     (tmp_path / "loop").symlink_to("loop")
     for call in (vitseg.check, lambda p: list(vitseg.train(vitseg.quick(p)))):
-        with pytest.raises(DataError, match="there is no such folder"):
+        with pytest.raises(
+            DataError, match=r"cannot be looked into \(Too many levels of symbolic links"
+        ):
             call(tmp_path / "loop")
 
 
@@ -511,9 +510,9 @@ def test_row_56_two_files_of_one_name_are_both_named(tmp_path: Path):
     folder = write_pairs(tmp_path, dict.fromkeys(("a", "b", "B", "c"), TWO))
     to_image(TWO).save(folder / "images" / "a.bmp")
     assert [line.strip() for line in refused(folder).problem.splitlines()[1:]] == [
-        f"{folder}/images: more than one file is named a.*: a.bmp, a.png.",
-        f"{folder}/images: more than one file is named B.*, capitals aside: B.png, b.png.",
-        f"{folder}/masks: more than one file is named B.*, capitals aside: B.png, b.png.",
+        f"{folder}/images/a.bmp: is of one name with a.png, suffix and capitals aside.",
+        f"{folder}/images/B.png: is of one name with b.png, suffix and capitals aside.",
+        f"{folder}/masks/B.png: is of one name with b.png, suffix and capitals aside.",
     ]
 
 

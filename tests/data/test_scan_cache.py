@@ -140,7 +140,7 @@ def test_a_second_start_tells_what_the_first_one_told(cache, folder):
 def test_the_path_is_told_as_it_is_given_not_as_it_was_cached(cache, folder, monkeypatch):
     scanned(folder)
     monkeypatch.chdir(folder.parent)
-    warnings = scanned(Path("data")).warnings
+    warnings = scanned(Path("data")).findings
     assert warnings and all(found.says.startswith("data/images/") for found in warnings)
 
 
@@ -274,7 +274,7 @@ def test_a_damaged_cache_is_not_believed_and_made_anew(cache, folder, decoded, s
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("vitseg.data.scan_cache._code", lambda: "another version of the code"),
+        ("vitseg.data.scan_cache.READERS", ("images.py", "data/check.py")),
         ("PIL.__version__", "0.0"),
         ("PIL.Image.MAX_IMAGE_PIXELS", 10**6),
     ],

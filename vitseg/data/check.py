@@ -6,25 +6,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitseg.data.folder import (
-    OF_A_PAIR,
-    Finding,
-    Look,
-    Pair,
-    Scan,
-    Watch,
-    finding,
-    of_rank,
-    scan,
-    unwatched,
-)
-from vitseg.data.masks import ClassMap, MaskCode, class_map, read_raw
+from vitseg.data.folder import Finding, Look, Scan, Watch, of_rank, scan, unwatched
+from vitseg.data.masks import ClassMap, class_map, read_raw
 from vitseg.data.splits import Splits, splits_of
 from vitseg.errors import ConfigError, DataError
 from vitseg.settings import Data, Folder
@@ -37,38 +26,34 @@ Counts = Mapping[str, Mapping[int, int]]
 """Pixels of each class, by image."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClassCount:
+class ClassCount(NamedTuple):
     """A class in the whole masks: in how many images it occurs, and how many pixels hold it, by
     split.
     """
 
     name: str
-    images: dict[str, int] = field(default_factory=Counter)
-    pixels: dict[str, int] = field(default_factory=Counter)
+    images: Counter[str]
+    pixels: Counter[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """`findings` are problems, which stop a training or leave pairs out, then warnings, which spoil
-    what it says, and notes, which are worth knowing.
+    """What a scan found, and what follows from it. `findings` are problems, which stop a training
+    or leave pairs out, then warnings, which spoil what it says, and notes, which are worth knowing.
 
     `whole` are the pairs without a problem, by name, and `splits` the images of each split among
-    them. `together[i][j]` is in how many images classes i and j both occur. `image_of` is the image
-    of each mask.
+    them; `masks` says how their classes are stored. `together[i][j]` is in how many images classes
+    i and j both occur. `kinds` is None where no code fits the masks.
     """
 
-    root: Path
-    found: int
-    whole: dict[str, Pair]
+    scan: Scan
+    kinds: ClassMap | None
+    whole: dict[str, Look]
     masks: str
     splits: dict[str, int]
     findings: list[Finding]
     classes: list[ClassCount]
     together: list[list[int]]
-    code: MaskCode | None
-    kinds: ClassMap | None
-    image_of: dict[Path, Path]
 
     @property
     def problems(self) -> list[Finding]:
@@ -88,25 +73,22 @@ class Check:
         """
         if self.kinds is None:
             return None
-        return self.kinds.ids(self.code.decode(read_raw(self.whole[name].mask)))
+        return self.kinds.table[self.scan.code.decode(read_raw(self.whole[name].pair.mask))]
 
     def to_dict(self) -> dict[str, Any]:
         """Strings and numbers, for JSON."""
-        said = {}
-        for rank in ("problem", "warning", "note"):
-            said[f"{rank}s"] = [
-                {"kind": found.kind, "path": shown(found.path), "says": found.says}
-                for found in of_rank(rank, self.findings)
-            ]
-        classes = [{"name": c.name, "images": c.images, "pixels": c.pixels} for c in self.classes]
+        said: dict[str, list[dict[str, str]]] = {"problems": [], "warnings": [], "notes": []}
+        for found in self.findings:
+            words = {"kind": found.kind, "path": shown(found.path), "says": found.says}
+            said[f"{found.rank}s"].append(words)
         return {
-            "folder": shown(self.root),
-            "pairs": self.found,
+            "folder": shown(self.scan.root),
+            "pairs": len(self.scan.looks),
             "whole": len(self.whole),
             "masks": self.masks,
             "splits": self.splits,
             **said,
-            "classes": classes,
+            "classes": [row._asdict() for row in self.classes],
             "together": self.together,
         }
 
@@ -118,72 +100,48 @@ def check_data(cfg: Data, watch: Watch = unwatched) -> Check:
     if not isinstance(cfg.source, Folder):
         raise ConfigError("data.source", cfg.source, "a folder", "Generated images need no check.")
     found = scan(cfg.source, watch)
-    kinds = class_map(found.code.classes, cfg.classes) if found.code else None
-    looks, counts, dropped = _counted(found, kinds)
-    findings = [*found.findings]
-    placed = {name: look.pair.split for name, look in looks.items()}
+    findings, kinds, masks, dropped = found.findings, None, "no code fits them", set()
+    whole = {look.pair.name: look for look in found.whole}
+    counts: dict[str, dict[int, int]] = {name: {} for name in whole}
+    if found.code:
+        kinds = class_map(found.code.classes, cfg.classes)
+        masks = "; ".join(filter(None, (found.code.description, kinds.description)))
+        for look in found.whole:
+            name, stored = look.pair.name, found.code.counts(look.mask.counts)
+            counts[name] = kinds.counts(stored)
+            if not kinds.dropping.isdisjoint(stored):
+                dropped.add(name)
+                del whole[name]
+    placed = {name: look.pair.split for name, look in whole.items()}
     try:
         splits = splits_of(placed, cfg, lambda name: counts[name].keys(), dropped)
     except DataError as error:
-        splits = {"all": list(looks)}
+        splits = {"all": list(whole)}
         findings.append(Finding("cannot be split", found.root, str(error)))
-    masks, classes, together = "no code fits them", [], []
+    sizes = {split: len(names) for split, names in splits.items() if names}
+    classes, together = [], []
+    findings += _twice(whole, splits)
     if kinds:
-        masks = "; ".join(filter(None, (found.code.description, kinds.description)))
         classes, together = _classes(counts, splits, kinds.classes)
-    findings += _twice(looks, splits)
-    findings += _absent(classes, found.root)
-    if kinds:
-        findings += _without_foreground(counts, looks)
-    findings += _tiny(looks)
-    return Check(
-        found.root,
-        len(found.looks),
-        {name: look.pair for name, look in looks.items()},
-        masks,
-        {split: len(names) for split, names in splits.items() if names},
-        findings,
-        classes,
-        together,
-        found.code,
-        kinds,
-        {pair.mask: pair.image for pair in found.pairs},
-    )
-
-
-def _counted(
-    found: Scan, kinds: ClassMap | None
-) -> tuple[dict[str, Look], dict[str, dict[int, int]], set[str]]:
-    """The looks at whole pairs by name, the pixels of their classes, and the names of those that
-    hold a class of `drop_images_with`.
-    """
-    looks, counts, dropped = {}, {}, set()
-    for look in found.without(OF_A_PAIR).looks:
-        name = look.pair.name
-        held: dict[int, int] = {}
-        if kinds:
-            stored = found.code.counts(look.mask.counts)
-            if not kinds.keeps(stored):
-                dropped.add(name)
-                continue
-            held = kinds.counts(stored)
-        looks[name], counts[name] = look, held
-    return looks, counts, dropped
+        findings += _absent(classes, found.root)
+        findings += _without_foreground(whole, counts)
+    findings += _tiny(whole)
+    return Check(found, kinds, whole, masks, sizes, findings, classes, together)
 
 
 def _classes(
     counts: Counts, splits: Splits, names: tuple[str, ...]
 ) -> tuple[list[ClassCount], list[list[int]]]:
-    classes = [ClassCount(name) for name in names]
-    together = [[0] * len(names) for _ in names]
+    classes = [ClassCount(name, Counter(), Counter()) for name in names]
+    together = np.zeros((len(names), len(names)), int)
     for split, of_split in splits.items():
         for name in of_split:
+            held = list(counts[name])
+            together[np.ix_(held, held)] += 1
             for i, pixels in counts[name].items():
                 classes[i].images[split] += 1
                 classes[i].pixels[split] += pixels
-                for j in counts[name]:
-                    together[i][j] += 1
-    return classes, together
+    return classes, together.tolist()
 
 
 def _twice(looks: Mapping[str, Look], splits: Splits) -> Iterator[Finding]:
@@ -192,35 +150,33 @@ def _twice(looks: Mapping[str, Look], splits: Splits) -> Iterator[Finding]:
     alike: dict[str, list[str]] = {}
     for name, look in looks.items():
         alike.setdefault(look.image.pixels, []).append(name)
-    for names in alike.values():
-        if len(names) > 1:
+    for first, *others in alike.values():
+        if others:
             kind, end = "same image twice", "on one side"
-            if len({split_of[name] for name in names}) > 1:
+            if {split_of[name] for name in others} != {split_of[first]}:
                 kind = "same image in two splits"
                 end = "on both sides: what is scored was trained on"
-            paths = [looks[name].pair.image for name in names]
-            where = [f"{shown(p)} ({split_of[n]})" for p, n in zip(paths, names, strict=True)]
-            says = f"{' and '.join(where)}: the same pixels, {end}."
-            yield Finding(kind, paths[0], says, "warning")
+            listed = [f"{shown(looks[name].pair.image)} ({split_of[name]})" for name in others]
+            says = f"({split_of[first]}) has the same pixels as {' and '.join(listed)}, {end}."
+            yield Finding(kind, looks[first].pair.image, says, "warning")
 
 
 def _absent(classes: list[ClassCount], root: Path) -> Iterator[Finding]:
     """Classes that a split lacks: not trained, or not scored."""
-    splits = sorted({split for c in classes for split in c.images})
-    for c in classes:
-        lacking = [split for split in splits if split not in c.images]
+    splits = sorted({split for row in classes for split in row.images})
+    for row in classes:
+        lacking = [split for split in splits if split not in row.images]
         if lacking:
-            says = f"class {c.name!r} occurs in no mask of {' and '.join(lacking)}."
-            yield finding("class absent", root, says, "warning")
+            says = f"class {row.name!r} occurs in no mask of {' and '.join(lacking)}."
+            yield Finding("class absent", root, says, "warning")
 
 
-def _without_foreground(counts: Counts, looks: Mapping[str, Look]) -> Iterator[Finding]:
-    for name, ids in counts.items():
-        mask = looks[name].pair.mask
-        if not ids:
-            yield finding("all ignored", mask, "every pixel is ignored.", "note")
-        elif ids.keys() == {0}:
-            yield finding("no foreground", mask, "background alone.", "note")
+def _without_foreground(looks: Mapping[str, Look], counts: Counts) -> Iterator[Finding]:
+    for name, look in looks.items():
+        if not counts[name]:
+            yield Finding("all ignored", look.pair.mask, "every pixel is ignored.", "note")
+        elif counts[name].keys() == {0}:
+            yield Finding("no foreground", look.pair.mask, "background alone.", "note")
 
 
 def _tiny(looks: Mapping[str, Look]) -> Iterator[Finding]:
@@ -228,4 +184,4 @@ def _tiny(looks: Mapping[str, Look]) -> Iterator[Finding]:
         height, width = look.image.size
         if min(height, width) < TINY:
             says = f"{width}x{height} pixels, hardly more than a patch."
-            yield finding("tiny", look.pair.image, says, "note")
+            yield Finding("tiny", look.pair.image, says, "note")

@@ -110,7 +110,7 @@ class FolderSource:
             image, ids = open_rgb(pair.image), self.code.decode(read_raw(pair.mask))
             if ids.shape != (image.height, image.width):
                 raise ValueError("sizes differ")
-        except (*UNREADABLE, KeyError) as error:
+        except UNREADABLE as error:
             raise _changed(pair, error) from None
         return image, ids
 
@@ -169,7 +169,7 @@ class SegmentationData(Dataset[Sample]):
         """
         kept, dropped = dict(self.source.splits), set()
         if self.map.dropping:
-            dropped = {name for name in kept if not self.map.keeps(self.source.counts(name))}
+            dropped = {n for n in kept if not self.map.dropping.isdisjoint(self.source.counts(n))}
         for name in dropped:
             del kept[name]
         if not kept:
@@ -211,7 +211,7 @@ class SegmentationData(Dataset[Sample]):
     def load(self, name: str) -> tuple[Image.Image, np.ndarray]:
         """The image as it is, and its class ids (h, w) uint8."""
         image, ids = self.source.load(name)
-        return image, self.map.ids(ids)
+        return image, self.map.table[ids]
 
     def __getitem__(self, key: Key) -> Sample:
         name, view = key

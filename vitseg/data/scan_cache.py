@@ -11,7 +11,6 @@ import hashlib
 import os
 import tempfile
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,12 +19,12 @@ from PIL import Image, ImageFile
 from pydantic import TypeAdapter
 
 from vitseg.files import cache_folder
-from vitseg.images import Header, Size
+from vitseg.images import Size
 
 MOST_VALUES = 1024
 """Values in a mask above which it is not cached: a photograph among the masks holds 100,000."""
 
-_READERS = ("images.py", "data/masks.py", "data/folder.py", "data/scan_cache.py")
+READERS = ("images.py", "data/masks.py", "data/folder.py", "data/scan_cache.py")
 
 Stamp = tuple[int, int, int]
 """Size in bytes, time of the last change of the content, and of the file (permissions, say), in ns.
@@ -40,22 +39,22 @@ def stamp_of(path: Path) -> Stamp:
 
 @dataclass(frozen=True, slots=True)
 class FileScan:
-    """An image or a mask that can be read whole. All of it follows from the bytes of the file.
+    """What was read of an image or a mask; without `sha256`, its header alone.
 
     `size` is (height, width) once upright, and `warnings` are kinds and sentences. Of an image:
-    `pixels` is a digest of them; `deep` says how more than 8 bits are stored, and the largest value
-    of 65535. Of a mask: `counts` are pixels by stored value, `palette` the colours of the indices
-    that occur.
+    `pixels` is a digest of them; `deep` is the largest value of 65535, by how more than 8 bits are
+    stored. Of a mask: its `mode`, `counts` of pixels by stored value, and the colours of the
+    indices that occur, by `palette`.
     """
 
     stamp: Stamp
-    sha256: str
-    header: Header
     size: Size
-    orientation: int
-    warnings: tuple[tuple[str, str], ...]
+    sha256: str = ""
+    orientation: int = 1
+    warnings: tuple[tuple[str, str], ...] = ()
     pixels: str = ""
-    deep: tuple[str, int] | None = None
+    deep: dict[str, int] = field(default_factory=dict)
+    mode: str = ""
     counts: dict[int, int] = field(default_factory=dict)
     palette: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
@@ -108,13 +107,7 @@ class ScanCache:
 def _seal(content: bytes) -> bytes:
     """A digest of the content and of all that decides what a file is read as."""
     limits = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
-    reader = f"{_code()} {PIL.__version__} {limits}\n"
-    return hashlib.sha256(reader.encode() + content).hexdigest().encode()
-
-
-@cache
-def _code() -> str:
-    digest = hashlib.sha256()
-    for name in _READERS:
+    digest = hashlib.sha256(f"{PIL.__version__} {limits}\n".encode() + content)
+    for name in READERS:
         digest.update((files("vitseg") / name).read_bytes())
-    return digest.hexdigest()
+    return digest.hexdigest().encode()
