@@ -16,7 +16,7 @@ from builders import SIDE, stripes
 from PIL import Image, ImageOps
 
 import vitseg
-from vitseg.data.check import check_data
+from vitseg.data.check import Check
 from vitseg.data.dataset import SegmentationData
 from vitseg.data.folder import Finding, in_brief
 from vitseg.data.masks import read_raw
@@ -99,7 +99,7 @@ def folder_of(
 
 def found(folder: Path) -> list[Finding]:
     """Problems and warnings."""
-    check = check_data(Data(source=Folder(path=str(folder))))
+    check = Check(Data(source=Folder(path=str(folder))))
     return [*check.problems, *check.warnings]
 
 
@@ -570,7 +570,7 @@ def test_bands_of_a_mask_are_named_too(tmp_path: Path):
 
 def test_a_training_can_say_all_warnings_in_a_sentence_a_kind(tmp_path: Path):
     folder = folder_of(tmp_path, [*(as_tiff(noise(5), 0) for _ in range(3)), turned(3)])
-    warnings = check_data(Data(source=Folder(path=str(folder)))).warnings
+    warnings = Check(Data(source=Folder(path=str(folder)))).warnings
     bands, orientation = in_brief(warnings)
     assert bands.startswith(f"{folder / 'images' / '0.tif'}: of its 5 bands") and bands.endswith(
         " And 2 more: bands dropped."

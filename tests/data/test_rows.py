@@ -20,7 +20,7 @@ from PIL import Image, ImageFile
 
 import vitseg
 from vitseg import cli
-from vitseg.data.check import check_data
+from vitseg.data.check import Check
 from vitseg.data.dataset import SegmentationData
 from vitseg.data.folder import read_folder
 from vitseg.data.masks import read_raw
@@ -451,7 +451,7 @@ def test_row_52_links_are_followed_named_where_they_lead_out_and_refused_where_t
     for image, place in (("a", inside), ("b", outside)):
         (folder / "images" / f"{image}.png").rename(place)
         (folder / "images" / f"{image}.png").symlink_to(place)
-    check = check_data(Data(source=Folder(path=str(folder))))
+    check = Check(Data(source=Folder(path=str(folder))))
     assert [p.says for p in check.warnings if p.kind == "link that leads out"] == [
         f"{folder}/images/b.png: a link to {outside}, outside the data set's folder."
     ]
@@ -581,9 +581,7 @@ def test_row_59_masks_that_are_ignored_altogether_make_no_nan_and_are_counted(
         tmp_path / "data", masks, classes=["ground", "wound"], encoding="index", ignore_value=9
     )
     notes = [
-        p
-        for p in check_data(Data(source=Folder(path=str(folder)))).notes
-        if p.kind == "all ignored"
+        p for p in Check(Data(source=Folder(path=str(folder)))).notes if p.kind == "all ignored"
     ]
     assert [p.path.stem for p in notes] == list("0123")
     recipe = recipe_of(folder, batch_size=1)

@@ -19,7 +19,7 @@ from builders import stripes
 from PIL import Image
 
 from vitseg.data import folder as folder_module
-from vitseg.data.check import check_data
+from vitseg.data.check import Check
 from vitseg.data.dataset import SegmentationData
 from vitseg.data.folder import Scan, scan
 from vitseg.errors import DataError
@@ -81,7 +81,7 @@ def scanned(folder: Path, **settings: Any) -> Scan:
 def observed(folder: Path, **settings: Any) -> dict[str, Any]:
     """All that a check and a training can tell of a folder."""
     data = Data(source=Folder(path=str(folder), **settings), size=(28, 28), crop=Crop(p=1.0))
-    check = check_data(data)
+    check = Check(data)
     seen: dict[str, Any] = {"check": check.to_dict(), "findings": check.findings}
     try:
         made = SegmentationData(data)

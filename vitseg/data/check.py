@@ -4,26 +4,21 @@ knowing, in one go.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitseg.data.folder import Finding, Look, Scan, Watch, of_rank, scan, unwatched
+from vitseg.data.folder import Finding, Look, Watch, of_rank, scan, unwatched
 from vitseg.data.masks import ClassMap, class_map, read_raw
-from vitseg.data.splits import Splits, splits_of
+from vitseg.data.splits import splits_of
 from vitseg.errors import ConfigError, DataError
 from vitseg.settings import Data, Folder
 from vitseg.words import shown
 
 TINY = 28
 """Pixels on the shorter side, below which an image is hardly two patches of a ViT."""
-
-Counts = Mapping[str, Mapping[int, int]]
-"""Pixels of each class, by image."""
 
 
 class ClassCount(NamedTuple):
@@ -36,24 +31,49 @@ class ClassCount(NamedTuple):
     pixels: Counter[str]
 
 
-@dataclass(frozen=True, slots=True)
 class Check:
-    """What a scan found, and what follows from it. `findings` are problems, which stop a training
-    or leave pairs out, then warnings, which spoil what it says, and notes, which are worth knowing.
+    """A folder's scan, split and counted as `cfg` says. Raises DataError where there is no data set
+    to look at.
 
-    `whole` are the pairs without a problem, by name, and `splits` the images of each split among
-    them; `masks` says how their classes are stored. `together[i][j]` is in how many images classes
-    i and j both occur. `kinds` is None where no code fits the masks.
+    `findings` are problems, which stop a training or leave pairs out, warnings, which spoil what it
+    says, and notes, which are worth knowing. `whole` are the pairs without a problem, by name, and
+    `splits` the number of images in each split among them. `together[i][j]` is in how many images
+    classes i and j both occur. `map` is None, and no class is counted, where no code fits the
+    masks, whose storage `masks` puts in words.
     """
 
-    scan: Scan
-    kinds: ClassMap | None
-    whole: dict[str, Look]
-    masks: str
-    splits: dict[str, int]
-    findings: list[Finding]
-    classes: list[ClassCount]
-    together: list[list[int]]
+    def __init__(self, cfg: Data, watch: Watch = unwatched):
+        if not isinstance(cfg.source, Folder):
+            hint = "Generated images need no check."
+            raise ConfigError("data.source", cfg.source, "a folder", hint)
+        self.scan = scan(cfg.source, watch)
+        self.findings, code = self.scan.findings, self.scan.code
+        self.whole = {look.pair.name: look for look in self.scan.whole}
+        self.masks = "no code fits them"
+        self.map: ClassMap | None = None
+        self._counts, dropped = defaultdict(dict), set()
+        if code:
+            self.map = class_map(code.classes, cfg.classes)
+            self.masks = "; ".join(filter(None, (code.description, self.map.description)))
+            for look in self.scan.whole:
+                name, stored = look.pair.name, code.counts(look.mask.counts)
+                self._counts[name] = self.map.counts(stored)
+                if not self.map.dropping.isdisjoint(stored):
+                    dropped.add(name)
+                    del self.whole[name]
+        placed = {name: look.pair.split for name, look in self.whole.items()}
+        try:
+            splits = splits_of(placed, cfg, lambda name: self._counts[name].keys(), dropped)
+        except DataError as error:
+            splits = {"all": list(self.whole)}
+            self.findings.append(Finding("cannot be split", self.scan.root, str(error)))
+        self._split_of = {name: split for split, names in splits.items() for name in names}
+        self.splits = Counter(self._split_of.values())
+        self._count_classes()
+        self.findings += self._twice()
+        self.findings += self._absent()
+        for name, look in self.whole.items():
+            self.findings += self._worth_knowing(look, self._counts[name])
 
     @property
     def problems(self) -> list[Finding]:
@@ -71,13 +91,13 @@ class Check:
         """Class ids (h, w) uint8 of a whole pair, as training would see them; None where no code
         fits the masks.
         """
-        if self.kinds is None:
+        if self.map is None:
             return None
-        return self.kinds.table[self.scan.code.decode(read_raw(self.whole[name].pair.mask))]
+        return self.map.table[self.scan.code.decode(read_raw(self.whole[name].pair.mask))]
 
     def to_dict(self) -> dict[str, Any]:
         """Strings and numbers, for JSON."""
-        said: dict[str, list[dict[str, str]]] = {"problems": [], "warnings": [], "notes": []}
+        said = {"problems": [], "warnings": [], "notes": []}
         for found in self.findings:
             words = {"kind": found.kind, "path": shown(found.path), "says": found.says}
             said[f"{found.rank}s"].append(words)
@@ -92,95 +112,46 @@ class Check:
             "together": self.together,
         }
 
-
-def check_data(cfg: Data, watch: Watch = unwatched) -> Check:
-    """Look at every image and mask of a folder, split as `cfg` says. Raises DataError where there
-    is no data set to look at.
-    """
-    if not isinstance(cfg.source, Folder):
-        raise ConfigError("data.source", cfg.source, "a folder", "Generated images need no check.")
-    found = scan(cfg.source, watch)
-    findings, kinds, masks, dropped = found.findings, None, "no code fits them", set()
-    whole = {look.pair.name: look for look in found.whole}
-    counts: dict[str, dict[int, int]] = {name: {} for name in whole}
-    if found.code:
-        kinds = class_map(found.code.classes, cfg.classes)
-        masks = "; ".join(filter(None, (found.code.description, kinds.description)))
-        for look in found.whole:
-            name, stored = look.pair.name, found.code.counts(look.mask.counts)
-            counts[name] = kinds.counts(stored)
-            if not kinds.dropping.isdisjoint(stored):
-                dropped.add(name)
-                del whole[name]
-    placed = {name: look.pair.split for name, look in whole.items()}
-    try:
-        splits = splits_of(placed, cfg, lambda name: counts[name].keys(), dropped)
-    except DataError as error:
-        splits = {"all": list(whole)}
-        findings.append(Finding("cannot be split", found.root, str(error)))
-    sizes = {split: len(names) for split, names in splits.items() if names}
-    classes, together = [], []
-    findings += _twice(whole, splits)
-    if kinds:
-        classes, together = _classes(counts, splits, kinds.classes)
-        findings += _absent(classes, found.root)
-        findings += _without_foreground(whole, counts)
-    findings += _tiny(whole)
-    return Check(found, kinds, whole, masks, sizes, findings, classes, together)
-
-
-def _classes(
-    counts: Counts, splits: Splits, names: tuple[str, ...]
-) -> tuple[list[ClassCount], list[list[int]]]:
-    classes = [ClassCount(name, Counter(), Counter()) for name in names]
-    together = np.zeros((len(names), len(names)), int)
-    for split, of_split in splits.items():
-        for name in of_split:
-            held = list(counts[name])
+    def _count_classes(self) -> None:
+        names = self.map.classes if self.map else ()
+        self.classes = [ClassCount(name, Counter(), Counter()) for name in names]
+        together = np.zeros((len(names), len(names)), int)
+        for name, split in self._split_of.items():
+            held = list(self._counts[name])
             together[np.ix_(held, held)] += 1
-            for i, pixels in counts[name].items():
-                classes[i].images[split] += 1
-                classes[i].pixels[split] += pixels
-    return classes, together.tolist()
+            for i in held:
+                self.classes[i].images[split] += 1
+                self.classes[i].pixels[split] += self._counts[name][i]
+        self.together = together.tolist()
 
+    def _twice(self) -> Iterator[Finding]:
+        """Images whose pixels are the same: across splits the scores are no scores."""
+        alike = {}
+        for name, look in self.whole.items():
+            alike.setdefault(look.image.pixels, []).append((look.pair.image, self._split_of[name]))
+        for (first, split), *others in alike.values():
+            if others:
+                kind, end = "same image twice", "on one side"
+                if {side for _, side in others} != {split}:
+                    kind = "same image in two splits"
+                    end = "on both sides: what is scored was trained on"
+                listed = " and ".join(f"{shown(path)} ({side})" for path, side in others)
+                says = f"in {split}, with the same pixels as {listed}, {end}."
+                yield Finding(kind, first, says, "warning")
 
-def _twice(looks: Mapping[str, Look], splits: Splits) -> Iterator[Finding]:
-    """Images whose pixels are the same: across splits the scores are no scores."""
-    split_of = {name: split for split, names in splits.items() for name in names}
-    alike: dict[str, list[str]] = {}
-    for name, look in looks.items():
-        alike.setdefault(look.image.pixels, []).append(name)
-    for first, *others in alike.values():
-        if others:
-            kind, end = "same image twice", "on one side"
-            if {split_of[name] for name in others} != {split_of[first]}:
-                kind = "same image in two splits"
-                end = "on both sides: what is scored was trained on"
-            listed = [f"{shown(looks[name].pair.image)} ({split_of[name]})" for name in others]
-            says = f"({split_of[first]}) has the same pixels as {' and '.join(listed)}, {end}."
-            yield Finding(kind, looks[first].pair.image, says, "warning")
+    def _absent(self) -> Iterator[Finding]:
+        """Classes that a split lacks: not trained, or not scored."""
+        for row in self.classes:
+            lacking = [split for split in self.splits if split not in row.images]
+            if lacking:
+                says = f"class {row.name!r} occurs in no mask of {' and '.join(lacking)}."
+                yield Finding("class absent", self.scan.root, says, "warning")
 
-
-def _absent(classes: list[ClassCount], root: Path) -> Iterator[Finding]:
-    """Classes that a split lacks: not trained, or not scored."""
-    splits = sorted({split for row in classes for split in row.images})
-    for row in classes:
-        lacking = [split for split in splits if split not in row.images]
-        if lacking:
-            says = f"class {row.name!r} occurs in no mask of {' and '.join(lacking)}."
-            yield Finding("class absent", root, says, "warning")
-
-
-def _without_foreground(looks: Mapping[str, Look], counts: Counts) -> Iterator[Finding]:
-    for name, look in looks.items():
-        if not counts[name]:
+    def _worth_knowing(self, look: Look, counts: dict[int, int]) -> Iterator[Finding]:
+        if self.map and not counts:
             yield Finding("all ignored", look.pair.mask, "every pixel is ignored.", "note")
-        elif counts[name].keys() == {0}:
+        elif counts.keys() == {0}:
             yield Finding("no foreground", look.pair.mask, "background alone.", "note")
-
-
-def _tiny(looks: Mapping[str, Look]) -> Iterator[Finding]:
-    for look in looks.values():
         height, width = look.image.size
         if min(height, width) < TINY:
             says = f"{width}x{height} pixels, hardly more than a patch."

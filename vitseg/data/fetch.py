@@ -204,7 +204,7 @@ def _convert(wanted: PublicSet, unpacked: Path, folder: Path) -> dict[str, Any]:
     """Every pair that can be read; the others are left out, and named. The images are moved, which
     takes no room.
     """
-    left_out: dict[str, str] = {}
+    left_out = {}
     for split, listed in wanted.lists.items():
         images, masks = _halves(folder / split)
         stems = np.loadtxt(unpacked / listed, str, usecols=0, ndmin=1).tolist()

@@ -45,7 +45,7 @@ NO_ALPHA = "alpha that is no transparency"
 DIM = 14
 """Bits that a 16-bit image uses if it is read as the lowest quarter of 0..255."""
 
-OF_THE_FOLDER = ("unreadable folder", "split by another name", "one name twice", "unclear masks")
+OF_THE_FOLDER = {"unreadable folder", "split by another name", "one name twice", "unclear masks"}
 """Kinds of problems that do not concern a pair alone, which could be left out."""
 
 _SAME_TAG = (
@@ -93,7 +93,7 @@ def of_rank(rank: Rank, findings: Iterable[Finding]) -> list[Finding]:
 
 def in_brief(findings: Iterable[Finding]) -> list[str]:
     """A sentence for each kind, that of its first file, and how many more files there are."""
-    of_kind: dict[str, list[str]] = {}
+    of_kind = {}
     for found in findings:
         of_kind.setdefault(found.kind, []).append(found.says)
     sentences = []
@@ -165,7 +165,7 @@ def read_folder(cfg: Folder) -> Scan:
     problems, whole = found.problems, found.whole
     if not problems:
         return found
-    lasting = {problem.kind for problem in problems} & set(OF_THE_FOLDER)
+    lasting = OF_THE_FOLDER & {problem.kind for problem in problems}
     if cfg.on_problem == "refuse" or lasting or not whole:
         lines = [f"{shown(found.root)}: {len(problems)} problem{'s' * (len(problems) > 1)}."]
         lines += [problem.says for problem in problems[:20]]
@@ -209,8 +209,7 @@ def find_pairs(root: Path) -> tuple[list[Pair], list[Finding]]:
     """Images and masks paired by their names, and what is wrong with these. Raises DataError where
     there is no data set, or none that may be read.
     """
-    pairs: list[Pair] = []
-    findings: list[Finding] = []
+    pairs, findings = [], []
     try:
         splits = [split for split in SPLITS if (root / split).is_dir()]
         for path in sorted(root.iterdir()):
@@ -249,8 +248,7 @@ def _pairs_in(root: Path, split: str | None, findings: list[Finding]) -> Iterato
 
 def _by_stem(folder: Path, root: Path, findings: list[Finding]) -> dict[str, Path]:
     """Image files by name without suffix. Passes over hidden files and other kinds."""
-    paths = {}
-    alike: dict[str, list[str]] = {}
+    paths, alike = {}, {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
@@ -303,7 +301,7 @@ def _look_at(root: Path, pairs: list[Pair], watch: Watch) -> list[Look]:
         heads = pool.map(lambda pair: by_header(pair, cache), pairs)
         looks = list(watch(heads, "headers", len(pairs)))
         looks = list(watch(pool.map(_by_pixels, looks), "pixels", len(pairs)))
-    scans: dict[Path, FileScan | None] = {}
+    scans = {}
     for look in looks:
         scans |= {look.pair.image: look.image, look.pair.mask: look.mask}
     cache.save(scans)
@@ -318,7 +316,7 @@ def by_header(pair: Pair, cache: ScanCache) -> Look:
     # sizes that agree if one is turned are left to the pixels: a PNG may say behind them which way
     # is up
     if not look.findings and sorted(look.image.size) != sorted(look.mask.size):
-        look.findings += _compare(pair, look.image, look.mask)
+        look.findings += _compare(look)
     return look
 
 
@@ -329,7 +327,7 @@ def _by_pixels(look: Look) -> Look:
     if look.mask and not look.mask.sha256:
         look.mask = _read(look, "mask", look.pair.mask, _scan_mask)
     if look.image and look.mask:
-        look.findings = [*_compare(look.pair, look.image, look.mask)]
+        look.findings = list(_compare(look))
     return look
 
 
@@ -338,7 +336,7 @@ def _read(look: Look, kind: str, path: Path, read: Callable[[Path], FileScan]) -
     try:
         return read(path)
     except UNREADABLE as error:
-        why: object = error
+        why = error
         if isinstance(error, UnidentifiedImageError):
             why = "no image of a known kind" if path.stat().st_size else "it is empty"
         elif isinstance(error, OSError) and error.strerror:
@@ -373,14 +371,13 @@ def _scan_mask(path: Path) -> FileScan:
     with opened(path) as image:
         orientation = orientation_of(image)
         raw = stored_values(image)
-        mode, colors = image.mode, image.getpalette() or []
+        is_color, colors = image.mode in COLOR, image.getpalette() or []
         warnings = (*_dropped(image), *_unread(image))
     values, pixels = np.unique(raw, return_counts=True)
     counts = dict(zip(values.tolist(), pixels.tolist(), strict=True))
     palette = {i: tuple(colors[3 * i : 3 * i + 3]) for i in counts if 3 * i < len(colors)}
-    return FileScan(
-        stamp, raw.shape, sha256, orientation, warnings, mode=mode, counts=counts, palette=palette
-    )
+    seen = {"is_color": is_color, "counts": counts, "palette": palette}
+    return FileScan(stamp, raw.shape, sha256, orientation, warnings, **seen)
 
 
 def _dropped(image: Image.Image) -> Iterator[tuple[str, str]]:
@@ -405,13 +402,12 @@ def _alpha(image: Image.Image) -> Iterator[tuple[str, str]]:
 
 def _unread(image: Image.Image) -> Iterator[tuple[str, str]]:
     """An alpha channel that tells pixels of one colour apart, in a mask."""
-    if image.mode not in {"LA", "RGBA"}:
-        return
-    found = image.getcolors(image.width * image.height)
-    if len(found) > len({color[:-1] for _, color in found}):
-        hint = "Save it without alpha, or the alpha channel as the mask."
-        says = "its alpha channel differs where its colour does not, and is not read."
-        yield "alpha not read", f"{says} {hint}"
+    if image.mode in WITH_ALPHA:
+        found = image.getcolors(image.width * image.height)
+        if len(found) > len({color[:-1] for _, color in found}):
+            hint = "Save it without alpha, or the alpha channel as the mask."
+            says = "its alpha channel differs where its colour does not, and is not read."
+            yield "alpha not read", f"{says} {hint}"
 
 
 def _largest(image: Image.Image) -> dict[str, int]:
@@ -424,8 +420,9 @@ def _largest(image: Image.Image) -> dict[str, int]:
     return {"colour": max(most for band, (_, most) in ranges if band != "A") << 8 | 255}
 
 
-def _compare(pair: Pair, image: FileScan, mask: FileScan) -> Iterator[Finding]:
+def _compare(look: Look) -> Iterator[Finding]:
     """What is found of a pair whose files can be read."""
+    pair, image, mask = look.pair, look.image, look.mask
     orientations = image.orientation, mask.orientation
     a, b = (
         "no EXIF orientation" if tag == 1 else f"EXIF orientation {tag}" for tag in orientations
@@ -478,13 +475,13 @@ def _compare_modes(cfg: Folder, looks: list[Look]) -> bool:
     """Whether masks hold colours: as is declared, else as most do. The others are problems, since
     grey and colours cannot share a code.
     """
-    colored = [look.mask.mode in COLOR for look in looks]
     is_color = cfg.encoding == "rgb" or cfg.colors is not None
     if cfg.encoding == "auto" and not is_color:
-        is_color = 2 * sum(colored) > len(looks)
-    here, others = ("grey", "in colour") if is_color else ("in colour", "grey")
-    for look, color in zip(looks, colored, strict=True):
-        if color is not is_color:
+        is_color = 2 * sum(look.mask.is_color for look in looks) > len(looks)
+    words = ("grey", "in colour")
+    for look in looks:
+        if look.mask.is_color is not is_color:
+            here, others = words[not is_color], words[is_color]
             says = f"is {here}, where masks are declared, or mostly, {others}."
             look.findings.append(Finding("masks of two kinds", look.pair.mask, says))
     return is_color
@@ -494,7 +491,7 @@ def _compare_palettes(looks: list[Look]) -> None:
     """Masks whose palette gives an index another colour than most palettes do are problems: the
     index may mean another class there.
     """
-    colors: dict[int, Counter[tuple[int, ...]]] = defaultdict(Counter)
+    colors = defaultdict(Counter)
     for look in looks:
         for index, color in look.mask.palette.items():
             colors[index][color] += 1

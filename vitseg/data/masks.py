@@ -102,7 +102,7 @@ def _unpacked(value: int) -> tuple[int, int, int]:
 
 def _recounted(counts: Mapping[int, int], new: Mapping[int, int] | np.ndarray) -> dict[int, int]:
     """Pixels by new id, ignored ones left out, of pixels by old id or value."""
-    found: Counter[int] = Counter()
+    found = Counter()
     for old, pixels in counts.items():
         found[int(new[old])] += pixels
     found.pop(IGNORE, None)

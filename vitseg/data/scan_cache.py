@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -43,8 +42,8 @@ class FileScan:
 
     `size` is (height, width) once upright, and `warnings` are kinds and sentences. Of an image:
     `pixels` is a digest of them; `deep` is the largest value of 65535, by how more than 8 bits are
-    stored. Of a mask: its `mode`, `counts` of pixels by stored value, and the colours of the
-    indices that occur, by `palette`.
+    stored. Of a mask: whether its values are colours, `counts` of pixels by stored value, and the
+    colours of the indices that occur, by `palette`.
     """
 
     stamp: Stamp
@@ -54,7 +53,7 @@ class FileScan:
     warnings: tuple[tuple[str, str], ...] = ()
     pixels: str = ""
     deep: dict[str, int] = field(default_factory=dict)
-    mode: str = ""
+    is_color: bool = False
     counts: dict[int, int] = field(default_factory=dict)
     palette: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
@@ -95,10 +94,9 @@ class ScanCache:
         content = _JSON.dump_json(fresh)
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.path.parent) as folder:
-                aside = Path(folder) / self.path.name
-                aside.write_bytes(_seal(content) + b"\n" + content)
-                aside.replace(self.path)
+            aside = self.path.with_suffix(f".{os.getpid()}")
+            aside.write_bytes(_seal(content) + b"\n" + content)
+            aside.replace(self.path)
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()

@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 from tqdm.auto import tqdm
 
-from vitseg.data.check import Check, check_data
+from vitseg.data.check import Check
 from vitseg.data.folder import Finding, Look
 from vitseg.errors import RunError
 from vitseg.images import UNREADABLE, open_rgb, overlay
@@ -164,7 +164,7 @@ def check(folder: str | Path | Data) -> DataReport:
         if isinstance(folder, Data)
         else Data(source=Folder(path=str(Path(folder).absolute())))
     )
-    return DataReport(check_data(data, _counted))
+    return DataReport(Check(data, _counted))
 
 
 def _counted(looks: Iterator[Look], doing: str, count: int) -> Iterator[Look]:
