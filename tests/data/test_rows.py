@@ -391,7 +391,7 @@ def test_row_50_unusual_names_work_from_the_check_to_the_prediction(
         noise = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
         Image.fromarray(noise).save(image)
     report = vitseg.check(folder)
-    assert report.ok and len(report.check.scan.looks) == len(places) and not report.check.warnings
+    assert report.ok and report.check.found == len(places) and not report.check.warnings
     recipe = recipe_of(folder, batch_size=4)
     assert set(SegmentationData(recipe.data).pairs) == set(places)
     assert losses(list(train(recipe, tmp_path / "run", reuse=False)))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vitseg.data.folder import Finding, Look, Watch, of_rank, scan, unwatched
-from vitseg.data.masks import ClassMap, class_map, read_raw
+from vitseg.data.masks import class_map, read_raw, recounted
 from vitseg.data.splits import splits_of
 from vitseg.errors import ConfigError, DataError
 from vitseg.settings import Data, Folder
@@ -36,29 +36,29 @@ class Check:
     to look at.
 
     `findings` are problems, which stop a training or leave pairs out, warnings, which spoil what it
-    says, and notes, which are worth knowing. `whole` are the pairs without a problem, by name, and
-    `splits` the number of images in each split among them. `together[i][j]` is in how many images
-    classes i and j both occur. `map` is None, and no class is counted, where no code fits the
-    masks, whose storage `masks` puts in words.
+    says, and notes, which are worth knowing. Of `found` pairs `whole` have no problem, by name;
+    `splits` is the number of images in each split among them. `together[i][j]` is in how many
+    images classes i and j both occur. `masks` says how they store classes; where no code fits them,
+    `code` and `map` are None, and no class is counted. `image_of` is the image of each mask.
     """
 
     def __init__(self, cfg: Data, watch: Watch = unwatched):
         if not isinstance(cfg.source, Folder):
             hint = "Generated images need no check."
             raise ConfigError("data.source", cfg.source, "a folder", hint)
-        self.scan = scan(cfg.source, watch)
-        self.findings, code = self.scan.findings, self.scan.code
-        self.whole = {look.pair.name: look for look in self.scan.whole}
-        self.masks = "no code fits them"
-        self.map: ClassMap | None = None
+        found = scan(cfg.source, watch)
+        self.root, self.found, self.findings = found.root, len(found.looks), found.findings
+        self.image_of = {pair.mask: pair.image for pair in found.pairs}
+        self.whole = {look.pair.name: look for look in found.whole}
+        self.code, self.map, self.masks = found.code, None, "no code fits them"
         self._counts, dropped = defaultdict(dict), set()
-        if code:
-            self.map = class_map(code.classes, cfg.classes)
-            self.masks = "; ".join(filter(None, (code.description, self.map.description)))
-            for look in self.scan.whole:
-                name, stored = look.pair.name, code.counts(look.mask.counts)
-                self._counts[name] = self.map.counts(stored)
-                if not self.map.dropping.isdisjoint(stored):
+        if self.code:
+            self.map = class_map(self.code.classes, cfg.classes)
+            self.masks = "; ".join(filter(None, (self.code.description, self.map.description)))
+            for look in found.whole:
+                name, stored = look.pair.name, recounted(look.mask.counts, self.code.values)
+                self._counts[name] = recounted(stored, self.map.table)
+                if self.map.dropping & stored.keys():
                     dropped.add(name)
                     del self.whole[name]
         placed = {name: look.pair.split for name, look in self.whole.items()}
@@ -66,7 +66,7 @@ class Check:
             splits = splits_of(placed, cfg, lambda name: self._counts[name].keys(), dropped)
         except DataError as error:
             splits = {"all": list(self.whole)}
-            self.findings.append(Finding("cannot be split", self.scan.root, str(error)))
+            self.findings.append(Finding("cannot be split", self.root, str(error)))
         self._split_of = {name: split for split, names in splits.items() for name in names}
         self.splits = Counter(self._split_of.values())
         self._count_classes()
@@ -93,7 +93,7 @@ class Check:
         """
         if self.map is None:
             return None
-        return self.map.table[self.scan.code.decode(read_raw(self.whole[name].pair.mask))]
+        return self.map.table[self.code.decode(read_raw(self.whole[name].pair.mask))]
 
     def to_dict(self) -> dict[str, Any]:
         """Strings and numbers, for JSON."""
@@ -102,8 +102,8 @@ class Check:
             words = {"kind": found.kind, "path": shown(found.path), "says": found.says}
             said[f"{found.rank}s"].append(words)
         return {
-            "folder": shown(self.scan.root),
-            "pairs": len(self.scan.looks),
+            "folder": shown(self.root),
+            "pairs": self.found,
             "whole": len(self.whole),
             "masks": self.masks,
             "splits": self.splits,
@@ -145,7 +145,7 @@ class Check:
             lacking = [split for split in self.splits if split not in row.images]
             if lacking:
                 says = f"class {row.name!r} occurs in no mask of {' and '.join(lacking)}."
-                yield Finding("class absent", self.scan.root, says, "warning")
+                yield Finding("class absent", self.root, says, "warning")
 
     def _worth_knowing(self, look: Look, counts: dict[int, int]) -> Iterator[Finding]:
         if self.map and not counts:

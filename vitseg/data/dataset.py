@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitseg.data.augment import CLEAN, crop, libraries, make_view
 from vitseg.data.folder import NO_ALPHA, Pair, in_brief, read_folder
-from vitseg.data.masks import class_map, read_raw
+from vitseg.data.masks import class_map, read_raw, recounted
 from vitseg.data.scan_cache import FileScan, stamp_of
 from vitseg.data.splits import drawn_by, rarity, splits_of
 from vitseg.data.synthetic import class_names, generate
@@ -102,7 +102,7 @@ class FolderSource:
         return self._looks[name].image.size
 
     def counts(self, name: str) -> dict[int, int]:
-        return self.code.counts(self._looks[name].mask.counts)
+        return recounted(self._looks[name].mask.counts, self.code.values)
 
     def load(self, name: str) -> tuple[Image.Image, np.ndarray]:
         pair = self.pairs[name]
@@ -110,7 +110,7 @@ class FolderSource:
             image, ids = open_rgb(pair.image), self.code.decode(read_raw(pair.mask))
             if ids.shape != (image.height, image.width):
                 raise ValueError("sizes differ")
-        except UNREADABLE as error:
+        except (*UNREADABLE, KeyError) as error:
             raise _changed(pair, error) from None
         return image, ids
 
@@ -192,7 +192,7 @@ class SegmentationData(Dataset[Sample]):
 
     def counts(self, name: str) -> dict[int, int]:
         """Pixels of an image by class id, ignored ones left out, at its own size."""
-        return self.map.counts(self.source.counts(name))
+        return recounted(self.source.counts(name), self.map.table)
 
     def pixels(self, split: str) -> dict[str, dict[int, float]]:
         """Pixels that each trained class takes on the canvas, by image; of the clean view, by its
@@ -204,7 +204,7 @@ class SegmentationData(Dataset[Sample]):
             fitted = fitted_size(size, self.cfg.size)
             scale = fitted[0] * fitted[1] / (size[0] * size[1])
             if self.mode == "binary":
-                counts = self.map.binary_counts(counts)
+                counts = recounted(counts, self.map.binary_ids())
             found[name] = {i: scale * n for i, n in counts.items()}
         return found
 

@@ -416,8 +416,7 @@ def _largest(image: Image.Image) -> dict[str, int]:
     """
     if image.mode.startswith("I"):
         return {"grey": int(np.asarray(image).max())}
-    ranges = zip(image.getbands(), image.getextrema(), strict=True)
-    return {"colour": max(most for band, (_, most) in ranges if band != "A") << 8 | 255}
+    return {"colour": max(most for _, most in image.convert("RGB").getextrema()) << 8 | 255}
 
 
 def _compare(look: Look) -> Iterator[Finding]:

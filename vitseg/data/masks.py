@@ -55,10 +55,6 @@ class MaskCode:
         ids = np.array([self.values[value] for value in values], dtype=np.uint8)
         return ids[inverse].reshape(raw.shape)
 
-    def counts(self, stored: Mapping[int, int]) -> dict[int, int]:
-        """Pixels by class id, ignored ones left out, of pixels by stored value."""
-        return _recounted(stored, self.values)
-
     def show(self, value: int) -> str:
         """A stored value for the reader: a number, or a colour."""
         return str(_unpacked(value) if self.is_color else value)
@@ -100,8 +96,8 @@ def _unpacked(value: int) -> tuple[int, int, int]:
     return value >> 16, value >> 8 & 255, value & 255
 
 
-def _recounted(counts: Mapping[int, int], new: Mapping[int, int] | np.ndarray) -> dict[int, int]:
-    """Pixels by new id, ignored ones left out, of pixels by old id or value."""
+def recounted(counts: Mapping[int, int], new: Mapping[int, int] | np.ndarray) -> dict[int, int]:
+    """Pixels by new id, ignored ones left out, of pixels by stored value or old id."""
     found = Counter()
     for old, pixels in counts.items():
         found[int(new[old])] += pixels
@@ -247,14 +243,6 @@ class ClassMap:
     dropping: frozenset[int]
     foreground: tuple[int, ...]
     description: str
-
-    def counts(self, old: Mapping[int, int]) -> dict[int, int]:
-        """Pixels by new class id, ignored ones left out, of pixels by old id."""
-        return _recounted(old, self.table)
-
-    def binary_counts(self, counts: Mapping[int, int]) -> dict[int, int]:
-        """Pixels of background and foreground, of pixels by new class id."""
-        return _recounted(counts, self.binary_ids())
 
     def binary_ids(self) -> np.ndarray:
         """(256,) int64: 1 for the new ids of the foreground, 0 for the others, IGNORE for

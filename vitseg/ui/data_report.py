@@ -78,7 +78,7 @@ class DataReport:
         for items, word in ((c.problems, "problem"), (c.warnings, "warning"), (c.notes, "note")):
             found.append(f"{len(items)} {word}{'s' * (len(items) != 1)}")
         return (
-            f"{shown(c.scan.root)}: {len(c.scan.looks)} pairs, {len(c.whole)} whole ({splits})\n"
+            f"{shown(c.root)}: {c.found} pairs, {len(c.whole)} whole ({splits})\n"
             f"masks: {c.masks}\n{', '.join(found)}"
         )
 
@@ -125,7 +125,7 @@ class DataReport:
         sheets = [("Flagged", self._flagged()), ("Some of the others", good)]
         return markup.render(
             "data_report",
-            title=f"Data: {shown(self.check.scan.root)}",
+            title=f"Data: {shown(self.check.root)}",
             said=[self._head(), *self._said(most=None)],
             tables=self._tables(),
             sheets=[sheet for sheet in sheets if sheet[1]],
@@ -136,18 +136,17 @@ class DataReport:
         be opened.
         """
         c, first = self.check, {}
-        image_of = {pair.mask: pair.image for pair in c.scan.pairs}
         for problem in [*c.problems, *c.warnings, *c.notes]:
             if problem.path.is_file():
                 first.setdefault(problem.path, problem)
         figures = []
         for path, problem in list(first.items())[:PICTURES]:
-            figures.append(("", self._short(problem), _opened(image_of.get(path, path))))
+            figures.append(("", self._short(problem), _opened(c.image_of.get(path, path))))
         return figures
 
     def _short(self, problem: Finding) -> str:
         """Its sentence, paths beginning in the folder that the head names."""
-        return problem.says.replace(f"{shown(self.check.scan.root)}{os.sep}", "")
+        return problem.says.replace(f"{shown(self.check.root)}{os.sep}", "")
 
     def _picture(self, name: str) -> str:
         """Image and mask together."""
