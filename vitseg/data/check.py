@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitseg.data.folder import Finding, Look, Watch, of_rank, scan, unwatched
+from vitseg.data.folder import Finding, Look, Watch, ranked, scan, unwatched
 from vitseg.data.masks import class_map, read_raw, recounted
 from vitseg.data.splits import splits_of
 from vitseg.errors import ConfigError, DataError
@@ -41,6 +41,8 @@ class Check:
     images classes i and j both occur. `masks` says how they store classes; where no code fits them,
     `code` and `map` are None, and no class is counted. `image_of` is the image of each mask.
     """
+
+    problems, warnings, notes = ranked("problem"), ranked("warning"), ranked("note")
 
     def __init__(self, cfg: Data, watch: Watch = unwatched):
         if not isinstance(cfg.source, Folder):
@@ -74,18 +76,6 @@ class Check:
         self.findings += self._absent()
         for name, look in self.whole.items():
             self.findings += self._worth_knowing(look, self._counts[name])
-
-    @property
-    def problems(self) -> list[Finding]:
-        return of_rank("problem", self.findings)
-
-    @property
-    def warnings(self) -> list[Finding]:
-        return of_rank("warning", self.findings)
-
-    @property
-    def notes(self) -> list[Finding]:
-        return of_rank("note", self.findings)
 
     def ids(self, name: str) -> np.ndarray | None:
         """Class ids (h, w) uint8 of a whole pair, as training would see them; None where no code
@@ -126,9 +116,9 @@ class Check:
 
     def _twice(self) -> Iterator[Finding]:
         """Images whose pixels are the same: across splits the scores are no scores."""
-        alike = {}
+        alike = defaultdict(list)
         for name, look in self.whole.items():
-            alike.setdefault(look.image.pixels, []).append((look.pair.image, self._split_of[name]))
+            alike[look.image.pixels].append((look.pair.image, self._split_of[name]))
         for (first, split), *others in alike.values():
             if others:
                 kind, end = "same image twice", "on one side"

@@ -87,15 +87,16 @@ class Finding(NamedTuple):
         return f"{shown(self.path)}: {self.text}"
 
 
-def of_rank(rank: Rank, findings: Iterable[Finding]) -> list[Finding]:
-    return [found for found in findings if found.rank == rank]
+def ranked(rank: Rank) -> property:
+    """Those findings of an object that are of this rank."""
+    return property(lambda self: [found for found in self.findings if found.rank == rank])
 
 
 def in_brief(findings: Iterable[Finding]) -> list[str]:
     """A sentence for each kind, that of its first file, and how many more files there are."""
-    of_kind = {}
+    of_kind = defaultdict(list)
     for found in findings:
-        of_kind.setdefault(found.kind, []).append(found.says)
+        of_kind[found.kind].append(found.says)
     sentences = []
     for kind, (first, *more) in of_kind.items():
         sentences.append(f"{first} And {len(more)} more: {kind}." if more else first)
@@ -110,10 +111,7 @@ class Look:
     findings: list[Finding] = field(default_factory=list)
     image: FileScan | None = None
     mask: FileScan | None = None
-
-    @property
-    def problems(self) -> list[Finding]:
-        return of_rank("problem", self.findings)
+    problems = ranked("problem")
 
 
 Watch = Callable[[Iterator[Look], str, int], Iterator[Look]]
@@ -135,6 +133,7 @@ class Scan:
     looks: list[Look]
     beside: list[Finding]
     code: MaskCode | None = None
+    problems = ranked("problem")
 
     @property
     def pairs(self) -> list[Pair]:
@@ -143,10 +142,6 @@ class Scan:
     @property
     def findings(self) -> list[Finding]:
         return [*self.beside, *(found for look in self.looks for found in look.findings)]
-
-    @property
-    def problems(self) -> list[Finding]:
-        return of_rank("problem", self.findings)
 
     @property
     def whole(self) -> list[Look]:
@@ -222,7 +217,7 @@ def find_pairs(root: Path) -> tuple[list[Pair], list[Finding]]:
     except OSError as error:
         place = shown(error.filename or root)
         raise DataError(f"{place}: cannot be looked into ({error.strerror}).", LAYOUT) from None
-    if not pairs and not of_rank("problem", findings):
+    if not pairs and not any(found.rank == "problem" for found in findings):
         raise DataError(f"{shown(root)}: no image found.", LAYOUT)
     return pairs, findings
 
@@ -248,7 +243,7 @@ def _pairs_in(root: Path, split: str | None, findings: list[Finding]) -> Iterato
 
 def _by_stem(folder: Path, root: Path, findings: list[Finding]) -> dict[str, Path]:
     """Image files by name without suffix. Passes over hidden files and other kinds."""
-    paths, alike = {}, {}
+    paths, alike = {}, defaultdict(list)
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
@@ -261,7 +256,7 @@ def _by_stem(folder: Path, root: Path, findings: list[Finding]) -> dict[str, Pat
             findings.append(Finding("name that is no text", path, says))
         else:
             paths[path.stem] = path
-            alike.setdefault(_alike(path.stem), []).append(shown(path.name))
+            alike[_alike(path.stem)].append(shown(path.name))
     for _, (first, *others) in sorted(alike.items()):
         if others:
             says = f"is of one name with {', '.join(others)}, suffix and capitals aside."
@@ -422,11 +417,9 @@ def _largest(image: Image.Image) -> dict[str, int]:
 def _compare(look: Look) -> Iterator[Finding]:
     """What is found of a pair whose files can be read."""
     pair, image, mask = look.pair, look.image, look.mask
-    orientations = image.orientation, mask.orientation
-    a, b = (
-        "no EXIF orientation" if tag == 1 else f"EXIF orientation {tag}" for tag in orientations
-    )
-    tags = f"the image has {a}, its mask {b}"
+    a, b = image.orientation, mask.orientation
+    words = ["no EXIF orientation" if tag == 1 else f"EXIF orientation {tag}" for tag in (a, b)]
+    tags = f"the image has {words[0]}, its mask {words[1]}"
     (height, width), turned = image.size, mask.size[::-1]
     if image.size != mask.size:
         sizes = f"image {width}x{height}, mask {turned[0]}x{turned[1]} pixels"
@@ -438,8 +431,7 @@ def _compare(look: Look) -> Iterator[Finding]:
     for path, read in ((pair.image, image), (pair.mask, mask)):
         for kind, says in read.warnings:
             yield Finding(kind, path, says, "warning")
-    on_side = {tag >= 5 for tag in orientations}
-    if a != b and (height == width or len(on_side) == 1):
+    if a != b and (height == width or (a >= 5) == (b >= 5)):
         says = (
             f"{tags}; each is turned upright by its own, and the sizes do not "
             f"tell whether they match then. {_SAME_TAG}"
