@@ -120,7 +120,9 @@ def test_row_39_spoilt_files_are_listed_with_their_reason_or_left_out_and_counte
         str(folder / "images" / f"{name}.png") for name in spoilt
     ]
     for line, reason in zip(
-        lines, ("truncated", "truncated", "it is empty", "no image of a known kind"), strict=True
+        lines,
+        ("truncated", "truncated", "in 0 bytes", "no image of a known kind, in 5 bytes"),
+        strict=True,
     ):
         assert reason in line
     data = data_of(folder, on_problem="skip")

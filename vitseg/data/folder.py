@@ -234,8 +234,13 @@ def _pairs_in(root: Path, split: str | None, findings: list[Finding]) -> Iterato
             findings.append(Finding("unreadable folder", place / half, says))
             return
     images, masks = found
-    findings += _alone("mask", images, masks)
-    findings += _alone("image", masks, images)
+    for kind, here, other in (("mask", images, masks), ("image", masks, images)):
+        alike = {_alike(stem): path.name for stem, path in other.items()}
+        for stem in sorted(here.keys() - other.keys()):
+            says, near = f"no {kind} of that name in {kind}s/.", alike.get(_alike(stem))
+            if near:
+                says += f" {near} differs in capitals, or in how its letters are encoded."
+            findings.append(Finding(f"no {kind}", here[stem], says))
     for stem in sorted(images.keys() & masks.keys()):
         name = f"{split}/{stem}" if split else stem
         yield Pair(name, split, images[stem], masks[stem])
@@ -268,15 +273,6 @@ def _by_stem(folder: Path, root: Path, findings: list[Finding]) -> dict[str, Pat
                 says = f"a link to {shown(end)}, outside the data set's folder."
                 findings.append(Finding("link that leads out", path, says, "warning"))
     return paths
-
-
-def _alone(kind: str, here: dict[str, Path], other: dict[str, Path]) -> Iterator[Finding]:
-    alike = {_alike(stem): path.name for stem, path in other.items()}
-    for stem in sorted(here.keys() - other.keys()):
-        says, near = f"no {kind} of that name in {kind}s/.", alike.get(_alike(stem))
-        if near:
-            says += f" {near} differs in capitals, or in how its letters are encoded."
-        yield Finding(f"no {kind}", here[stem], says)
 
 
 def _alike(stem: str) -> str:
@@ -333,7 +329,7 @@ def _read(look: Look, kind: str, path: Path, read: Callable[[Path], FileScan]) -
     except UNREADABLE as error:
         why = error
         if isinstance(error, UnidentifiedImageError):
-            why = "no image of a known kind" if path.stat().st_size else "it is empty"
+            why = f"no image of a known kind, in {path.stat().st_size} bytes"
         elif isinstance(error, OSError) and error.strerror:
             why = error.strerror
             if path.is_symlink():

@@ -57,7 +57,7 @@ class MaskCode:
 
     def show(self, value: int) -> str:
         """A stored value for the reader: a number, or a colour."""
-        return str(_unpacked(value) if self.is_color else value)
+        return str(tuple(value.to_bytes(3)) if self.is_color else value)
 
 
 def read_raw(path: Path) -> np.ndarray:
@@ -90,10 +90,6 @@ def stored_values(image: Image.Image) -> np.ndarray:
     if image.mode == "LA":
         image = image.getchannel("L")
     return np.asarray(image).astype(np.int64)
-
-
-def _unpacked(value: int) -> tuple[int, int, int]:
-    return value >> 16, value >> 8 & 255, value & 255
 
 
 def recounted(counts: Mapping[int, int], new: Mapping[int, int] | np.ndarray) -> dict[int, int]:
@@ -132,7 +128,8 @@ def find_code(cfg: Folder, stored: set[int], is_color: bool, stems: list[str]) -
         values, text = _colors(cfg, stored)
     else:
         stored = stored - {cfg.ignore_value}
-        if cfg.encoding == "auto":
+        suffices = cfg.grey_factor or max(stored, default=0) < len(cfg.classes or ())
+        if cfg.encoding == "auto" and not suffices:
             settings, by = _detected(cfg, stored, stems)
             cfg = cfg.model_copy(update=settings)
         values, text = _greys(cfg, stored)
@@ -183,7 +180,7 @@ def _colors(cfg: Folder, stored: set[int]) -> tuple[Sequence[int], str]:
         says = "has no effect: the masks are in colour. Leave it out."
         raise ValueError(f"grey_factor={cfg.grey_factor} {says}")
     if cfg.colors is None:
-        found = ", ".join(str(_unpacked(value)) for value in sorted(stored)[:12])
+        found = ", ".join(str(tuple(value.to_bytes(3))) for value in sorted(stored)[:12])
         raise ValueError(
             f"the masks are RGB and no colour map is declared; colours found: {found}. List the "
             'colours in the order of the classes: "colors": [[r, g, b], ...] in classes.json.'
@@ -191,37 +188,29 @@ def _colors(cfg: Folder, stored: set[int]) -> tuple[Sequence[int], str]:
     if (cfg.ignore_value or 0) > 255:
         says = "is no colour. With colours it is a grey: (v, v, v), v in 0..255."
         raise ValueError(f"ignore_value={cfg.ignore_value} {says}")
-    return [(r << 16) + (g << 8) + b for r, g, b in cfg.colors], f"{len(cfg.colors)} colours"
+    return [int.from_bytes(color) for color in cfg.colors], f"{len(cfg.colors)} colours"
 
 
 def _detected(cfg: Folder, stored: set[int], stems: list[str]) -> tuple[dict[str, Any], str]:
     """The settings that the values speak for, and who says so."""
-    largest, factor = max(stored, default=0), math.gcd(*stored)
-    if cfg.grey_factor:
-        return {"encoding": "grey"}, "declared"
-    if cfg.classes and largest < len(cfg.classes):
-        return {"encoding": "index"}, "declared"
-    if largest > 1 and not cfg.classes and cfg.ignore_value is None:
-        for known in json.loads((files("vitseg.data") / "known_sets.json").read_text("utf-8")):
-            named = all(re.fullmatch(known["stems"], stem) for stem in stems)
-            if named and largest <= known["largest_value"]:
-                return known["settings"], f"recognised: {known['name']}"
     if 255 in stored and stored <= {0, 255}:
         return {"encoding": "binary_255"}, "detected"
     if stored <= {0, 1}:
         return {"encoding": "binary_1"}, "detected"
-    settings = {"encoding": "index"}
-    if factor > 1:
-        settings = {"encoding": "grey", "grey_factor": factor}
-    question = ""
+    if not cfg.classes and cfg.ignore_value is None:
+        for known in json.loads((files("vitseg.data") / "known_sets.json").read_text("utf-8")):
+            named = all(re.fullmatch(known["stems"], stem) for stem in stems)
+            if named and max(stored) <= known["largest_value"]:
+                return known["settings"], f"recognised: {known['name']}"
+    factor = math.gcd(*stored)
     if 255 in stored:
         question = "is 255 a class, or to be ignored?"
         answers = '{"ignore_value": 255} or {"encoding": "index", "classes": [...]}'
     elif 1 < factor < 5:
         question = f"classes as they are, or class x {factor}?"
-        answers = f'{{"encoding": "index"}} or {json.dumps(settings)}'
-    if not question:
-        return settings, "detected"
+        answers = f'{{"encoding": "index"}} or {{"encoding": "grey", "grey_factor": {factor}}}'
+    else:
+        return {"grey_factor": factor}, "detected"
     listed = ", ".join(map(str, sorted(stored)[:8])) + (", ..." if len(stored) > 8 else "")
     raise ValueError(f"mask values {listed}: {question} Say so in classes.json: {answers}.")
 
