@@ -157,7 +157,9 @@ DATA = {
         DataError, ("{data}: no image found.", "images/ and masks/ (same names)"), empty
     ),
     "no masks/": Case(
-        DataError, ("{data}: there is no masks/ in it.",), on_file("data/masks", shutil.rmtree)
+        DataError,
+        ("{data}/masks: cannot be looked into (No such file or directory).",),
+        on_file("data/masks", shutil.rmtree),
     ),
     "missing mask": Case(
         DataError,

@@ -11,7 +11,6 @@ import json
 import sys
 import tarfile
 from collections.abc import Iterator
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -111,14 +110,14 @@ def publish(
     """Serve archives as those of a set, with their hashes."""
     server.files = archives
     listed = {f"{server.at}/{k}": hashlib.sha256(v).hexdigest() for k, v in archives.items()}
-    monkeypatch.setitem(fetch.SETS, name, replace(fetch.SETS[name], archives=listed))
+    monkeypatch.setitem(fetch.SETS, name, fetch.SETS[name]._replace(archives=listed))
 
 
 def without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The archives of the pets at a port that nobody listens at."""
     pets = fetch.SETS["oxford-pets"]
     nowhere = {f"http://127.0.0.1:9/{Path(k).name}": v for k, v in pets.archives.items()}
-    monkeypatch.setitem(fetch.SETS, "oxford-pets", replace(pets, archives=nowhere))
+    monkeypatch.setitem(fetch.SETS, "oxford-pets", pets._replace(archives=nowhere))
 
 
 TRIMAP = [[1, 2], [3, 2]]

@@ -169,12 +169,15 @@ def test_a_folder_with_splits_gives_names_by_split(tmp_path: Path):
     ("make", "said"),
     [
         (lambda f: None, "cannot be looked into .No such file"),
-        (lambda f: f.mkdir(), "there is no images/ in it"),
+        (lambda f: f.mkdir(), "images: cannot be looked into .No such file"),
         (lambda f: f.write_text("a file"), "cannot be looked into .Not a directory"),
-        (lambda f: (f / "images").mkdir(parents=True), "there is no masks/ in it"),
+        (
+            lambda f: (f / "images").mkdir(parents=True),
+            "masks: cannot be looked into .No such file",
+        ),
         (lambda f: write_pairs(f, {}), "no image found"),
         (lambda f: write_pairs(f / "train", {}), "no image found"),
-        (lambda f: (f / "test").mkdir(parents=True), "there is no images/ in it"),
+        (lambda f: (f / "test").mkdir(parents=True), "test/images: cannot be looked into"),
     ],
     ids=["absent", "empty", "a file", "no masks/", "no files", "empty train/", "empty test/"],
 )

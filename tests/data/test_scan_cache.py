@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,7 @@ def observed(folder: Path, **settings: Any) -> dict[str, Any]:
     names = sorted(made.pairs)
     return seen | {
         "pairs": made.pairs,
-        "code": asdict(made.source.code),
+        "code": made.source.code._asdict(),
         "classes": made.classes,
         "masks": made.masks,
         "splits": made.splits,

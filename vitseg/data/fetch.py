@@ -8,10 +8,10 @@ import json
 import shutil
 import tarfile
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -28,9 +28,27 @@ PETS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
 VOC = "http://host.robots.ox.ac.uk/pascal/VOC/voc2007"
 VOC_ROOT = "VOCdevkit/VOC2007"
 VOC_CLASSES = (
-    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
-    *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
-    *("sheep", "sofa", "train", "tvmonitor"),
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
 )
 FIRST, BLOCK, GAP = 10, 12, 4
 """Slices of 1 mm: the first that shows much of a brain, those of a block, and those of each block
@@ -41,8 +59,7 @@ BLOCKS = ("train", "train", "validation", "train", "train", "test") * 2
 """The split of each block, from below."""
 
 
-@dataclass(frozen=True, slots=True)
-class PublicSet:
+class PublicSet(NamedTuple):
     """What a set is made of: the SHA-256 that others have published of its `archives`, tar files,
     by address; in what these unpack to, the folders of `images` (.jpg) and `masks` (.png), and the
     list of names of each split. A set without archives is made from the package nilearn.
@@ -54,10 +71,10 @@ class PublicSet:
     licence: str
     room_gb: float
     code: MaskCode
-    archives: dict[str, str] = field(default_factory=dict)
+    archives: Mapping[str, str] = {}
     images: str = ""
     masks: str = ""
-    lists: dict[str, str] = field(default_factory=dict)
+    lists: Mapping[str, str] = {}
 
 
 SETS = {
@@ -215,8 +232,9 @@ def _convert(wanted: PublicSet, unpacked: Path, folder: Path) -> dict[str, Any]:
                     is_plain = (image.format, image.mode) == ("JPEG", "RGB")
                     pixels = to_rgb(image)
                 ids = wanted.code.decode(read_raw(unpacked / wanted.masks / f"{stem}.png"))
-                sizes = f"image {pixels.width}x{pixels.height}, mask {ids.shape[1]}x{ids.shape[0]}"
-                if ids.shape != (pixels.height, pixels.width):
+                height, width = ids.shape
+                if pixels.size != (width, height):
+                    sizes = f"image {pixels.width}x{pixels.height}, mask {width}x{height}"
                     raise ValueError(f"{sizes} pixels")
             except UNREADABLE as error:
                 left_out[stem] = str(error).replace(f"{unpacked}/", "")

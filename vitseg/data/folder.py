@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -58,8 +58,7 @@ _PLAIN = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(NamedTuple):
     """An image and its mask; `name` is unique in the data set."""
 
     name: str
@@ -170,7 +169,7 @@ def read_folder(cfg: Folder) -> Scan:
         raise DataError("\n  ".join(lines), hint)
     count = len({problem.path for problem in problems})
     words = f"{count} file{'s' * (count != 1)} with problems and what belongs to them left out"
-    code = replace(found.code, description=f"{found.code.description}; {words}")
+    code = found.code._replace(description=f"{found.code.description}; {words}")
     return Scan(found.root, whole, [], code)
 
 
@@ -225,11 +224,9 @@ def find_pairs(root: Path) -> tuple[list[Pair], list[Finding]]:
 def _pairs_in(root: Path, split: str | None, findings: list[Finding]) -> Iterator[Pair]:
     place, found = root / (split or ""), []
     for half in HALVES:
-        if not (place / half).is_dir():
-            raise DataError(f"{shown(place)}: there is no {half}/ in it.", LAYOUT)
         try:
             found.append(_by_stem(place / half, root, findings))
-        except OSError as error:
+        except PermissionError as error:
             says = f"cannot be looked into ({error.strerror})."
             findings.append(Finding("unreadable folder", place / half, says))
             return
@@ -346,7 +343,7 @@ def _scan_image(path: Path) -> FileScan:
     """An image as training sees it."""
     stamp, sha256 = stamp_of(path), sha256_of(path)  # first: a file may be changed meanwhile
     with opened(path) as image:
-        stored_deep = image.format in {"PNG", "TIFF"} and ";16" in str(image.tile)
+        stored_deep = image.format != "BMP" and ";16" in str(image.tile)
         is_deep = stored_deep or image.mode.startswith("I")
         orientation = orientation_of(image)
         rgb = to_rgb(image)

@@ -10,10 +10,9 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -32,8 +31,7 @@ _BINARY = {"binary_255": 255, "binary_1": 1}
 _OBJECT = TypeAdapter(dict[str, Any])
 
 
-@dataclass(frozen=True, slots=True)
-class MaskCode:
+class MaskCode(NamedTuple):
     """From stored values to class ids, and the class names. `description` says who decided:
     declared or detected.
     """
@@ -218,8 +216,7 @@ def _detected(cfg: Folder, stored: set[int], stems: list[str]) -> tuple[dict[str
 # ---------------------------------------------------------------------- merged, ignored, left out
 
 
-@dataclass(frozen=True, slots=True)
-class ClassMap:
+class ClassMap(NamedTuple):
     """From the class ids of the masks to those that are trained.
 
     `classes` are the new names, `table` (256,) uint8 the new id of every old one, IGNORE where its

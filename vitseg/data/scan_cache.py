@@ -75,7 +75,7 @@ class ScanCache:
 
     def get(self, path: Path) -> FileScan | None:
         """The scan of a file; None if it has changed since, or was never scanned."""
-        scan = self.scans.get(self._key(path))
+        scan = self.scans.get(path.relative_to(self.root).as_posix())
         with contextlib.suppress(OSError):
             if scan and scan.stamp == stamp_of(path):
                 return scan
@@ -88,7 +88,7 @@ class ScanCache:
         fresh = {}
         for path, scan in scans.items():
             if scan and len(scan.counts) <= MOST_VALUES:
-                fresh[self._key(path)] = scan
+                fresh[path.relative_to(self.root).as_posix()] = scan
         if fresh == self.scans:
             return
         content = _JSON.dump_json(fresh)
@@ -97,9 +97,6 @@ class ScanCache:
             aside = self.path.with_suffix(f".{os.getpid()}")
             aside.write_bytes(_seal(content) + b"\n" + content)
             aside.replace(self.path)
-
-    def _key(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
 
 
 def _seal(content: bytes) -> bytes:
