@@ -61,7 +61,7 @@ def test_a_class_can_be_merged_into_one_that_is_there_if_that_is_merged_too():
         (Classes(drop_images_with=("x",)), r"data\.classes\.drop_images_with: got 'x'"),
         (
             Classes(merge=(Merge(into="a", classes=("ink", "inc")),)),
-            r"data\.classes\.merge\.0\.classes: got 'inc'",
+            r"data\.classes\.merge: got 'inc'",
         ),
         (Classes(foreground=("inc",)), r"data\.classes\.foreground: got 'inc'"),
         (Classes(foreground=NAMES), "nothing would be background"),

@@ -344,11 +344,14 @@ def _scan_image(path: Path) -> FileScan:
     stamp, sha256 = stamp_of(path), sha256_of(path)  # first: a file may be changed meanwhile
     with opened(path) as image:
         stored_deep = image.format != "BMP" and ";16" in str(image.tile)
-        is_deep = stored_deep or image.mode.startswith("I")
         orientation = orientation_of(image)
         rgb = to_rgb(image)
         warnings = (*_dropped(image), *_alpha(image))
-        deep = _largest(image) if is_deep else {}
+        deep = {}
+        if image.mode.startswith("I"):
+            deep["grey"] = int(np.asarray(image).max())
+        elif stored_deep:  # a bound: Pillow drops the low byte
+            deep["colour"] = max(most for _, most in image.convert("RGB").getextrema()) << 8 | 255
     size = (rgb.height, rgb.width)
     pixels = hashlib.blake2b(repr(size).encode() + rgb.tobytes(), digest_size=16).hexdigest()
     return FileScan(stamp, size, sha256, orientation, warnings, pixels, deep)
@@ -396,15 +399,6 @@ def _unread(image: Image.Image) -> Iterator[tuple[str, str]]:
             hint = "Save it without alpha, or the alpha channel as the mask."
             says = "its alpha channel differs where its colour does not, and is not read."
             yield "alpha not read", f"{says} {hint}"
-
-
-def _largest(image: Image.Image) -> dict[str, int]:
-    """How an image of more than 8 bits is stored, and its largest value; of colours a bound: Pillow
-    drops the low byte.
-    """
-    if image.mode.startswith("I"):
-        return {"grey": int(np.asarray(image).max())}
-    return {"colour": max(most for _, most in image.convert("RGB").getextrema()) << 8 | 255}
 
 
 def _compare(look: Look) -> Iterator[Finding]:

@@ -50,8 +50,7 @@ class MaskCode(NamedTuple):
         strange = sorted(set(values) - self.values.keys())
         if strange:
             raise ValueError(f"the mask holds {strange[:6]}, which stand for no class")
-        ids = np.array([self.values[value] for value in values], dtype=np.uint8)
-        return ids[inverse].reshape(raw.shape)
+        return np.array([self.values[value] for value in values], dtype=np.uint8)[inverse]
 
     def show(self, value: int) -> str:
         """A stored value for the reader: a number, or a colour."""
@@ -252,10 +251,8 @@ def class_map(names: tuple[str, ...], cfg: Classes) -> ClassMap:
     """What `cfg` makes of the classes `names`. Raises ConfigError for a name that is not among
     them.
     """
-    merged = {}
-    for n, merge in enumerate(cfg.merge):
-        refuse_unknown(f"data.classes.merge.{n}.classes", merge.classes, names)
-        merged |= dict.fromkeys(merge.classes, merge.into)
+    merged = {name: merge.into for merge in cfg.merge for name in merge.classes}
+    refuse_unknown("data.classes.merge", merged, names)
     refuse_unknown("data.classes.ignore", cfg.ignore, names)
     refuse_unknown("data.classes.drop_images_with", cfg.drop_images_with, names)
     left = [name for name in names if name not in cfg.ignore + cfg.drop_images_with]
