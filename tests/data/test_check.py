@@ -144,7 +144,7 @@ def test_pairs_that_are_not_whole_are_left_out_if_that_is_asked_for_and_counted(
 
 def test_what_cannot_be_left_out_is_refused_also_then(folder: Path):
     FAULTS["one name twice"](folder / "train", "003")
-    with pytest.raises(DataError, match=r"003\.bmp: is of one name with 003\.png"):
+    with pytest.raises(DataError, match=r"003\.bmp: has the same name as 003\.png"):
         read_folder(Folder(path=str(folder), on_problem="skip"))
 
 

@@ -85,7 +85,7 @@ def test_all_faults_of_a_folder_are_in_one_report(folder: Path):
     shutil.copy(folder / "images/g.png", folder / "images/g.bmp")
     lines = problems(folder)
     expected = [f"{folder}/{said}" for _, said in BREAKS.values()] + [
-        f"{folder}/images/g.bmp: is of one name with g.png"
+        f"{folder}/images/g.bmp: has the same name as g.png"
     ]
     assert len(lines) == len(expected)
     assert all(any(line.startswith(e) for line in lines) for e in expected)

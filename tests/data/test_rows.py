@@ -121,7 +121,7 @@ def test_row_39_spoilt_files_are_listed_with_their_reason_or_left_out_and_counte
     ]
     for line, reason in zip(
         lines,
-        ("truncated", "truncated", "in 0 bytes", "no image of a known kind, in 5 bytes"),
+        ("truncated", "truncated", "not a known image format (0 bytes)", "(5 bytes)"),
         strict=True,
     ):
         assert reason in line
@@ -512,9 +512,9 @@ def test_row_56_two_files_of_one_name_are_both_named(tmp_path: Path):
     folder = write_pairs(tmp_path, dict.fromkeys(("a", "b", "B", "c"), TWO))
     to_image(TWO).save(folder / "images" / "a.bmp")
     assert [line.strip() for line in refused(folder).problem.splitlines()[1:]] == [
-        f"{folder}/images/a.bmp: is of one name with a.png, suffix and capitals aside.",
-        f"{folder}/images/B.png: is of one name with b.png, suffix and capitals aside.",
-        f"{folder}/masks/B.png: is of one name with b.png, suffix and capitals aside.",
+        f"{folder}/images/a.bmp: has the same name as a.png (ignoring suffix and capitals).",
+        f"{folder}/images/B.png: has the same name as b.png (ignoring suffix and capitals).",
+        f"{folder}/masks/B.png: has the same name as b.png (ignoring suffix and capitals).",
     ]
 
 

@@ -75,7 +75,7 @@ class Check:
         self.findings += self._twice()
         self.findings += self._absent()
         for name, look in self.whole.items():
-            self.findings += self._worth_knowing(look, self._counts[name])
+            self.findings += self._image_notes(look, self._counts[name])
 
     def ids(self, name: str) -> np.ndarray | None:
         """Class ids (h, w) uint8 of a whole pair, as training would see them; None where no code
@@ -137,7 +137,7 @@ class Check:
                 says = f"class {row.name!r} occurs in no mask of {' and '.join(lacking)}."
                 yield Finding("class absent", self.root, says, "warning")
 
-    def _worth_knowing(self, look: Look, counts: dict[int, int]) -> Iterator[Finding]:
+    def _image_notes(self, look: Look, counts: dict[int, int]) -> Iterator[Finding]:
         if self.map and not counts:
             yield Finding("all ignored", look.pair.mask, "every pixel is ignored.", "note")
         elif counts.keys() == {0}:

@@ -174,8 +174,7 @@ def _make(wanted: PublicSet, folder: Path) -> None:
     """Download, unpack and convert beside the folder; the last step gives it its name."""
     archives = folder.with_name(f"{folder.name}.archives")
     partial = folder.with_name(f"{folder.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)  # was cut off
+    shutil.rmtree(partial, ignore_errors=True)  # left by a fetch that was cut off
     unpacked, ready = partial / "unpacked", partial / "ready"
     for url, sha256 in wanted.archives.items():
         _unpack(url, sha256, archives, unpacked)

@@ -45,7 +45,7 @@ NO_ALPHA = "alpha that is no transparency"
 DIM = 14
 """Bits that a 16-bit image uses if it is read as the lowest quarter of 0..255."""
 
-OF_THE_FOLDER = {"unreadable folder", "split by another name", "one name twice", "unclear masks"}
+FOLDER_PROBLEMS = {"unreadable folder", "split by another name", "one name twice", "unclear masks"}
 """Kinds of problems that do not concern a pair alone, which could be left out."""
 
 _SAME_TAG = (
@@ -124,13 +124,13 @@ def unwatched(looks: Iterator[Look], doing: str, count: int) -> Iterator[Look]:
 
 @dataclass(slots=True)
 class Scan:
-    """A folder that has been scanned; `beside` is what was found of no pair. `code` is None where
-    no code fits the masks.
+    """A folder that has been scanned; `folder_findings` belong to no pair. `code` is None where no
+    code fits the masks.
     """
 
     root: Path
     looks: list[Look]
-    beside: list[Finding]
+    folder_findings: list[Finding]
     code: MaskCode | None = None
     problems = ranked("problem")
 
@@ -140,7 +140,7 @@ class Scan:
 
     @property
     def findings(self) -> list[Finding]:
-        return [*self.beside, *(found for look in self.looks for found in look.findings)]
+        return [*self.folder_findings, *(found for look in self.looks for found in look.findings)]
 
     @property
     def whole(self) -> list[Look]:
@@ -159,8 +159,8 @@ def read_folder(cfg: Folder) -> Scan:
     problems, whole = found.problems, found.whole
     if not problems:
         return found
-    lasting = OF_THE_FOLDER & {problem.kind for problem in problems}
-    if cfg.on_problem == "refuse" or lasting or not whole:
+    fatal = FOLDER_PROBLEMS & {problem.kind for problem in problems}
+    if cfg.on_problem == "refuse" or fatal or not whole:
         lines = [f"{shown(found.root)}: {len(problems)} problem{'s' * (len(problems) > 1)}."]
         lines += [problem.says for problem in problems[:20]]
         if len(problems) > 20:
@@ -261,7 +261,7 @@ def _by_stem(folder: Path, root: Path, findings: list[Finding]) -> dict[str, Pat
             alike[_alike(path.stem)].append(shown(path.name))
     for _, (first, *others) in sorted(alike.items()):
         if others:
-            says = f"is of one name with {', '.join(others)}, suffix and capitals aside."
+            says = f"has the same name as {', '.join(others)} (ignoring suffix and capitals)."
             findings.append(Finding("one name twice", folder / first, says))
     for path in (folder, *paths.values()):
         if path.is_symlink() and path.exists():
@@ -326,7 +326,7 @@ def _read(look: Look, kind: str, path: Path, read: Callable[[Path], FileScan]) -
     except UNREADABLE as error:
         why = error
         if isinstance(error, UnidentifiedImageError):
-            why = f"no image of a known kind, in {path.stat().st_size} bytes"
+            why = f"not a known image format ({path.stat().st_size} bytes)"
         elif isinstance(error, OSError) and error.strerror:
             why = error.strerror
             if path.is_symlink():

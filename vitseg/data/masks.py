@@ -125,8 +125,8 @@ def find_code(cfg: Folder, stored: set[int], is_color: bool, stems: list[str]) -
         values, text = _colors(cfg, stored)
     else:
         stored = stored - {cfg.ignore_value}
-        suffices = cfg.grey_factor or max(stored, default=0) < len(cfg.classes or ())
-        if cfg.encoding == "auto" and not suffices:
+        declared = cfg.grey_factor or max(stored, default=0) < len(cfg.classes or ())
+        if cfg.encoding == "auto" and not declared:
             settings, by = _detected(cfg, stored, stems)
             cfg = cfg.model_copy(update=settings)
         values, text = _greys(cfg, stored)
