@@ -22,15 +22,7 @@ from vitseg.data.masks import COLOR, MaskCode, find_code, stored_values, with_cl
 from vitseg.data.scan_cache import FileScan, ScanCache, stamp_of
 from vitseg.errors import DataError
 from vitseg.files import sha256_of
-from vitseg.images import (
-    UNREADABLE,
-    WITH_ALPHA,
-    header_of,
-    is_transparency,
-    opened,
-    orientation_of,
-    to_rgb,
-)
+from vitseg.images import UNREADABLE, WITH_ALPHA, is_transparency, opened, orientation_of, to_rgb
 from vitseg.settings import Folder
 from vitseg.words import shown
 
@@ -299,8 +291,8 @@ def _look_at(root: Path, pairs: list[Pair], watch: Watch) -> list[Look]:
 def by_header(pair: Pair, cache: ScanCache) -> Look:
     """What can be told before a pixel is decoded."""
     look = Look(pair)
-    look.image = cache.get(pair.image) or _read(look, "image", pair.image, _scan_header)
-    look.mask = cache.get(pair.mask) or _read(look, "mask", pair.mask, _scan_header)
+    look.image = _read(look, "image", pair.image, cache.get)
+    look.mask = _read(look, "mask", pair.mask, cache.get)
     # sizes that agree if one is turned are left to the pixels: a PNG may say behind them which way
     # is up
     if not look.findings and sorted(look.image.size) != sorted(look.mask.size):
@@ -333,10 +325,6 @@ def _read(look: Look, kind: str, path: Path, read: Callable[[Path], FileScan]) -
                 why = f"a link that leads nowhere, to {shown(path.readlink())}"
         look.findings.append(Finding(f"unreadable {kind}", path, f"cannot be read ({why})."))
         return None
-
-
-def _scan_header(path: Path) -> FileScan:
-    return FileScan(stamp_of(path), header_of(path).size)
 
 
 def _scan_image(path: Path) -> FileScan:

@@ -18,7 +18,7 @@ from PIL import Image, ImageFile
 from pydantic import TypeAdapter
 
 from vitseg.files import cache_folder
-from vitseg.images import Size
+from vitseg.images import Size, header_of
 
 MOST_VALUES = 1024
 """Values in a mask above which it is not cached: a photograph among the masks holds 100,000."""
@@ -73,13 +73,14 @@ class ScanCache:
             if seal == _seal(content):
                 self.scans = _JSON.validate_json(content)
 
-    def get(self, path: Path) -> FileScan | None:
-        """The scan of a file; None if it has changed since, or was never scanned."""
-        scan = self.scans.get(path.relative_to(self.root).as_posix())
-        with contextlib.suppress(OSError):
-            if scan and scan.stamp == stamp_of(path):
-                return scan
-        return None
+    def get(self, path: Path) -> FileScan:
+        """The scan of a file; its header alone if it has changed since, or was never scanned.
+        Raises one of UNREADABLE.
+        """
+        stamp, scan = stamp_of(path), self.scans.get(path.relative_to(self.root).as_posix())
+        if scan and scan.stamp == stamp:
+            return scan
+        return FileScan(stamp, header_of(path).size)
 
     def save(self, scans: dict[Path, FileScan | None]) -> None:
         """Replace the cache, whole or not at all, by those of the files that could be read; where
