@@ -164,11 +164,11 @@ def test_the_forecast_comes_from_timed_batches(wb):
 
 
 def test_what_kept_features_take_and_give_is_said_before_and_counted_after_each_epoch(wb):
-    until(lambda: "What the frozen blocks compute is kept" in wb.notes.value)
-    assert "a step of this stage is" in wb.notes.value
+    until(lambda: "Frozen features will be cached" in wb.notes.value)
+    assert "steps of this stage then run" in wb.notes.value
     wb.start()
     wb.wait()
-    until(lambda: "Kept features: epoch 5 read" in wb.tabs.checks.value)
+    until(lambda: "Cached features: epoch 5 read" in wb.tabs.checks.value)
 
 
 def test_finish_prints_the_forecast_before_it_trains(wb, capsys):
@@ -207,7 +207,7 @@ def test_the_traces_are_the_events(wb):
 
 
 def test_without_a_run_there_is_nothing_to_pause_or_resume(wb):
-    with pytest.raises(RunError, match=r"There is no run to pause\. Press Start\."):
+    with pytest.raises(RunError, match=r"Nothing has been started.*Press Start\."):
         wb.pause()
     with pytest.raises(RunError, match=r"There is nothing to resume\. Press Start\."):
         wb.resume()
@@ -695,7 +695,7 @@ def test_a_job_may_ask_for_a_job(wb):
 
 
 def heading(wb):
-    return re.sub("<[^>]+>", "", wb.heading.value)
+    return re.sub("<[^>]+>", "", wb.heading.value).strip()
 
 
 def test_the_heading_tells_a_run_from_what_start_would_train(wb):
