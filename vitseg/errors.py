@@ -23,10 +23,8 @@ class Refusal:
 
 class VitsegError(Exception):
     """Base of all errors meant for the reader's eyes; the command line prints it without a
-    traceback. `refusals` are the settings that it is about.
+    traceback.
     """
-
-    refusals: tuple[Refusal, ...] = ()
 
     def __init__(self, problem: str, mend: str = ""):
         self.problem, self.mend = problem, mend
@@ -61,9 +59,7 @@ class ConfigError(VitsegError):
 
     def __init__(self, field: str, got: object, allowed: str, mend: str = ""):
         self.field, self.got, self.allowed = field, got, allowed
-        says = f"got {got!r}; allowed: {allowed}."
-        self.refusals = (Refusal(field, got, allowed, says, place=field),)
-        super().__init__(f"{field}: {says}", mend)
+        super().__init__(f"{field}: got {got!r}; allowed: {allowed}.", mend)
 
 
 class RecipeError(VitsegError):
@@ -73,8 +69,8 @@ class RecipeError(VitsegError):
     that would do.
     """
 
-    def __init__(self, problem: str, mend: str = "", refusals: tuple[Refusal, ...] = ()):
-        self.refusals, self.idle = refusals, dict[str, object]()
+    def __init__(self, problem: str, mend: str = ""):
+        self.idle = dict[str, object]()
         super().__init__(problem, mend)
 
 

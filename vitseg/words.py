@@ -129,7 +129,7 @@ def explain(error: ValidationError, cls: type[BaseModel]) -> RecipeError:
         found[refusal.place, refusal.says] = before if before == refusal else refusal
     refusals = tuple(map(_finished, found.values()))
     words = " ".join(map(str, refusals))
-    refused = RecipeError(f"{cls.__name__} refused. {words}", "", refusals)
+    refused = RecipeError(f"{cls.__name__} refused. {words}")
     refused.idle |= idle
     return refused
 

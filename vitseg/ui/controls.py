@@ -1,6 +1,4 @@
-"""The controls of the workbench: ipywidgets with visible labels, each with room for a sentence
-beside it.
-"""
+"""The controls of the workbench: ipywidgets with visible labels."""
 
 from __future__ import annotations
 
@@ -11,24 +9,26 @@ import ipywidgets as w
 
 from vitseg.runs.store import StageEnd
 from vitseg.ui import theme
-from vitseg.ui.desk import SCHEDULERS, SETTINGS, Desk
-from vitseg.ui.panels import lines
+from vitseg.ui.desk import SCHEDULERS, Desk
 
 PRETRAINED = "pretrained weights"
 ALL, ONE = "all stages", "this stage"
-_WIDTHS = {
-    "Stage": "180px",
-    "Freeze depth": "250px",
-    "Scheduler": "250px",
-    "Learning rate": "180px",
-    "Run": "150px",
-    "Start from": "300px",
+_SETTINGS = {
+    "Freeze depth": "unfrozen_blocks",
+    "Learning rate": "lr",
+    "Epochs": "epochs",
+    "Batch size": "batch_size",
+    "Seed": "seed",
+    "Device": "device",
 }
+"""The settings by the labels of their controls."""
+
+_WIDE = {"Freeze depth", "Scheduler", "Start from"}
 
 
 class Controls:
-    """What a person sets: `controls["Epochs"]` is a widget, and `says["Epochs"]` the sentence beside
-    it. `changed` is called after every change, once the desk knows of it.
+    """What a person sets: `controls["Epochs"]` is a widget. `changed` is called after every change,
+    once the desk knows of it.
     """
 
     def __init__(self, desk: Desk, changed: Callable[[], None]):
@@ -38,13 +38,11 @@ class Controls:
         self.by_label: dict[str, Any] = {
             "Stage": w.Dropdown(tooltip="The row that the controls beside it edit"),
             "Freeze depth": w.IntSlider(max=desk.depth, tooltip=depth),
-            "Scheduler": w.Dropdown(
-                options=SCHEDULERS.keys(), tooltip="And the clock that moves it"
-            ),
+            "Scheduler": w.Dropdown(options=SCHEDULERS.keys()),
             "Learning rate": w.FloatText(
                 step=1e-5, tooltip="Base rate; the encoder may have a factor of it"
             ),
-            "Epochs": w.IntText(),
+            "Epochs": w.BoundedIntText(max=10_000),  # the plan of more takes too long to draw
             "Batch size": w.IntText(tooltip="Images of one optimizer step"),
             "Seed": w.IntText(
                 tooltip="Draws the decoder's weights, the order of images, and dropout"
@@ -56,17 +54,15 @@ class Controls:
                 indent=False, tooltip="Also the stages that an earlier run has finished alike"
             ),
         }
-        self.says = {label: w.HTML(layout={"max_width": "260px"}) for label in self.by_label}
-        places = []
         for label, control in self.by_label.items():
             control.description = label
             control.style = {"description_width": "initial"}
-            control.layout.width = _WIDTHS.get(label, "130px")
+            control.layout.width = "270px" if label in _WIDE else "160px"
             control.observe(self._on_change, "value")
-            places.append(w.VBox([control, self.says[label]]))
-        self["Freeze depth"].style = theme.HANDLE
+        self["Freeze depth"].style.handle_color = theme.TRAIN
         self.fill()
-        self.box = w.Box(places, layout={"flex_flow": "row wrap", "grid_gap": "2px 14px"})
+        layout = {"flex_flow": "row wrap", "grid_gap": "2px 14px"}
+        self.box = w.Box(list(self.by_label.values()), layout=layout)
 
     def __getitem__(self, label: str) -> Any:
         return self.by_label[label]
@@ -94,16 +90,13 @@ class Controls:
         self._set("Stage", desk.stage, names)
         self["Freeze depth"].disabled = desk.stage == 1  # the stage with a frozen encoder
 
-    def refresh(self, starts: list[StageEnd]) -> None:
-        """Offer the places to start from, and put each problem beside its control."""
+    def offer(self, starts: list[StageEnd]) -> None:
+        """Offer places to start from."""
         start, self._starts = self.desk.start, starts
         if start and start not in starts:
             starts = [*starts, start]
         options = [(str(end), end) for end in (PRETRAINED, *starts)]
         self._set("Start from", start or PRETRAINED, options)
-        for label, place in self.says.items():
-            problem = self.desk.problems.get(label)
-            place.value = lines([("bad", "", problem)]) if problem else ""
 
     def _set(self, label: str, value: Any, options: Any = None) -> None:
         """Set a control, which is no change by a person."""
@@ -131,7 +124,7 @@ class Controls:
             case "Start from":
                 desk.start = None if value == PRETRAINED else value
             case _:
-                desk.edit(SETTINGS[label], value)
+                desk.edit(_SETTINGS[label], value)
         desk.check()
         if label == "Stage":
             self.fill()

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from vitseg.errors import ConfigError, VitsegError
+from vitseg.errors import RunError, VitsegError
 from vitseg.recipe import Recipe
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.fork import differences
@@ -24,22 +24,6 @@ SCHEDULERS: dict[str, type[Schedule]] = {
 }
 """The schedulers by the words of the control, each with its clock."""
 
-SETTINGS = {
-    "Freeze depth": "unfrozen_blocks",
-    "Scheduler": "schedule",
-    "Learning rate": "lr",
-    "Epochs": "epochs",
-    "Batch size": "batch_size",
-    "Seed": "seed",
-    "Device": "device",
-}
-"""The settings by the labels of their controls."""
-
-_LABELS = {setting: label for label, setting in SETTINGS.items()} | {"eta_min": "Learning rate"}
-
-MOST_EPOCHS = 10_000
-"""The plan of more could not be drawn while a control is being moved."""
-
 
 class Desk:
     """The controls' state. `stage` is the row being edited, from 1; `this_stage_only` ends the run
@@ -47,7 +31,7 @@ class Desk:
     again that an earlier run has finished alike.
 
     `recipe` is `base` with all `edits`, or with the last that were valid. After a change call
-    `check`: `problems` are then the reasons why Start is off, by control.
+    `check`: `problem` is then the reason why Start is off, if it is.
     """
 
     def __init__(self, base: Recipe, job_of: Callable[[Recipe], Job]):
@@ -63,8 +47,7 @@ class Desk:
         self.base = self.recipe = recipe.replace({"stages": recipe.stages + later})
         self.stage, self.this_stage_only = 1, bool(later)
         self.start: StageEnd | None = None
-        self.edits, self._valid = dict[str, Any](), dict[str, Any]()
-        self.problems: dict[str, str] = {}
+        self.edits, self._valid, self.problem = {}, {}, ""
 
     def edit(self, setting: str, value: Any) -> None:
         """Change a setting of the stage being edited (`lr`), or of the recipe (`batch_size`)."""
@@ -76,56 +59,37 @@ class Desk:
         self.stage, self.edits = stage, dict(self._valid)
 
     def check(self) -> None:
-        """Work out `recipe` and `problems` anew."""
-        self.problems = {}
+        """Work out `recipe` and `problem` anew."""
+        self.problem = ""
         try:
             recipe, _ = self.base.settle(self.edits)  # at depth 0 the encoder's own settings go
             self.job_of(recipe)  # is there such a device, are there so many blocks?
-            if (epochs := sum(stage.epochs for stage in recipe.stages)) > MOST_EPOCHS:
-                allowed = f"at most {MOST_EPOCHS:,} in all"
-                raise ConfigError("epochs", epochs, allowed, "vitseg.train takes any number.")
             self.recipe, self._valid = recipe, dict(self.edits)
+            self._check_start()
         except VitsegError as error:
-            self._blame(error)
-        self._check_start()
-
-    def _blame(self, error: VitsegError) -> None:
-        """Put each refusal beside the control it is about."""
-        if not error.refusals:
-            self.problems["Start"] = str(error)
-        for refusal in error.refusals:
-            labels = [_LABELS[name] for name in refusal.field.split(".") if name in _LABELS]
-            says = f"{refusal} {error.mend}".strip()
-            says = re.sub(r"\bstages\.(\d+)", lambda found: f"stage {int(found[1]) + 1}", says)
-            self.problems[labels[-1] if labels else "Start"] = says
+            pattern = r"\bstages\.(\d+)"
+            self.problem = re.sub(pattern, lambda n: f"stage {int(n[1]) + 1}", str(error))
 
     def _check_start(self) -> None:
         start, last = self.start, len(self.chosen().stages)
         done = start.stage if start else 0
         if done >= last:
-            self.problems["Start from"] = f"There is no stage after {start} to train."
-        elif self.this_stage_only and done < last - 1:
-            self.problems["Run"] = (
-                f"Stage {last} alone starts from the end of stage {last - 1}: choose one in Start "
-                "from, or run all stages."
-            )
-        elif start:
-            try:
-                found = differences(RunFolder(start.run).recipe, self.recipe, done)
-            except VitsegError as error:
-                found = [str(error)]
-            if found:
-                words = f"{start} does not fit. {' '.join(found)} Restore that, or choose another start."
-                self.problems["Start from"] = words
+            raise RunError(f"There is no stage after {start} to train.", "Choose another start.")
+        if self.this_stage_only and done < last - 1:
+            problem = f"Stage {last} alone starts from the end of stage {last - 1}."
+            raise RunError(problem, "Choose one in Start from, or run all stages.")
+        if start and (found := differences(RunFolder(start.run).recipe, self.recipe, done)):
+            problem = f"{start} does not fit. {' '.join(found)}"
+            raise RunError(problem, "Change that back, or choose another start.")
 
     def chosen(self) -> Recipe:
         """The recipe that Start trains: up to the edited stage if only that one is to run."""
         last = self.stage if self.this_stage_only else None
         return self.recipe.replace({"stages": self.recipe.stages[:last]})
 
-    def choice(self) -> tuple[Recipe, StageEnd | None, dict[str, str]]:
+    def choice(self) -> tuple[Any, ...]:
         """What Start would do, to be compared."""
-        return self.chosen(), self.start, self.problems
+        return self.chosen(), self.start, self.problem
 
     def schedule_of(self, name: str) -> Schedule:
         """The scheduler of that name: as the base has it in this stage, else in the first other

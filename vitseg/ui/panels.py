@@ -39,7 +39,7 @@ def stage_parts(
             at_fault = event.stage + 1
     rows, model = [], model_parts(job.model).values()
     for plan in job.stages:
-        parts = started.get(plan.number, [])
+        parts = started.get(plan.number) or []
         for part in model if not parts else ():
             count, trains = sum(p.numel() for p in part.parameters), part.name in plan.trained
             about = {"name": part.name, "block": part.block}
@@ -90,8 +90,6 @@ def checks(
         counts = f"epoch {used.epoch} read {used.read:,} views and computed {used.computed:,}"
         said.append(("quiet", "", f"Cached features: {counts}. {used.note}"))
     if failure:
-        kinds = {"FreezeBreach": "Freeze audit", "LRBreach": "LR contract"}
-        kind = kinds.get(failure.kind, "Stopped by an error")
-        said.append(("bad", f"✗ {kind}:", failure.says))
+        said.append(("bad", f"✗ Stopped by {failure.kind}:", failure.says))
     waiting = "Once a stage begins: what trains, what the optimizer holds, which weights moved."
     return lines(said or [("quiet", "", waiting)])

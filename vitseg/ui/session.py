@@ -23,7 +23,6 @@ from vitseg.events import (
     StageStarted,
     ValidationBatch,
 )
-from vitseg.model.segmenter import Segmenter, load_segmenter
 from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import steps_saved
 from vitseg.runs.folder import Failure, RunFolder, new_run, runs_root
@@ -37,9 +36,6 @@ from vitseg.ui.curves import Curves
 from vitseg.ui.desk import Desk
 from vitseg.ui.live import LiveRun, Said, Task, current, launching, refuse_a_second
 
-SAMPLES = 4
-"""Validation images that are predicted after every epoch."""
-
 _BEGINS_AGAIN = "Stopped. Resume begins again: nothing had been saved."
 
 _SAME_COST = {"name", "stages", "batch_size", "seed"}
@@ -47,9 +43,10 @@ _SAME_COST = {"name", "stages", "batch_size", "seed"}
 
 
 def recent_runs() -> list[RunFolder]:
-    """Of the runs in the runs root the 20 that something happened in last."""
-    logs = sorted(runs_root().glob("*/events.jsonl"), key=lambda log: log.stat().st_mtime)
-    return [RunFolder(log.parent) for log in reversed(logs[-20:])]
+    """The 20 newest runs in the runs root."""
+    found = [p for p in runs_root().glob("*/recipe.json") if p.with_name("events.jsonl").exists()]
+    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [RunFolder(path.parent) for path in found[:20]]
 
 
 class Session(Task):
@@ -66,7 +63,7 @@ class Session(Task):
         self.asked = self.trained = recipe
         self.job = Job(recipe)
         self.desk = Desk(recipe, lambda edited: self.job.replace(edited))
-        self.samples = self.job.data.splits["validation"][:SAMPLES]
+        self.samples = self.job.data.splits["validation"][:4]  # predicted after every epoch
         self.run: RunFolder | None = None
         self.preview = True
         self.predictions: dict[int, list[np.ndarray]] = {}
@@ -76,7 +73,7 @@ class Session(Task):
 
     def _clear(self) -> None:
         super()._clear()
-        self.curves, self.parent = self.planned(self.trained), None
+        self.curves, self.parent = self.planned(self.trained), Curves()
         self.ended: list[StageEnded] = []
         self.features: FeaturesUsed | None = None
         self.no_pictures = self.unsaved = ""
@@ -129,7 +126,7 @@ class Session(Task):
         return self._choice != self.desk.choice()
 
     def why_not_start(self) -> str:
-        return super().why_not_start() or " ".join(self.desk.problems.values())
+        return super().why_not_start() or self.desk.problem
 
     def failure(self) -> Failure | None:
         """What ended the run that is shown: as it happened here, or as its folder remembers."""
@@ -139,34 +136,22 @@ class Session(Task):
 
     def starts(self) -> list[StageEnd]:
         """The ends of stages of recent runs from which the desk's recipe may go on, newest first."""
-        found = []
+        found, new = [], self.desk.recipe
         for run in recent_runs():
             with suppress(VitsegError):
                 old, ends = run.recipe, reversed(run.ended_stages())
-                alike = [n for n in ends if not differences(old, self.desk.recipe, n)]
-                found += [StageEnd(run.path, n) for n in alike]
+                found += [StageEnd(run.path, n) for n in ends if not differences(old, new, n)]
         return found
 
-    def stage_ends(self) -> list[StageEnd]:
-        """The ends of stages of the run that is shown, from which a later one may start."""
-        later = range(1, len(self.desk.recipe.stages))
-        return [StageEnd(self.run.path, e.stage) for e in self.ended if e.stage in later]
-
-    @property
-    def model(self) -> Segmenter:
-        """A copy of the model as it is now, in eval mode: yours to keep. Of a run of the past, its
-        best weights.
+    def fork_point(self) -> StageEnd | None:
+        """Where Fork starts: the last finished stage before the edited one, of the run on the
+        screen.
         """
-        if self.state == "shown":
-            return load_segmenter(self.run.path)
-        take = lambda: self.job.model.snapshot()  # noqa: E731
-        return self.live.between(take) if self.live else take()
+        edited = min(max(2, self.desk.stage), len(self.desk.recipe.stages))
+        finished = min(edited - 1, len(self.ended))
+        return StageEnd(self.run.path, finished) if finished else None
 
     # ---- what can be done
-
-    def changed(self) -> None:
-        """A control was moved. A run that is under way goes on as it is."""
-        self.preview = not self.alive and self.edited
 
     def _begin(self) -> None:
         """Train what is on the desk, in a new run folder."""
@@ -224,15 +209,11 @@ class Session(Task):
         """Take the end of the stage before the edited one as the place to start from. Start then
         trains the rest.
         """
-        desk = self.desk
-        ends = [end for end in self.stage_ends() if end.stage < max(2, desk.stage)]
-        if not ends:
-            raise RunError(
-                "There is no finished stage to fork from, and a stage to follow it.",
-                "Wait for the end of stage 1, or choose a run in Runs.",
-            )
-        desk.start = ends[-1]
-        desk.stage = max(desk.stage, desk.start.stage + 1)
+        desk, start = self.desk, self.fork_point()
+        if start is None:
+            hint = "Wait for the end of stage 1, or choose a run in Runs."
+            raise RunError("There is no finished stage to fork from.", hint)
+        desk.start, desk.stage = start, max(desk.stage, start.stage + 1)
         desk.check()
 
     def show(self, folder: str | Path) -> None:
@@ -261,6 +242,7 @@ class Session(Task):
     # ---- what has happened
 
     def _note(self, event: Event) -> None:
+        work = 0.0
         match event:
             case RunStarted() if event.parent:
                 self._inherited = event.parent["stage"]
@@ -270,6 +252,7 @@ class Session(Task):
                 self.features = event
             case BatchEnded():
                 self._epoch = event.epoch - 1 + event.batch / event.batches
+                work = self._weight(event.stage) / event.batches
             case StageEnded():
                 self.ended.append(event)
             case RunEnded() if self._training and not self.predictions:  # all was inherited
@@ -277,18 +260,16 @@ class Session(Task):
         new = self._training and isinstance(event, StageEvent) and event.stage > self._inherited
         if new and isinstance(event, StageStarted | EpochEnded):
             self._predict(event.epoch)
-        working, work = bool(new) and self.state == "running", 0.0
-        if working and isinstance(event, BatchEnded):
-            work = self._weight(event.stage) / event.batches
-        self.pace.count(working, work)
+        self.pace.count(bool(new) and self.state == "running", work)
         if not event.transient:
             self.curves.add(event)
 
     def _predict(self, epoch: int) -> None:
         """Pictures are no reason for a training to end: what goes wrong is said beside them."""
         try:
-            images = (self.job.data.load(name)[0] for name in self.samples)
-            self.predictions[epoch] = [self.job.model.predict(image) for image in images]
+            model, data = self.job.model, self.job.data
+            masks = [model.predict(data.load(name)[0]) for name in self.samples]
+            self.predictions[epoch] = masks
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             self.no_pictures = f"No prediction after epoch {epoch} ({reason}). Training goes on."
@@ -296,14 +277,11 @@ class Session(Task):
     # ---- how long it takes
 
     def measure(self) -> None:
-        """Time a few batches, once. The weights that a run begins with are looked up only while the
-        model still has them.
-        """
+        """Time a few batches, once, and look up what the keys of stages follow from."""
         with self._timing:
             if self.cost is None:
                 job = self.plan_of(self.desk.base)
-                self._facts = environment(job) if self.live is None else {}
-                self.cost = measure(job)
+                self._facts, self.cost = environment(job), measure(job)
 
     def forecast(self) -> list[StageForecast]:
         """What the stages on the screen will take; nothing for a device that no batch was timed on.
@@ -322,9 +300,9 @@ class Session(Task):
         """How many stages Start would take from other runs; 0 where only Start can tell."""
         if self.desk.start:
             return self.desk.start.stage
-        if self.desk.retrain or not self._facts:
+        if self.desk.retrain:
             return 0
-        here = {name: getattr(job.machine, name) for name in ("precision", "threads", "processes")}
+        here = {name: getattr(job.machine, name) for name in ("precision", "threads")}
         found = trained_already(stage_keys(job, self._facts | here))
         return found.stage if found else 0
 
@@ -369,6 +347,7 @@ class Session(Task):
         if self.alive:
             moved = "A control was moved: that takes effect at the next start."
             words = [self._doing(), note or moved * self.edited]
+            wrong.append(self.desk.problem)
         else:
             off = self.why_not_start()
             words = [self._ready(off) if self.preview else self._outcome()]
@@ -388,11 +367,9 @@ class Session(Task):
                 return f"{state.capitalize()} after this batch."
             case _, None:
                 return "Reading data and weights."
-            case _, BatchEnded() as p:
-                return f"Training stage {p.stage}: epoch {p.epoch}, batch {p.batch} of {p.batches}."
-            case _, ValidationBatch() as p:
-                where = f"epoch {p.epoch}: batch {p.batch} of {p.batches}"
-                return f"Scoring validation images after {where}."
+            case _, BatchEnded() | ValidationBatch() as p:
+                what = "Training" if isinstance(p, BatchEnded) else "Scoring"
+                return f"{what} stage {p.stage}: epoch {p.epoch}, batch {p.batch} of {p.batches}."
         return "Training."
 
     def _ready(self, off: str) -> str:

@@ -12,16 +12,16 @@ import ipywidgets as w
 from vitseg.errors import RunError
 from vitseg.runs.folder import RunFolder, runs_root
 from vitseg.runs.narrate import number_or_na
-from vitseg.ui import charts, panels, pictures, theme
+from vitseg.ui import charts, pictures, theme
 from vitseg.ui.curves import write_csv
 from vitseg.ui.live import current
+from vitseg.ui.panels import checks, html, lines
 from vitseg.ui.report import report
 from vitseg.ui.screen import Screen
 from vitseg.ui.session import Session, recent_runs
 from vitseg.ui.table import Table
 from vitseg.ui.widgets import FileLink
 
-_NONE_YET = {"none yet": -1}
 _NO_PICTURES = (
     "Validation images are predicted after every epoch of a run that is trained here; then look "
     "back in time."
@@ -35,16 +35,13 @@ class Tabs:
 
     def __init__(self, session: Session, screen: Screen, shown: Callable[[], None]):
         self.session, self._shown, self._filling = session, shown, False
-        wide = {"width": "420px"}
-        self.epoch = w.SelectionSlider(
-            options=_NONE_YET.items(), description="Epoch", layout=wide, style=theme.HANDLE
-        )
+        self.epoch = w.IntSlider(max=0, description="Epoch", style=theme.HANDLE)
         self.epoch.observe(lambda _: self._filling or screen.attempt(self._draw_pictures), "value")
         self.picture = w.Image(layout={"max_width": "100%", "align_self": "flex-start"})
         self.picture_note, self.classes = w.HTML(), w.HTML()
         self.checks, self.runs = w.HTML(), w.HTML()
-        self.said, self._top = FileLink(), None
-        self.which = w.Dropdown(description="Run folder", layout=wide)
+        self.said = FileLink()
+        self.which = w.Dropdown(description="Run folder")
         buttons = [
             screen.button("Show", self.show),
             screen.button("Export report", self.export_report),
@@ -63,23 +60,17 @@ class Tabs:
     def draw(self) -> None:
         """What changes once an epoch."""
         s = self.session
-        self.classes.value = panels.html(charts.class_map(s.events, most=24))
-        self.checks.value = panels.checks(s.events, s.failure(), s.features)
-        self._offer_epochs()
-        self._draw_pictures()
-        self.draw_runs()
-
-    def _offer_epochs(self) -> None:
-        """The slider follows the newest epoch, unless somebody has gone back in time."""
-        slider, predictions = self.epoch, self.session.predictions
-        options = {str(epoch): epoch for epoch in sorted(predictions)} or _NONE_YET
-        chosen, epochs = slider.value, list(options.values())
-        if slider.index == len(slider.options) - 1 or chosen not in epochs:
-            chosen = epochs[-1]
-        self._filling = True
-        slider.options, slider.value = options.items(), chosen
+        self.classes.value = html(charts.class_map(s.events, most=24))
+        self.checks.value = checks(s.events, s.failure(), s.features)
+        slider, self._filling = self.epoch, True
+        follows = slider.value == slider.max  # unless somebody has gone back in time
+        slider.max, slider.disabled = max(s.predictions, default=0), not s.predictions
+        if follows:
+            slider.value = slider.max
         self._filling = False
-        slider.disabled = not predictions
+        if follows or not s.predictions:
+            self._draw_pictures()
+        self.draw_runs()
 
     def _draw_pictures(self) -> None:
         s, epoch = self.session, self.epoch.value
@@ -88,17 +79,17 @@ class Tabs:
             words = f"After epoch {epoch}. White: prediction and truth disagree."
             masks = s.predictions[epoch]
             png = pictures.png(pictures.comparison(s.job.data, s.samples, masks, side=150))
-        self.picture_note.value = panels.lines([("quiet", "", words)])
+        self.picture_note.value = lines([("quiet", "", words)])
         self.picture.value = png
         # an empty image shows as a broken one
         self.picture.layout.display = None if png else "none"
 
     def draw_runs(self) -> None:
-        """The run that is shown first. It is also the chosen one, until somebody chooses another."""
+        """The run that is shown stands first, so that the list, where it is new, chooses it."""
         runs, shown = recent_runs(), self.session.run
         if shown and shown.events_file.exists():
             runs = [shown, *(run for run in runs if run.path != shown.path)]
-        paths, rows = [run.path for run in runs], []
+        rows = []
         for run in runs:
             iou = ""
             with suppress(RunError):  # it has not ended, or somebody wrote into it
@@ -107,13 +98,10 @@ class Tabs:
             rows.append((run.path.name, _state_of(run), ended, iou))
         caption = f"In {runs_root()}" if rows else "No run has been recorded yet."
         table = Table(("run", "state", "finished stages", "best IoU"), tuple(rows), caption)
-        self.runs.value = panels.html(table)
-        top, chosen = paths[0] if paths else None, self.which.value
-        if top != self._top or chosen not in paths:
-            chosen = top
-        self._top = top
-        self.which.options = [(path.name, path) for path in paths]
-        self.which.value = chosen
+        self.runs.value = html(table)
+        self.which.options = [(run.path.name, run.path) for run in runs]
+        if runs and self.which.index is None:
+            self.which.index = 0
 
     def show(self) -> None:
         """Put the chosen run on the screen."""

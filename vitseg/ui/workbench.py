@@ -15,16 +15,17 @@ import plotly.graph_objects as go
 from IPython import get_ipython
 
 from vitseg.events import Event
-from vitseg.model.segmenter import Segmenter
+from vitseg.model.segmenter import Segmenter, load_segmenter
 from vitseg.plan import batch_notes
 from vitseg.presets import quick
 from vitseg.recipe import Recipe
 from vitseg.runs.folder import RunFolder
-from vitseg.ui import charts, panels, table
+from vitseg.ui import charts, table
 from vitseg.ui.console import progress, say
 from vitseg.ui.controls import Controls
-from vitseg.ui.curves import Curves, Points
+from vitseg.ui.curves import Points
 from vitseg.ui.live import current
+from vitseg.ui.panels import STYLE, cached_words, html, lines, stage_parts
 from vitseg.ui.screen import Screen, live_figure
 from vitseg.ui.session import Session
 from vitseg.ui.tabs import Tabs
@@ -58,13 +59,12 @@ class Workbench(Screen):
         self.tabs = Tabs(s, self, self._turned_to_another)
         self.heading, self.stage_table = w.HTML(), w.HTML()
         self.freeze_map, self.notes = w.HTML(), w.HTML()
-        self._nothing = Curves()
         self._drawn: dict[str, tuple[Points, int]] = {}
         self._around: dict[str, list] = {}
-        self.figure = live_figure(charts.curves_figure(s.curves, self._nothing, charts.POINTS))
+        self.figure = live_figure(charts.curves_figure(s.curves, s.parent, charts.POINTS))
         self.box = w.VBox(
             [
-                w.HTML(panels.STYLE + _what_is_trained(s)),
+                w.HTML(STYLE + _what_is_trained(s)),
                 self.heading,
                 self.stage_table,
                 self.controls.box,
@@ -94,10 +94,11 @@ class Workbench(Screen):
         self._changed()
 
     def _open(self) -> None:
-        if self.session.live is None:
-            ahead = self.session.forecast()
-            notes = table.memory_notes(ahead, self.session.job.machine)
-            say("\n".join([str(table.ahead(self.recipe, ahead)), *notes]))
+        s = self.session
+        if s.live is None:
+            ahead = s.forecast()
+            for words in (table.ahead(s.recipe, ahead), *table.memory_notes(ahead, s.job.machine)):
+                say(str(words))
             self.start()
 
     def _printed(self, events: Iterable[Event]) -> Iterator[Event]:
@@ -118,8 +119,13 @@ class Workbench(Screen):
 
     @property
     def model(self) -> Segmenter:
-        """A copy of the model as it is now, in eval mode, taken between two steps."""
-        return self.session.model
+        """A copy of the model as it is now, in eval mode, taken between two steps. Of a run of the
+        past, its best weights.
+        """
+        s = self.session
+        if s.live:
+            return s.live.between(lambda: s.job.model.snapshot())
+        return load_segmenter(s.path) if s.path else s.job.model.snapshot()
 
     @property
     def folder(self) -> Path | None:
@@ -137,7 +143,7 @@ class Workbench(Screen):
     def _changed(self) -> None:
         """A control was moved. A run that is under way goes on as it is."""
         with self.lock:
-            self.session.changed()
+            self.session.preview = self.session.edited and not self.session.alive
             self._draw_plan()
             self.draw_news()
 
@@ -156,28 +162,28 @@ class Workbench(Screen):
         """What may be chosen, stage table, freeze map, and what is worth knowing about a stage."""
         s, recipe, edited = self.session, self.session.recipe, self.session.desk.stage
         job, ahead = s.plan_of(recipe), s.forecast() if s.cost else []
-        events, failure = s.events, s.failure()
-        if s.preview:
-            events, failure = [], None
-        rows = panels.stage_parts(job, events, failure)
-        self.controls.refresh(s.starts())
-        self.stage_table.value = panels.html(table.desk(recipe, edited, rows, ahead))
-        self.freeze_map.value = panels.html(charts.freeze_map(rows, edited))
-        notes = [f"Stage {edited} is not part of this run."]
-        if edited <= len(recipe.stages):
+        rows = stage_parts(job)
+        if not s.preview:
+            rows = stage_parts(job, s.events, s.failure())
+        self.controls.offer(s.starts())
+        self.stage_table.value = html(table.desk(recipe, edited, rows, ahead))
+        self.freeze_map.value = html(charts.freeze_map(rows, edited))
+        if edited > len(recipe.stages):
+            notes = [f"Stage {edited} is not part of this run."]
+        else:
             notes = job.notes(edited)
             if ahead and (recipe.cache or ahead[edited - 1].inherited):
-                notes.append(panels.cached_words(ahead[edited - 1]))
+                notes.append(cached_words(ahead[edited - 1]))
         bad = job.data.warnings + batch_notes(recipe, len(job.data.splits["train"]))
         if s.preview:
             bad += table.memory_notes(ahead, s.job.machine)
         said = dict.fromkeys(bad + notes)
-        self.notes.value = panels.lines(("bad" if n in bad else "quiet", "", n) for n in said)
+        self.notes.value = lines(("bad" if n in bad else "quiet", "", n) for n in said)
 
     def _draw_curves(self) -> None:
         """Of the curves that are on the screen already, only those that have grown or moved."""
         s, figure, drawn = self.session, self.figure, self._drawn
-        curves, beneath = s.curves, s.parent or self._nothing
+        curves, beneath = s.curves, s.parent
         if s.preview:
             curves, beneath = s.planned(s.desk.chosen()), s.curves
         with figure.batch_update():
@@ -200,8 +206,8 @@ class Workbench(Screen):
     def draw_status(self) -> None:
         with self.lock:
             s = self.session
-            self.buttons["Fork"].disabled = not s.stage_ends()
-            self.heading.value = panels.lines([("heading", s.heading(), s.path or "")])
+            self.buttons["Fork"].disabled = s.fork_point() is None
+            self.heading.value = lines([("heading", s.heading(), s.path or "")])
             super().draw_status()
 
     # ---- the rest
@@ -250,4 +256,4 @@ def _what_is_trained(session: Session) -> str:
         f"{recipe.data.source.kind}, {len(splits['train'])} / {len(splits['validation'])} images · "
         f"{encoder['name']} ({encoder['source']}) · {recipe.model.decoder} · {job.machine}"
     )
-    return panels.lines([("heading", recipe.name, words)])
+    return lines([("heading", recipe.name, words)])
