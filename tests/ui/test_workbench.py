@@ -119,7 +119,7 @@ def test_stage_1_has_a_frozen_encoder_and_its_slider_is_off(wb):
 def test_a_depth_of_0_takes_the_encoder_s_settings_with_it(wb):
     control(wb, "Stage").value = 3  # it has layer_decay, which has no effect on a frozen encoder
     control(wb, "Freeze depth").value = 0
-    assert wb.session.desk.problem == "" and wb.recipe.stages[2].layer_decay == 1.0
+    assert wb.session.desk.problems == {} and wb.recipe.stages[2].layer_decay == 1.0
     control(wb, "Freeze depth").value = 2
     assert wb.recipe.stages[2].layer_decay == 0.8
 
@@ -134,20 +134,21 @@ def test_a_depth_of_0_takes_the_encoder_s_settings_with_it(wb):
         ("Batch size", -3),
     ],
 )
-def test_a_setting_that_cannot_work_says_so_in_the_status_line(label, value, wb):
+def test_a_setting_that_cannot_work_says_so_beside_its_control(label, value, wb):
     control(wb, label).value = value
+    assert "got" in wb.controls.says[label].value and wb.buttons["Start"].disabled
     assert "Start is off: " in wb.status.value and "got " in wb.status.value
-    assert wb.buttons["Start"].disabled
     with pytest.raises(TrainingError):
         wb.start()
     control(wb, label).value = {"Learning rate": 1e-3, "Epochs": 2, "Batch size": 2}[label]
-    assert "Ready" in wb.status.value and not wb.buttons["Start"].disabled
+    assert wb.controls.says[label].value == "" and not wb.buttons["Start"].disabled
 
 
 def test_a_later_stage_alone_needs_a_stage_to_start_from(wb):
     control(wb, "Stage").value = 2
     control(wb, "Run").value = ONE
-    assert "Choose one in Start from" in wb.status.value and wb.buttons["Start"].disabled
+    says = wb.controls.says["Start from"].value
+    assert "Choose one in Start from" in says and wb.buttons["Start"].disabled
     control(wb, "Run").value = ALL
     assert not wb.buttons["Start"].disabled
 
@@ -473,13 +474,14 @@ def test_fork_starts_from_the_end_of_stage_1_and_lays_the_curves_over_each_other
     )
 
 
-def test_a_fork_that_changes_what_was_inherited_is_refused(wb):
+def test_a_fork_that_changes_what_was_inherited_is_refused_beside_start_from(wb):
     wb.start()
     wb.wait()
     control(wb, "Stage").value = 2
     press(wb, "Fork")
     control(wb, "Seed").value = 3
-    assert "seed: 3, the parent has 0" in wb.status.value and wb.buttons["Start"].disabled
+    says = wb.controls.says["Start from"].value
+    assert "seed: 3, the parent has 0" in says and wb.buttons["Start"].disabled
 
 
 def test_fork_without_a_finished_stage_is_a_sentence(wb):
@@ -613,7 +615,7 @@ def test_follow_gives_the_run_that_was_started_last(short):
 
 def test_a_device_that_is_not_here_is_said_before_start(wb):
     control(wb, "Device").value = "mps"
-    assert "device: " in wb.status.value and wb.buttons["Start"].disabled
+    assert "device: " in wb.controls.says["Device"].value and wb.buttons["Start"].disabled
 
 
 def test_a_start_that_was_deleted_is_a_sentence(wb):
@@ -623,7 +625,7 @@ def test_a_start_that_was_deleted_is_a_sentence(wb):
     press(wb, "Fork")
     shutil.rmtree(wb.folder)
     control(wb, "Learning rate").value = 5e-4
-    assert "is not a run folder" in wb.status.value
+    assert "is not a run folder" in wb.controls.says["Start from"].value
 
 
 def test_odd_folders_among_the_runs_do_no_harm(tiny_recipe, tmp_path):
@@ -658,7 +660,7 @@ def test_a_picture_that_cannot_be_made_does_not_end_the_training(wb, monkeypatch
 def test_a_refused_value_goes_with_its_stage(wb):
     control(wb, "Learning rate").value = 0.0
     control(wb, "Stage").value = 2
-    assert not wb.buttons["Start"].disabled and "Ready" in wb.status.value
+    assert not wb.buttons["Start"].disabled and wb.controls.says["Learning rate"].value == ""
     control(wb, "Stage").value = 1
     assert control(wb, "Learning rate").value == 1e-3
 

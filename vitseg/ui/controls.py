@@ -1,34 +1,29 @@
-"""The controls of the workbench: ipywidgets with visible labels."""
+"""The controls of the workbench: ipywidgets with visible labels, each with room for a sentence
+below it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from html import escape
 from typing import Any
 
 import ipywidgets as w
 
 from vitseg.runs.store import StageEnd
 from vitseg.ui import theme
-from vitseg.ui.desk import SCHEDULERS, Desk
+from vitseg.ui.desk import SCHEDULERS, SETTINGS, Desk
+from vitseg.ui.markup import html
 
 PRETRAINED = "pretrained weights"
 ALL, ONE = "all stages", "this stage"
-_SETTINGS = {
-    "Freeze depth": "unfrozen_blocks",
-    "Learning rate": "lr",
-    "Epochs": "epochs",
-    "Batch size": "batch_size",
-    "Seed": "seed",
-    "Device": "device",
-}
-"""The settings by the labels of their controls."""
-
+_BESIDE = html("<p class=bad style='max-width:260px' role=alert>{}</p>")
 _WIDE = {"Freeze depth", "Scheduler", "Start from"}
 
 
 class Controls:
-    """What a person sets: `controls["Epochs"]` is a widget. `changed` is called after every change,
-    once the desk knows of it.
+    """What a person sets: `controls["Epochs"]` is a widget, and `says["Epochs"]` the sentence below
+    it. `changed` is called after every change, once the desk knows of it.
     """
 
     def __init__(self, desk: Desk, changed: Callable[[], None]):
@@ -42,7 +37,7 @@ class Controls:
             "Learning rate": w.FloatText(
                 step=1e-5, tooltip="Base rate; the encoder may have a factor of it"
             ),
-            "Epochs": w.BoundedIntText(max=10_000),  # the plan of more takes too long to draw
+            "Epochs": w.IntText(),
             "Batch size": w.IntText(tooltip="Images of one optimizer step"),
             "Seed": w.IntText(
                 tooltip="Draws the decoder's weights, the order of images, and dropout"
@@ -59,10 +54,12 @@ class Controls:
             control.style = {"description_width": "initial"}
             control.layout.width = "270px" if label in _WIDE else "160px"
             control.observe(self._on_change, "value")
+        self.says = {label: w.HTML() for label in self.by_label}
         self["Freeze depth"].style.handle_color = theme.TRAIN
         self.fill()
+        places = [w.VBox([control, self.says[label]]) for label, control in self.by_label.items()]
         layout = {"flex_flow": "row wrap", "grid_gap": "2px 14px"}
-        self.box = w.Box(list(self.by_label.values()), layout=layout)
+        self.box = w.Box(places, layout=layout)
 
     def __getitem__(self, label: str) -> Any:
         return self.by_label[label]
@@ -89,6 +86,13 @@ class Controls:
         names = [(f"{n} {stage.name}", n) for n, stage in enumerate(recipe.stages, start=1)]
         self._set("Stage", desk.stage, names)
         self["Freeze depth"].disabled = desk.stage == 1  # the stage with a frozen encoder
+        self.say()
+
+    def say(self) -> None:
+        """Put each problem beside its control."""
+        for label, place in self.says.items():
+            problem = self.desk.problems.get(label)
+            place.value = _BESIDE.format(escape(problem)) if problem else ""
 
     def offer(self, starts: list[StageEnd]) -> None:
         """Offer places to start from."""
@@ -124,8 +128,9 @@ class Controls:
             case "Start from":
                 desk.start = None if value == PRETRAINED else value
             case _:
-                desk.edit(_SETTINGS[label], value)
+                desk.edit(SETTINGS[label], value)
         desk.check()
+        self.say()
         if label == "Stage":
             self.fill()
         self._changed()

@@ -4,11 +4,10 @@ with either. No widgets.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
-from vitseg.errors import RunError, VitsegError
+from vitseg.errors import ConfigError, RunError, VitsegError
 from vitseg.recipe import Recipe
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.fork import differences
@@ -24,6 +23,20 @@ SCHEDULERS: dict[str, type[Schedule]] = {
 }
 """The schedulers by the words of the control, each with its clock."""
 
+SETTINGS = {
+    "Freeze depth": "unfrozen_blocks",
+    "Scheduler": "schedule",
+    "Learning rate": "lr",
+    "Epochs": "epochs",
+    "Batch size": "batch_size",
+    "Seed": "seed",
+    "Device": "device",
+}
+"""The settings by the labels of their controls."""
+
+MOST_EPOCHS = 10_000
+"""Of a run: the plan of more takes too long to draw."""
+
 
 class Desk:
     """The controls' state. `stage` is the row being edited, from 1; `this_stage_only` ends the run
@@ -31,7 +44,7 @@ class Desk:
     again that an earlier run has finished alike.
 
     `recipe` is `base` with all `edits`, or with the last that were valid. After a change call
-    `check`: `problem` is then the reason why Start is off, if it is.
+    `check`: `problems` are then the reasons why Start is off, by the control they are about.
     """
 
     def __init__(self, base: Recipe, job_of: Callable[[Recipe], Job]):
@@ -47,7 +60,7 @@ class Desk:
         self.base = self.recipe = recipe.replace({"stages": recipe.stages + later})
         self.stage, self.this_stage_only = 1, bool(later)
         self.start: StageEnd | None = None
-        self.edits, self._valid, self.problem = {}, {}, ""
+        self.edits, self._valid, self.problems = {}, {}, dict[str, str]()
 
     def edit(self, setting: str, value: Any) -> None:
         """Change a setting of the stage being edited (`lr`), or of the recipe (`batch_size`)."""
@@ -58,17 +71,39 @@ class Desk:
         """Edit another stage. Edits that were refused are dropped: no control shows them any more."""
         self.stage, self.edits = stage, dict(self._valid)
 
+    @property
+    def problem(self) -> str:
+        """Why Start is off, if it is."""
+        return " ".join(self.problems.values())
+
     def check(self) -> None:
-        """Work out `recipe` and `problem` anew."""
-        self.problem = ""
+        """Work out `recipe` and `problems` anew."""
+        self.problems = {}
         try:
             recipe, _ = self.base.settle(self.edits)  # at depth 0 the encoder's own settings go
             self.job_of(recipe)  # is there such a device, are there so many blocks?
+            if (epochs := sum(stage.epochs for stage in recipe.stages)) > MOST_EPOCHS:
+                allowed = f"at most {MOST_EPOCHS:,} in all"
+                raise ConfigError("epochs", epochs, allowed, "vitseg.train takes any number.")
             self.recipe, self._valid = recipe, dict(self.edits)
+        except VitsegError as error:
+            self._blame(error)
+        try:
             self._check_start()
         except VitsegError as error:
-            pattern = r"\bstages\.(\d+)"
-            self.problem = re.sub(pattern, lambda n: f"stage {int(n[1]) + 1}", str(error))
+            self.problems["Start from"] = str(error)
+
+    def _blame(self, error: VitsegError) -> None:
+        """Put each refusal beside the control it is about, or beside Start."""
+        if not error.refusals:
+            self.problems["Start"] = str(error)
+        for refusal in error.refusals:
+            path = refusal.field.split(".")
+            about = [label for label, setting in SETTINGS.items() if setting in path]
+            says = f"{refusal} {error.mend}"
+            if path[0] == "stages" and len(path) > 2:
+                says = f"Stage {int(path[1]) + 1}, {path[2]}: {refusal.says} {error.mend}"
+            self.problems[about[0] if about else "Start"] = says.strip()
 
     def _check_start(self) -> None:
         start, last = self.start, len(self.chosen().stages)
@@ -89,7 +124,7 @@ class Desk:
 
     def choice(self) -> tuple[Any, ...]:
         """What Start would do, to be compared."""
-        return self.chosen(), self.start, self.problem
+        return self.chosen(), self.start, self.problems
 
     def schedule_of(self, name: str) -> Schedule:
         """The scheduler of that name: as the base has it in this stage, else in the first other
