@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
 
 import torch
 from torch import nn
@@ -33,20 +35,63 @@ class PartAudit:
     """One part of the model: what was promised, and what is. Counts are of parameters (numbers).
 
     `training` is whether all of a part that should train, or any of one that should not, is in
-    training mode.
+    training mode; None of one that should, while the model is evaluated. `gradient` is the same of
+    its gradients.
     """
 
     name: str
+    block: int | None
     should_train: bool
     parameters: int
     requires_grad: int
     in_optimizer: int
-    training: bool
-    drop_path: float
-    gradient: bool | None
+    training: bool | None
+    gradient: bool
     sha256: str | None
     moved: bool | None
-    block: int | None
+
+
+_REBUILD = "Build the optimizer of exactly what trains, after freezing."
+
+_FROZEN = (
+    (
+        "can train (requires_grad is on)",
+        "Switch requires_grad off in what should be frozen.",
+        lambda part: part.requires_grad,
+    ),
+    ("in the optimizer, but should be frozen", _REBUILD, lambda part: part.in_optimizer),
+    (
+        "in training mode, but should be frozen",
+        "Call eval() on what is frozen after every train() of the model.",
+        lambda part: part.training,
+    ),
+    ("changed, but should be frozen", "Find out what writes to them.", lambda part: part.moved),
+)
+"""How a part breaks the promise that it is frozen: what is found, the hint, and the test."""
+
+_TRAINED = (
+    (
+        "frozen (requires_grad is off), but should train",
+        "Switch requires_grad on in what should train; the final norm goes with the last block.",
+        lambda part: part.requires_grad < part.parameters,
+    ),
+    (
+        "not in the optimizer as a whole, but should train",
+        _REBUILD,
+        lambda part: part.in_optimizer < part.parameters,
+    ),
+    (
+        "unchanged, but should have trained",
+        "Is its gradient None, or its learning rate 0?",
+        lambda part: part.parameters and part.moved is False,
+    ),
+    (
+        "in eval mode, but should train",
+        "Call train() on what trains.",
+        lambda part: part.training is False,
+    ),
+)
+"""The same of a part that should train."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,29 +128,20 @@ class AuditReport:
         "before step 41".
         """
         if self.breach:
-            raise FreezeBreach(
-                f"{self.breach}{f' Noticed {noticed}.' if noticed else ''}", self.mend, self.broken
-            )
+            when = f" Noticed {noticed}." if noticed else ""
+            raise FreezeBreach(self.breach + when, self.mend, self.broken)
         return self
 
-    def rows(self) -> list[dict[str, Any]]:
-        return [asdict(p) for p in self.parts]
-
     def __str__(self) -> str:
-        percent = 100 * self.trainable / self.total
-        frozen = self.total - self.trainable
+        percent, frozen = 100 * self.trainable / self.total, self.total - self.trainable
         trains = name_parts(p for p in self.parts if p.requires_grad) or "nothing"
         wanted = sum(p.parameters for p in self.parts if p.should_train)
-        counts = [
-            f"total {self.total:,}",
-            f"trainable {self.trainable:,} ({percent:.1f} %)",
-            f"frozen {frozen:,}",
-        ]
-        lines = [
-            " · ".join(counts) + f" ({100 - percent:.1f} %)",
-            f"trains: {trains} · optimizer holds {self.optimizer_holds:,} of {wanted:,}",
-        ]
-        return "\n".join([*lines, *([self.breach] if self.breach else [])])
+        text = (
+            f"total {self.total:,} · trainable {self.trainable:,} ({percent:.1f} %) · "
+            f"frozen {frozen:,} ({100 - percent:.1f} %)\n"
+            f"trains: {trains} · optimizer holds {self.optimizer_holds:,} of {wanted:,}"
+        )
+        return f"{text}\n{self.breach}" if self.breach else text
 
 
 def audit(
@@ -127,30 +163,34 @@ def audit(
     parts = model_parts(model)
     depth = max(part.block or 0 for part in parts.values())
     unfrozen = checked_depth(unfrozen_blocks, depth)
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    drop_paths = [m for m in model.modules() if isinstance(m, KeyedDropPath)]
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    modules = _modules(parts)
     found = []
-    for part in parts.values():
-        seen = _look(part, _promised(part, unfrozen, depth), held, drop_paths)
-        if weights:
-            seen = _hashed(seen, part, (since or {}).get(part.name))
-        found.append(seen)
-    strangers = _strangers(optimizer, parts.values())
-    holds = sum(p.in_optimizer for p in found) + strangers
-    return AuditReport(tuple(found), holds, *_breach(found, strangers, model.training))
+    for name, part in parts.items():
+        should = _promised(part, unfrozen, depth)
+        all_or_any = all if should else any
+        training = all_or_any(module.training for module in modules[name])
+        digest, before = _sha256(part) if weights else None, (since or {}).get(name)
+        found.append(
+            PartAudit(
+                name=name,
+                block=part.block,
+                should_train=should,
+                parameters=_count(part.parameters),
+                requires_grad=_count(p for p in part.parameters if p.requires_grad),
+                in_optimizer=_count(p for p in part.parameters if p in held),
+                training=None if should and not model.training else training,
+                gradient=all_or_any(p.grad is not None for p in part.parameters),
+                sha256=digest,
+                moved=None if None in (digest, before) else digest != before,
+            )
+        )
+    holds = _count(held)
+    return AuditReport(tuple(found), holds, *_breach(found, holds))
 
 
-def _strangers(optimizer: Optimizer, parts: Collection[Part]) -> int:
-    """How many parameters the optimizer holds that are not the model's."""
-    known = {id(p) for part in parts for p in part.parameters}
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    return sum(p.numel() for p in held if id(p) not in known)
-
-
-def _hashed(seen: PartAudit, part: Part, before: str | None) -> PartAudit:
-    """With the digest of the part's weights, and whether it is another one than `before`."""
-    digest = _sha256(part)
-    return replace(seen, sha256=digest, moved=None if before is None else digest != before)
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.numel() for p in parameters)
 
 
 def _promised(part: Part, unfrozen: int, depth: int) -> bool:
@@ -162,115 +202,38 @@ def _promised(part: Part, unfrozen: int, depth: int) -> bool:
     return part.name == DECODER or (part.name == NORM and unfrozen > 0)
 
 
-def _look(part: Part, should: bool, held: set[int], drop_paths: list[KeyedDropPath]) -> PartAudit:
-    """A part as it is, its weights apart."""
-    own = [d for d in drop_paths if d.layer == part.name]
-    modes = [module.training for module in [*own, *_modules(part)]]
-    gradients = [p.grad is not None for p in part.parameters]
-    return PartAudit(
-        name=part.name,
-        should_train=should,
-        parameters=sum(p.numel() for p in part.parameters),
-        requires_grad=sum(p.numel() for p in part.parameters if p.requires_grad),
-        in_optimizer=sum(p.numel() for p in part.parameters if id(p) in held),
-        training=all(modes) if should else any(modes),
-        drop_path=max((d.rate for d in own if d.training), default=0.0),
-        gradient=all(gradients) if should else any(gradients),
-        sha256=None,
-        moved=None,
-        block=part.block,
-    )
+def _modules(parts: dict[str, Part]) -> dict[str, list[nn.Module]]:
+    """By part. A drop-path belongs to the one that it names as its layer."""
+    found = defaultdict(list)
+    for name, part in parts.items():
+        for module in chain.from_iterable(piece.modules() for piece in part.modules):
+            found[module.layer if isinstance(module, KeyedDropPath) else name].append(module)
+    return found
 
 
-def _modules(part: Part) -> Iterator[nn.Module]:
-    """All that have a mode of their own; drop-paths are told by their layer."""
-    for module in part.modules:
-        for inside in module.modules():
-            if not isinstance(inside, KeyedDropPath | nn.ModuleList):
-                yield inside
-
-
-_BUILD = "Build the optimizer of exactly what trains, after freezing."
-
-_FROZEN = (
-    (
-        "can train (requires_grad is on)",
-        "Switch requires_grad off in what should be frozen.",
-        lambda part: part.requires_grad > 0,
-    ),
-    ("in the optimizer, but should be frozen", _BUILD, lambda part: part.in_optimizer > 0),
-    (
-        "in training mode, but should be frozen",
-        "Call eval() on what is frozen after every train() of the model.",
-        lambda part: part.training,
-    ),
-    ("changed, but should be frozen", "Find out what writes to them.", lambda part: part.moved),
-)
-"""How a part breaks the promise that it is frozen: what is found, the hint, and the test."""
-
-_TRAINED = (
-    (
-        "frozen (requires_grad is off), but should train",
-        "Switch requires_grad on in what should train; the final norm goes with the last block.",
-        lambda part: part.requires_grad < part.parameters,
-    ),
-    (
-        "not in the optimizer as a whole, but should train",
-        _BUILD,
-        lambda part: part.in_optimizer < part.parameters,
-    ),
-    (
-        "unchanged, but should have trained",
-        "Is its gradient None, or its learning rate 0?",
-        lambda part: part.moved is False and part.parameters > 0,
-    ),
-)
-"""The same of a part that should train."""
-
-_IN_EVAL_MODE = (
-    "in eval mode, but should train",
-    "Call train() on what trains.",
-    lambda part: not part.training and part.parameters > 0,
-)
-"""Only while the model is in training mode: an evaluation is no fault."""
-
-
-def _breach(
-    parts: Sequence[PartAudit], strangers: int, training: bool
-) -> tuple[str, tuple[str, ...], str]:
+def _breach(parts: Sequence[PartAudit], holds: int) -> tuple[str, tuple[str, ...], str]:
     """Every broken promise in one sentence that names the parts; the parts; and what to do. Empty
     if there is none.
     """
-    found, hints, wrong = [], [], set[str]()
-    for what, hint, bad in _broken(parts, training):
-        count = millions(sum(part.parameters for part in bad))
-        found.append(f"{name_parts(bad)}: {what}, {count} parameters")
-        hints.append(hint)
-        wrong |= {part.name for part in bad}
-    if strangers:
+    found, wrong, hints = [], [], []
+    for should_train, faults in enumerate((_FROZEN, _TRAINED)):
+        promised = [part for part in parts if part.should_train == should_train]
+        for what, hint, broken in faults:
+            bad = list(filter(broken, promised))
+            if bad:
+                count = millions(sum(part.parameters for part in bad))
+                found.append(f"{name_parts(bad)}: {what}, {count} parameters")
+                wrong += [part.name for part in bad]
+                hints.append(hint)
+    strangers = holds - sum(part.in_optimizer for part in parts)
+    if strangers > 0:
         found.append(f"the optimizer holds {strangers:,} parameters that are not the model's")
-        hints.append(_BUILD)
+        hints.append(_REBUILD)
     if not found:
         return "", (), ""
     trained = name_parts(part for part in parts if part.should_train)
     promise = f"Promised to train: only {trained}. Found: {'; '.join(found)}."
-    names = tuple(part.name for part in parts if part.name in wrong)
-    return promise, names, " ".join(dict.fromkeys(hints))
-
-
-def _broken(
-    parts: Sequence[PartAudit], training: bool
-) -> Iterator[tuple[str, str, list[PartAudit]]]:
-    """What is found, the hint, and the parts of which it is found."""
-    trained = [p for p in parts if p.should_train]
-    frozen = [p for p in parts if not p.should_train]
-    kinds = [(kind, frozen) for kind in _FROZEN] + [(kind, trained) for kind in _TRAINED]
-    if training:
-        kinds.append((_IN_EVAL_MODE, trained))
-    for (what, hint, broken), promised in kinds:
-        bad = [part for part in promised if broken(part)]
-        if bad:
-            yield what, hint, bad
+    return promise, tuple(dict.fromkeys(wrong)), " ".join(dict.fromkeys(hints))
 
 
 @torch.no_grad()
@@ -283,11 +246,8 @@ def _sha256(part: Part) -> str:
 
 def part_hashes(model: nn.Module, names: Collection[str] | None = None) -> dict[str, str | None]:
     """SHA-256 of the weights by part, as an audit has them; of all parts by default."""
-    return {
-        name: _sha256(part)
-        for name, part in model_parts(model).items()
-        if names is None or name in names
-    }
+    parts = model_parts(model)
+    return {name: _sha256(parts[name]) for name in parts if name in (names or parts)}
 
 
 def what_moved(report: AuditReport) -> str:
@@ -322,8 +282,6 @@ class LRContract:
                 raise LRBreach(
                     f"Step {step}: the LR of {name!r} is {used:.6g}, promised was {promised:.6g} "
                     f"({used / promised if promised else math.inf:.4g} times).",
-                    (
-                        "Something moved the LR out of turn: a scheduler stepped too often, in "
-                        "validation, or not at all."
-                    ),
+                    "Something moved the LR out of turn: a scheduler stepped too often, in "
+                    "validation, or not at all.",
                 )

@@ -85,39 +85,28 @@ class Job:
             self.machine.settle()
             classes = self.data.classes
             model = build_segmenter(recipe.model, classes, recipe.data.size, recipe.seed)
-        self.model = model
-        self._plan()
-        self.loss = loss or loss_of(recipe, self.data, self.machine.device)
-
-    def _plan(self) -> None:
-        images = len(self.data.splits["train"])
-        self.batches = batches_per_epoch(self.recipe, images)
-        self.stages = tuple(
-            StagePlan(
-                number,
-                stage,
-                unfrozen_in(self.recipe, number, self.model),
-                self.model.encoder.depth,
-                self.batches,
-            )
-            for number, stage in enumerate(self.recipe.stages, start=1)
-        )
+        self.model, images = model, len(self.data.splits["train"])
+        self.batches = batches_per_epoch(recipe, images)
+        stages = []
+        for number, stage in enumerate(recipe.stages, start=1):
+            unfrozen = unfrozen_in(recipe, number, model)
+            stages.append(StagePlan(number, stage, unfrozen, model.encoder.depth, self.batches))
+        self.stages = tuple(stages)
         self._refuse_a_norm_of_one_value(images)
+        self.loss = loss or loss_of(recipe, self.data, self.machine.device)
 
     def _refuse_a_norm_of_one_value(self, images: int) -> None:
         """A BatchNorm has nothing to normalise by where a batch is one image of one patch."""
-        recipe = self.recipe
+        recipe, size = self.recipe, self.recipe.batch_size
         height, width = self.model.padded(recipe.data.size)
         one_patch = height * width == self.model.encoder.patch**2
-        left = images % recipe.batch_size
-        alone = left == 1 or recipe.batch_size == 1
-        if recipe.model.decoder == "linear" and one_patch and alone:
+        if recipe.model.decoder == "linear" and one_patch and 1 in (size, images % size):
             allowed = f"what does not leave 1 of {images} images over, and more than 1"
-            mend = (
+            hint = (
                 "The linear decoder has a BatchNorm, and the last batch would be one patch. "
                 'Or raise data.size, or use "lean".'
             )
-            raise ConfigError("batch_size", recipe.batch_size, allowed, mend)
+            raise ConfigError("batch_size", size, allowed, hint)
 
     def replace(self, recipe: Recipe | None = None, model: Segmenter | None = None) -> Job:
         """The same job under another recipe, or with another model; its data stay, and model and

@@ -11,7 +11,6 @@ a pause may last for days.
 
 from __future__ import annotations
 
-import copy
 import os
 import pickle
 import shutil
@@ -23,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,8 +38,9 @@ from vitseg.errors import ConfigError, TrainingError, VitsegError
 RENDEZVOUS_TIMEOUT, COLLECTIVE_TIMEOUT = timedelta(minutes=10), timedelta(days=30)
 _LEAVE_SECONDS = 5.0
 _LOOK_SECONDS = 5.0
-_LAST_WORD, _WAITS, _NOWHERE = "vitseg last word", "vitseg {} waits", "nowhere"
+_LAST_WORD, _WAITS = "vitseg last word", "vitseg {} waits"
 """What processes write to the store: why one has left; where one waits for long, if it does."""
+_INTERFACE = "GLOO_SOCKET_IFNAME"
 _MEND = "What was saved is whole: go on with vitseg resume."
 
 
@@ -88,13 +88,10 @@ class ProcessGroup:
             return
         found = self.sum(torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32))
         moved = [p for p, count in zip(parameters, found.tolist(), strict=True) if count]
-        for parameter in moved:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        flat = torch.cat([p.grad.flatten() for p in moved])
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in moved]
+        flat = torch.cat([grad.flatten() for grad in grads])
         self._all_reduce(flat)
-        parts = flat.split([p.numel() for p in moved])
-        for parameter, part in zip(moved, parts, strict=True):
+        for parameter, part in zip(moved, flat.split([p.numel() for p in moved]), strict=True):
             parameter.grad = part.view_as(parameter)
 
     def broadcast(self, value: Any = None) -> Any:
@@ -110,12 +107,14 @@ class ProcessGroup:
     def same(self, what: str, facts: dict[str, Any]) -> None:
         """Raises TrainingError, naming what differs, unless process 0 has the same facts."""
         first = self.broadcast(facts)
-        other = [name for name in facts if facts[name] != first.get(name)]
-        if not other:
-            return
-        said = [f"{name}: {facts[name]!r:.80}, there {first.get(name)!r:.80}" for name in other[:3]]
-        problem = f"{what} is not that of process 0. {'; '.join(said)}."
-        raise TrainingError(problem, "All must have the same.")
+        other = [
+            f"{name}: {fact!r:.80}, there {first.get(name)!r:.80}"
+            for name, fact in facts.items()
+            if fact != first.get(name)
+        ]
+        if other:
+            problem = f"{what} is not that of process 0. {'; '.join(other[:3])}."
+            raise TrainingError(problem, "All must have the same.")
 
     def leave(self, error: BaseException) -> None:
         """Say why this process ends, before its connections are closed: by an error, or because it
@@ -123,10 +122,8 @@ class ProcessGroup:
         """
         if self.size == 1 or self._broken:
             return
-        cause = None
-        if isinstance(error, VitsegError):
-            cause = error
-        elif isinstance(error, Exception):
+        cause = error if isinstance(error, VitsegError) else None
+        if isinstance(error, Exception) and not cause:
             cause = TrainingError(f"{type(error).__name__}: {error}", _MEND)
         with suppress(RuntimeError):  # the store may be gone with the process that held it
             self._store.set(_LAST_WORD, pickle.dumps((self.rank, cause)))
@@ -136,31 +133,28 @@ class ProcessGroup:
         self._calls += 1
         with self._connected():
             work, pause = dist.all_reduce(tensor, async_op=True), 0.0
-            look, waiting = time.monotonic() + _LOOK_SECONDS, False
+            began, looks = time.monotonic(), 0
             while not work.is_completed():
                 time.sleep(pause)
                 pause = min(pause + 1e-5, 0.002)
-                if time.monotonic() > look:
-                    look, waiting = look + _LOOK_SECONDS, True
+                if time.monotonic() > began + (looks + 1) * _LOOK_SECONDS:
+                    looks += 1
                     self._check_in_step(tensor.numel())
             work.wait()
-            if waiting:
-                self._store.set(_WAITS.format(self.rank), _NOWHERE)
+            if looks:
+                self._store.set(_WAITS.format(self.rank), "")
 
     def _check_in_step(self, count: int) -> None:
         """Raises TrainingError if all wait for each other in different collectives, for ever: a
         mistake of the program.
         """
-        self._store.set(_WAITS.format(self.rank), f"{self._calls} {count}")
+        self._store.set(_WAITS.format(self.rank), f"call {self._calls} of {count} numbers")
         names = [_WAITS.format(rank) for rank in range(self.size)]
-        if not self._store.check(names):
-            return
-        places = {self._store.get(name).decode() for name in names}
-        if _NOWHERE in places or len(places) == 1:
-            return
-        counts = [int(place.split()[1]) for place in places]
-        problem = f"The {self.size} processes that train this run are out of step"
-        raise TrainingError(f"{problem}, by {max(counts)} and {min(counts)}.", _MEND)
+        places = {self._store.get(name) for name in names if self._store.check(names)}
+        if len(places) > 1 and b"" not in places:
+            where = " and ".join(sorted(place.decode() for place in places))
+            problem = f"The {self.size} processes that train this run are out of step: {where}."
+            raise TrainingError(problem, _MEND)
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
@@ -172,21 +166,17 @@ class ProcessGroup:
 
     def _cause(self, error: RuntimeError) -> Exception:
         """Why another process has closed its connections."""
-        last_word = None
         with suppress(RuntimeError):
             if self._store.check([_LAST_WORD]):
                 # written by a process of this very run; torch's own object collectives do the same
-                last_word = pickle.loads(self._store.get(_LAST_WORD))
-        if last_word is None:
-            reason = str(error).partition("\n")[0][:200]
-            problem = f"One of the {self.size} processes that train this run has ended ({reason})."
-            return TrainingError(problem, _MEND)
-        rank, cause = last_word
-        if cause is None:
-            return Left()
-        told = copy.copy(cause)
-        told.args = (f"Process {rank} of {self.size}: {cause}",)
-        return told
+                rank, cause = pickle.loads(self._store.get(_LAST_WORD))
+                if cause is None:
+                    return Left()
+                cause.args = (f"Process {rank} of {self.size}: {cause}",)
+                return cause
+        reason = str(error).partition("\n")[0][:200]
+        problem = f"One of the {self.size} processes that train this run has ended ({reason})."
+        return TrainingError(problem, _MEND)
 
 
 @contextmanager
@@ -199,12 +189,12 @@ def process_group(size: int, worker: str) -> Iterator[ProcessGroup]:
     if size == 1:
         yield ProcessGroup()
         return
-    with ExitStack() as stack, ExitStack() as workers:
-        # workers are stopped before the group is closed, which would wait for one that hangs
-        meeting, check = "env://", None
+    with ExitStack() as stack:
+        stack.callback(_close)  # once workers are stopped: it would wait for one that hangs
+        meeting, workers = "env://", []
         if not launched():
-            meeting, check = _start_workers(size, worker, stack, workers)
-        group = stack.enter_context(_joined(meeting, 0, size, check))
+            meeting, workers = _start_workers(size, worker, stack)
+        group = _join(meeting, 0, size, workers)
         try:
             yield group
         except BaseException as error:
@@ -223,17 +213,22 @@ def refuse_a_second_group(size: int) -> None:
         raise TrainingError(problem, "Begin it with vitseg run.")
 
 
-def _start_workers(
-    size: int, worker: str, stack: ExitStack, workers: ExitStack
-) -> tuple[str, Callable[[], None]]:
-    """Start processes 1 .. `size` - 1. Returns where they meet, a file in a private folder, and a
-    check that none has ended.
+Worker = tuple[subprocess.Popen, Path]
+"""A process, and the log of its errors."""
+
+
+def _start_workers(size: int, worker: str, stack: ExitStack) -> tuple[str, list[Worker]]:
+    """Start processes 1 .. `size` - 1, until `stack` is closed. Returns where they meet, a file in
+    a private folder, and them.
     """
     private = tempfile.TemporaryDirectory(prefix="vitseg-", ignore_cleanup_errors=True)
     folder = Path(stack.enter_context(private))
-    meeting = (folder / "meeting").as_uri()
+    loopback = {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}
+    if loopback and _INTERFACE not in os.environ:  # on one machine nobody listens to any other
+        os.environ[_INTERFACE] = loopback.pop()
+        stack.callback(os.environ.pop, _INTERFACE)
     environment = {name: value for name, value in os.environ.items() if name not in _TORCHRUN}
-    started = []
+    meeting, started = (folder / "meeting").as_uri(), []
     for rank in range(1, size):
         log = folder / f"{rank}.log"
         with log.open("wb") as file:
@@ -245,17 +240,9 @@ def _start_workers(
                 stderr=file,
                 start_new_session=True,  # a keyboard interrupt is for this process to answer
             )
-        workers.callback(_stop, process)
+        stack.callback(_stop, process)
         started.append((process, log))
-
-    def check() -> None:
-        for process, log in started:
-            if process.poll() is not None:
-                lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                problem = "A process that was to share the training ended as it began"
-                raise TrainingError(f"{problem}: {lines[-1] if lines else 'no word'}")
-
-    return meeting, check
+    return meeting, started
 
 
 def _stop(process: subprocess.Popen) -> None:
@@ -267,42 +254,29 @@ def _stop(process: subprocess.Popen) -> None:
         process.wait()
 
 
-@contextmanager
-def _joined(
-    meeting: str, rank: int, size: int, check: Callable[[], None] | None = None
-) -> Iterator[ProcessGroup]:
-    """The group that meets at `meeting`, an address as `torch.distributed` takes it. Calls `check`,
-    which may raise, until all are there.
+def _join(meeting: str, rank: int, size: int, workers: Sequence[Worker] = ()) -> ProcessGroup:
+    """The group that meets at `meeting`, an address as `torch.distributed` takes it. Raises
+    TrainingError if one of the `workers` ends before all are there.
     """
     store, rank, size = next(dist.rendezvous(meeting, rank, size, timeout=RENDEZVOUS_TIMEOUT))
     store.set(f"vitseg {rank}", "is here")
     while not store.check([f"vitseg {n}" for n in range(size)]):
-        if check:
-            check()
+        for process, log in workers:
+            if process.poll() is not None:
+                lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+                problem = "A process that was to share the training ended as it began"
+                raise TrainingError(f"{problem}: {lines[-1] if lines else 'no word'}")
         time.sleep(0.02)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with _loopback() if meeting.startswith("file:") else nullcontext():
-        dist.init_process_group(
-            backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT
-        )
-    try:
-        yield ProcessGroup(rank, size, store)
-    finally:
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT
+    )
+    return ProcessGroup(rank, size, store)
+
+
+def _close() -> None:
+    if dist.is_initialized():
         dist.destroy_process_group()
-
-
-@contextmanager
-def _loopback() -> Iterator[None]:
-    """Processes that meet in a file are on one machine, and need not listen to any other."""
-    names = {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}
-    if not names or "GLOO_SOCKET_IFNAME" in os.environ:
-        yield
-        return
-    os.environ["GLOO_SOCKET_IFNAME"] = names.pop()
-    try:
-        yield
-    finally:
-        del os.environ["GLOO_SOCKET_IFNAME"]
 
 
 # ---- the other processes
@@ -315,18 +289,21 @@ def follow(work: Work, meeting: str, rank: int, size: int, local_rank: int) -> i
     """Join the group as process `rank`, and do its `work`. Returns an exit code."""
     if local_rank < torch.cuda.device_count():
         torch.cuda.set_device(local_rank)
+    group = _join(meeting, rank, size)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # process 0 answers, between two steps
     try:
-        with suppress(Left), _joined(meeting, rank, size) as group:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)  # process 0 answers, between two steps
-            try:
-                work(group)
-            except Exception as error:
-                group.leave(error)
-                raise
-    except VitsegError as error:
+        work(group)
+    except Left:
+        return 0
+    except Exception as error:
+        group.leave(error)
+        if not isinstance(error, VitsegError):
+            raise
         sys.stderr.write(f"vitseg: process {rank} of {size}: {error}\n")
         return 2
+    finally:
+        _close()
     return 0
 
 
