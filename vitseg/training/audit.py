@@ -9,9 +9,8 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -30,8 +29,7 @@ from vitseg.model.freeze import (
 from vitseg.model.noise import KeyedDropPath
 
 
-@dataclass(frozen=True, slots=True)
-class PartAudit:
+class PartAudit(NamedTuple):
     """One part of the model: what was promised, and what is. Counts are of parameters (numbers).
 
     `training` is whether all of a part that should train, or any of one that should not, is in
@@ -94,8 +92,7 @@ _TRAINED = (
 """The same of a part that should train."""
 
 
-@dataclass(frozen=True, slots=True)
-class AuditReport:
+class AuditReport(NamedTuple):
     """What `audit` found. `breach` says which promises are broken, `broken` by which parts, `mend`
     what cures it.
     """
@@ -119,9 +116,9 @@ class AuditReport:
         return sum(p.requires_grad for p in self.parts)
 
     @property
-    def hashes(self) -> dict[str, str | None]:
+    def hashes(self) -> dict[str, str]:
         """SHA-256 of the weights by part, to give to a later audit as `since`."""
-        return {p.name: p.sha256 for p in self.parts}
+        return {p.name: p.sha256 for p in self.parts if p.sha256}
 
     def check(self, noticed: str = "") -> AuditReport:
         """Itself; raises FreezeBreach if a promise is broken. `noticed` says when that was seen:
@@ -150,7 +147,7 @@ def audit(
     unfrozen_blocks: int | Literal["all"],
     *,
     weights: bool = True,
-    since: dict[str, str | None] | None = None,
+    since: dict[str, str] | None = None,
 ) -> AuditReport:
     """Compare a model and its optimizer with the promise that the last `unfrozen_blocks` blocks
     train.
@@ -160,17 +157,16 @@ def audit(
     `since`, it is seen what moved: a frozen part must not have, a trained one must. Nothing is
     raised here; `.check()` raises FreezeBreach.
     """
-    parts = model_parts(model)
-    depth = max(part.block or 0 for part in parts.values())
+    parts, hashes = model_parts(model), part_hashes(model) if weights else {}
+    depth = sum(part.block is not None for part in parts.values())
     unfrozen = checked_depth(unfrozen_blocks, depth)
-    held = {p for group in optimizer.param_groups for p in group["params"]}
-    modules = _modules(parts)
-    found = []
+    held = set(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+    modules, since, found = _modules(parts), since or {}, []
     for name, part in parts.items():
         should = _promised(part, unfrozen, depth)
         all_or_any = all if should else any
         training = all_or_any(module.training for module in modules[name])
-        digest, before = _sha256(part) if weights else None, (since or {}).get(name)
+        digests = hashes.get(name), since.get(name)
         found.append(
             PartAudit(
                 name=name,
@@ -178,11 +174,11 @@ def audit(
                 should_train=should,
                 parameters=_count(part.parameters),
                 requires_grad=_count(p for p in part.parameters if p.requires_grad),
-                in_optimizer=_count(p for p in part.parameters if p in held),
+                in_optimizer=_count(held.intersection(part.parameters)),
                 training=None if should and not model.training else training,
                 gradient=all_or_any(p.grad is not None for p in part.parameters),
-                sha256=digest,
-                moved=None if None in (digest, before) else digest != before,
+                sha256=digests[0],
+                moved=None if None in digests else len(set(digests)) > 1,
             )
         )
     holds = _count(held)
@@ -223,17 +219,17 @@ def _breach(parts: Sequence[PartAudit], holds: int) -> tuple[str, tuple[str, ...
             if bad:
                 count = millions(sum(part.parameters for part in bad))
                 found.append(f"{name_parts(bad)}: {what}, {count} parameters")
-                wrong += [part.name for part in bad]
                 hints.append(hint)
+                wrong += bad
     strangers = holds - sum(part.in_optimizer for part in parts)
     if strangers > 0:
         found.append(f"the optimizer holds {strangers:,} parameters that are not the model's")
         hints.append(_REBUILD)
     if not found:
         return "", (), ""
-    trained = name_parts(part for part in parts if part.should_train)
-    promise = f"Promised to train: only {trained}. Found: {'; '.join(found)}."
-    return promise, tuple(dict.fromkeys(wrong)), " ".join(dict.fromkeys(hints))
+    problem = f"Promised to train: only {name_parts(promised)}. Found: {'; '.join(found)}."
+    names = tuple(part.name for part in parts if part in wrong)
+    return problem, names, " ".join(dict.fromkeys(hints))
 
 
 @torch.no_grad()
@@ -244,7 +240,7 @@ def _sha256(part: Part) -> str:
     return digest.hexdigest()
 
 
-def part_hashes(model: nn.Module, names: Collection[str] | None = None) -> dict[str, str | None]:
+def part_hashes(model: nn.Module, names: Collection[str] | None = None) -> dict[str, str]:
     """SHA-256 of the weights by part, as an audit has them; of all parts by default."""
     parts = model_parts(model)
     return {name: _sha256(parts[name]) for name in parts if name in (names or parts)}

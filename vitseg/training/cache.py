@@ -53,14 +53,11 @@ class FeatureCache:
 
     def _begin(self) -> None:
         self.why_not, self._size = "", None
-        self._names: dict[str, set[str]] = {}
         self._ours = set[Path]()  # read or written here: checked, stamped as used, not dropped
 
     def has(self, group: str, row: str) -> bool:
-        """Whether the row is there, as far as is known; `get` may still find it gone."""
-        if group not in self._names:
-            self._names[group] = {entry.name for entry in _entries(self.root / group)}
-        return row in self._names[group]
+        """Whether the row is there; `get` may still find it gone, or not whole."""
+        return (self.root / group / row).exists()
 
     def get(self, group: str, row: str) -> dict[str, Tensor] | None:
         """The tensors of a row; None if it is not there, or not whole."""
@@ -73,7 +70,8 @@ class FeatureCache:
                 self._ours.add(path)
             return load(content[4:])
         except (OSError, ValueError, SafetensorError):
-            self._names.get(group, set()).discard(row)
+            with suppress(OSError):
+                path.unlink()  # what is there would not be written again
             return None
 
     def put(
@@ -103,12 +101,7 @@ class FeatureCache:
                 aside.unlink()
             return
         self._size += len(payload)
-        self._names[group].add(row)
         self._ours.add(path)
-
-    def look_again(self) -> None:
-        """Others may have kept rows since."""
-        self._names = {}
 
     def _room_for(self, size: int) -> bool:
         """Make room by dropping the least recently used rows, of others; False, with the reason,
@@ -136,7 +129,6 @@ class FeatureCache:
             with suppress(OSError):
                 path.unlink()
                 self._size -= stat.st_size
-                self._names.get(path.parent.name, set()).discard(path.name)
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         """All rows, group by group, and what a kill has left of others."""
@@ -152,9 +144,11 @@ class FeatureCache:
         """What is kept, most recently used first."""
         found = []
         for folder, files in groupby(self._files(), key=lambda file: file[0].parent):
-            stats = [stat for _, stat in files]
+            about, stats = {}, [stat for _, stat in files]
+            with suppress(OSError, ValueError):
+                about = json.loads((folder / _ABOUT).read_bytes())
             size, used = sum(s.st_size for s in stats), max(s.st_mtime for s in stats)
-            found.append(Group(folder, _about(folder), len(stats), size, used))
+            found.append(Group(folder, about, len(stats), size, used))
         return sorted(found, key=lambda group: -group.used)
 
     def verify(self) -> tuple[int, list[Path]]:
@@ -185,7 +179,8 @@ class FeatureCache:
         for group in groups:
             if of in (None, group.of):
                 shutil.rmtree(group.folder, ignore_errors=True)
-                freed += 0 if group.folder.exists() else group.bytes
+                if not group.folder.exists():
+                    freed += group.bytes
         self._begin()
         return freed
 
@@ -205,13 +200,6 @@ class Group(NamedTuple):
     def of(self) -> str:
         """The encoder's name, or "masks"."""
         return str(self.about.get("encoder", "masks"))
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / _ABOUT).read_bytes())
-    except (OSError, ValueError):
-        return {}
 
 
 def _check(content: bytes) -> None:

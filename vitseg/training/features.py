@@ -23,19 +23,20 @@ from vitseg.draws import NUMERICS
 from vitseg.errors import FeatureBreach
 from vitseg.model.encoder import Levels
 from vitseg.model.freeze import EMBEDDINGS
-from vitseg.training.cache import FeatureCache, default_cache
 from vitseg.training.job import Job
 
 View = dict[int, dict[str, Tensor]]
 """What is cached of a view, as the cache has it: "tokens" (N, D) by level; and at _MASK its "mask"
 (H, W) uint8, and the "original" mask at the image's own size.
 """
+Places = dict[int, tuple[str, str]]
+"""The group and the row of each part of a view in the cache."""
 _MASK = -1
 
 
 class FeatureBatch(NamedTuple):
-    """What the suffix of a model starts from: levels (B, N, D), and masks (B, H, W) int64 of the
-    mode that is trained.
+    """What the suffix of a model starts from, on its device: levels (B, N, D), and masks (B, H, W)
+    int64 of the mode that is trained.
     """
 
     names: list[str]
@@ -48,32 +49,21 @@ class Features:
     """The frozen part of a job's model, as a stage sees it: for `training` under autocast, to be
     scored in full precision. `hashes` are those of its parts (`AuditReport.hashes`).
 
-    With `recipe.cache`, views are cached as they are computed and read from then on; without it, or
-    without hashes, every pass computes. Both give the same bits on the CPU. `seen` and `computed`
-    count the views of the last pass.
+    Where the job has a cache, views are kept in it as they are computed and read from then on;
+    without it, or without hashes, every pass computes. Both give the same bits on the CPU. `seen`
+    and `computed` count the views of the last pass.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        hashes: dict[str, str | None] | None = None,
-        cache: FeatureCache | None = None,
-        *,
-        training: bool = False,
-    ):
-        self.recipe, self.model, self.data, self.machine = (
-            job.recipe,
-            job.model,
-            job.data,
-            job.machine,
-        )
+    def __init__(self, job: Job, hashes: dict[str, str] | None = None, *, training: bool = False):
+        self.recipe, self.model = job.recipe, job.model
+        self.data, self.machine = job.data, job.machine
         self.training, self.amp = training, training and self.machine.amp is not None
         self.cut = self.model.encoder.cut
         skips = {depth for depth in self.model.shape.skip_depths if depth < self.cut}
         self.wanted = {_MASK, self.cut} | skips
         self.cache, self.groups = None, []
-        if hashes and self.recipe.cache:
-            self.cache, self.groups = cache or default_cache(), self._groups(hashes)
+        if hashes and job.cache:
+            self.cache, self.groups = job.cache, self._groups(hashes)
         self.seen = self.computed = 0
         self.why_not = ""
         self._trusted, self._first = False, True
@@ -86,8 +76,6 @@ class Features:
         """
         self.seen = self.computed = 0
         self._check, self._first = self.training or self._first, False
-        if self.cache and self.training and self.machine.processes > 1:
-            self.cache.look_again()  # in each epoch a process has other images
         missing = self.missing(chunks)
         pixels = self.data.loaded([keys for keys in missing if keys], self.recipe.workers)
         for chunk, keys in zip(chunks, missing, strict=True):
@@ -111,22 +99,22 @@ class Features:
             missing.append([])
             for key in dict.fromkeys(chunk):
                 places = self._places(key)
-                if key not in coming and self._start(places) is None:
+                if key not in coming and not self._start(places):
                     missing[-1].append(key)
                     if places:
                         coming.add(key)
         return missing
 
     def _stacked(self, keys: list[Key], found: dict[Key, View]) -> FeatureBatch:
-        views, levels = [found[key] for key in keys], {}
-        for level in self.wanted - {_MASK}:
-            tokens = [
-                view[level]["tokens"].to(self.machine.device, torch.float32) for view in views
-            ]
-            levels[level] = torch.stack(tokens)
-        masks = torch.stack([view[_MASK]["mask"] for view in views]).long()
-        originals = [view[_MASK]["original"] for view in views]
-        return FeatureBatch([name for name, _ in keys], levels, masks, originals)
+        views = [found[key] for key in keys]
+        levels = {level: self._stack(views, level) for level in self.wanted - {_MASK}}
+        names, masks, originals = [], [], []
+        for (name, _), view in zip(keys, views, strict=True):
+            names.append(name)
+            masks.append(view[_MASK]["mask"])
+            originals.append(view[_MASK]["original"])
+        masks = torch.stack(masks).to(self.machine.device, torch.int64)
+        return FeatureBatch(names, levels, masks, originals)
 
     # ---- computing
 
@@ -141,36 +129,38 @@ class Features:
         self.computed += len(keys)
         if self.cache and not self._trusted:
             self._trusted = True
-            if not self._same(keys[0], views[keys[0]], times=1 if len(keys) > 1 else 2):
+            if not self._same(keys[0], views[keys[0]], times=1 + (len(keys) == 1)):
                 self.cache = None
                 self.why_not = "this encoder gives a view other features in another batch"
         self._write(views)
         return views
 
     def _prefix(self, batch: Batch) -> list[View]:
-        with self.machine.autocast(self.amp):
-            levels = self.model.prefix(batch.images.to(self.machine.device))
         views = []
         for mask, original in zip(batch.masks, batch.originals, strict=True):
             views.append({_MASK: {"mask": mask.to(torch.uint8), "original": original}})
-        self._add(views, levels)
+        with self.machine.autocast(self.amp):
+            self._add(views, self.model.prefix(batch.images.to(self.machine.device)))
         return views
 
     def _climb(self, views: list[View], first: int) -> None:
         """From level `first` to the cut."""
-        tokens = torch.stack([view[first]["tokens"] for view in views]).to(self.machine.device)
-        size = self.model.padded(self.recipe.data.size)
+        encoder, size = self.model.encoder, self.model.padded(self.recipe.data.size)
         with torch.no_grad(), self.machine.autocast(self.amp):
-            levels = self.model.encoder.run(tokens, first, self.cut, self.wanted, size)
-        self._add(views, levels)
+            tokens = self._stack(views, first)
+            self._add(views, encoder.run(tokens, first, self.cut, self.wanted, size))
+
+    def _stack(self, views: list[View], level: int) -> Tensor:
+        device = self.machine.device
+        return torch.stack([view[level]["tokens"].to(device, torch.float32) for view in views])
 
     def _add(self, views: list[View], levels: Levels) -> None:
         """Hand each view its part of the levels, rounded where the recipe says so."""
         for level, tokens in levels.items():
             for view, own in zip(views, tokens.float(), strict=True):
-                view[level] = {"tokens": own}
                 if self.recipe.features == "half" and own.half().isfinite().all():
-                    view[level] = {"tokens": own.half()}
+                    own = own.half()
+                view[level] = {"tokens": own}
 
     def _compare(self, key: Key, view: View) -> None:
         """Raises FeatureBreach if what was cached is not what would be computed."""
@@ -187,7 +177,7 @@ class Features:
         *_, again = self._prefix(next(self.data.loaded([[key] * times])))
         exact = self.machine.device.type == "cpu" and not self.amp
         for level in self.wanted - {_MASK}:
-            a, b = (v[level]["tokens"].cpu().float() for v in (again, view))
+            a, b = self._stack([again], level), self._stack([view], level)
             near = not exact and (a - b).norm() <= 0.02 * b.norm()
             if not (near or torch.equal(a, b)):
                 return False
@@ -195,7 +185,7 @@ class Features:
 
     # ---- in the cache
 
-    def _groups(self, hashes: dict[str, str | None]) -> list[str]:
+    def _groups(self, hashes: dict[str, str]) -> list[str]:
         """Where each level up to the cut is cached: a digest of all that decides it, the view
         apart.
         """
@@ -214,11 +204,11 @@ class Features:
         ]
         digest, groups = hashlib.sha256(json.dumps(facts, default=str).encode()), []
         for level in range(self.cut + 1):
-            digest.update((hashes[f"block {level}" if level else EMBEDDINGS] or "").encode())
+            digest.update(hashes[f"block {level}" if level else EMBEDDINGS].encode())
             groups.append(digest.hexdigest()[:32])
         return groups
 
-    def _places(self, key: Key) -> dict[int, tuple[str, str]]:
+    def _places(self, key: Key) -> Places:
         """Where the cache has each level of a view, and its mask, if it has. With fresh views none
         but the clean one is ever seen again: there are no places for it.
         """
@@ -228,21 +218,20 @@ class Features:
         places = {level: (group, view) for level, group in enumerate(self.groups)}
         return places | {_MASK: ("masks", mask)}
 
-    def _start(self, places: dict[int, tuple[str, str]]) -> int | None:
-        """The highest level from which a view can go on; None if it has to begin with pixels.
+    def _start(self, places: Places) -> Places:
+        """Of the places of a view those of its mask, of the highest level from which it can go on,
+        and of the skips below; none if it has to begin with pixels.
 
         From a rounded level only the cut itself: blocks run on it would not give what they give on
         the exact one.
         """
-        there = {part for part, place in places.items() if self.cache.has(*place)}
         lowest = self.cut if self.recipe.features == "half" else 0
         for level in range(self.cut, lowest - 1, -1):
-            if self._needed(level) <= there:
-                return level
-        return None
-
-    def _needed(self, level: int) -> set[int]:
-        return {part for part in self.wanted if part < level} | {level}
+            parts = {part for part in self.wanted if part < level} | {level}
+            start = {part: place for part, place in places.items() if part in parts}
+            if start and all(self.cache.has(*place) for place in start.values()):
+                return start
+        return {}
 
     def _read(self, keys: list[Key]) -> dict[Key, View]:
         """Views from the cache; where only levels below the cut are there, the blocks in between
@@ -250,10 +239,9 @@ class Features:
         """
         found: dict[Key, View] = {}
         for key in dict.fromkeys(keys):
-            places = self._places(key)
-            start = self._start(places)
-            parts = () if start is None else self._needed(start)
-            view = {part: self.cache.get(*places[part]) for part in parts}
+            view = {}
+            for part, place in self._start(self._places(key)).items():
+                view[part] = self.cache.get(*place)
             if view and None not in view.values():
                 found[key] = view
             else:  # it was there when the epoch began

@@ -16,11 +16,10 @@ from vitseg.data.augment import view_name
 from vitseg.data.dataset import chunked
 from vitseg.errors import FeatureBreach, TrainingError
 from vitseg.events import BatchEnded, EpochEnded, Event, FeaturesUsed, StageEnded, StageStarted
-from vitseg.model.freeze import model_parts, set_freeze_depth
+from vitseg.model.freeze import set_freeze_depth
 from vitseg.model.noise import key_noise
 from vitseg.model.segmenter import likeliest
 from vitseg.training.audit import AuditReport, LRContract, audit, part_hashes, what_moved
-from vitseg.training.cache import FeatureCache
 from vitseg.training.evaluate import evaluate
 from vitseg.training.features import FeatureBatch, Features
 from vitseg.training.job import Job
@@ -33,7 +32,6 @@ from vitseg.training.weights import Weights, load_weights, trained_weights
 _POSITION = (
     "epoch",
     "batch",
-    "step",
     "skipped",
     "lr",
     "epochs_before",
@@ -52,9 +50,8 @@ class StageTraining:
     A batch is one optimizer step; it is computed in portions of `batch_size` images, as many as
     `accumulate` says. To pause, stop asking the iterator for events; to stop, close it. Between two
     events `state_dict` holds all that another process needs to go on. `epochs_before` and
-    `steps_before` are what earlier stages took, for the records; `cache` is the run's, where it has
-    one. In a process group each process takes its part of every batch and of every evaluation; all
-    of them log the same events.
+    `steps_before` are what earlier stages took, for the records. In a process group each process
+    takes its part of every batch and of every evaluation; all of them log the same events.
     """
 
     def __init__(
@@ -64,14 +61,13 @@ class StageTraining:
         *,
         epochs_before: int = 0,
         steps_before: int = 0,
-        cache: FeatureCache | None = None,
         group: ProcessGroup | None = None,
     ):
         self.job, self.number, self.plan = job, number, job.stages[number - 1]
         self.recipe, self.stage = job.recipe, self.plan.stage
         self.model, self.data, self.machine = job.model, job.data, job.machine
         self.epochs_before, self.steps_before = epochs_before, steps_before
-        self.cache, self.group = cache, group or ProcessGroup()
+        self.group = group or ProcessGroup()
         encoder = self.model.to(self.machine.device).encoder
         set_freeze_depth(self.model, self.plan.unfrozen)
         encoder.recompute = self.recipe.recompute
@@ -81,10 +77,9 @@ class StageTraining:
         self.schedule = build_schedule(self.stage, self.optimizer, self.plan.batches)
         fp16 = self.machine.precision == "fp16"
         self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=fp16)
-        self.epoch = self.batch = self.step = self.skipped = self.best_epoch = 0
-        self.contract = self._contract()
+        self.epoch = self.batch = self.skipped = self.best_epoch = 0
         self.lr: dict[str, float] = {}
-        self.hashes: dict[str, str | None] = {}
+        self.hashes: dict[str, str] = {}
         self.best: dict[str, Any] | None = None
         self.best_weights = Weights()
         self._start_running_totals()
@@ -96,8 +91,8 @@ class StageTraining:
         self.machine.settle()
         report = self._audit()
         self.group.same("What the model holds", report.hashes)
-        self.features = Features(self.job, report.hashes, self.cache)
-        self.train_features = Features(self.job, report.hashes, self.cache, training=True)
+        self.features = Features(self.job, report.hashes)
+        self.train_features = Features(self.job, report.hashes, training=True)
         if self.best is None:  # at its start: epoch 0 is what the stage begins with
             self.hashes = report.hashes
             score = yield from self._evaluate(0)
@@ -107,7 +102,8 @@ class StageTraining:
             for portions in self.portions():
                 yield self.train_step(portions)
             yield self._features_used()
-            self._same_weights_everywhere()
+            if self.group.size > 1:
+                self.group.same("What the model holds", part_hashes(self.model, self.plan.trained))
             score = yield from self._evaluate(self.epoch + 1)
             yield self._end_epoch(score)
         yield self._ended()
@@ -135,7 +131,7 @@ class StageTraining:
         self.machine.settle()
         self._audit(weights=False)
         self.model.train()  # somebody may have evaluated it between two steps
-        self.contract.check(self.next_step, self.optimizer)
+        self._check_lr()
         self.lr = used_lr(self.optimizer)
         try:
             loss = self.backward(portions)
@@ -153,10 +149,9 @@ class StageTraining:
             ) from None
         if grad_norm is None:
             self.skipped += 1
-            self.contract = self._contract()
         else:
             self.schedule.after_batch()
-        self.step, self.batch = self.step + 1, self.batch + 1
+        self.batch += 1
         return BatchEnded(
             **self._place(self.epoch + 1),
             batch=self.batch,
@@ -172,25 +167,27 @@ class StageTraining:
         one process. Returns the loss.
         """
         self.optimizer.zero_grad()
-        loss_of, device = self.job.loss, self.machine.device
-        masks = [portion.masks.to(device) for portion in portions]
-        counts = self.group.sum(sum(map(loss_of.counts, masks), torch.zeros(2, device=device)))
-        total, matrix = 0.0, torch.zeros_like(self.running)
-        seen = self.first_sample()
-        for portion, mask in zip(portions, masks, strict=True):
-            step = self.step + 1
-            key_noise(self.model, self.recipe.seed, "noise", self.number, step, first_sample=seen)
+        loss_of, seen = self.job.loss, self.first_sample()
+        counts = torch.zeros(2, device=self.machine.device)
+        for portion in portions:
+            counts = counts + loss_of.counts(portion.masks)
+        counts = self.group.sum(counts)
+        total, matrix = torch.zeros((), dtype=torch.float64), torch.zeros_like(self.running)
+        for portion in portions:
+            key = self.recipe.seed, "noise", self.number, self.step + 1
+            key_noise(self.model, *key, first_sample=seen)
             with self.machine.autocast():
                 logits = self.model.suffix(portion.levels, self.recipe.data.size)
-            loss = loss_of.mean(loss_of.sums(logits, mask), counts)
+            loss = loss_of.mean(loss_of.sums(logits, portion.masks), counts)
             self._refuse_nan("loss", loss.item(), [portion])
             self.scaler.scale(loss).backward()
-            total, seen = total + loss.item(), seen + len(portion.names)
-            matrix += confusion(likeliest(logits.detach()), mask, len(self.data.classes))
+            total += loss.item()
+            matrix += confusion(likeliest(logits.detach()), portion.masks, len(self.running))
+            seen += len(portion.names)
         self.group.sum_gradients(self._trainable())
-        total = self.group.sum(torch.tensor(total, dtype=torch.float64)).item()
+        total = self.group.sum(total).item()
         self.running_loss += total
-        self.running = self.running + self.group.sum(matrix)
+        self.running += self.group.sum(matrix)
         return total
 
     def clip(self, portions: list[FeatureBatch]) -> float | None:
@@ -255,7 +252,7 @@ class StageTraining:
         return FeaturesUsed(self.number, epoch, *counts.tolist(), used.note)
 
     def _ended(self) -> StageEnded:
-        self.contract.check(self.next_step, self.optimizer)
+        self._check_lr()
         report = self._audit(f"at the end of stage {self.number}", since=self.hashes)
         return StageEnded(
             **self._place(self.epoch),
@@ -270,8 +267,8 @@ class StageTraining:
 
     def _found_nothing(self) -> str:
         """A warning, if the best weights find no pixel of any foreground class that there is."""
-        known = [iou for iou in self.best["per_class_iou"][1:] if iou is not None]
-        if any(known) or not known:
+        foreground = set(self.best["per_class_iou"][1:]) - {None}
+        if foreground != {0.0}:
             return ""
         return (
             f"The best weights of stage {self.number} find no foreground: the validation IoU of "
@@ -287,15 +284,12 @@ class StageTraining:
         noticed = noticed or f"before step {self.next_step}, in stage {self.number}"
         return audit(self.model, self.optimizer, self.plan.unfrozen, **how).check(noticed)
 
-    def _same_weights_everywhere(self) -> None:
-        if self.group.size > 1:
-            self.group.same("What the model holds", part_hashes(self.model, self.plan.trained))
-
-    def _contract(self) -> LRContract:
-        """One step more than the stage has: the LR after the last step is promised too."""
-        steps = range(1, self.plan.steps + 2)
-        planned = [self.plan.lr(step, self.skipped) for step in steps]
-        return LRContract(planned, first_step=self.steps_before + 1)
+    def _check_lr(self) -> None:
+        """Raises LRBreach unless the coming step has the LR of the plan. The LR after the last step
+        is promised too.
+        """
+        planned = self.plan.lr(self.step + 1, self.skipped)
+        LRContract([planned], self.next_step).check(self.next_step, self.optimizer)
 
     def _refuse_nan(self, what: str, value: float, portions: list[FeatureBatch]) -> None:
         if math.isfinite(value):
@@ -310,15 +304,19 @@ class StageTraining:
     # ---- where it stands
 
     @property
+    def step(self) -> int:
+        """The steps of this stage that were taken."""
+        return self.epoch * self.plan.batches + self.batch
+
+    @property
     def next_step(self) -> int:
         """The number of the step under way, over the whole run, from 1."""
         return self.steps_before + self.step + 1
 
     def first_sample(self) -> int:
         """The place in the step of the first image that is this process's."""
-        images = len(self.data.splits["train"])
         size = self.recipe.batch_size * self.recipe.accumulate
-        return self.group.bounds(min(size, images - self.batch * size))[0]
+        return self.group.part(range(min(size, self.job.images - self.batch * size))).start
 
     def _evaluate(self, epoch: int) -> Generator[Event, None, dict[str, Any]]:
         return evaluate(
@@ -351,6 +349,7 @@ class StageTraining:
         """All that is needed to go on from between two events: tensors, numbers and strings."""
         return {name: getattr(self, name) for name in _POSITION} | {
             "stage": self.number,
+            "step": self.step,
             "running": self.running.tolist(),
             "scaler": self.scaler.state_dict(),
             "optimizer": self.optimizer.state_dict()["state"],
@@ -362,18 +361,16 @@ class StageTraining:
         """Go on from `state`. Raises TrainingError when it is of another stage, or does not fit the
         model.
         """
-        if state["stage"] != self.number:
-            problem = f"This state is of stage {state['stage']}, not of stage {self.number}."
-            raise TrainingError(problem)
         try:
             self._load(state)
         except Exception as error:  # of as many kinds as torch raises
             problem = f"This state does not fit the model and its optimizer ({error})."
             hint = "Resume with the recipe and the encoder that it was saved with."
             raise TrainingError(problem, hint) from None
-        self.contract = self._contract()
 
     def _load(self, state: dict[str, Any]) -> None:
+        if state["stage"] != self.number:
+            raise ValueError(f"it is of stage {state['stage']}")
         for kind in ("weights", "best_weights"):
             if odd := state[kind].keys() ^ self.trained_weights().keys():
                 raise ValueError(f"{kind}: {min(odd)} is only in one of the two")
@@ -381,28 +378,22 @@ class StageTraining:
         for name in _POSITION:
             setattr(self, name, state[name])
         self.running, self.best_weights = torch.tensor(state["running"]), state["best_weights"]
-        self._refuse_impossible()
+        classes = len(self.data.classes)
+        fits = {
+            "epoch": self.epoch <= self.stage.epochs,
+            "batch": self.batch <= self.plan.batches,
+            "lr": not self.batch or self.lr.keys() == used_lr(self.optimizer).keys(),
+            "running": self.running.shape == (classes, classes),
+        }
+        for name, good in fits.items():
+            if not good:
+                raise ValueError(f"{name} cannot be {getattr(self, name)!r:.80}")
         # its steps may have been taken by another process: PyTorch warns of a schedule before them
         self.optimizer._opt_called = self.step > 0
         self.schedule.fast_forward(self.step - self.skipped, self.epoch)
         load_optimizer(self.optimizer, state["optimizer"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-
-    def _refuse_impossible(self) -> None:
-        """Raises ValueError unless the numbers of a position go together."""
-        classes, batches = len(self.data.classes), self.plan.batches
-        fits = {
-            "step": self.skipped <= self.step == self.epoch * batches + self.batch,
-            "epoch": self.best_epoch <= self.epoch <= self.stage.epochs,
-            "batch": self.batch <= batches,
-            "lr": not self.batch or self.lr.keys() == used_lr(self.optimizer).keys(),
-            "running": self.running.shape == (classes, classes),
-            "hashes": self.hashes.keys() == model_parts(self.model).keys(),
-        }
-        for name, good in fits.items():
-            if not good:
-                raise ValueError(f"{name} cannot be {getattr(self, name)!r:.80}")
 
 
 def _rank(score: dict[str, Any]) -> tuple[float, float]:

@@ -150,16 +150,17 @@ def weights_by_frequency(
         for i, n in counts.items():
             total[i] += n
             where[i] += sum(counts.values())
-    present = [i for i in range(classes) if total[i]]
+    total = +total  # without the classes that have no pixel
     if cfg.kind == "inverse":
-        everything = sum(total[i] for i in present)
-        found = {i: everything / (len(present) * total[i]) for i in present}
+        everything = sum(total[i] for i in sorted(total))
+        found = {i: everything / (len(total) * n) for i, n in total.items()}
     else:
-        frequency = {i: total[i] / where[i] for i in present}
-        found = {i: median(frequency.values()) / frequency[i] for i in present}
+        frequency = {i: n / where[i] for i, n in total.items()}
+        found = {i: median(frequency.values()) / share for i, share in frequency.items()}
     if cfg.largest is not None:
-        most = max((found[i] for i in present if i > 0), default=1.0)
-        found = {i: found[i] * cfg.largest / most for i in present if i > 0}
+        found.pop(0, None)
+        most = max(found.values(), default=1.0)
+        found = {i: weight * cfg.largest / most for i, weight in found.items()}
     return tuple(found.get(i, 1.0) for i in range(classes))
 
 

@@ -24,10 +24,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 import torch
 import torch.distributed as dist
@@ -59,16 +58,10 @@ class ProcessGroup:
         self.rank, self.size, self._store = rank, size, store
         self._calls, self._broken = 0, False
 
-    def bounds(self, count: int) -> tuple[int, int]:
-        """This process's part of `count` things: first, and behind the last. Parts differ by one
-        at most.
-        """
-        return count * self.rank // self.size, count * (self.rank + 1) // self.size
-
-    def part(self, things: Sequence[Any]) -> list[Any]:
-        """This process's part of a sequence, maybe nothing."""
-        first, behind = self.bounds(len(things))
-        return list(things[first:behind])
+    def part(self, things: Sequence[Any]) -> Sequence[Any]:
+        """This process's part of a sequence, maybe nothing. Parts differ by one at most."""
+        count, rank, size = len(things), self.rank, self.size
+        return things[count * rank // size : count * (rank + 1) // size]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes. It goes over the CPU: a GPU that waits for another process
@@ -88,8 +81,10 @@ class ProcessGroup:
             return
         found = self.sum(torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32))
         moved = [p for p, count in zip(parameters, found.tolist(), strict=True) if count]
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in moved]
-        flat = torch.cat([grad.flatten() for grad in grads])
+        for parameter in moved:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([p.grad.flatten() for p in moved])
         self._all_reduce(flat)
         for parameter, part in zip(moved, flat.split([p.numel() for p in moved]), strict=True):
             parameter.grad = part.view_as(parameter)
@@ -107,11 +102,10 @@ class ProcessGroup:
     def same(self, what: str, facts: dict[str, Any]) -> None:
         """Raises TrainingError, naming what differs, unless process 0 has the same facts."""
         first = self.broadcast(facts)
-        other = [
-            f"{name}: {fact!r:.80}, there {first.get(name)!r:.80}"
-            for name, fact in facts.items()
-            if fact != first.get(name)
-        ]
+        other = []
+        for name, fact in facts.items():
+            if fact != first.get(name):
+                other.append(f"{name}: {fact!r:.80}, there {first.get(name)!r:.80}")
         if other:
             problem = f"{what} is not that of process 0. {'; '.join(other[:3])}."
             raise TrainingError(problem, "All must have the same.")
@@ -122,8 +116,10 @@ class ProcessGroup:
         """
         if self.size == 1 or self._broken:
             return
-        cause = error if isinstance(error, VitsegError) else None
-        if isinstance(error, Exception) and not cause:
+        cause = None
+        if isinstance(error, VitsegError):
+            cause = error
+        elif isinstance(error, Exception):
             cause = TrainingError(f"{type(error).__name__}: {error}", _MEND)
         with suppress(RuntimeError):  # the store may be gone with the process that held it
             self._store.set(_LAST_WORD, pickle.dumps((self.rank, cause)))
@@ -223,18 +219,18 @@ def _start_workers(size: int, worker: str, stack: ExitStack) -> tuple[str, list[
     """
     private = tempfile.TemporaryDirectory(prefix="vitseg-", ignore_cleanup_errors=True)
     folder = Path(stack.enter_context(private))
-    loopback = {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}
+    loopback = {"lo", "lo0"} & set(chain.from_iterable(socket.if_nameindex()))
     if loopback and _INTERFACE not in os.environ:  # on one machine nobody listens to any other
         os.environ[_INTERFACE] = loopback.pop()
         stack.callback(os.environ.pop, _INTERFACE)
-    environment = {name: value for name, value in os.environ.items() if name not in _TORCHRUN}
-    meeting, started = (folder / "meeting").as_uri(), []
+    started = []
     for rank in range(1, size):
+        numbers = map(str, (rank, size, rank, size))
         log = folder / f"{rank}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", worker, meeting, str(rank), str(size)],
-                env=environment,
+                [sys.executable, "-m", worker, str(folder)],
+                env=os.environ | dict(zip(_TORCHRUN, numbers, strict=True)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=file,
@@ -242,7 +238,11 @@ def _start_workers(size: int, worker: str, stack: ExitStack) -> tuple[str, list[
             )
         stack.callback(_stop, process)
         started.append((process, log))
-    return meeting, started
+    return _meeting(folder), started
+
+
+def _meeting(folder: Path) -> str:
+    return (folder / "meeting").as_uri()
 
 
 def _stop(process: subprocess.Popen) -> None:
@@ -285,11 +285,14 @@ Work = Callable[[ProcessGroup], None]
 """What the processes other than number 0 do in their group."""
 
 
-def follow(work: Work, meeting: str, rank: int, size: int, local_rank: int) -> int:
-    """Join the group as process `rank`, and do its `work`. Returns an exit code."""
-    if local_rank < torch.cuda.device_count():
-        torch.cuda.set_device(local_rank)
-    group = _join(meeting, rank, size)
+def follow(work: Work, meeting: str = "env://") -> int:
+    """Join the group as the process that the environment says, and do its `work`. Returns an exit
+    code.
+    """
+    launch = launched()
+    if launch.local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(launch.local_rank)
+    group = _join(meeting, launch.rank, launch.size)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # process 0 answers, between two steps
     try:
@@ -300,7 +303,7 @@ def follow(work: Work, meeting: str, rank: int, size: int, local_rank: int) -> i
         group.leave(error)
         if not isinstance(error, VitsegError):
             raise
-        sys.stderr.write(f"vitseg: process {rank} of {size}: {error}\n")
+        sys.stderr.write(f"vitseg: process {launch.rank} of {launch.size}: {error}\n")
         return 2
     finally:
         _close()
@@ -311,15 +314,15 @@ def follow_parent(work: Work, arguments: Sequence[str]) -> int:
     """`follow` in a worker that `process_group` has started, with its command line's arguments. It
     ends when its standard input does, and so with its parent, even if that is killed.
     """
-    meeting, rank, size = arguments
-    threading.Thread(target=_end_with_the_parent, args=(meeting,), daemon=True).start()
-    return follow(work, meeting, int(rank), int(size), local_rank=int(rank))
+    folder = Path(*arguments)
+    threading.Thread(target=_end_with_the_parent, args=(folder,), daemon=True).start()
+    return follow(work, _meeting(folder))
 
 
-def _end_with_the_parent(meeting: str) -> None:
+def _end_with_the_parent(folder: Path) -> None:
     while os.read(0, 1024):
         pass
-    shutil.rmtree(Path(url2pathname(urlparse(meeting).path)).parent, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 
@@ -337,8 +340,8 @@ class Launch(NamedTuple):
     local_size: int
 
 
-_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What `torchrun` sets in the environment of each."""
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""What `torchrun` sets in the environment of each, and we in that of our workers."""
 
 
 def launched() -> Launch | None:
@@ -348,7 +351,7 @@ def launched() -> Launch | None:
     values = [os.environ.get(name, "") for name in _TORCHRUN]
     if not all(values):
         return None
-    for name, value in zip(_TORCHRUN[:4], values, strict=False):
+    for name, value in zip(_TORCHRUN, values, strict=True):
         if not value.isdecimal():
             raise ConfigError(name, value, "a number in the environment, as torchrun sets it")
-    return Launch(*map(int, values[:4]))
+    return Launch(*map(int, values))
