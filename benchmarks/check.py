@@ -155,7 +155,8 @@ def waiting() -> list[dict[str, float]]:
         patch.multiple(Features, batches=timed, _compare=timed_compare),
     ):
         job = Job(recipe)
-        for event in StageTraining(job, 1, cache=FeatureCache(Path(folder))):
+        job.cache = FeatureCache(Path(folder))
+        for event in StageTraining(job, 1):
             if isinstance(event, EpochEnded):
                 epochs.append(
                     {"seconds": time.perf_counter() - start, "waited": waited, "compared": compared}

@@ -29,7 +29,7 @@ def follow_launched() -> int | None:
     launch = launched()
     if not launch or not launch.rank:
         return None
-    return follow(train_along, "env://", launch.rank, launch.size, launch.local_rank)
+    return follow(train_along)
 
 
 if __name__ == "__main__":

@@ -132,11 +132,15 @@ def _known(job: Job) -> dict[str, float]:
     if not recipe.cache:
         return {}
     set_freeze_depth(job.model, 0)
-    features = Features(job, part_hashes(job.model))
-    found = {"validation": features.known([(name, "0") for name in data.splits["validation"]])}
-    views = 0 if recipe.data.views == "fresh" else recipe.data.views
-    for view in map(str, range(views)):
-        found[view] = features.known([(name, view) for name in data.splits["train"]])
+    features = Features(job, part_hashes(job.model), training=True)
+
+    def share(split: str, view: str) -> float:
+        keys = [(name, view) for name in data.splits[split]]
+        return 1 - len(features.missing([keys])[0]) / len(keys)
+
+    found = {"validation": share("validation", "0")}
+    for view in range(0 if recipe.data.views == "fresh" else recipe.data.views):
+        found[str(view)] = share("train", str(view))
     return found
 
 

@@ -28,7 +28,6 @@ from vitseg.runs.store import (
     keep_key,
     key_of,
 )
-from vitseg.training.cache import default_cache
 from vitseg.training.evaluate import evaluate
 from vitseg.training.features import Features
 from vitseg.training.job import Job
@@ -345,11 +344,10 @@ def stages(
         model.to(job.machine.device)
         set_freeze_depth(model, job.stages[start.stage - 2].unfrozen)
         load_weights(model, start.weights)
-    cache = default_cache() if recipe.cache else None
     epochs, steps, state, features = start.epochs, start.steps, start.state, None
     for plan in job.stages[start.stage - 1 :]:
         place = {"epochs_before": epochs, "steps_before": steps}
-        training = StageTraining(job, plan.number, **place, cache=cache, group=group)
+        training = StageTraining(job, plan.number, **place, group=group)
         if state is not None:
             training.load_state_dict(state)
             state = None

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from itertools import chain
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -28,29 +29,70 @@ from vitseg.model.freeze import (
 from vitseg.model.noise import KeyedDropPath
 
 
-@dataclass(frozen=True, slots=True)
-class PartAudit:
+class PartAudit(NamedTuple):
     """One part of the model: what was promised, and what is. Counts are of parameters (numbers).
 
     `training` is whether all of a part that should train, or any of one that should not, is in
-    training mode.
+    training mode; None of one that should, while the model is evaluated. `gradient` is the same of
+    its gradients.
     """
 
     name: str
+    block: int | None
     should_train: bool
     parameters: int
     requires_grad: int
     in_optimizer: int
-    training: bool
-    drop_path: float
-    gradient: bool | None
+    training: bool | None
+    gradient: bool
     sha256: str | None
     moved: bool | None
-    block: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class AuditReport:
+_REBUILD = "Build the optimizer of exactly what trains, after freezing."
+
+_FROZEN = (
+    (
+        "can train (requires_grad is on)",
+        "Switch requires_grad off in what should be frozen.",
+        lambda part: part.requires_grad,
+    ),
+    ("in the optimizer, but should be frozen", _REBUILD, lambda part: part.in_optimizer),
+    (
+        "in training mode, but should be frozen",
+        "Call eval() on what is frozen after every train() of the model.",
+        lambda part: part.training,
+    ),
+    ("changed, but should be frozen", "Find out what writes to them.", lambda part: part.moved),
+)
+"""How a part breaks the promise that it is frozen: what is found, the hint, and the test."""
+
+_TRAINED = (
+    (
+        "frozen (requires_grad is off), but should train",
+        "Switch requires_grad on in what should train; the final norm goes with the last block.",
+        lambda part: part.requires_grad < part.parameters,
+    ),
+    (
+        "not in the optimizer as a whole, but should train",
+        _REBUILD,
+        lambda part: part.in_optimizer < part.parameters,
+    ),
+    (
+        "unchanged, but should have trained",
+        "Is its gradient None, or its learning rate 0?",
+        lambda part: part.parameters and part.moved is False,
+    ),
+    (
+        "in eval mode, but should train",
+        "Call train() on what trains.",
+        lambda part: part.training is False,
+    ),
+)
+"""The same of a part that should train."""
+
+
+class AuditReport(NamedTuple):
     """What `audit` found. `breach` says which promises are broken, `broken` by which parts, `mend`
     what cures it.
     """
@@ -74,38 +116,29 @@ class AuditReport:
         return sum(p.requires_grad for p in self.parts)
 
     @property
-    def hashes(self) -> dict[str, str | None]:
+    def hashes(self) -> dict[str, str]:
         """SHA-256 of the weights by part, to give to a later audit as `since`."""
-        return {p.name: p.sha256 for p in self.parts}
+        return {p.name: p.sha256 for p in self.parts if p.sha256}
 
     def check(self, noticed: str = "") -> AuditReport:
         """Itself; raises FreezeBreach if a promise is broken. `noticed` says when that was seen:
         "before step 41".
         """
         if self.breach:
-            raise FreezeBreach(
-                f"{self.breach}{f' Noticed {noticed}.' if noticed else ''}", self.mend, self.broken
-            )
+            when = f" Noticed {noticed}." if noticed else ""
+            raise FreezeBreach(self.breach + when, self.mend, self.broken)
         return self
 
-    def rows(self) -> list[dict[str, Any]]:
-        return [asdict(p) for p in self.parts]
-
     def __str__(self) -> str:
-        percent = 100 * self.trainable / self.total
-        frozen = self.total - self.trainable
+        percent, frozen = 100 * self.trainable / self.total, self.total - self.trainable
         trains = name_parts(p for p in self.parts if p.requires_grad) or "nothing"
         wanted = sum(p.parameters for p in self.parts if p.should_train)
-        counts = [
-            f"total {self.total:,}",
-            f"trainable {self.trainable:,} ({percent:.1f} %)",
-            f"frozen {frozen:,}",
-        ]
-        lines = [
-            " · ".join(counts) + f" ({100 - percent:.1f} %)",
-            f"trains: {trains} · optimizer holds {self.optimizer_holds:,} of {wanted:,}",
-        ]
-        return "\n".join([*lines, *([self.breach] if self.breach else [])])
+        text = (
+            f"total {self.total:,} · trainable {self.trainable:,} ({percent:.1f} %) · "
+            f"frozen {frozen:,} ({100 - percent:.1f} %)\n"
+            f"trains: {trains} · optimizer holds {self.optimizer_holds:,} of {wanted:,}"
+        )
+        return f"{text}\n{self.breach}" if self.breach else text
 
 
 def audit(
@@ -114,7 +147,7 @@ def audit(
     unfrozen_blocks: int | Literal["all"],
     *,
     weights: bool = True,
-    since: dict[str, str | None] | None = None,
+    since: dict[str, str] | None = None,
 ) -> AuditReport:
     """Compare a model and its optimizer with the promise that the last `unfrozen_blocks` blocks
     train.
@@ -124,33 +157,36 @@ def audit(
     `since`, it is seen what moved: a frozen part must not have, a trained one must. Nothing is
     raised here; `.check()` raises FreezeBreach.
     """
-    parts = model_parts(model)
-    depth = max(part.block or 0 for part in parts.values())
+    parts, hashes = model_parts(model), part_hashes(model) if weights else {}
+    depth = sum(part.block is not None for part in parts.values())
     unfrozen = checked_depth(unfrozen_blocks, depth)
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    drop_paths = [m for m in model.modules() if isinstance(m, KeyedDropPath)]
-    found = []
-    for part in parts.values():
-        seen = _look(part, _promised(part, unfrozen, depth), held, drop_paths)
-        if weights:
-            seen = _hashed(seen, part, (since or {}).get(part.name))
-        found.append(seen)
-    strangers = _strangers(optimizer, parts.values())
-    holds = sum(p.in_optimizer for p in found) + strangers
-    return AuditReport(tuple(found), holds, *_breach(found, strangers, model.training))
+    held = set(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+    modules, since, found = _modules(parts), since or {}, []
+    for name, part in parts.items():
+        should = _promised(part, unfrozen, depth)
+        all_or_any = all if should else any
+        training = all_or_any(module.training for module in modules[name])
+        digests = hashes.get(name), since.get(name)
+        found.append(
+            PartAudit(
+                name=name,
+                block=part.block,
+                should_train=should,
+                parameters=_count(part.parameters),
+                requires_grad=_count(p for p in part.parameters if p.requires_grad),
+                in_optimizer=_count(held.intersection(part.parameters)),
+                training=None if should and not model.training else training,
+                gradient=all_or_any(p.grad is not None for p in part.parameters),
+                sha256=digests[0],
+                moved=None if None in digests else len(set(digests)) > 1,
+            )
+        )
+    holds = _count(held)
+    return AuditReport(tuple(found), holds, *_breach(found, holds))
 
 
-def _strangers(optimizer: Optimizer, parts: Collection[Part]) -> int:
-    """How many parameters the optimizer holds that are not the model's."""
-    known = {id(p) for part in parts for p in part.parameters}
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    return sum(p.numel() for p in held if id(p) not in known)
-
-
-def _hashed(seen: PartAudit, part: Part, before: str | None) -> PartAudit:
-    """With the digest of the part's weights, and whether it is another one than `before`."""
-    digest = _sha256(part)
-    return replace(seen, sha256=digest, moved=None if before is None else digest != before)
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.numel() for p in parameters)
 
 
 def _promised(part: Part, unfrozen: int, depth: int) -> bool:
@@ -162,115 +198,38 @@ def _promised(part: Part, unfrozen: int, depth: int) -> bool:
     return part.name == DECODER or (part.name == NORM and unfrozen > 0)
 
 
-def _look(part: Part, should: bool, held: set[int], drop_paths: list[KeyedDropPath]) -> PartAudit:
-    """A part as it is, its weights apart."""
-    own = [d for d in drop_paths if d.layer == part.name]
-    modes = [module.training for module in [*own, *_modules(part)]]
-    gradients = [p.grad is not None for p in part.parameters]
-    return PartAudit(
-        name=part.name,
-        should_train=should,
-        parameters=sum(p.numel() for p in part.parameters),
-        requires_grad=sum(p.numel() for p in part.parameters if p.requires_grad),
-        in_optimizer=sum(p.numel() for p in part.parameters if id(p) in held),
-        training=all(modes) if should else any(modes),
-        drop_path=max((d.rate for d in own if d.training), default=0.0),
-        gradient=all(gradients) if should else any(gradients),
-        sha256=None,
-        moved=None,
-        block=part.block,
-    )
+def _modules(parts: dict[str, Part]) -> dict[str, list[nn.Module]]:
+    """By part. A drop-path belongs to the one that it names as its layer."""
+    found = defaultdict(list)
+    for name, part in parts.items():
+        for module in chain.from_iterable(piece.modules() for piece in part.modules):
+            found[module.layer if isinstance(module, KeyedDropPath) else name].append(module)
+    return found
 
 
-def _modules(part: Part) -> Iterator[nn.Module]:
-    """All that have a mode of their own; drop-paths are told by their layer."""
-    for module in part.modules:
-        for inside in module.modules():
-            if not isinstance(inside, KeyedDropPath | nn.ModuleList):
-                yield inside
-
-
-_BUILD = "Build the optimizer of exactly what trains, after freezing."
-
-_FROZEN = (
-    (
-        "can train (requires_grad is on)",
-        "Switch requires_grad off in what should be frozen.",
-        lambda part: part.requires_grad > 0,
-    ),
-    ("in the optimizer, but should be frozen", _BUILD, lambda part: part.in_optimizer > 0),
-    (
-        "in training mode, but should be frozen",
-        "Call eval() on what is frozen after every train() of the model.",
-        lambda part: part.training,
-    ),
-    ("changed, but should be frozen", "Find out what writes to them.", lambda part: part.moved),
-)
-"""How a part breaks the promise that it is frozen: what is found, the hint, and the test."""
-
-_TRAINED = (
-    (
-        "frozen (requires_grad is off), but should train",
-        "Switch requires_grad on in what should train; the final norm goes with the last block.",
-        lambda part: part.requires_grad < part.parameters,
-    ),
-    (
-        "not in the optimizer as a whole, but should train",
-        _BUILD,
-        lambda part: part.in_optimizer < part.parameters,
-    ),
-    (
-        "unchanged, but should have trained",
-        "Is its gradient None, or its learning rate 0?",
-        lambda part: part.moved is False and part.parameters > 0,
-    ),
-)
-"""The same of a part that should train."""
-
-_IN_EVAL_MODE = (
-    "in eval mode, but should train",
-    "Call train() on what trains.",
-    lambda part: not part.training and part.parameters > 0,
-)
-"""Only while the model is in training mode: an evaluation is no fault."""
-
-
-def _breach(
-    parts: Sequence[PartAudit], strangers: int, training: bool
-) -> tuple[str, tuple[str, ...], str]:
+def _breach(parts: Sequence[PartAudit], holds: int) -> tuple[str, tuple[str, ...], str]:
     """Every broken promise in one sentence that names the parts; the parts; and what to do. Empty
     if there is none.
     """
-    found, hints, wrong = [], [], set[str]()
-    for what, hint, bad in _broken(parts, training):
-        count = millions(sum(part.parameters for part in bad))
-        found.append(f"{name_parts(bad)}: {what}, {count} parameters")
-        hints.append(hint)
-        wrong |= {part.name for part in bad}
-    if strangers:
+    found, wrong, hints = [], [], []
+    for should_train, faults in enumerate((_FROZEN, _TRAINED)):
+        promised = [part for part in parts if part.should_train == should_train]
+        for what, hint, broken in faults:
+            bad = list(filter(broken, promised))
+            if bad:
+                count = millions(sum(part.parameters for part in bad))
+                found.append(f"{name_parts(bad)}: {what}, {count} parameters")
+                hints.append(hint)
+                wrong += bad
+    strangers = holds - sum(part.in_optimizer for part in parts)
+    if strangers > 0:
         found.append(f"the optimizer holds {strangers:,} parameters that are not the model's")
-        hints.append(_BUILD)
+        hints.append(_REBUILD)
     if not found:
         return "", (), ""
-    trained = name_parts(part for part in parts if part.should_train)
-    promise = f"Promised to train: only {trained}. Found: {'; '.join(found)}."
-    names = tuple(part.name for part in parts if part.name in wrong)
-    return promise, names, " ".join(dict.fromkeys(hints))
-
-
-def _broken(
-    parts: Sequence[PartAudit], training: bool
-) -> Iterator[tuple[str, str, list[PartAudit]]]:
-    """What is found, the hint, and the parts of which it is found."""
-    trained = [p for p in parts if p.should_train]
-    frozen = [p for p in parts if not p.should_train]
-    kinds = [(kind, frozen) for kind in _FROZEN] + [(kind, trained) for kind in _TRAINED]
-    if training:
-        kinds.append((_IN_EVAL_MODE, trained))
-    for (what, hint, broken), promised in kinds:
-        bad = [part for part in promised if broken(part)]
-        if bad:
-            yield what, hint, bad
+    problem = f"Promised to train: only {name_parts(promised)}. Found: {'; '.join(found)}."
+    names = tuple(part.name for part in parts if part in wrong)
+    return problem, names, " ".join(dict.fromkeys(hints))
 
 
 @torch.no_grad()
@@ -281,13 +240,10 @@ def _sha256(part: Part) -> str:
     return digest.hexdigest()
 
 
-def part_hashes(model: nn.Module, names: Collection[str] | None = None) -> dict[str, str | None]:
+def part_hashes(model: nn.Module, names: Collection[str] | None = None) -> dict[str, str]:
     """SHA-256 of the weights by part, as an audit has them; of all parts by default."""
-    return {
-        name: _sha256(part)
-        for name, part in model_parts(model).items()
-        if names is None or name in names
-    }
+    parts = model_parts(model)
+    return {name: _sha256(parts[name]) for name in parts if name in (names or parts)}
 
 
 def what_moved(report: AuditReport) -> str:
@@ -322,8 +278,6 @@ class LRContract:
                 raise LRBreach(
                     f"Step {step}: the LR of {name!r} is {used:.6g}, promised was {promised:.6g} "
                     f"({used / promised if promised else math.inf:.4g} times).",
-                    (
-                        "Something moved the LR out of turn: a scheduler stepped too often, in "
-                        "validation, or not at all."
-                    ),
+                    "Something moved the LR out of turn: a scheduler stepped too often, in "
+                    "validation, or not at all.",
                 )

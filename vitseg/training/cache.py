@@ -4,14 +4,16 @@ any time.
 
 from __future__ import annotations
 
-import contextlib
 import json
+import math
 import os
 import shutil
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -29,13 +31,11 @@ def default_cache() -> FeatureCache:
     gigabytes.
     """
     text = os.environ.get("VITSEG_CACHE_GB", str(DEFAULT_GB))
-    try:
-        limit = int(float(text) * 1e9)
-    except (ValueError, OverflowError):  # no number, nan, or infinite
-        limit = -1
-    if limit < 0:
-        raise ConfigError("$VITSEG_CACHE_GB", text, "a number of gigabytes, 0 or more")
-    return FeatureCache(cache_folder() / "features", limit)
+    with suppress(ValueError):
+        limit = float(text)
+        if 0 <= limit < math.inf:
+            return FeatureCache(cache_folder() / "features", int(limit * 1e9))
+    raise ConfigError("$VITSEG_CACHE_GB", text, "a number of gigabytes, 0 or more")
 
 
 class FeatureCache:
@@ -49,18 +49,15 @@ class FeatureCache:
 
     def __init__(self, root: Path, limit: int = int(DEFAULT_GB * 1e9), reserve: int = RESERVE):
         self.root, self.limit, self.reserve = root, limit, reserve
-        self.why_not = ""
-        self._names: dict[str, set[str]] = {}
-        self._ours: set[Path] = (
-            set()
-        )  # read or written here: checked, stamped as used, not to be dropped
-        self._size: int | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self.why_not, self._size = "", None
+        self._ours = set[Path]()  # read or written here: checked, stamped as used, not dropped
 
     def has(self, group: str, row: str) -> bool:
-        """Whether the row is there, as far as is known; `get` may still find it gone."""
-        if group not in self._names:
-            self._names[group] = {entry.name for entry in _entries(self.root / group)}
-        return row in self._names[group]
+        """Whether the row is there; `get` may still find it gone, or not whole."""
+        return (self.root / group / row).exists()
 
     def get(self, group: str, row: str) -> dict[str, Tensor] | None:
         """The tensors of a row; None if it is not there, or not whole."""
@@ -73,45 +70,38 @@ class FeatureCache:
                 self._ours.add(path)
             return load(content[4:])
         except (OSError, ValueError, SafetensorError):
-            self._names.get(group, set()).discard(row)
+            with suppress(OSError):
+                path.unlink()  # what is there would not be written again
             return None
 
-    def put(self, group: str, row: str, tensors: dict[str, Tensor]) -> None:
-        """Keep a row, if there is room."""
+    def put(
+        self, group: str, row: str, tensors: dict[str, Tensor], about: dict[str, Any] | None = None
+    ) -> None:
+        """Keep a row, if there is room; `about` tells a reader what its group holds."""
         if self.why_not or self.has(group, row):
             return
         payload = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        path = self.root / group / row
-        aside = path.with_name(f".{row}.{os.getpid()}.new")
+        folder = self.root / group
+        path, aside = folder / row, folder / f".{row}.{os.getpid()}.new"
         try:
             if not self._room_for(len(payload)):
                 return
-            path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            if about and not (folder / _ABOUT).exists():
+                (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
             aside.write_bytes(zlib.crc32(payload).to_bytes(4, "big") + payload)
             aside.replace(path)
         except (
             FileNotFoundError
-        ):  # somebody has cleared the cache this instant; the next row finds it empty
+        ):  # somebody clears the cache this instant; the next row comes later
             return
         except OSError as error:
             self.why_not = f"{self.root} cannot be written ({error.strerror})"
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 aside.unlink()
             return
         self._size += len(payload)
-        self._names[group].add(row)
         self._ours.add(path)
-
-    def look_again(self) -> None:
-        """Others may have kept rows since."""
-        self._names = {}
-
-    def describe(self, group: str, about: dict[str, object]) -> None:
-        """Say for the reader what a group holds, if it is kept at all."""
-        path = self.root / group / _ABOUT
-        with contextlib.suppress(OSError):
-            if path.parent.is_dir() and not path.exists():
-                path.write_text(json.dumps(about), encoding="utf-8")
 
     def _room_for(self, size: int) -> bool:
         """Make room by dropping the least recently used rows, of others; False, with the reason,
@@ -120,39 +110,31 @@ class FeatureCache:
         if self._size is None:
             self._size = sum(stat.st_size for _, stat in self._files())
         if self._size + size > self.limit:
-            self._drop(self._size + size - int(0.9 * self.limit))
+            self._drop_to(0.9 * self.limit - size)
         free = _free(self.root)
         if self._size + size > self.limit:
-            self.why_not = (
-                f"its limit of {self.limit / 1e9:g} GB is reached; $VITSEG_CACHE_GB sets another"
-            )
+            limit = f"{self.limit / 1e9:g}"
+            self.why_not = f"its limit of {limit} GB is reached; $VITSEG_CACHE_GB sets another"
         elif free - size < self.reserve:
-            self.why_not = (
-                f"the disk of {self.root} has {free / 1e9:.1f} GB left, and "
-                f"{self.reserve / 1e9:g} GB stay free"
-            )
+            left, stay = f"{free / 1e9:.1f}", f"{self.reserve / 1e9:g}"
+            self.why_not = f"the disk of {self.root} has {left} GB left, and {stay} GB stay free"
         return not self.why_not
 
-    def _drop(self, size: int) -> None:
-        """Drop rows, those first that nobody has used for longest, until `size` bytes are freed or
-        all are ours.
-        """
+    def _drop_to(self, size: float) -> None:
+        """Drop rows of others, the least recently used first, until `size` bytes are left."""
         others = [(path, stat) for path, stat in self._files() if path not in self._ours]
         for path, stat in sorted(others, key=lambda pair: pair[1].st_mtime):
-            if size <= 0:
+            if self._size <= size:
                 return
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 path.unlink()
-                size, self._size = size - stat.st_size, self._size - stat.st_size
-                self._names.get(path.parent.name, set()).discard(path.name)
+                self._size -= stat.st_size
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        """All rows, and what a kill has left of others."""
+        """All rows, group by group, and what a kill has left of others."""
         for group in _entries(self.root):
             for entry in _entries(group.path):
-                with contextlib.suppress(
-                    OSError
-                ):  # another process may drop it between the two calls
+                with suppress(OSError):  # another process may drop it between the two calls
                     if entry.name != _ABOUT:
                         yield Path(entry.path), entry.stat()
 
@@ -160,19 +142,13 @@ class FeatureCache:
 
     def groups(self) -> list[Group]:
         """What is kept, most recently used first."""
-        rows: dict[Path, list[os.stat_result]] = {}
-        for path, stat in self._files():
-            rows.setdefault(path.parent, []).append(stat)
-        found = [
-            Group(
-                folder.name,
-                _about(folder),
-                len(stats),
-                sum(s.st_size for s in stats),
-                max(s.st_mtime for s in stats),
-            )
-            for folder, stats in rows.items()
-        ]
+        found = []
+        for folder, files in groupby(self._files(), key=lambda file: file[0].parent):
+            about, stats = {}, [stat for _, stat in files]
+            with suppress(OSError, ValueError):
+                about = json.loads((folder / _ABOUT).read_bytes())
+            size, used = sum(s.st_size for s in stats), max(s.st_mtime for s in stats)
+            found.append(Group(folder, about, len(stats), size, used))
         return sorted(found, key=lambda group: -group.used)
 
     def verify(self) -> tuple[int, list[Path]]:
@@ -195,28 +171,27 @@ class FeatureCache:
         A training that goes on meanwhile computes what it misses. Raises ConfigError where nothing
         is kept of `of`.
         """
-        groups = self.groups()
-        if of is not None and of not in (kept := sorted({group.of for group in groups})):
-            raise ConfigError("cache", of, ", ".join(kept) or "nothing, for nothing is kept")
-        held = sum(stat.st_size for _, stat in self._files())
-        for folder in (
-            [self.root]
-            if of is None
-            else [self.root / group.name for group in groups if group.of == of]
-        ):
-            shutil.rmtree(folder, ignore_errors=True)
-        self._names, self._ours, self._size, self.why_not = {}, set(), None, ""
-        return held - sum(stat.st_size for _, stat in self._files())
+        groups, freed = self.groups(), 0
+        kept = {group.of for group in groups}
+        if of is not None and of not in kept:
+            allowed = ", ".join(sorted(kept)) or "nothing, for nothing is kept"
+            raise ConfigError("cache", of, allowed)
+        for group in groups:
+            if of in (None, group.of):
+                shutil.rmtree(group.folder, ignore_errors=True)
+                if not group.folder.exists():
+                    freed += group.bytes
+        self._begin()
+        return freed
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """Rows of one kind: one level of one encoder at one size, or masks. `used` is seconds since the
     epoch of Unix.
     """
 
-    name: str
-    about: dict[str, object]
+    folder: Path
+    about: dict[str, Any]
     rows: int
     bytes: int
     used: float
@@ -225,13 +200,6 @@ class Group:
     def of(self) -> str:
         """The encoder's name, or "masks"."""
         return str(self.about.get("encoder", "masks"))
-
-
-def _about(folder: Path) -> dict[str, object]:
-    try:
-        return json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
 
 
 def _check(content: bytes) -> None:
@@ -249,6 +217,5 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
 
 def _free(folder: Path) -> int:
     """Free bytes of the disk that `folder` is, or will be, on."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    return shutil.disk_usage(there).free

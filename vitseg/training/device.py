@@ -31,7 +31,7 @@ class Machine:
 
     @property
     def amp(self) -> torch.dtype | None:
-        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
 
     def autocast(self, wanted: bool = True) -> torch.autocast:
         return torch.autocast(self.device.type, self.amp, enabled=wanted and self.amp is not None)
@@ -41,10 +41,9 @@ class Machine:
         limit it does not know.
         """
         if self.device.type == "cuda":
-            unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(
-                self.device
-            )  # by PyTorch's cache
-            return torch.cuda.mem_get_info(self.device)[0] + unused
+            free, _ = torch.cuda.mem_get_info(self.device)
+            # PyTorch holds more than it uses
+            return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         if self.device.type == "mps":
             return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
         return psutil.virtual_memory().available
@@ -59,57 +58,34 @@ def resolve(recipe: Recipe) -> Machine:
     """The machine of a recipe. Raises ConfigError for a device that is not there, fp16 without
     CUDA, or more processes than GPUs.
     """
-    device = _device(recipe.device)
-    precision = _precision(recipe.precision, device)
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    there = ["cuda"] * cuda + ["mps"] * mps + ["cpu"]
+    device = there[0] if recipe.device == "auto" else recipe.device
+    if device not in there:
+        raise ConfigError("device", device, ", ".join(sorted(there)), 'Use "auto".')
+    precision, threads = recipe.precision, recipe.threads
+    if precision == "fp16" and device != "cuda":
+        hint = f"fp16 needs cuda, the device is {device}."
+        raise ConfigError("precision", "fp16", "fp32, bf16", hint)
+    if precision == "auto" and device == "cuda":
+        precision = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+    elif precision == "auto":
+        precision = "fp32"  # bf16 without hardware for it is several times slower
     _check_processes(recipe.processes, device)
-    threads = recipe.threads
     if threads == "auto":
         threads = max(1, _cores() // recipe.processes)
     return Machine(torch.device(device), precision, threads, recipe.processes)
 
 
-def _device(name: str) -> str:
-    there = ["cpu"]
-    if torch.backends.mps.is_available():
-        there.insert(0, "mps")
-    if torch.cuda.is_available():
-        there.insert(0, "cuda")
-    if name == "auto":
-        return there[0]
-    if name not in there:
-        known = ("cpu", "cuda", "mps")
-        allowed = ", ".join(device for device in known if device in there)
-        raise ConfigError("device", name, allowed, 'Use "auto".')
-    return name
-
-
-def _precision(name: str, device: str) -> str:
-    if name == "fp16" and device != "cuda":
-        hint = f"fp16 needs cuda, the device is {device}."
-        raise ConfigError("precision", "fp16", "fp32, bf16", hint)
-    if name != "auto":
-        return name
-    if device != "cuda":
-        # bf16 without hardware for it is several times slower than fp32, so a CPU stays with fp32
-        return "fp32"
-    return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
-
-
 def _check_processes(processes: int, device: str) -> None:
     """Raises ConfigError unless they are as many as `torchrun` has started, and each has a GPU."""
-    launch, here = launched(), processes
-    if launch:
-        here = launch.local_size
-        if launch.size != processes:
-            hint = (
-                f'recipe.replace({{"processes": {launch.size}}}), or --set processes={launch.size}'
-            )
-            allowed = f"{launch.size}, as torchrun has begun so many"
-            raise ConfigError("processes", processes, allowed, hint)
-    if device == "cpu":
-        return
-    gpus = torch.cuda.device_count() or 1
-    if here > gpus:
+    launch = launched()
+    if launch and launch.size != processes:
+        hint = f'recipe.replace({{"processes": {launch.size}}}), or --set processes={launch.size}'
+        allowed = f"{launch.size}, as torchrun has begun so many"
+        raise ConfigError("processes", processes, allowed, hint)
+    here, gpus = launch.local_size if launch else processes, torch.cuda.device_count() or 1
+    if device != "cpu" and here > gpus:
         raise ConfigError("processes", processes, f"at most {gpus}: one for each GPU here")
 
 

@@ -35,20 +35,20 @@ def evaluate(
     data, model, loss = job.data, job.model, job.loss
     keys = group.part([(name, "0") for name in data.splits[split]])
     chunks = chunked(keys, job.recipe.batch_size)
-    matrix = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
+    size, classes = job.recipe.data.size, len(data.classes)
+    matrix = torch.zeros(classes, classes, dtype=torch.int64)
     sums, counts = torch.zeros(2, 2, device=job.machine.device)
     model.eval()
     for number, batch in enumerate(features.batches(chunks), start=1):
         job.machine.settle()
-        masks = batch.masks.to(job.machine.device)
         # in full precision, as predict does: the score is that of the saved model
         with torch.no_grad():
-            logits = model.suffix(batch.levels, job.recipe.data.size).float()
-            sums, counts = sums + loss.sums(logits, masks), counts + loss.counts(masks)
+            logits = model.suffix(batch.levels, size).float()
+            sums, counts = sums + loss.sums(logits, batch.masks), counts + loss.counts(batch.masks)
         for image_logits, original in zip(logits, batch.originals, strict=True):
             predicted = restore(image_logits, tuple(original.shape)).cpu()
-            matrix += confusion(predicted, original, len(data.classes))
+            matrix += confusion(predicted, original, classes)
         yield ValidationBatch(stage, epoch, number, len(chunks))
-    matrix, sums, counts = group.sum(matrix), group.sum(sums), group.sum(counts)
+    matrix, sums, counts = map(group.sum, (matrix, sums, counts))
     background = job.recipe.data.score_background
     return {"loss": loss.mean(sums, counts).item()} | scores(matrix, data.mode, background)

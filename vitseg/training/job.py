@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vitseg.data.dataset import SegmentationData
 from vitseg.errors import ConfigError
@@ -12,12 +12,12 @@ from vitseg.model.segmenter import Segmenter, build_segmenter
 from vitseg.plan import batch_notes, batches_per_epoch, notes, planned_lr
 from vitseg.recipe import Recipe
 from vitseg.settings import Stage
+from vitseg.training.cache import default_cache
 from vitseg.training.device import resolve
 from vitseg.training.losses import SegmentationLoss, loss_notes, loss_of
 
 
-@dataclass(frozen=True, slots=True)
-class StagePlan:
+class StagePlan(NamedTuple):
     """A stage of a job: `unfrozen` of the encoder's `depth` blocks train, for `stage.epochs` epochs
     of `batches` optimizer steps.
     """
@@ -52,11 +52,11 @@ def unfrozen_in(recipe: Recipe, number: int, model: Segmenter) -> int:
     depth, last_skip = model.encoder.depth, model.shape.skip_depths[-1]
     count = checked_depth(wanted, depth, field)
     if count and last_skip < depth:
-        mend = (
+        hint = (
             f"Blocks above the last skip, {last_skip}, are not used; end model.skip_depths with "
             f"{depth}."
         )
-        raise ConfigError(field, wanted, "0", mend)
+        raise ConfigError(field, wanted, "0", hint)
     return count
 
 
@@ -77,47 +77,37 @@ class Job:
         loss: SegmentationLoss | None = None,
     ):
         if not isinstance(recipe, Recipe):
-            mend = "Read one from a file with vitseg.load_recipe(path)."
-            raise ConfigError("recipe", recipe, "a Recipe", mend)
+            hint = "Read one from a file with vitseg.load_recipe(path)."
+            raise ConfigError("recipe", recipe, "a Recipe", hint)
         self.recipe, self.machine = recipe, resolve(recipe)
         self.data = data or SegmentationData(recipe.data)
         if model is None:
             self.machine.settle()
             classes = self.data.classes
             model = build_segmenter(recipe.model, classes, recipe.data.size, recipe.seed)
-        self.model = model
-        self._plan()
+        self.model, self.images = model, len(self.data.splits["train"])
+        self.batches = batches_per_epoch(recipe, self.images)
+        stages = []
+        for number, stage in enumerate(recipe.stages, start=1):
+            unfrozen = unfrozen_in(recipe, number, model)
+            stages.append(StagePlan(number, stage, unfrozen, model.encoder.depth, self.batches))
+        self.stages = tuple(stages)
+        self._refuse_a_norm_of_one_value()
         self.loss = loss or loss_of(recipe, self.data, self.machine.device)
+        self.cache = default_cache() if recipe.cache else None
 
-    def _plan(self) -> None:
-        images = len(self.data.splits["train"])
-        self.batches = batches_per_epoch(self.recipe, images)
-        self.stages = tuple(
-            StagePlan(
-                number,
-                stage,
-                unfrozen_in(self.recipe, number, self.model),
-                self.model.encoder.depth,
-                self.batches,
-            )
-            for number, stage in enumerate(self.recipe.stages, start=1)
-        )
-        self._refuse_a_norm_of_one_value(images)
-
-    def _refuse_a_norm_of_one_value(self, images: int) -> None:
+    def _refuse_a_norm_of_one_value(self) -> None:
         """A BatchNorm has nothing to normalise by where a batch is one image of one patch."""
-        recipe = self.recipe
+        recipe, size, images = self.recipe, self.recipe.batch_size, self.images
         height, width = self.model.padded(recipe.data.size)
         one_patch = height * width == self.model.encoder.patch**2
-        left = images % recipe.batch_size
-        alone = left == 1 or recipe.batch_size == 1
-        if recipe.model.decoder == "linear" and one_patch and alone:
+        if recipe.model.decoder == "linear" and one_patch and 1 in (size, images % size):
             allowed = f"what does not leave 1 of {images} images over, and more than 1"
-            mend = (
+            hint = (
                 "The linear decoder has a BatchNorm, and the last batch would be one patch. "
                 'Or raise data.size, or use "lean".'
             )
-            raise ConfigError("batch_size", recipe.batch_size, allowed, mend)
+            raise ConfigError("batch_size", size, allowed, hint)
 
     def replace(self, recipe: Recipe | None = None, model: Segmenter | None = None) -> Job:
         """The same job under another recipe, or with another model; its data stay, and model and
@@ -138,7 +128,7 @@ class Job:
         said = list(self.data.warnings) if number == 1 else []
         said += notes(self.recipe.stages[number - 1], self.batches)
         said += loss_notes(self.recipe, self.data, self.loss)
-        return said + batch_notes(self.recipe, len(self.data.splits["train"]))
+        return said + batch_notes(self.recipe, self.images)
 
     def started(self, asked: Recipe, parent: Parent | None = None) -> RunStarted:
         """The first event of a run; `asked` is its recipe as it was before "auto" was resolved."""
@@ -146,7 +136,7 @@ class Job:
             recipe=asked.model_dump(mode="json"),
             classes=list(self.data.classes),
             mode=self.data.mode,
-            train_images=len(self.data.splits["train"]),
+            train_images=self.images,
             validation_images=len(self.data.splits["validation"]),
             test_images=len(self.data.splits["test"]),
             batches_per_epoch=self.batches,

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Generator, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from vitseg import plan
 from vitseg.data.augment import view_name
 from vitseg.data.dataset import chunked
 from vitseg.errors import FeatureBreach, TrainingError
 from vitseg.events import BatchEnded, EpochEnded, Event, FeaturesUsed, StageEnded, StageStarted
-from vitseg.model.freeze import model_parts, set_freeze_depth
+from vitseg.model.freeze import set_freeze_depth
 from vitseg.model.noise import key_noise
 from vitseg.model.segmenter import likeliest
 from vitseg.training.audit import AuditReport, LRContract, audit, part_hashes, what_moved
-from vitseg.training.cache import FeatureCache
 from vitseg.training.evaluate import evaluate
 from vitseg.training.features import FeatureBatch, Features
 from vitseg.training.job import Job
@@ -33,7 +32,6 @@ from vitseg.training.weights import Weights, load_weights, trained_weights
 _POSITION = (
     "epoch",
     "batch",
-    "step",
     "skipped",
     "lr",
     "epochs_before",
@@ -52,9 +50,8 @@ class StageTraining:
     A batch is one optimizer step; it is computed in portions of `batch_size` images, as many as
     `accumulate` says. To pause, stop asking the iterator for events; to stop, close it. Between two
     events `state_dict` holds all that another process needs to go on. `epochs_before` and
-    `steps_before` are what earlier stages took, for the records; `cache` is the run's, where it has
-    one. In a process group each process takes its part of every batch and of every evaluation; all
-    of them log the same events.
+    `steps_before` are what earlier stages took, for the records. In a process group each process
+    takes its part of every batch and of every evaluation; all of them log the same events.
     """
 
     def __init__(
@@ -64,53 +61,49 @@ class StageTraining:
         *,
         epochs_before: int = 0,
         steps_before: int = 0,
-        cache: FeatureCache | None = None,
         group: ProcessGroup | None = None,
     ):
         self.job, self.number, self.plan = job, number, job.stages[number - 1]
         self.recipe, self.stage = job.recipe, self.plan.stage
         self.model, self.data, self.machine = job.model, job.data, job.machine
         self.epochs_before, self.steps_before = epochs_before, steps_before
-        self.cache, self.group = cache, group or ProcessGroup()
-        self.features: Features | None = None  # once the weights have been looked at
-        self._set_up_the_model()
-        self.optimizer = build_optimizer(self.model, self.recipe.optimizer, self.stage)
-        self.schedule = build_schedule(self.stage, self.optimizer, self.plan.batches)
-        fp16 = self.machine.precision == "fp16"
-        self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=fp16)
-        self.epoch = self.batch = self.step = self.skipped = 0
-        self.contract = self._contract()
-        self.lr: dict[str, float] = {}
-        self.hashes: dict[str, str | None] = {}
-        self.best: dict[str, Any] | None = None
-        self.best_epoch, self.best_weights = 0, Weights()
-        self._start_running_totals()
-
-    def _set_up_the_model(self) -> None:
+        self.group = group or ProcessGroup()
         encoder = self.model.to(self.machine.device).encoder
         set_freeze_depth(self.model, self.plan.unfrozen)
         encoder.recompute = self.recipe.recompute
         for drop_path in encoder.drop_paths[encoder.cut :]:
             drop_path.rate = self.stage.drop_path
+        self.optimizer = build_optimizer(self.model, self.recipe.optimizer, self.stage)
+        self.schedule = build_schedule(self.stage, self.optimizer, self.plan.batches)
+        fp16 = self.machine.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=fp16)
+        self.epoch = self.batch = self.skipped = self.best_epoch = 0
+        self.lr: dict[str, float] = {}
+        self.hashes: dict[str, str] = {}
+        self.best: dict[str, Any] | None = None
+        self.best_weights = Weights()
+        self._start_running_totals()
 
     # ---- the stage, from top to bottom
 
     def __iter__(self) -> Iterator[Event]:
         """Train from where the stage stands to its end."""
         self.machine.settle()
-        report = self._audit().check(self._before_the_next_step())
+        report = self._audit()
         self.group.same("What the model holds", report.hashes)
-        self.features = Features(self.job, report.hashes, self.cache)
+        self.features = Features(self.job, report.hashes)
+        self.train_features = Features(self.job, report.hashes, training=True)
         if self.best is None:  # at its start: epoch 0 is what the stage begins with
             self.hashes = report.hashes
-            score = yield from self._evaluate()
+            score = yield from self._evaluate(0)
             self._keep_as_best(score)
             yield self._started(report, score)
         while not self._finished():
             for portions in self.portions():
                 yield self.train_step(portions)
             yield self._features_used()
-            self._same_weights_everywhere()
+            if self.group.size > 1:
+                self.group.same("What the model holds", part_hashes(self.model, self.plan.trained))
             score = yield from self._evaluate(self.epoch + 1)
             yield self._end_epoch(score)
         yield self._ended()
@@ -124,42 +117,49 @@ class StageTraining:
         keys = [(name, view) for name in self.data.order(self.recipe.seed, self.number, epoch)]
         steps = chunked(keys, size * self.recipe.accumulate)[self.batch :]
         portions = [chunked(self.group.part(step), size) for step in steps]
-        every_portion = [portion for own in portions for portion in own]
-        batches = self.features.batches(every_portion, training=True)
+        batches = self.train_features.batches(list(chain.from_iterable(portions)))
         try:
             for own in portions:
                 yield list(islice(batches, len(own)))
-        except FeatureBreach:
-            self._refuse_moved()  # whose message names the parts
+        except FeatureBreach:  # where a frozen part has moved, say which
+            trained = self.plan.trained
+            self._audit(since={n: h for n, h in self.hashes.items() if n not in trained})
             raise
 
     def train_step(self, portions: list[FeatureBatch]) -> BatchEnded:
         """One optimizer step over a batch, of which `portions` are this process's part."""
         self.machine.settle()
-        self._check_freeze()
+        self._audit(weights=False)
         self.model.train()  # somebody may have evaluated it between two steps
-        self.contract.check(self._next_step(), self.optimizer)
+        self._check_lr()
         self.lr = used_lr(self.optimizer)
-        with self._memory_errors():
+        try:
             loss = self.backward(portions)
-            grad_norm = self.clip()
-            stepped = self._step_optimizer()
-        if stepped:
-            self.schedule.after_batch()
-        else:
+            grad_norm = self.clip(portions)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            self.optimizer.zero_grad()
+            torch.cuda.empty_cache()
+            raise TrainingError(
+                f"There was not enough memory for step {self.next_step}: "
+                f"{error or 'none is left'}.",
+                "What was saved is whole. Lower batch_size and raise accumulate: the step stays as "
+                "large. Or lower data.size.",
+            ) from None
+        if grad_norm is None:
             self.skipped += 1
-            self.contract = self._contract()
-        self.step, self.batch = self.step + 1, self.batch + 1
+        else:
+            self.schedule.after_batch()
+        self.batch += 1
         return BatchEnded(
-            stage=self.number,
-            epoch=self.epochs_before + self.epoch + 1,
-            step=self.steps_before + self.step,
+            **self._place(self.epoch + 1),
             batch=self.batch,
             batches=self.plan.batches,
             loss=loss,
             lr=self.lr,
             grad_norm=grad_norm,
-            stepped=stepped,
+            stepped=grad_norm is not None,
         )
 
     def backward(self, portions: list[FeatureBatch]) -> float:
@@ -167,50 +167,39 @@ class StageTraining:
         one process. Returns the loss.
         """
         self.optimizer.zero_grad()
-        loss_of, device = self.job.loss, self.machine.device
-        masks = [portion.masks.to(device) for portion in portions]
-        counts = torch.zeros(2, device=device)
-        for mask in masks:
-            counts = counts + loss_of.counts(mask)
+        loss_of, seen = self.job.loss, self.first_sample()
+        counts = torch.zeros(2, device=self.machine.device)
+        for portion in portions:
+            counts = counts + loss_of.counts(portion.masks)
         counts = self.group.sum(counts)
-        total, matrix = 0.0, torch.zeros_like(self.running)
-        seen = self.first_sample()
-        for portion, mask in zip(portions, masks, strict=True):
-            step = self.step + 1
-            key_noise(self.model, self.recipe.seed, "noise", self.number, step, first_sample=seen)
+        total, matrix = torch.zeros((), dtype=torch.float64), torch.zeros_like(self.running)
+        for portion in portions:
+            key = self.recipe.seed, "noise", self.number, self.step + 1
+            key_noise(self.model, *key, first_sample=seen)
             with self.machine.autocast():
                 logits = self.model.suffix(portion.levels, self.recipe.data.size)
-            loss = loss_of.mean(loss_of.sums(logits, mask), counts)
-            self._refuse_nan(loss, portion)
+            loss = loss_of.mean(loss_of.sums(logits, portion.masks), counts)
+            self._refuse_nan("loss", loss.item(), [portion])
             self.scaler.scale(loss).backward()
-            total, seen = total + loss.item(), seen + len(portion.names)
-            matrix += confusion(likeliest(logits.detach()), mask, len(self.data.classes))
+            total += loss.item()
+            matrix += confusion(likeliest(logits.detach()), portion.masks, len(self.running))
+            seen += len(portion.names)
         self.group.sum_gradients(self._trainable())
-        total = self.group.sum(torch.tensor(total, dtype=torch.float64)).item()
+        total = self.group.sum(total).item()
         self.running_loss += total
-        self.running = self.running + self.group.sum(matrix)
+        self.running += self.group.sum(matrix)
         return total
 
-    def clip(self) -> float | None:
-        """Clip the gradients. Returns their norm before that; None where fp16 overflowed."""
+    def clip(self, portions: list[FeatureBatch]) -> float | None:
+        """Clip the gradients. Returns their norm before that; None where fp16 overflowed, and the
+        optimizer will skip the step.
+        """
         self.scaler.unscale_(self.optimizer)
-        limit = self.recipe.clip_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self._trainable(), limit).item()
-        if math.isfinite(norm):
-            return norm
-        if self.scaler.is_enabled():
+        norm = clip_grad_norm_(self._trainable(), self.recipe.clip_norm or math.inf).item()
+        if self.scaler.is_enabled() and not math.isfinite(norm):
             return None
-        raise TrainingError(
-            f"The gradient of step {self._next_step()} is {norm}.",
-            "Nothing was changed by it. Lower the LR.",
-        )
-
-    def _step_optimizer(self) -> bool:
-        """False where fp16 overflowed and the step was skipped."""
-        scale = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return self.scaler.get_scale() >= scale
+        self._refuse_nan("gradient", norm, portions)
+        return norm
 
     def _end_epoch(self, score: dict[str, Any]) -> EpochEnded:
         """The epoch's clock, its best weights, its record."""
@@ -221,43 +210,31 @@ class StageTraining:
         better = best_is_random or _rank(score) >= _rank(self.best)
         if better:
             self._keep_as_best(score)
-        background = self.recipe.data.score_background
         train = {"loss": self.running_loss / self.plan.batches}
-        train |= scores(self.running, self.data.mode, background)
+        train |= scores(self.running, self.data.mode, self.recipe.data.score_background)
         self._start_running_totals()
-        return EpochEnded(
-            stage=self.number,
-            epoch=self.epochs_before + self.epoch,
-            step=self.steps_before + self.step,
-            lr=self.lr,
-            train=train,
-            validation=score,
-            best=better,
-        )
+        place = self._place(self.epoch)
+        return EpochEnded(**place, lr=self.lr, train=train, validation=score, best=better)
 
     def _finished(self) -> bool:
-        without_better, patience = self.epoch - self.best_epoch, self.stage.patience
-        gave_up = patience is not None and without_better >= patience
-        return gave_up or self.epoch >= self.stage.epochs
+        patience = self.stage.patience or math.inf
+        return self.epoch >= min(self.stage.epochs, self.best_epoch + patience)
 
     # ---- what the records say
 
+    def _place(self, epoch: int) -> dict[str, int]:
+        """Where a record belongs: epochs and steps are those of the whole run."""
+        before = self.epochs_before
+        return {"stage": self.number, "epoch": before + epoch, "step": self.next_step - 1}
+
     def _started(self, report: AuditReport, score: dict[str, Any]) -> StageStarted:
-        parts = [
-            {
-                "name": part.name,
-                "parameters": part.parameters,
-                "trains": part.should_train,
-                "in_optimizer": part.in_optimizer,
-                "block": part.block,
-            }
-            for part in report.parts
-        ]
+        parts = []
+        for part in report.parts:
+            facts = {"name": part.name, "parameters": part.parameters, "trains": part.should_train}
+            parts.append(facts | {"in_optimizer": part.in_optimizer, "block": part.block})
         return StageStarted(
-            stage=self.number,
+            **self._place(0),
             name=self.stage.name,
-            epoch=self.epochs_before,
-            step=self.steps_before,
             epochs=self.stage.epochs,
             unfrozen_blocks=self.plan.unfrozen,
             schedule=plan.describe(self.stage),
@@ -270,36 +247,28 @@ class StageTraining:
         )
 
     def _features_used(self) -> FeaturesUsed:
-        *counts, note = self.features.used()
-        read, computed = self.group.sum(torch.tensor(counts)).tolist()
-        return FeaturesUsed(
-            stage=self.number,
-            epoch=self.epochs_before + self.epoch + 1,
-            read=read,
-            computed=computed,
-            note=note,
-        )
+        used, epoch = self.train_features, self.epochs_before + self.epoch + 1
+        counts = self.group.sum(torch.tensor([used.seen - used.computed, used.computed]))
+        return FeaturesUsed(self.number, epoch, *counts.tolist(), used.note)
 
     def _ended(self) -> StageEnded:
-        self.contract.check(self._next_step(), self.optimizer)
-        after = self._audit(since=self.hashes).check(f"at the end of stage {self.number}")
+        self._check_lr()
+        report = self._audit(f"at the end of stage {self.number}", since=self.hashes)
         return StageEnded(
-            stage=self.number,
-            epoch=self.epochs_before + self.epoch,
-            step=self.steps_before + self.step,
+            **self._place(self.epoch),
             epochs=self.epoch,
             schedule_steps=self.schedule.steps,
             best_epoch=self.best_epoch,
             best=self.best,
             stopped_early=self.epoch < self.stage.epochs,
-            audit=what_moved(after),
+            audit=what_moved(report),
             warning=self._found_nothing(),
         )
 
     def _found_nothing(self) -> str:
         """A warning, if the best weights find no pixel of any foreground class that there is."""
-        known = [iou for iou in self.best["per_class_iou"][1:] if iou is not None]
-        if any(known) or not known:
+        foreground = set(self.best["per_class_iou"][1:]) - {None}
+        if foreground != {0.0}:
             return ""
         return (
             f"The best weights of stage {self.number} find no foreground: the validation IoU of "
@@ -310,72 +279,46 @@ class StageTraining:
 
     # ---- what is checked on the way
 
-    def _audit(
-        self, *, weights: bool = True, since: dict[str, str | None] | None = None
-    ) -> AuditReport:
-        return audit(self.model, self.optimizer, self.plan.unfrozen, weights=weights, since=since)
+    def _audit(self, noticed: str = "", **how: Any) -> AuditReport:
+        """Raises FreezeBreach unless what trains is what the plan promises."""
+        noticed = noticed or f"before step {self.next_step}, in stage {self.number}"
+        return audit(self.model, self.optimizer, self.plan.unfrozen, **how).check(noticed)
 
-    def _check_freeze(self) -> None:
-        self._audit(weights=False).check(self._before_the_next_step())
+    def _check_lr(self) -> None:
+        """Raises LRBreach unless the coming step has the LR of the plan. The LR after the last step
+        is promised too.
+        """
+        planned = self.plan.lr(self.step + 1, self.skipped)
+        LRContract([planned], self.next_step).check(self.next_step, self.optimizer)
 
-    def _refuse_moved(self) -> None:
-        """Raises FreezeBreach if a frozen part is not what it was at the start of the stage."""
-        trained = self.plan.trained
-        since = {name: digest for name, digest in self.hashes.items() if name not in trained}
-        self._audit(since=since).check(self._before_the_next_step())
-
-    def _same_weights_everywhere(self) -> None:
-        if self.group.size > 1:
-            self.group.same("What the model holds", part_hashes(self.model, self.plan.trained))
-
-    def _contract(self) -> LRContract:
-        """One step more than the stage has: the LR after the last step is promised too."""
-        steps = range(1, self.plan.steps + 2)
-        planned = [self.plan.lr(step, self.skipped) for step in steps]
-        return LRContract(planned, first_step=self.steps_before + 1)
-
-    @contextlib.contextmanager
-    def _memory_errors(self) -> Iterator[None]:
-        """Turns what PyTorch and Python raise without memory into a TrainingError."""
-        try:
-            yield
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            self.optimizer.zero_grad()
-            if self.machine.device.type == "cuda":
-                torch.cuda.empty_cache()
-            raise TrainingError(
-                f"There was not enough memory for step {self._next_step()}: "
-                f"{error or 'none is left'}.",
-                "What was saved is whole. Lower batch_size and raise accumulate: the step stays as "
-                "large. Or lower data.size.",
-            ) from None
-
-    def _refuse_nan(self, loss: Tensor, portion: FeatureBatch) -> None:
-        if loss.isfinite():
+    def _refuse_nan(self, what: str, value: float, portions: list[FeatureBatch]) -> None:
+        if math.isfinite(value):
             return
-        lrs = ", ".join(f"{name} {lr:.3g}" for name, lr in used_lr(self.optimizer).items())
+        lrs = ", ".join(f"{name} {lr:.3g}" for name, lr in self.lr.items())
+        names = ", ".join(chain.from_iterable(portion.names for portion in portions))
         raise TrainingError(
-            f"The loss of step {self._next_step()} is {loss.item()}; LR: {lrs}; "
-            f"images: {', '.join(portion.names)}.",
+            f"The {what} of step {self.next_step} is {value}; LR: {lrs}; images: {names}.",
             "Nothing was changed by this step. Lower the LR, or look at these images.",
         )
 
     # ---- where it stands
 
-    def _next_step(self) -> int:
+    @property
+    def step(self) -> int:
+        """The steps of this stage that were taken."""
+        return self.epoch * self.plan.batches + self.batch
+
+    @property
+    def next_step(self) -> int:
         """The number of the step under way, over the whole run, from 1."""
         return self.steps_before + self.step + 1
 
-    def _before_the_next_step(self) -> str:
-        return f"before step {self._next_step()}, in stage {self.number}"
-
     def first_sample(self) -> int:
         """The place in the step of the first image that is this process's."""
-        images = len(self.data.splits["train"])
         size = self.recipe.batch_size * self.recipe.accumulate
-        return self.group.bounds(min(size, images - self.batch * size))[0]
+        return self.group.part(range(min(size, self.job.images - self.batch * size))).start
 
-    def _evaluate(self, epoch: int = 0) -> Generator[Event, None, dict[str, Any]]:
+    def _evaluate(self, epoch: int) -> Generator[Event, None, dict[str, Any]]:
         return evaluate(
             self.job,
             "validation",
@@ -406,6 +349,7 @@ class StageTraining:
         """All that is needed to go on from between two events: tensors, numbers and strings."""
         return {name: getattr(self, name) for name in _POSITION} | {
             "stage": self.number,
+            "step": self.step,
             "running": self.running.tolist(),
             "scaler": self.scaler.state_dict(),
             "optimizer": self.optimizer.state_dict()["state"],
@@ -417,53 +361,39 @@ class StageTraining:
         """Go on from `state`. Raises TrainingError when it is of another stage, or does not fit the
         model.
         """
-        if state["stage"] != self.number:
-            problem = f"This state is of stage {state['stage']}, not of stage {self.number}."
-            raise TrainingError(problem)
-        # as many kinds as torch raises
-        wrong = (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError)
         try:
             self._load(state)
-        except wrong as error:
+        except Exception as error:  # of as many kinds as torch raises
             problem = f"This state does not fit the model and its optimizer ({error})."
-            mend = "Resume with the recipe and the encoder that it was saved with."
-            raise TrainingError(problem, mend) from None
-        self.contract = self._contract()
+            hint = "Resume with the recipe and the encoder that it was saved with."
+            raise TrainingError(problem, hint) from None
 
     def _load(self, state: dict[str, Any]) -> None:
+        if state["stage"] != self.number:
+            raise ValueError(f"it is of stage {state['stage']}")
         for kind in ("weights", "best_weights"):
-            if odd := sorted(state[kind].keys() ^ self.trained_weights().keys()):
-                more_or_less = "more" if odd[0] in state[kind] else "less"
-                raise ValueError(f"{kind}: {odd[0]} is {more_or_less} than this stage trains")
+            if odd := state[kind].keys() ^ self.trained_weights().keys():
+                raise ValueError(f"{kind}: {min(odd)} is only in one of the two")
         load_weights(self.model, state["weights"])
         for name in _POSITION:
             setattr(self, name, state[name])
         self.running, self.best_weights = torch.tensor(state["running"]), state["best_weights"]
-        self._refuse_impossible()
+        classes = len(self.data.classes)
+        fits = {
+            "epoch": self.epoch <= self.stage.epochs,
+            "batch": self.batch <= self.plan.batches,
+            "lr": not self.batch or self.lr.keys() == used_lr(self.optimizer).keys(),
+            "running": self.running.shape == (classes, classes),
+        }
+        for name, good in fits.items():
+            if not good:
+                raise ValueError(f"{name} cannot be {getattr(self, name)!r:.80}")
         # its steps may have been taken by another process: PyTorch warns of a schedule before them
         self.optimizer._opt_called = self.step > 0
         self.schedule.fast_forward(self.step - self.skipped, self.epoch)
         load_optimizer(self.optimizer, state["optimizer"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-
-    def _refuse_impossible(self) -> None:
-        """Raises ValueError unless the numbers of a position go together."""
-        # within an epoch the LR is of these groups; before the first step there is none
-        groups = used_lr(self.optimizer).keys() if self.batch else self.lr.keys()
-        classes = len(self.data.classes)
-        steps = self.epoch * self.plan.batches + self.batch
-        wrong = {
-            "step": self.step != steps or self.skipped > self.step,
-            "epoch": self.epoch > self.stage.epochs or self.best_epoch > self.epoch,
-            "batch": self.batch > self.plan.batches,
-            "lr": self.lr.keys() != groups,
-            "running": self.running.shape != (classes, classes),
-            "hashes": self.hashes.keys() != model_parts(self.model).keys(),
-        }
-        for name, bad in wrong.items():
-            if bad:
-                raise ValueError(f"{name} cannot be {getattr(self, name)!r:.80}")
 
 
 def _rank(score: dict[str, Any]) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from statistics import median
 
@@ -27,16 +28,12 @@ class SegmentationLoss:
     """
 
     def __init__(self, cfg: Loss, classes: int, device: torch.device | str = "cpu"):
-        if isinstance(cfg.class_weights, ByFrequency):
-            allowed = "numbers here, for there is nothing to count"
-            raise ConfigError(
-                "loss.class_weights", cfg.class_weights, allowed, "Use loss_of(recipe, data)."
-            )
-        if cfg.class_weights is not None and len(cfg.class_weights) != classes:
+        weights = (1.0,) * classes if cfg.class_weights is None else cfg.class_weights
+        if isinstance(weights, ByFrequency) or len(weights) != classes:
             allowed = f"{classes} positive numbers, one a class"
-            raise ConfigError("loss.class_weights", cfg.class_weights, allowed)
-        self.cfg = cfg
-        self.weights = torch.tensor(cfg.class_weights or (1.0,) * classes, device=device)
+            hint = "Weights by frequency are counted by loss_of(recipe, data)."
+            raise ConfigError("loss.class_weights", weights, allowed, hint)
+        self.cfg, self.weights = cfg, torch.tensor(weights, device=device)
 
     def __call__(self, logits: Tensor, masks: Tensor) -> Tensor:
         """The loss of a batch that is whole."""
@@ -49,30 +46,29 @@ class SegmentationLoss:
 
     def counts(self, masks: Tensor) -> Tensor:
         """What the sums are to be divided by: (weight of the pixels, number of images)."""
-        valid = masks != IGNORE
-        seen = torch.bincount(masks.flatten(), minlength=IGNORE + 1)[
-            : len(self.weights)
-        ]  # faster than to take pixels out
-        pixels = seen.to(self.weights).mul(self.weights).sum()
-        images = valid.flatten(1).any(1).sum() if self.cfg.dice_over == "image" else valid.any()
-        return torch.stack([pixels, images.to(self.weights)])
+        # faster than to take pixels out
+        seen = torch.bincount(masks.flatten(), minlength=IGNORE + 1)[: len(self.weights)]
+        images = (masks != IGNORE).flatten(1).any(1)
+        number = images.sum() if self.cfg.dice_over == "image" else images.any()
+        return torch.stack([(seen * self.weights).sum(), number.to(self.weights)])
 
     def sums(self, logits: Tensor, masks: Tensor) -> Tensor:
         """(cross-entropy and focal over pixels, Dice over images), differentiable, in fp32."""
-        logits = logits.float()
-        pixels = logits.new_zeros(())
-        if self.cfg.cross_entropy:
-            pixels = pixels + self.cfg.cross_entropy * F.cross_entropy(
+        cfg, logits = self.cfg, logits.float()
+        pixels = dice = logits.new_zeros(())
+        if cfg.cross_entropy:
+            pixels = pixels + cfg.cross_entropy * F.cross_entropy(
                 logits,
                 masks,
                 self.weights,
                 ignore_index=IGNORE,
                 reduction="sum",
-                label_smoothing=self.cfg.label_smoothing,
+                label_smoothing=cfg.label_smoothing,
             )
-        if self.cfg.focal:
-            pixels = pixels + self.cfg.focal * self._focal(logits, masks)
-        dice = self.cfg.dice * self._dice(logits, masks) if self.cfg.dice else logits.new_zeros(())
+        if cfg.focal:
+            pixels = pixels + cfg.focal * self._focal(logits, masks)
+        if cfg.dice:
+            dice = cfg.dice * self._dice(logits, masks)
         return torch.stack([pixels, dice])
 
     def _focal(self, logits: Tensor, masks: Tensor) -> Tensor:
@@ -80,39 +76,29 @@ class SegmentationLoss:
         valid = masks != IGNORE
         truth = torch.where(valid, masks, 0)
         log_p = logits.log_softmax(1).gather(1, truth[:, None])[:, 0]
-        doubt = (-torch.expm1(log_p)).clamp(
-            min=1e-7
-        )  # at 0 the gradient of a power below 1 is infinite
+        # at 0 the gradient of a power below 1 is infinite
+        doubt = (-torch.expm1(log_p)).clamp(min=1e-7)
         return (-self.weights[truth] * doubt**self.cfg.focal_gamma * log_p)[valid].sum()
 
     def _dice(self, logits: Tensor, masks: Tensor) -> Tensor:
         """1 - 2|P T| / (|P| + |T|) (Milletari et al. 2016), mean over the classes present, summed
         over images.
         """
-        overlap, size = self._overlap_and_size(logits, masks)
-        present = size[1] > 0
-        dice = (2 * overlap + _SMOOTH) / (size[0] + size[1] + _SMOOTH)
-        return (((1 - dice) * present).sum(1) / present.sum(1).clamp(min=1)).sum()
-
-    def _overlap_and_size(
-        self, logits: Tensor, masks: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """|P T| and (|P|, |T|), each (images or 1, classes); gathered rather than one-hot, which
-        costs three times.
-        """
         valid = masks != IGNORE
         truth = torch.where(valid, masks, 0)
         p = logits.softmax(1) * valid[:, None]
+        # gathered rather than one-hot, which costs three times
         p_true = p.gather(1, truth[:, None])[:, 0]
-        empty = p.new_zeros(p.shape[0], p.shape[1])
+        empty = p.new_zeros(p.shape[:2])
         overlap = empty.scatter_add(1, truth.flatten(1), p_true.flatten(1))
         truths = empty.scatter_add(1, truth.flatten(1), valid.to(p).flatten(1))
-        predicted = p.sum((2, 3))
+        sums = overlap, p.sum((2, 3)), truths
         if self.cfg.dice_over == "batch":
-            overlap, predicted, truths = (
-                x.sum(0, keepdim=True) for x in (overlap, predicted, truths)
-            )
-        return overlap, (predicted, truths)
+            sums = [each.sum(0, keepdim=True) for each in sums]
+        overlap, predicted, truths = sums
+        present = truths > 0
+        dice = (2 * overlap + _SMOOTH) / (predicted + truths + _SMOOTH)
+        return (((1 - dice) * present).sum(1) / present.sum(1).clamp(min=1)).sum()
 
 
 def loss_of(
@@ -122,7 +108,7 @@ def loss_of(
     cfg, classes = recipe.loss, len(data.classes)
     if isinstance(cfg.class_weights, ByFrequency):
         counted = weights_by_frequency(cfg.class_weights, data.pixels("train"), classes)
-        cfg = Loss(**cfg.model_dump() | {"class_weights": counted})
+        cfg = cfg.model_copy(update={"class_weights": counted})
     return SegmentationLoss(cfg, classes, device)
 
 
@@ -132,10 +118,9 @@ def loss_notes(
     """What a reader should know about class weights before training: counted ones, and what
     smoothing does to them. `loss` is `loss_of(recipe, data)`, where that is known already.
     """
-    asked, classes, said = recipe.loss, data.classes, []
-    loss = loss or loss_of(recipe, data)
-    weights, smoothing = tuple(loss.weights.tolist()), asked.label_smoothing
-    if isinstance(asked.class_weights, ByFrequency):
+    classes, smoothing, said = data.classes, recipe.loss.label_smoothing, []
+    weights = tuple((loss or loss_of(recipe, data)).weights.tolist())
+    if isinstance(recipe.loss.class_weights, ByFrequency):
         named = [f"{name} {w:.3g}" for name, w in zip(classes, weights, strict=True)]
         said.append(f"Class weights: {', '.join(named)}.")
     reached = [best_of_an_oracle(weights, smoothing, i) for i in range(len(weights))]
@@ -160,25 +145,23 @@ def weights_by_frequency(
     it (Eigen & Fergus 2015). With `largest` the foreground's weights are multiplied so that the
     largest is that, and the first class, background, weighs 1. A class without a pixel weighs 1.
     """
-    total, where = [0.0] * classes, [0.0] * classes
+    total, where = Counter(), Counter()
     for counts in pixels.values():
         for i, n in counts.items():
             total[i] += n
             where[i] += sum(counts.values())
-    present = [i for i in range(classes) if total[i]]
-    weights = [1.0] * classes
+    total = +total  # without the classes that have no pixel
     if cfg.kind == "inverse":
-        for i in present:
-            weights[i] = sum(total) / (len(present) * total[i])
+        everything = sum(total[i] for i in sorted(total))
+        found = {i: everything / (len(total) * n) for i, n in total.items()}
     else:
-        frequency = {i: total[i] / where[i] for i in present}
-        for i in present:
-            weights[i] = median(frequency.values()) / frequency[i]
+        frequency = {i: n / where[i] for i, n in total.items()}
+        found = {i: median(frequency.values()) / share for i, share in frequency.items()}
     if cfg.largest is not None:
-        most = max((weights[i] for i in present if i > 0), default=1.0)
-        for i in present:
-            weights[i] = weights[i] * cfg.largest / most if i > 0 else 1.0
-    return tuple(weights)
+        found.pop(0, None)
+        most = max(found.values(), default=1.0)
+        found = {i: weight * cfg.largest / most for i, weight in found.items()}
+    return tuple(found.get(i, 1.0) for i in range(classes))
 
 
 def best_of_an_oracle(weights: tuple[float, ...], smoothing: float, truth: int = 0) -> float:

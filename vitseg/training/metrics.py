@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,9 +15,8 @@ def confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
     """Pixel counts (classes, classes) int64, truth by row, prediction by column; ignored pixels
     left out.
     """
-    index = (
-        truth.long() * classes + predicted
-    )  # IGNORE has a row of its own: faster than to take pixels out
+    # IGNORE has a row of its own: faster than to take pixels out
+    index = truth.long() * classes + predicted
     counts = torch.bincount(index.flatten(), minlength=(IGNORE + 1) * classes)
     return counts.reshape(-1, classes)[:classes].cpu()
 
@@ -31,30 +31,33 @@ def scores(matrix: Tensor, mode: str, score_background: bool = True) -> dict[str
     """
     counts = matrix.double()
     hit, truth, predicted = counts.diag(), counts.sum(1), counts.sum(0)
-    present = truth > 0
-    union = truth + predicted - hit
+    present, binary = truth > 0, mode == "binary"
     f1 = 2 * hit / (truth + predicted)
-    per_iou, per_f1 = _where(present, hit / union), _where(present, f1)
+    per_iou, per_f1 = _where(present, hit / (truth + predicted - hit)), _where(present, f1)
     counted = present.nonzero().flatten().tolist()
-    if mode != "binary" and not score_background:
+    if not (binary or score_background):
         counted = [i for i in counted if i > 0]
-    total = float(truth.sum())
-    support = truth[counted].sum()
-    f1_micro = 2 * hit[counted].sum() / (truth[counted].sum() + predicted[counted].sum())
+    iou, macro = (mean_of_known([of[i] for i in counted]) for of in (per_iou, per_f1))
+    total, support = truth.sum(), truth[counted].sum()
+    micro = 2 * hit[counted].sum() / (support + predicted[counted].sum())
+    weighted = (f1 * truth)[counted].sum() / support
+    micro, weighted, accuracy = _where(
+        (support > 0, support > 0, total > 0), (micro, weighted, hit.sum() / total)
+    )
     return {
-        "iou": per_iou[1] if mode == "binary" else mean_of_known([per_iou[i] for i in counted]),
-        "f1": per_f1[1] if mode == "binary" else mean_of_known([per_f1[i] for i in counted]),
-        "f1_macro": mean_of_known([per_f1[i] for i in counted]),
-        "f1_micro": float(f1_micro) if counted else None,
-        "f1_weighted": float((f1 * truth)[counted].sum() / support) if counted else None,
-        "accuracy": float(hit.sum() / total) if total else None,
+        "iou": per_iou[1] if binary else iou,
+        "f1": per_f1[1] if binary else macro,
+        "f1_macro": macro,
+        "f1_micro": micro,
+        "f1_weighted": weighted,
+        "accuracy": accuracy,
         "per_class_iou": per_iou,
         "per_class_f1": per_f1,
     }
 
 
-def _where(present: Tensor, values: Tensor) -> list[float | None]:
-    """The values of the classes that are present, None for the others."""
+def _where(present: Iterable[Tensor], values: Iterable[Tensor]) -> list[float | None]:
+    """The values that there are, None for the others."""
     return [float(v) if there else None for there, v in zip(present, values, strict=True)]
 
 

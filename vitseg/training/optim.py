@@ -22,7 +22,7 @@ def build_optimizer(model: nn.Module, cfg: OptimizerSettings, stage: Stage) -> O
     groups = parameter_groups(model, stage, cfg.weight_decay)
     match cfg:
         case AdamW():
-            fused = all(p.device.type in {"cpu", "cuda"} for g in groups for p in g["params"])
+            fused = next(model.parameters()).device.type in {"cpu", "cuda"}
             return torch.optim.AdamW(groups, lr=stage.lr, betas=cfg.betas, fused=fused)
         case SGD():
             return torch.optim.SGD(groups, lr=stage.lr, momentum=cfg.momentum)
@@ -39,16 +39,10 @@ def parameter_groups(model: nn.Module, stage: Stage, weight_decay: float) -> lis
             if not parameter.requires_grad:
                 continue
             decays = parameter.ndim > 1
-            own = f"{name}{'' if decays else ', no decay'}"
-            if own not in groups:
-                groups[own] = {
-                    "name": own,
-                    "params": [],
-                    "lr": stage.lr * factor,
-                    "lr_factor": factor,
-                    "weight_decay": weight_decay if decays else 0.0,
-                }
-            groups[own]["params"].append(parameter)
+            own = name if decays else f"{name}, no decay"
+            facts = {"name": own, "params": [], "lr": stage.lr * factor, "lr_factor": factor}
+            facts["weight_decay"] = weight_decay if decays else 0.0
+            groups.setdefault(own, facts)["params"].append(parameter)
     return list(groups.values())
 
 

@@ -11,7 +11,6 @@ a pause may last for days.
 
 from __future__ import annotations
 
-import copy
 import os
 import pickle
 import shutil
@@ -23,12 +22,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 import torch
 import torch.distributed as dist
@@ -39,8 +37,9 @@ from vitseg.errors import ConfigError, TrainingError, VitsegError
 RENDEZVOUS_TIMEOUT, COLLECTIVE_TIMEOUT = timedelta(minutes=10), timedelta(days=30)
 _LEAVE_SECONDS = 5.0
 _LOOK_SECONDS = 5.0
-_LAST_WORD, _WAITS, _NOWHERE = "vitseg last word", "vitseg {} waits", "nowhere"
+_LAST_WORD, _WAITS = "vitseg last word", "vitseg {} waits"
 """What processes write to the store: why one has left; where one waits for long, if it does."""
+_INTERFACE = "GLOO_SOCKET_IFNAME"
 _MEND = "What was saved is whole: go on with vitseg resume."
 
 
@@ -59,16 +58,10 @@ class ProcessGroup:
         self.rank, self.size, self._store = rank, size, store
         self._calls, self._broken = 0, False
 
-    def bounds(self, count: int) -> tuple[int, int]:
-        """This process's part of `count` things: first, and behind the last. Parts differ by one
-        at most.
-        """
-        return count * self.rank // self.size, count * (self.rank + 1) // self.size
-
-    def part(self, things: Sequence[Any]) -> list[Any]:
-        """This process's part of a sequence, maybe nothing."""
-        first, behind = self.bounds(len(things))
-        return list(things[first:behind])
+    def part(self, things: Sequence[Any]) -> Sequence[Any]:
+        """This process's part of a sequence, maybe nothing. Parts differ by one at most."""
+        count, rank, size = len(things), self.rank, self.size
+        return things[count * rank // size : count * (rank + 1) // size]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes. It goes over the CPU: a GPU that waits for another process
@@ -93,8 +86,7 @@ class ProcessGroup:
                 parameter.grad = torch.zeros_like(parameter)
         flat = torch.cat([p.grad.flatten() for p in moved])
         self._all_reduce(flat)
-        parts = flat.split([p.numel() for p in moved])
-        for parameter, part in zip(moved, parts, strict=True):
+        for parameter, part in zip(moved, flat.split([p.numel() for p in moved]), strict=True):
             parameter.grad = part.view_as(parameter)
 
     def broadcast(self, value: Any = None) -> Any:
@@ -110,12 +102,13 @@ class ProcessGroup:
     def same(self, what: str, facts: dict[str, Any]) -> None:
         """Raises TrainingError, naming what differs, unless process 0 has the same facts."""
         first = self.broadcast(facts)
-        other = [name for name in facts if facts[name] != first.get(name)]
-        if not other:
-            return
-        said = [f"{name}: {facts[name]!r:.80}, there {first.get(name)!r:.80}" for name in other[:3]]
-        problem = f"{what} is not that of process 0. {'; '.join(said)}."
-        raise TrainingError(problem, "All must have the same.")
+        other = []
+        for name, fact in facts.items():
+            if fact != first.get(name):
+                other.append(f"{name}: {fact!r:.80}, there {first.get(name)!r:.80}")
+        if other:
+            problem = f"{what} is not that of process 0. {'; '.join(other[:3])}."
+            raise TrainingError(problem, "All must have the same.")
 
     def leave(self, error: BaseException) -> None:
         """Say why this process ends, before its connections are closed: by an error, or because it
@@ -136,31 +129,28 @@ class ProcessGroup:
         self._calls += 1
         with self._connected():
             work, pause = dist.all_reduce(tensor, async_op=True), 0.0
-            look, waiting = time.monotonic() + _LOOK_SECONDS, False
+            began, looks = time.monotonic(), 0
             while not work.is_completed():
                 time.sleep(pause)
                 pause = min(pause + 1e-5, 0.002)
-                if time.monotonic() > look:
-                    look, waiting = look + _LOOK_SECONDS, True
+                if time.monotonic() > began + (looks + 1) * _LOOK_SECONDS:
+                    looks += 1
                     self._check_in_step(tensor.numel())
             work.wait()
-            if waiting:
-                self._store.set(_WAITS.format(self.rank), _NOWHERE)
+            if looks:
+                self._store.set(_WAITS.format(self.rank), "")
 
     def _check_in_step(self, count: int) -> None:
         """Raises TrainingError if all wait for each other in different collectives, for ever: a
         mistake of the program.
         """
-        self._store.set(_WAITS.format(self.rank), f"{self._calls} {count}")
+        self._store.set(_WAITS.format(self.rank), f"call {self._calls} of {count} numbers")
         names = [_WAITS.format(rank) for rank in range(self.size)]
-        if not self._store.check(names):
-            return
-        places = {self._store.get(name).decode() for name in names}
-        if _NOWHERE in places or len(places) == 1:
-            return
-        counts = [int(place.split()[1]) for place in places]
-        problem = f"The {self.size} processes that train this run are out of step"
-        raise TrainingError(f"{problem}, by {max(counts)} and {min(counts)}.", _MEND)
+        places = {self._store.get(name) for name in names if self._store.check(names)}
+        if len(places) > 1 and b"" not in places:
+            where = " and ".join(sorted(place.decode() for place in places))
+            problem = f"The {self.size} processes that train this run are out of step: {where}."
+            raise TrainingError(problem, _MEND)
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
@@ -172,21 +162,17 @@ class ProcessGroup:
 
     def _cause(self, error: RuntimeError) -> Exception:
         """Why another process has closed its connections."""
-        last_word = None
         with suppress(RuntimeError):
             if self._store.check([_LAST_WORD]):
                 # written by a process of this very run; torch's own object collectives do the same
-                last_word = pickle.loads(self._store.get(_LAST_WORD))
-        if last_word is None:
-            reason = str(error).partition("\n")[0][:200]
-            problem = f"One of the {self.size} processes that train this run has ended ({reason})."
-            return TrainingError(problem, _MEND)
-        rank, cause = last_word
-        if cause is None:
-            return Left()
-        told = copy.copy(cause)
-        told.args = (f"Process {rank} of {self.size}: {cause}",)
-        return told
+                rank, cause = pickle.loads(self._store.get(_LAST_WORD))
+                if cause is None:
+                    return Left()
+                cause.args = (f"Process {rank} of {self.size}: {cause}",)
+                return cause
+        reason = str(error).partition("\n")[0][:200]
+        problem = f"One of the {self.size} processes that train this run has ended ({reason})."
+        return TrainingError(problem, _MEND)
 
 
 @contextmanager
@@ -199,12 +185,12 @@ def process_group(size: int, worker: str) -> Iterator[ProcessGroup]:
     if size == 1:
         yield ProcessGroup()
         return
-    with ExitStack() as stack, ExitStack() as workers:
-        # workers are stopped before the group is closed, which would wait for one that hangs
-        meeting, check = "env://", None
+    with ExitStack() as stack:
+        stack.callback(_close)  # once workers are stopped: it would wait for one that hangs
+        meeting, workers = "env://", []
         if not launched():
-            meeting, check = _start_workers(size, worker, stack, workers)
-        group = stack.enter_context(_joined(meeting, 0, size, check))
+            meeting, workers = _start_workers(size, worker, stack)
+        group = _join(meeting, 0, size, workers)
         try:
             yield group
         except BaseException as error:
@@ -223,39 +209,40 @@ def refuse_a_second_group(size: int) -> None:
         raise TrainingError(problem, "Begin it with vitseg run.")
 
 
-def _start_workers(
-    size: int, worker: str, stack: ExitStack, workers: ExitStack
-) -> tuple[str, Callable[[], None]]:
-    """Start processes 1 .. `size` - 1. Returns where they meet, a file in a private folder, and a
-    check that none has ended.
+Worker = tuple[subprocess.Popen, Path]
+"""A process, and the log of its errors."""
+
+
+def _start_workers(size: int, worker: str, stack: ExitStack) -> tuple[str, list[Worker]]:
+    """Start processes 1 .. `size` - 1, until `stack` is closed. Returns where they meet, a file in
+    a private folder, and them.
     """
     private = tempfile.TemporaryDirectory(prefix="vitseg-", ignore_cleanup_errors=True)
     folder = Path(stack.enter_context(private))
-    meeting = (folder / "meeting").as_uri()
-    environment = {name: value for name, value in os.environ.items() if name not in _TORCHRUN}
+    loopback = {"lo", "lo0"} & set(chain.from_iterable(socket.if_nameindex()))
+    if loopback and _INTERFACE not in os.environ:  # on one machine nobody listens to any other
+        os.environ[_INTERFACE] = loopback.pop()
+        stack.callback(os.environ.pop, _INTERFACE)
     started = []
     for rank in range(1, size):
+        numbers = map(str, (rank, size, rank, size))
         log = folder / f"{rank}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", worker, meeting, str(rank), str(size)],
-                env=environment,
+                [sys.executable, "-m", worker, str(folder)],
+                env=os.environ | dict(zip(_TORCHRUN, numbers, strict=True)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=file,
                 start_new_session=True,  # a keyboard interrupt is for this process to answer
             )
-        workers.callback(_stop, process)
+        stack.callback(_stop, process)
         started.append((process, log))
+    return _meeting(folder), started
 
-    def check() -> None:
-        for process, log in started:
-            if process.poll() is not None:
-                lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                problem = "A process that was to share the training ended as it began"
-                raise TrainingError(f"{problem}: {lines[-1] if lines else 'no word'}")
 
-    return meeting, check
+def _meeting(folder: Path) -> str:
+    return (folder / "meeting").as_uri()
 
 
 def _stop(process: subprocess.Popen) -> None:
@@ -267,42 +254,29 @@ def _stop(process: subprocess.Popen) -> None:
         process.wait()
 
 
-@contextmanager
-def _joined(
-    meeting: str, rank: int, size: int, check: Callable[[], None] | None = None
-) -> Iterator[ProcessGroup]:
-    """The group that meets at `meeting`, an address as `torch.distributed` takes it. Calls `check`,
-    which may raise, until all are there.
+def _join(meeting: str, rank: int, size: int, workers: Sequence[Worker] = ()) -> ProcessGroup:
+    """The group that meets at `meeting`, an address as `torch.distributed` takes it. Raises
+    TrainingError if one of the `workers` ends before all are there.
     """
     store, rank, size = next(dist.rendezvous(meeting, rank, size, timeout=RENDEZVOUS_TIMEOUT))
     store.set(f"vitseg {rank}", "is here")
     while not store.check([f"vitseg {n}" for n in range(size)]):
-        if check:
-            check()
+        for process, log in workers:
+            if process.poll() is not None:
+                lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+                problem = "A process that was to share the training ended as it began"
+                raise TrainingError(f"{problem}: {lines[-1] if lines else 'no word'}")
         time.sleep(0.02)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with _loopback() if meeting.startswith("file:") else nullcontext():
-        dist.init_process_group(
-            backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT
-        )
-    try:
-        yield ProcessGroup(rank, size, store)
-    finally:
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT
+    )
+    return ProcessGroup(rank, size, store)
+
+
+def _close() -> None:
+    if dist.is_initialized():
         dist.destroy_process_group()
-
-
-@contextmanager
-def _loopback() -> Iterator[None]:
-    """Processes that meet in a file are on one machine, and need not listen to any other."""
-    names = {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}
-    if not names or "GLOO_SOCKET_IFNAME" in os.environ:
-        yield
-        return
-    os.environ["GLOO_SOCKET_IFNAME"] = names.pop()
-    try:
-        yield
-    finally:
-        del os.environ["GLOO_SOCKET_IFNAME"]
 
 
 # ---- the other processes
@@ -311,22 +285,28 @@ Work = Callable[[ProcessGroup], None]
 """What the processes other than number 0 do in their group."""
 
 
-def follow(work: Work, meeting: str, rank: int, size: int, local_rank: int) -> int:
-    """Join the group as process `rank`, and do its `work`. Returns an exit code."""
-    if local_rank < torch.cuda.device_count():
-        torch.cuda.set_device(local_rank)
+def follow(work: Work, meeting: str = "env://") -> int:
+    """Join the group as the process that the environment says, and do its `work`. Returns an exit
+    code.
+    """
+    launch = launched()
+    if launch.local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(launch.local_rank)
+    group = _join(meeting, launch.rank, launch.size)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # process 0 answers, between two steps
     try:
-        with suppress(Left), _joined(meeting, rank, size) as group:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)  # process 0 answers, between two steps
-            try:
-                work(group)
-            except Exception as error:
-                group.leave(error)
-                raise
-    except VitsegError as error:
-        sys.stderr.write(f"vitseg: process {rank} of {size}: {error}\n")
+        work(group)
+    except Left:
+        return 0
+    except Exception as error:
+        group.leave(error)
+        if not isinstance(error, VitsegError):
+            raise
+        sys.stderr.write(f"vitseg: process {launch.rank} of {launch.size}: {error}\n")
         return 2
+    finally:
+        _close()
     return 0
 
 
@@ -334,15 +314,15 @@ def follow_parent(work: Work, arguments: Sequence[str]) -> int:
     """`follow` in a worker that `process_group` has started, with its command line's arguments. It
     ends when its standard input does, and so with its parent, even if that is killed.
     """
-    meeting, rank, size = arguments
-    threading.Thread(target=_end_with_the_parent, args=(meeting,), daemon=True).start()
-    return follow(work, meeting, int(rank), int(size), local_rank=int(rank))
+    folder = Path(*arguments)
+    threading.Thread(target=_end_with_the_parent, args=(folder,), daemon=True).start()
+    return follow(work, _meeting(folder))
 
 
-def _end_with_the_parent(meeting: str) -> None:
+def _end_with_the_parent(folder: Path) -> None:
     while os.read(0, 1024):
         pass
-    shutil.rmtree(Path(url2pathname(urlparse(meeting).path)).parent, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 
@@ -360,8 +340,8 @@ class Launch(NamedTuple):
     local_size: int
 
 
-_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What `torchrun` sets in the environment of each."""
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""What `torchrun` sets in the environment of each, and we in that of our workers."""
 
 
 def launched() -> Launch | None:
@@ -371,7 +351,7 @@ def launched() -> Launch | None:
     values = [os.environ.get(name, "") for name in _TORCHRUN]
     if not all(values):
         return None
-    for name, value in zip(_TORCHRUN[:4], values, strict=False):
+    for name, value in zip(_TORCHRUN, values, strict=True):
         if not value.isdecimal():
             raise ConfigError(name, value, "a number in the environment, as torchrun sets it")
-    return Launch(*map(int, values[:4]))
+    return Launch(*map(int, values))

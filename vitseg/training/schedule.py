@@ -8,6 +8,7 @@ PyTorch's own schedulers do the moving. `vitseg.plan` promises by closed form;
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
@@ -29,10 +30,10 @@ class Schedule:
         self.inner, self.seen, self.steps = inner, 0, 0
 
     def after_batch(self) -> None:
-        """Told after every optimizer step."""
+        """Called after every optimizer step."""
 
     def after_epoch(self) -> None:
-        """Told after every epoch, training and validation done."""
+        """Called after every epoch, training and validation done."""
 
     def step(self) -> None:
         self.steps += 1
@@ -86,39 +87,31 @@ class _Restarts(CosineAnnealingWarmRestarts):
     """
 
     def get_lr(self) -> list[float]:
-        fall = (1 + math.cos(math.pi * self.T_cur / self.T_i)) / 2
-        floors = [
-            self.eta_min * group.get("lr_factor", 1.0) for group in self.optimizer.param_groups
-        ]
-        return [
-            floor + (lr - floor) * fall for lr, floor in zip(self.base_lrs, floors, strict=True)
-        ]
+        fall, rates = (1 + math.cos(math.pi * self.T_cur / self.T_i)) / 2, []
+        for lr, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True):
+            floor = self.eta_min * group.get("lr_factor", 1.0)
+            rates.append(floor + (lr - floor) * fall)
+        return rates
 
 
 def build_schedule(stage: Stage, optimizer: Optimizer, batches_per_epoch: int) -> Schedule:
     """The schedule of a stage, at its start."""
-    match stage.schedule:
+    cfg = stage.schedule
+    match cfg:
         case CosineRestarts():
-            return CosineRestartsSchedule(optimizer, stage.schedule, batches_per_epoch)
+            return CosineRestartsSchedule(optimizer, cfg, batches_per_epoch)
         case Exponential():
-            return PerEpoch(ExponentialLR(optimizer, stage.schedule.gamma))
+            return PerEpoch(ExponentialLR(optimizer, cfg.gamma))
         case WarmupPoly():
-            return PerBatch(
-                LambdaLR(optimizer, _warmup_poly(stage.schedule, stage.epochs * batches_per_epoch))
-            )
+            factor = partial(_warmup_poly, cfg, stage.epochs * batches_per_epoch)
+            return PerBatch(LambdaLR(optimizer, factor))
         case Constant():
             return Schedule(LambdaLR(optimizer, lambda _: 1.0))
 
 
-def _warmup_poly(cfg: WarmupPoly, batches: int):
-    """The factor after `done` steps: linear to 1, then (1 - progress) ** power."""
-
-    def factor(done: int) -> float:
-        if done < cfg.warmup_batches:
-            return (done + 1) / cfg.warmup_batches
-        return (
-            max(0.0, 1 - (done - cfg.warmup_batches) / max(1, batches - cfg.warmup_batches))
-            ** cfg.power
-        )
-
-    return factor
+def _warmup_poly(cfg: WarmupPoly, batches: int, done: int) -> float:
+    """The factor after `done` of a stage's batches: linear to 1, then (1 - progress) ** power."""
+    warmup = cfg.warmup_batches
+    if done < warmup:
+        return (done + 1) / warmup
+    return max(0.0, 1 - (done - warmup) / max(1, batches - warmup)) ** cfg.power

@@ -14,10 +14,9 @@ Weights = dict[str, Tensor]
 def trained_weights(model: Segmenter, unfrozen: int) -> Weights:
     """A copy, on the CPU, of every weight that may have changed with so many blocks unfrozen."""
     parts = model_parts(model)
-    wanted = set[int]()
-    for name in trained_parts(unfrozen, model.encoder.depth):
-        wanted |= {id(parameter) for parameter in parts[name].parameters}
-    named = {n: p for n, p in model.named_parameters() if id(p) in wanted}
+    trained = trained_parts(unfrozen, model.encoder.depth)
+    wanted = {parameter for name in trained for parameter in parts[name].parameters}
+    named = {n: p for n, p in model.named_parameters() if p in wanted}
     named |= {n: b for n, b in model.named_buffers() if n.startswith("decoder.")}
     return {name: tensor.detach().cpu().clone() for name, tensor in named.items()}
 
@@ -27,10 +26,10 @@ def load_weights(model: Segmenter, weights: Weights) -> None:
     """Write weights into the model, in place. Raises ValueError, and writes nothing, where it does
     not have one like that.
     """
-    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    own = model.state_dict()
     for name, tensor in weights.items():
-        if name not in own or own[name].shape != tensor.shape:
-            here = f"{tuple(own[name].shape)} here" if name in own else "not in this model"
-            raise ValueError(f"{name} {tuple(tensor.shape)} is {here}")
+        here = tuple(own[name].shape) if name in own else "missing"
+        if tuple(tensor.shape) != here:
+            raise ValueError(f"{name} {tuple(tensor.shape)} is {here} here")
     for name, tensor in weights.items():
         own[name].copy_(tensor)
