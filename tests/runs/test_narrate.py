@@ -30,20 +30,20 @@ def test_each_stage_is_told_with_what_the_optimizer_held_the_rates_and_what_came
     events = list(vitseg.replay(run))
     assert len(stages) == 3
     assert header.startswith("Run tiny: ")
-    assert "10 training and 2 validation images" in header
+    assert "10 training, 2 validation and 0 test images" in header
     for number, told in enumerate(stages, start=1):
         started = next(e for e in events if isinstance(e, StageStarted) and e.stage == number)
         ended = next(e for e in events if isinstance(e, StageEnded) and e.stage == number)
         steps = [e for e in events if isinstance(e, BatchEnded) and e.stage == number]
         assert f"held {started.trainable:,} of {started.total:,} parameters" in told
-        assert f"{len(steps)} steps in {ended.epochs} epochs" in told
+        assert f" {len(steps)} steps, " in told
         assert f"{steps[0].lr['decoder']:.2e}" in told
         assert f"{steps[-1].lr['decoder']:.2e}" in told
-        assert f"moved {ended.schedule_steps:,} times" in told
+        assert f"moved {ended.schedule_steps:,} times in {ended.epochs} epochs" in told
         assert ended.audit in told
-    assert "those of the decoder." in stages[0]
-    assert "those of block 4, the final norm and the decoder." in stages[1]
-    assert "those of blocks 3 to 4, the final norm and the decoder." in stages[2]
+    assert "%): decoder." in stages[0]
+    assert "%): block 4, final norm, decoder." in stages[1]
+    assert "%): block 3 to 4, final norm, decoder." in stages[2]
     best = vitseg.RunFolder(run).summary["best"]["iou"]
     assert f"validation IoU of {best:.3f}" in end
 
@@ -59,7 +59,7 @@ def test_an_optimizer_that_held_something_else_than_promised_is_told(run):
         return dataclasses.replace(event, parts=parts)
 
     told = Narrator(map(other, vitseg.replay(run))).explanation().split("\n\n")[1]
-    assert "those of block 4 and the decoder. Promised to train: the decoder." in told
+    assert "%): block 4, decoder. Promised to train: decoder." in told
     assert "Promised" not in explain(run).split("\n\n")[1]
 
 
@@ -67,7 +67,7 @@ def test_a_run_that_was_cut_off_and_one_that_failed_say_so(run):
     events = list(vitseg.replay(run))
     cut = Narrator(events[:6])
     assert cut.explanation().endswith("It has not ended.")
-    failure = Failure("LRBreach", "Step 3 was taken at 2.")
+    failure = Failure(kind="LRBreach", says="Step 3 was taken at 2.")
     ending = "It ended with LRBreach: Step 3 was taken at 2."
     assert cut.explanation(failure).endswith(ending)
 

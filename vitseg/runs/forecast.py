@@ -11,28 +11,47 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode  # torch.compile and torch.export use it
 
 from vitseg.data.augment import view_name
 from vitseg.model.encoder import Levels
 from vitseg.model.freeze import model_parts, set_freeze_depth, trained_parts
 from vitseg.model.noise import key_noise
-from vitseg.runs.memory import StepMemory, kept_by_a_step, shapes_only
+from vitseg.model.segmenter import Segmenter
 from vitseg.training.audit import part_hashes
 from vitseg.training.cache import FeatureCache
 from vitseg.training.features import Features
 from vitseg.training.job import Job, StagePlan
+from vitseg.training.losses import SegmentationLoss
 
 _TIMES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class StepMemory:
+    """Bytes that a step over two images, and over four, saves for its backward pass: those of the
+    decoder, of the first block that trains, and of each further one. It is a line through these
+    for any number of images.
+    """
+
+    two: np.ndarray
+    four: np.ndarray
+
+    def at(self, unfrozen: int, images: int) -> int:
+        """All of it at a freeze depth, when it is most."""
+        parts = self.two + (self.four - self.two) * (images - 2) / 2
+        return round(parts @ [1, unfrozen > 0, max(0, unfrozen - 1)])
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Seconds an image, measured, and what a training step keeps in memory.
 
-    `loading` is what reading kept features takes, `level_bytes` the room of one level of one view,
-    `known` the share of images of which a view is kept, by view; "validation" is that of the
-    validation images.
+    `loading` is what reading cached features takes, `level_bytes` the room of one level of one
+    view, `known` the share of images of which a view is cached, by view; "validation" is that of
+    the validation images.
     """
 
     read: float
@@ -51,7 +70,7 @@ class StageForecast:
     """What a stage will take. `memory` is weights, gradients, optimizer and activations;
     `checkpoint` and `kept` are on disk.
 
-    `kept` is what features will take there that are not kept yet. Once they are, a step is `gain`
+    `kept` is what features will take there that are not cached yet. Once they are, a step is `gain`
     times as fast as without them, and most of what is left of it is `bound`. A stage that another
     run has finished takes no time: it is `inherited`.
     """
@@ -67,6 +86,9 @@ class StageForecast:
     inherited: bool = False
 
 
+# ---- measured
+
+
 def measure(job: Job, images: int = 4) -> Cost:
     """Time one batch of at most `images`, piece by piece, on a copy of the model. Takes seconds.
 
@@ -76,11 +98,11 @@ def measure(job: Job, images: int = 4) -> Cost:
     recipe, data, machine = job.recipe, job.data, job.machine
     machine.settle()
     model = job.model.snapshot()
+    model.encoder.recompute = recipe.recompute
     names = data.splits["train"][: min(images, recipe.batch_size)]
     view = "0" if recipe.data.views == 1 else "1"
     keys = [(name, view) for name in names]
     read, batch = _timed(lambda: next(data.batches(keys, len(keys))))
-    model.encoder.recompute = recipe.recompute
     pixels, masks = batch.images.to(machine.device), batch.masks.to(machine.device)
     size = tuple(pixels.shape[2:])
 
@@ -92,52 +114,107 @@ def measure(job: Job, images: int = 4) -> Cost:
             return _timed(lambda: job.loss(model.suffix(levels, size), masks).backward())[0]
 
     decoder_training = training(0)
-    levels = model.eval().prefix(pixels)
-    encoder, _ = _timed(lambda: model.prefix(pixels))
+    encoder, levels = _timed(lambda: model.eval().prefix(pixels))
     with torch.no_grad():
         decoder, _ = _timed(lambda: model.suffix(levels, size))
     block, depth = 0.0, model.encoder.depth
-    can_unfreeze = model.shape.skip_depths[-1] == depth
-    if can_unfreeze:
+    if model.shape.skip_depths[-1] == depth:
         some = max(1, depth // 3)  # several: the difference that one makes drowns in noise
         block = max(0.0, (training(some) - decoder_training) / some - encoder / depth)
-    how = {"recompute": recipe.recompute, "autocast": machine.autocast(), "blocks": can_unfreeze}
-    with shapes_only():
-        two, four = (kept_by_a_step(model, job.loss, images, **how) for images in (2, 4))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        memory = step_memory(model, job.loss, machine.autocast())
     times = (read, _loading(levels), encoder, decoder, decoder_training, block)
     numbers_a_level = next(iter(levels.values()))[0].numel()
     return Cost(
         *(seconds / len(names) for seconds in times),
-        memory=StepMemory(two, four),
+        memory=memory,
         level_bytes=numbers_a_level * (2 if recipe.features == "half" else 4),
         known=_known(job.replace(model=model)),
     )
 
 
+def _timed(act: Callable[[], object]) -> tuple[float, object]:
+    """The shortest of several, and the last result."""
+    seconds = []
+    for _ in range(_TIMES):
+        start = time.perf_counter()
+        result = act()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds), result
+
+
 def _loading(levels: Levels) -> float:
     """Seconds to read these levels of as many views from a cache."""
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         cache = FeatureCache(Path(folder), reserve=0)
         for level, tokens in levels.items():
             for view, row in enumerate(tokens.cpu()):
-                cache.put(f"level {level}", f"view {view}", {"tokens": row})
-        views = range(len(next(iter(levels.values()))))
-        read = lambda: [cache.get(f"level {level}", f"view {v}") for level in levels for v in views]  # noqa: E731
-        return _timed(read)[0]
+                rows.append((f"level {level}", f"view {view}"))
+                cache.put(*rows[-1], {"tokens": row})
+        return _timed(lambda: [cache.get(*row) for row in rows])[0]
 
 
 def _known(job: Job) -> dict[str, float]:
     """What the cache holds already of a job's views."""
-    recipe, data = job.recipe, job.data
-    if not recipe.cache:
+    if not job.recipe.cache:
         return {}
     set_freeze_depth(job.model, 0)
-    features = Features(job, part_hashes(job.model))
-    found = {"validation": features.known([(name, "0") for name in data.splits["validation"]])}
-    views = 0 if recipe.data.views == "fresh" else recipe.data.views
-    for view in map(str, range(views)):
-        found[view] = features.known([(name, view) for name in data.splits["train"]])
+    features, splits = Features(job, part_hashes(job.model)), job.data.splits
+    views = job.recipe.data.views
+    found = {"validation": features.known([(name, "0") for name in splits["validation"]])}
+    for view in map(str, range(0 if views == "fresh" else views)):
+        found[view] = features.known([(name, view) for name in splits["train"]])
     return found
+
+
+def step_memory(model: Segmenter, loss: SegmentationLoss, autocast: torch.autocast) -> StepMemory:
+    """What the steps of a model, whose freeze depth may be changed, save for their backward pass.
+
+    In a FakeTensorMode it follows from shapes alone: exact, and nothing is computed.
+    """
+    encoder, recompute = model.encoder, model.encoder.recompute
+    can_unfreeze = model.shape.skip_depths[-1] == encoder.depth
+    found = []
+    for images in (2, 4):
+        saved = lambda blocks: saved_by_a_step(model, loss, blocks * can_unfreeze, images, autocast)  # noqa: B023, E731
+        decoder, one, two = saved(0), saved(1), saved(2)
+        parts = [decoder, one - decoder, two - one]
+        if recompute:  # the block that is run once more has all of its own then
+            encoder.recompute = False
+            parts[1] += saved(2) - saved(1)
+            encoder.recompute = True
+        found.append(np.array(parts))
+    return StepMemory(*found)
+
+
+def saved_by_a_step(
+    model: Segmenter, loss: SegmentationLoss, unfrozen: int, images: int, autocast: torch.autocast
+) -> int:
+    """Bytes that autograd holds on to after a forward pass, each piece once; without parameters,
+    which are there anyway.
+    """
+    set_freeze_depth(model.train(), unfrozen)
+    key_noise(model, "memory")
+    size, device = model.shape.size, model.device
+    pixels = torch.zeros(images, 3, *size, dtype=torch.uint8, device=device)
+    masks = torch.zeros(images, *size, dtype=torch.int64, device=device)
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            saved[storage._cdata] = storage
+        return tensor
+
+    with autocast:
+        levels = model.prefix(pixels)
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            loss.sums(model.suffix(levels, size), masks)
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+# ---- worked out
 
 
 def forecast(job: Job, cost: Cost, inherited: int = 0) -> list[StageForecast]:
@@ -147,8 +224,8 @@ def forecast(job: Job, cost: Cost, inherited: int = 0) -> list[StageForecast]:
     Processes share the images; what they spend on exchanging gradients is not in it. `memory` is
     that of one of them.
     """
-    recipe, data = job.recipe, job.data
-    train, validation = len(data.splits["train"]), len(data.splits["validation"])
+    recipe, splits = job.recipe, job.data.splits
+    train, validation = len(splits["train"]), len(splits["validation"])
     counts = {}
     for name, part in model_parts(job.model).items():
         counts[name] = sum(p.numel() for p in part.parameters)
@@ -156,20 +233,20 @@ def forecast(job: Job, cost: Cost, inherited: int = 0) -> list[StageForecast]:
     portion = min(recipe.batch_size, math.ceil(step / recipe.processes))
     found, views = [], _Views(job, cost)
     for plan in job.stages:
-        block = cost.encoder / plan.depth
-        tail = plan.unfrozen * (cost.block_training + block)
-        look = cost.decoder + plan.unfrozen * block
         own = plan.number > inherited
-        frozen, kept = views.stage(plan, train, validation) if own else (0.0, 0)
-        epoch = train * (cost.decoder_training + tail) + validation * look
-        seconds = own * (frozen + plan.stage.epochs * epoch + validation * look) / recipe.processes
+        seconds, kept = views.stage(plan, train, validation) if own else (0.0, 0)
+        block = cost.encoder / plan.depth
+        frozen = (plan.depth - plan.unfrozen) * block
         parts = {
             "the decoder": cost.decoder_training,
-            "the blocks that train": tail,
+            "the blocks that train": plan.unfrozen * (cost.block_training + block),
             "reading": cost.loading,
         }
-        cut = plan.depth - plan.unfrozen
-        whole = cost.read + cut * block + cost.decoder_training + tail
+        cached = sum(parts.values())
+        gain = (cached - cost.loading + cost.read + frozen) / cached
+        if own:
+            look = validation * (cost.decoder + plan.unfrozen * block)
+            seconds += plan.stage.epochs * (train * (cached - cost.loading) + look) + look
         trainable = sum(counts[name] for name in plan.trained)
         deepest = trained_parts(job.deepest(plan.number), plan.depth)
         changed = sum(counts[name] for name in deepest)
@@ -181,12 +258,12 @@ def forecast(job: Job, cost: Cost, inherited: int = 0) -> list[StageForecast]:
         found.append(
             StageForecast(
                 steps=plan.steps,
-                seconds=seconds,
+                seconds=seconds / recipe.processes,
                 trainable=trainable,
                 memory=4 * numbers + cost.memory.at(plan.unfrozen, portion),
-                checkpoint=4 * (2 * changed + 2 * trainable),
+                checkpoint=8 * (changed + trainable),
                 kept=kept,
-                gain=whole / sum(parts.values()) if recipe.cache else 1.0,
+                gain=gain if recipe.cache else 1.0,
                 bound=max(parts, key=parts.get),
                 inherited=not own,
             )
@@ -195,26 +272,27 @@ def forecast(job: Job, cost: Cost, inherited: int = 0) -> list[StageForecast]:
 
 
 class _Views:
-    """Which levels of which views are cached, as stage follows on stage."""
+    """What the frozen blocks cost, as stage follows on stage and the cache fills: by view, the
+    levels that are cached, and of which share of the images.
+    """
 
     def __init__(self, job: Job, cost: Cost):
         self.recipe, self.cost = job.recipe, cost
         self.skips, self.distinct = set(job.model.shape.skip_depths), job.data.distinct_share()
-        self.levels = {view: set(self.skips) for view, share in cost.known.items() if share}
-        self.share = dict(cost.known)
+        self.known = {view: (self.skips, share) for view, share in cost.known.items()}
 
     def stage(self, plan: StagePlan, train: int, validation: int) -> tuple[float, int]:
         """Seconds that the frozen blocks take in a stage, and bytes that are newly cached."""
-        passes = [("validation", validation)] * (plan.stage.epochs + 1)
+        passes = [self._pass(plan, "validation", validation, 1.0)]
         for epoch in range(1, plan.stage.epochs + 1):
-            passes.append((view_name(self.recipe.data, plan.number, epoch), train))
-        seconds, cached = 0.0, 0
-        for view, images in passes:
-            took, more = self._pass(plan, view, images)
-            seconds, cached = seconds + took, cached + more
-        return seconds, cached
+            view = view_name(self.recipe.data, plan.number, epoch)
+            passes.append(self._pass(plan, view, train, self.distinct))
+            passes.append(self._pass(plan, "validation", validation, 1.0))
+        seconds, cached = zip(*passes, strict=True)
+        return sum(seconds), sum(cached)
 
-    def _pass(self, plan: StagePlan, view: str, images: int) -> tuple[float, int]:
+    def _pass(self, plan: StagePlan, view: str, images: int, drawn: float) -> tuple[float, int]:
+        """One pass over images, of which a share is `drawn`, and the others are those again."""
         cost, cut = self.cost, plan.depth - plan.unfrozen
         block = cost.encoder / plan.depth
         whole = cost.read + cut * block
@@ -222,26 +300,12 @@ class _Views:
         if fresh or not self.recipe.cache:
             return images * whole, 0
         wanted = {skip for skip in self.skips if skip <= cut} | {cut}
-        known = self.levels.get(view, set())
-        there = {level for level in known if level <= cut}
-        share = self.share.get(view, 0.0)
-        climb = (cut - max(there)) * block if there else whole
-        if self.recipe.features == "half" and cut not in there:  # rounded rows are not climbed from
-            share = 0.0
-        drawn = 1.0 if view == "validation" else self.distinct  # what an epoch shows again is read
-        once = share * (cost.loading + climb) + (1 - share) * whole
+        known, share = self.known.get(view, (set(), 0.0))
+        base = max((level for level in known if level <= cut), default=-1)
+        if base < 0 or (self.recipe.features == "half" and base < cut):
+            share = 0.0  # rounded rows are not climbed from
+        once = share * (cost.loading + (cut - base) * block) + (1 - share) * whole
         seconds = images * (drawn * once + (1 - drawn) * cost.loading)
-        rows = share * len(wanted - there) + (1 - share) * len(wanted)
-        self.share[view] = share + drawn * (1 - share)
-        self.levels[view] = known | wanted
+        rows = len(wanted) - share * len(wanted & known)
+        self.known[view] = known | wanted, share + drawn * (1 - share)
         return seconds, round(images * drawn * rows * cost.level_bytes)
-
-
-def _timed(act: Callable[[], object]) -> tuple[float, object]:
-    """The shortest of several, and the last result."""
-    best, result = math.inf, None
-    for _ in range(_TIMES):
-        start = time.perf_counter()
-        result = act()
-        best = min(best, time.perf_counter() - start)
-    return best, result

@@ -38,25 +38,13 @@ def explain(folder: str | Path) -> str:
 
 @dataclass(slots=True)
 class StageRecord:
-    """A stage as far as its events go."""
+    """A stage as far as its events go; `before` are the seconds of work on the run until then."""
 
     start: StageStarted
     before: float
-    """Seconds of work on the run until it started."""
-
+    batches: list[BatchEnded] = field(default_factory=list)
     end: StageEnded | None = None
     seconds: float = 0.0
-    steps: int = 0
-    skipped: int = 0
-    rates: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """Learning rates by parameter group: the first, the last, the lowest and the highest."""
-
-    def add(self, event: BatchEnded) -> None:
-        self.steps += 1
-        self.skipped += not event.stepped
-        for group, now in event.lr.items():
-            first, _, low, high = self.rates.get(group, (now,) * 4)
-            self.rates[group] = first, now, min(low, now), max(high, now)
 
 
 class Narrator:
@@ -76,7 +64,7 @@ class Narrator:
                 case StageStarted():
                     self.stages.append(StageRecord(event, self.seconds))
                 case BatchEnded():
-                    self.stages[-1].add(event)
+                    self.stages[-1].batches.append(event)
                 case StageEnded():
                     stage = self.stages[-1]
                     stage.end, stage.seconds = event, now - stage.before
@@ -134,8 +122,8 @@ def _row(run: RunStarted, stage: StageRecord) -> dict[str, Any]:
         "total": start.total,
         "schedule": {"kind": kind, "steps_per": clock, "steps_taken": 0},
     }
-    if stage.steps:
-        first, last, *_ = stage.rates["decoder"]
+    if stage.batches:
+        first, last = (stage.batches[at].lr["decoder"] for at in (0, -1))
         row["lr"] = {"first": first, "last": last}
     if end:
         inherited = run.parent and start.stage <= run.parent["stage"]
@@ -158,18 +146,24 @@ def _shown(scores: Scores) -> dict[str, Any]:
 
 
 def _opening(run: RunStarted) -> str:
-    test = f", {run.test_images:,} for a test" if run.test_images else ""
+    encoder = run.encoder
     text = (
-        f"Run {run.recipe['name']}: {run.encoder.get('name', 'an encoder')} with {run.blocks} "
-        f"blocks and the {run.recipe['model']['decoder']} decoder, {run.train_images:,} training "
-        f"and {run.validation_images:,} validation images{test}, on {run.device}. "
-        f"IoU is {score_name(run)}."
+        f"Run {run.recipe['name']}: {run.train_images:,} training, {run.validation_images:,} "
+        f"validation and {run.test_images:,} test images; {len(run.classes)} classes, {run.mode}; "
+        f"masks: {run.masks}. Encoder {encoder.get('name')} ({encoder.get('source')}, sha256 "
+        f"{encoder.get('sha256', '')[:12]}), {run.blocks} blocks; {run.recipe['model']['decoder']} "
+        f"decoder. Device {run.device}, {run.precision}; threads: {run.threads}, processes: "
+        f"{run.processes}. IoU is {score_name(run)}."
     )
-    if run.parent:
-        last = run.parent["stage"]
-        which = "Stage 1 is" if last == 1 else f"Stages 1 to {last} are"
-        text += f" {which} taken from run {run.parent['run']}, not trained again."
-    return text
+    return f"{text} {inherited_words(run.parent)}" if run.parent else text
+
+
+def inherited_words(parent: Parent) -> str:
+    """Which stages of a run are another's: `RunStarted.parent` in a sentence."""
+    return (
+        f"Up to the end of stage {parent['stage']} it is run {parent['run']}: the same settings, "
+        "data and weights, so not trained again."
+    )
 
 
 def _paragraph(stage: StageRecord) -> str:
@@ -178,80 +172,68 @@ def _paragraph(stage: StageRecord) -> str:
     held, promised = _listed(start.parts, "in_optimizer"), _listed(start.parts, "trains")
     sentences = [
         f"Stage {start.stage}, {start.name!r}: the optimizer held {count:,} of {start.total:,} "
-        f"parameters ({100 * count / start.total:.1f} %), those of {held}."
+        f"parameters ({100 * count / start.total:.1f} %): {held}."
     ]
     if held != promised:
         sentences.append(f"Promised to train: {promised}.")
     sentences.append(_steps(stage))
     if end:
-        sentences.append(_result(start.validation["iou"], end))
-        if end.stopped_early:
-            sentences.append(f"It stopped early, after {end.epochs} of {start.epochs} epochs.")
-        sentences += [end.audit, end.warning]
-    return " ".join(filter(None, sentences))
+        before = number_or_na(start.validation["iou"])
+        sentences += [f"Validation IoU of the start weights: {before}.", *_ended(end)]
+    return " ".join(sentences)
 
 
 def _listed(parts: Sequence[Part], which: str) -> str:
-    """Those of which `which` holds: "blocks 11 to 12, the final norm and the decoder". Parts come
-    in order of computation: embeddings, block 1 .. L, final norm, decoder.
+    """Those of which `which` holds, in order of computation: "block 11 to 12, final norm,
+    decoder".
     """
     names: list[str] = []
-    first = 0  # of the blocks in a row
-    for number, part in enumerate(parts):
-        if not part[which]:
-            first = 0
-        elif not 0 < number < len(parts) - 2:
-            names.append(f"the {part['name']}")
-        elif first:
-            names[-1] = f"blocks {first} to {number}"
-        else:
-            first = number
-            names.append(f"block {number}")
-    *most, last = names or ["nothing"]
-    return f"{', '.join(most)} and {last}" if most else last
+    last = None  # the block before, if it is one of them
+    for part in parts:
+        block = part["block"] if part[which] else None
+        if block and last == block - 1:
+            names[-1] = f"{names[-1].partition(' to ')[0]} to {block}"
+        elif part[which]:
+            names.append(part["name"])
+        last = block
+    return ", ".join(names) or "nothing"
 
 
 def _steps(stage: StageRecord) -> str:
-    if not stage.steps:
+    if not stage.batches:
         return "It took no step."
-    groups: dict[tuple[float, ...], str] = {}
-    for group, rates in stage.rates.items():  # those that differ in weight decay alone, once
-        groups.setdefault(rates, f"{group.partition(',')[0]} {_course(*rates)}")
-    epochs, moved = "", ""
-    if stage.end:
-        epochs = f" in {stage.end.epochs} epochs"
-        moved = f", which moved {stage.end.schedule_steps:,} times"
+    courses = []
+    for group in stage.batches[0].lr:
+        rates = _course([batch.lr[group] for batch in stage.batches])
+        course = f"{group.partition(',')[0]} {rates}"
+        if course not in courses:  # groups that differ in weight decay alone, once
+            courses.append(course)
     text = (
-        f"{stage.steps:,} steps{epochs}, at learning rates of {', '.join(groups.values())}; "
-        f"schedule {stage.start.schedule}{moved}."
+        f"{len(stage.batches):,} steps, at learning rates of {', '.join(courses)}; schedule "
+        f"{stage.start.schedule}"
     )
-    if stage.skipped:
-        text += f" {stage.skipped} of them were skipped, for an overflow of half precision."
-    return text
+    if stage.end:
+        text += f", which moved {stage.end.schedule_steps:,} times in {stage.end.epochs} epochs"
+    if skipped := sum(not batch.stepped for batch in stage.batches):
+        text += f"; {skipped} steps were skipped, for an overflow of half precision"
+    return f"{text}."
 
 
-def _course(first: float, last: float, low: float, high: float) -> str:
-    """ "2.00e-03 throughout", "2.00e-03 to 1.00e-03", and what lay outside these two on the way"""
+def _course(rates: list[float]) -> str:
+    """ "2.00e-03 throughout", or "2.00e-03 to 1.00e-03 (1.00e-07 to 2.00e-03 on the way)"."""
+    low, high = min(rates), max(rates)
     if low == high:
-        return f"{first:.2e} throughout"
-    lower = f", down to {low:.2e} on the way" if low < min(first, last) else ""
-    higher = f", up to {high:.2e} on the way" if high > max(first, last) else ""
-    return f"{first:.2e} to {last:.2e}{lower}{higher}"
+        return f"{low:.2e} throughout"
+    return f"{rates[0]:.2e} to {rates[-1]:.2e} ({low:.2e} to {high:.2e} on the way)"
 
 
-def _result(before: float | None, end: StageEnded) -> str:
-    after = end.best["iou"]
-    if before is None or after is None:
-        return "There is no IoU: the truth holds nothing that is scored."
+def _ended(end: StageEnded) -> list[str]:
+    best = f"epoch {end.best_epoch} of {end.epochs}"
     if end.best_epoch == 0:
-        return (
-            f"No epoch beat the weights that it began with (IoU {before:.3f}), so these are "
-            "handed on."
-        )
-    return (
-        f"Validation IoU {before:.3f} before, {after:.3f} after epoch {end.best_epoch}, "
-        f"its best ({after - before:+.3f})."
-    )
+        best = "the start weights, which no epoch has beaten"
+    early = ", stopped early" * end.stopped_early
+    result = f"Best: {best}{early}, validation IoU {number_or_na(end.best['iou'])}."
+    return list(filter(None, (end.audit, result, end.warning and f"Warning: {end.warning}")))
 
 
 def _closing(end: RunEnded) -> str:
@@ -269,16 +251,14 @@ def line(event: Event) -> str:
     """What there is to say of an event while the run goes on, if anything; it may be more lines."""
     match event:
         case RunStarted():
-            return _announcement(event)
+            return _opening(event)
         case RunResumed():
-            return "\n".join([*event.skipped, f"Going on after step {event.step}."])
+            return "\n".join([*event.skipped, f"Resuming after step {event.step}."])
         case StageStarted():
-            notes = indent("\n".join([event.audit, *event.notes]), "  ")
-            return (
-                f"\nStage {event.stage}: {event.name} · {event.schedule} · {event.epochs} "
-                f"epoch{'s' * (event.epochs != 1)}\n{notes}\n"
-                f"  start weights: valid IoU {number_or_na(event.validation['iou'])}"
-            )
+            title = f"Stage {event.stage}: {event.name} · {event.schedule}, epochs: {event.epochs}"
+            before = f"start weights: valid IoU {number_or_na(event.validation['iou'])}"
+            notes = indent("\n".join([event.audit, *event.notes, before]), "  ")
+            return f"\n{title}\n{notes}"
         case FeaturesUsed() if event.note:
             return f"  {event.note} The numbers stay the same."
         case EpochEnded():
@@ -290,40 +270,8 @@ def line(event: Event) -> str:
                 f"{'  best so far' * event.best}"
             )
         case StageEnded():
-            best = "the start weights, which no epoch has beaten"
-            if event.best_epoch:
-                best = f"the stage's epoch {event.best_epoch} of {event.epochs}"
-            warning = f"\n  Warning: {event.warning}" if event.warning else ""
-            return (
-                f"  {event.audit}\n  best: {best}{', stopped early' * event.stopped_early}, "
-                f"valid IoU {number_or_na(event.best['iou'])}"
-                f"{warning}"
-            )
+            return indent("\n".join(_ended(event)), "  ")
     return ""
-
-
-def _announcement(run: RunStarted) -> str:
-    encoder = run.encoder
-    processes = f" in each of {run.processes} processes" if run.processes > 1 else ""
-    inherited = f"\n{inherited_words(run.parent)}" if run.parent else ""
-    return (
-        f"{run.recipe['name']}: {run.train_images} train, {run.validation_images} validation, "
-        f"{run.test_images} test images · {len(run.classes)} classes, {run.mode}; "
-        f"masks: {run.masks}\n"
-        f"encoder {encoder['name']} ({encoder['source']}, sha256 {encoder['sha256'][:12]})\n"
-        f"{run.device}, {run.precision}, {run.threads} thread{'s' * (run.threads != 1)}"
-        f"{processes}{inherited}"
-    )
-
-
-def inherited_words(parent: Parent) -> str:
-    """Which stages of a run are another's: `RunStarted.parent` in a sentence."""
-    last = parent["stage"]
-    which = "Stage 1 is that" if last == 1 else f"Stages 1 to {last} are those"
-    return (
-        f"{which} of run {parent['run']}: the same settings, data and weights, so not trained "
-        "again."
-    )
 
 
 def score_name(run: RunStarted) -> str:

@@ -663,7 +663,7 @@ class Session(Task):
         return f"{words} {self._goes_on_from()}." if self.resumable else words
 
     def _goes_on_from(self) -> str:
-        step = steps_saved(self.run.checkpoints)
+        step = steps_saved(self.run)
         if step:
             return f"Resume goes on after step {step}"
         return "Resume begins again: nothing had been saved"
