@@ -16,7 +16,7 @@ from typing import Any
 
 from vitseg.errors import FreezeBreach, RecipeError, RunError
 from vitseg.events import Event, RunStarted, StageEnded, StageEvent, from_json, to_json
-from vitseg.files import is_held, write_json, write_text, written
+from vitseg.files import is_held, write_json, written
 from vitseg.recipe import Recipe, load_recipe, parse
 from vitseg.words import Strict, json_of
 
@@ -38,21 +38,19 @@ def new_run(name: str) -> RunFolder:
 
 
 class Failure(Strict):
-    """What ended a training: the kind of the error, what it says, the number of the last event, and
-    of a FreezeBreach the parts of the model that broke the promise.
+    """What ended a training: the kind of the error, what it says, and of a FreezeBreach the parts
+    of the model that broke the promise.
     """
 
     kind: str
     says: str
-    sequence: int = 0
     parts: tuple[str, ...] = ()
+    sequence: int = 0  # of the last event, in older runs
 
     @classmethod
-    def of(cls, error: Exception, sequence: int = 0) -> Failure:
-        """`error` as what ended a training, after the event of that number."""
+    def of(cls, error: Exception) -> Failure:
         parts = error.parts if isinstance(error, FreezeBreach) else ()
-        kind = type(error).__name__
-        return cls(kind=kind, says=str(error), sequence=sequence, parts=parts)
+        return cls(kind=type(error).__name__, says=str(error), parts=parts)
 
 
 class RunFolder:
@@ -156,15 +154,14 @@ class RunFolder:
     def changes(self, now: dict[str, Any]) -> list[str]:
         """What of an environment, or of a part of it, is not as it was when the run began."""
         then = self.environment()
-        now = {name: value for name, value in now.items() if name in then}
-        return changes({name: then[name] for name in now}, now)
+        return changes({name: then.get(name, value) for name, value in now.items()}, now)
 
     def record(self, event: Event) -> None:
         """Append to the logs. Raises RunError if they cannot be written."""
         seconds = round(time.monotonic() - self._zero, 3)
         _append(self.events_file, to_json(event, self.sequence + 1))
         self.sequence += 1
-        _append(self.timings_file, _timing(self.sequence, seconds))
+        _append(self.timings_file, json.dumps({"seq": self.sequence, "seconds": seconds}))
 
     def sync(self) -> int:
         """Make what is logged last, and say how many bytes that are: a checkpoint must not know
@@ -186,16 +183,14 @@ class RunFolder:
         """Forget all events after the first `sequence`, which take `offset` bytes: they will happen
         again.
         """
-        for log in (self.events_file, self.timings_file):
-            log.touch()
+        self.events_file.touch()
         if self.events_file.stat().st_size < offset:
             problem = f"{self.events_file}: is shorter than its checkpoint says."
             raise RunError(problem, "Start a new run.")
         os.truncate(self.events_file, offset)
-        seconds = self.timings()[:sequence]
-        lines = [_timing(number, s) + "\n" for number, s in enumerate(seconds, start=1)]
-        write_text(self.timings_file, "".join(lines))
-        self.sequence, self._zero = sequence, time.monotonic() - max(seconds, default=0.0)
+        _append(self.timings_file, "")  # ends a line that a kill has torn
+        before = self.timings().get(sequence, 0.0)
+        self.sequence, self._zero = sequence, time.monotonic() - before
 
     def events(self) -> Iterator[Event]:
         """The events logged so far. A torn last line, left by a kill, ends them."""
@@ -241,7 +236,7 @@ class RunFolder:
         to another.
         """
         with suppress(RunError, OSError):
-            write_json(self.failure_file, Failure.of(error, self.sequence).model_dump())
+            write_json(self.failure_file, Failure.of(error).model_dump())
 
     def failure(self) -> Failure | None:
         """What ended the training; None if nothing did that is known, or since the run was
@@ -259,22 +254,22 @@ class RunFolder:
         """Numbers of the stages whose weights are kept."""
         return sorted(int(p.name) for p in (self.path / "stages").glob("*") if p.name.isdecimal())
 
-    def timings(self) -> list[float]:
-        """Seconds of work on the run until each event; pauses are no work."""
-        try:
-            lines = self.timings_file.read_text(encoding="utf-8").splitlines(keepends=True)
-            return [json_of(line)["seconds"] for line in lines if line.endswith("\n")]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise _not_ours(self.timings_file, error) from None
+    def timings(self) -> dict[int, float]:
+        """Seconds of work on the run until each event, by its number; pauses are no work. Of an
+        event that has happened again, after a kill, the last line says it.
+        """
+        seconds = {}
+        with suppress(OSError):  # the run is as good without them
+            for line in self.timings_file.read_text(encoding="utf-8").splitlines():
+                with suppress(ValueError, LookupError, TypeError):  # torn by a kill
+                    timing = json_of(line)
+                    seconds[timing["seq"]] = timing["seconds"]
+        return seconds
 
 
 def _append(log: Path, line: str) -> None:
     with written(log), log.open("a", encoding="utf-8", newline="\n") as file:
         file.write(line + "\n")
-
-
-def _timing(sequence: int, seconds: float) -> str:
-    return json.dumps({"seq": sequence, "seconds": seconds})
 
 
 def _read_json(path: Path, *names: str) -> dict[str, Any]:
@@ -284,13 +279,9 @@ def _read_json(path: Path, *names: str) -> dict[str, Any]:
         if not isinstance(found, dict) or not found.keys() >= set(names):
             raise ValueError(f"it is no object with {', '.join(names)}")
     except (OSError, ValueError) as error:
-        raise _not_ours(path, error) from None
+        problem = f"{path}: not a file that vitseg wrote ({error})."
+        raise RunError(problem, "Delete the run, or restore the file.") from None
     return found
-
-
-def _not_ours(path: Path, error: Exception) -> RunError:
-    problem = f"{path}: not a file that vitseg wrote ({error})."
-    return RunError(problem, "Delete the run, or restore the file.")
 
 
 def changes(then: Any, now: Any, path: str = "") -> list[str]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from vitseg.model.segmenter import Segmenter
 from vitseg.training.audit import part_hashes
 from vitseg.training.cache import FeatureCache
 from vitseg.training.features import Features
-from vitseg.training.job import Job, StagePlan
+from vitseg.training.job import Job
 from vitseg.training.losses import SegmentationLoss
 
 _TIMES = 3
@@ -55,11 +56,11 @@ class Cost:
     """
 
     read: float
-    loading: float
     encoder: float
     decoder: float
     decoder_training: float
     block_training: float
+    loading: float
     memory: StepMemory
     level_bytes: int
     known: dict[str, float]
@@ -89,8 +90,8 @@ class StageForecast:
 # ---- measured
 
 
-def measure(job: Job, images: int = 4) -> Cost:
-    """Time one batch of at most `images`, piece by piece, on a copy of the model. Takes seconds.
+def measure(job: Job) -> Cost:
+    """Time one batch of at most four images, piece by piece, on a copy of the model. Takes seconds.
 
     A block's training is the difference that unfrozen blocks make, their forward pass, which is
     always paid, apart.
@@ -99,7 +100,7 @@ def measure(job: Job, images: int = 4) -> Cost:
     machine.settle()
     model = job.model.snapshot()
     model.encoder.recompute = recipe.recompute
-    names = data.splits["train"][: min(images, recipe.batch_size)]
+    names = data.splits["train"][: min(4, recipe.batch_size)]
     view = "0" if recipe.data.views == 1 else "1"
     keys = [(name, view) for name in names]
     read, batch = _timed(lambda: next(data.batches(keys, len(keys))))
@@ -123,10 +124,11 @@ def measure(job: Job, images: int = 4) -> Cost:
         block = max(0.0, (training(some) - decoder_training) / some - encoder / depth)
     with FakeTensorMode(allow_non_fake_inputs=True):
         memory = step_memory(model, job.loss, machine.autocast())
-    times = (read, _loading(levels), encoder, decoder, decoder_training, block)
+    times = (read, encoder, decoder, decoder_training, block)
     numbers_a_level = next(iter(levels.values()))[0].numel()
     return Cost(
         *(seconds / len(names) for seconds in times),
+        loading=_loading(levels),
         memory=memory,
         level_bytes=numbers_a_level * (2 if recipe.features == "half" else 4),
         known=_known(job.replace(model=model)),
@@ -144,15 +146,12 @@ def _timed(act: Callable[[], object]) -> tuple[float, object]:
 
 
 def _loading(levels: Levels) -> float:
-    """Seconds to read these levels of as many views from a cache."""
-    rows = []
+    """Seconds to read these levels of one view from a cache."""
     with tempfile.TemporaryDirectory() as folder:
         cache = FeatureCache(Path(folder), reserve=0)
         for level, tokens in levels.items():
-            for view, row in enumerate(tokens.cpu()):
-                rows.append((f"level {level}", f"view {view}"))
-                cache.put(*rows[-1], {"tokens": row})
-        return _timed(lambda: [cache.get(*row) for row in rows])[0]
+            cache.put("levels", str(level), {"tokens": tokens[0].cpu()})
+        return _timed(lambda: [cache.get("levels", str(level)) for level in levels])[0]
 
 
 def _known(job: Job) -> dict[str, float]:
@@ -173,18 +172,16 @@ def step_memory(model: Segmenter, loss: SegmentationLoss, autocast: torch.autoca
 
     In a FakeTensorMode it follows from shapes alone: exact, and nothing is computed.
     """
-    encoder, recompute = model.encoder, model.encoder.recompute
+    encoder, again, found = model.encoder, model.encoder.recompute, []
     can_unfreeze = model.shape.skip_depths[-1] == encoder.depth
-    found = []
     for images in (2, 4):
-        saved = lambda blocks: saved_by_a_step(model, loss, blocks * can_unfreeze, images, autocast)  # noqa: B023, E731
-        decoder, one, two = saved(0), saved(1), saved(2)
-        parts = [decoder, one - decoder, two - one]
-        if recompute:  # the block that is run once more has all of its own then
-            encoder.recompute = False
-            parts[1] += saved(2) - saved(1)
-            encoder.recompute = True
-        found.append(np.array(parts))
+        sizes = []
+        # where blocks are run once more, one of them at a time has all of its own
+        for blocks, recompute in ((0, False), (1, False), (1, again), (2, again)):
+            encoder.recompute = recompute
+            sizes.append(saved_by_a_step(model, loss, blocks * can_unfreeze, images, autocast))
+        decoder, whole, one, two = sizes
+        found.append(np.array([decoder, whole - decoder, two - one]))
     return StepMemory(*found)
 
 
@@ -231,20 +228,19 @@ def forecast(job: Job, cost: Cost, inherited: int = 0) -> list[StageForecast]:
         counts[name] = sum(p.numel() for p in part.parameters)
     step = min(recipe.batch_size * recipe.accumulate, train)
     portion = min(recipe.batch_size, math.ceil(step / recipe.processes))
-    found, views = [], _Views(job, cost)
+    found, frozen_parts = [], _frozen_parts(job, cost, inherited)
     for plan in job.stages:
-        own = plan.number > inherited
-        seconds, kept = views.stage(plan, train, validation) if own else (0.0, 0)
         block = cost.encoder / plan.depth
-        frozen = (plan.depth - plan.unfrozen) * block
         parts = {
             "the decoder": cost.decoder_training,
             "the blocks that train": plan.unfrozen * (cost.block_training + block),
             "reading": cost.loading,
         }
         cached = sum(parts.values())
-        gain = (cached - cost.loading + cost.read + frozen) / cached
-        if own:
+        whole = cached - cost.loading + cost.read + (plan.depth - plan.unfrozen) * block
+        seconds, kept = 0.0, 0
+        if plan.number > inherited:
+            seconds, kept = next(frozen_parts)
             look = validation * (cost.decoder + plan.unfrozen * block)
             seconds += plan.stage.epochs * (train * (cached - cost.loading) + look) + look
         trainable = sum(counts[name] for name in plan.trained)
@@ -263,49 +259,44 @@ def forecast(job: Job, cost: Cost, inherited: int = 0) -> list[StageForecast]:
                 memory=4 * numbers + cost.memory.at(plan.unfrozen, portion),
                 checkpoint=8 * (changed + trainable),
                 kept=kept,
-                gain=gain if recipe.cache else 1.0,
+                gain=whole / cached if recipe.cache else 1.0,
                 bound=max(parts, key=parts.get),
-                inherited=not own,
+                inherited=plan.number <= inherited,
             )
         )
     return found
 
 
-class _Views:
-    """What the frozen blocks cost, as stage follows on stage and the cache fills: by view, the
-    levels that are cached, and of which share of the images.
+def _frozen_parts(job: Job, cost: Cost, inherited: int) -> Iterator[tuple[float, int]]:
+    """For each stage that trains, the seconds that its frozen blocks take and the bytes that are
+    newly cached, as stage follows on stage and the cache fills.
     """
-
-    def __init__(self, job: Job, cost: Cost):
-        self.recipe, self.cost = job.recipe, cost
-        self.skips, self.distinct = set(job.model.shape.skip_depths), job.data.distinct_share()
-        self.known = {view: (self.skips, share) for view, share in cost.known.items()}
-
-    def stage(self, plan: StagePlan, train: int, validation: int) -> tuple[float, int]:
-        """Seconds that the frozen blocks take in a stage, and bytes that are newly cached."""
-        passes = [self._pass(plan, "validation", validation, 1.0)]
-        for epoch in range(1, plan.stage.epochs + 1):
-            view = view_name(self.recipe.data, plan.number, epoch)
-            passes.append(self._pass(plan, view, train, self.distinct))
-            passes.append(self._pass(plan, "validation", validation, 1.0))
-        seconds, cached = zip(*passes, strict=True)
-        return sum(seconds), sum(cached)
-
-    def _pass(self, plan: StagePlan, view: str, images: int, drawn: float) -> tuple[float, int]:
-        """One pass over images, of which a share is `drawn`, and the others are those again."""
-        cost, cut = self.cost, plan.depth - plan.unfrozen
+    recipe, splits, skips = job.recipe, job.data.splits, set(job.model.shape.skip_depths)
+    levels_of = dict.fromkeys(cost.known, skips)
+    share_of = dict(cost.known)
+    for plan in job.stages[inherited:]:
+        cut, epochs = plan.depth - plan.unfrozen, plan.stage.epochs
         block = cost.encoder / plan.depth
         whole = cost.read + cut * block
-        fresh = view != "validation" and self.recipe.data.views == "fresh"
-        if fresh or not self.recipe.cache:
-            return images * whole, 0
-        wanted = {skip for skip in self.skips if skip <= cut} | {cut}
-        known, share = self.known.get(view, (set(), 0.0))
-        base = max((level for level in known if level <= cut), default=-1)
-        if base < 0 or (self.recipe.features == "half" and base < cut):
-            share = 0.0  # rounded rows are not climbed from
-        once = share * (cost.loading + (cut - base) * block) + (1 - share) * whole
-        seconds = images * (drawn * once + (1 - drawn) * cost.loading)
-        rows = len(wanted) - share * len(wanted & known)
-        self.known[view] = known | wanted, share + drawn * (1 - share)
-        return seconds, round(images * drawn * rows * cost.level_bytes)
+        wanted = {level for level in skips if level <= cut} | {cut}
+        passes = Counter(view_name(recipe.data, plan.number, n) for n in range(1, epochs + 1))
+        passes["validation"] = epochs + 1
+        seconds, rows = 0.0, 0.0
+        for view, times in passes.items():
+            images, drawn = len(splits["validation"]), 1.0
+            if view != "validation":  # what is drawn with replacement may not come up at all
+                images, drawn = len(splits["train"]), 1 - (1 - job.data.distinct_share()) ** times
+            if not recipe.cache or (recipe.data.views == "fresh" and view != "validation"):
+                seconds += times * images * whole
+                continue
+            levels = levels_of.get(view, set())
+            base = max((level for level in levels if level <= cut), default=-1)
+            share = share_of.get(view, 0.0)
+            if base < 0 or (recipe.features == "half" and base < cut):
+                share = 0.0  # rounded rows are not climbed from
+            new, again = drawn * (1 - share), drawn * share
+            once = new * whole + again * (cut - base) * block
+            seconds += images * (once + (times - new) * cost.loading)
+            rows += images * (new * len(wanted) + again * len(wanted - levels))
+            levels_of[view], share_of[view] = levels | wanted, share + new
+        yield seconds, round(rows * cost.level_bytes)

@@ -5,16 +5,19 @@ then.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 from vitseg import plan
 from vitseg.errors import RunError
 from vitseg.events import Event, RunStarted, StageStarted
 from vitseg.files import MANIFEST, flaw, whole_folder
 from vitseg.recipe import Recipe
+from vitseg.runs.checkpoint import newest_checkpoint
 from vitseg.runs.folder import RunFolder, changes
+from vitseg.runs.store import StageEnd, key_of
 from vitseg.training.job import Job
 
 _FREE = {"name", "workers", "cache", "recompute", "device", "precision", "threads", "processes"}
@@ -35,19 +38,51 @@ def differences(old: Recipe, new: Recipe, stage: int) -> list[str]:
     return changes(then, now)
 
 
-def check_fork(source: RunFolder, stage: int, job: Job, facts: dict[str, Any]) -> None:
-    """Raises RunError, naming every difference, unless stages 1 .. `stage` of `source` were trained
-    as a fork would.
+class ForkPoint(NamedTuple):
+    """The end of the stages that a run inherits, if any; where it goes on from within the next one,
+    the state there, and the events of the other run until then.
     """
-    found = differences(source.recipe, job.recipe, stage)
+
+    end: StageEnd | None
+    state: dict[str, Any] | None = None
+    events: Sequence[Event] = ()
+
+
+def fork_point(source: RunFolder, stage: int | None, job: Job, facts: dict[str, Any]) -> ForkPoint:
+    """The end of a stage, or the newest checkpoint. Raises RunError, naming every difference,
+    unless `source` was trained until then as a fork would.
+    """
+    state, events, number = None, [], stage
+    if stage is None:
+        state, _ = newest_checkpoint(source)
+        if state is None:
+            raise RunError(f"{source.path}: has no checkpoint.", "Fork from the end of a stage.")
+        number, stage = state["stage"], state["stage"] - 1
+        events = list(islice(source.events(), state["sequence"]))
+    else:
+        source.up_to(stage)
+    refuse_stage(source, stage + 1, job.recipe)
+    found = differences(source.recipe, job.recipe, number)
     if not found:
         source.check_split(job.data.splits)
         found = source.changes({name: facts[name] for name in _FIXED})
     if found:
         raise RunError(
-            f"{source.path}: stage {stage} was trained otherwise. {' '.join(found)}",
+            f"{source.path}: stage {number} was trained otherwise. {' '.join(found)}",
             "Only later stages, name and workers of a fork may differ; train a new run for other "
             "changes.",
+        )
+    if facts["keys"][number - 1] not in {key_of(source.stage(number)), *source.keys()}:
+        del facts["keys"]  # trained with other versions, or by a run without keys
+    return ForkPoint(StageEnd(source.path, stage) if stage else None, state, events)
+
+
+def refuse_stage(run: RunFolder, stage: int, recipe: Recipe) -> None:
+    """Raises RunError where the stage to go on with is not in the recipe."""
+    if stage > len(recipe.stages):
+        raise RunError(
+            f"{run.path}: goes on with stage {stage}, and the recipe has {len(recipe.stages)}.",
+            "Add stages to it, or fork from the end of an earlier one.",
         )
 
 

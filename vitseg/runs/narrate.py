@@ -4,9 +4,8 @@ what they say from here. No torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import repeat
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -17,7 +16,6 @@ from vitseg.events import (
     Event,
     FeaturesUsed,
     Parent,
-    Part,
     RunEnded,
     RunResumed,
     RunStarted,
@@ -48,16 +46,16 @@ class StageRecord:
 
 
 class Narrator:
-    """A run read from its events, then said. `seconds` are the times of the events, since the start
-    of the run; it is enough to give them for `summary`.
+    """A run read from its events, then said. `seconds` are the times of the events by number, since
+    the start of the run; it is enough to give them for `summary`.
     """
 
-    def __init__(self, events: Iterable[Event], seconds: Iterable[float] = repeat(0.0)):
+    def __init__(self, events: Iterable[Event], seconds: Mapping[int, float] | None = None):
         self.start: RunStarted | None = None
         self.stages: list[StageRecord] = []
         self.end: RunEnded | None = None
         self.seconds = 0.0
-        for event, now in zip(events, seconds, strict=False):
+        for number, event in enumerate(events, start=1):
             match event:
                 case RunStarted():
                     self.start = event
@@ -65,24 +63,22 @@ class Narrator:
                     self.stages.append(StageRecord(event, self.seconds))
                 case BatchEnded():
                     self.stages[-1].batches.append(event)
-                case StageEnded():
-                    stage = self.stages[-1]
-                    stage.end, stage.seconds = event, now - stage.before
                 case RunEnded():
                     self.end = event
-            self.seconds = now
+            self.seconds = (seconds or {}).get(number, self.seconds)
+            if isinstance(event, StageEnded):
+                stage = self.stages[-1]
+                stage.end, stage.seconds = event, self.seconds - stage.before
 
     def explanation(self, failure: Failure | None = None) -> str:
         """What `explain` says. `failure` is what ended the run, if something did."""
-        paragraphs = [_opening(self.start)] if self.start else []
-        paragraphs += map(_paragraph, self.stages)
+        ending = "It has not ended."
         if self.end:
-            paragraphs.append(_closing(self.end))
+            ending = _closing(self.end)
         elif failure:
-            paragraphs.append(f"It ended with {failure.kind}: {failure.says}")
-        else:
-            paragraphs.append("It has not ended.")
-        return "\n\n".join(paragraphs)
+            ending = f"It ended with {failure.kind}: {failure.says}"
+        opening = [line(self.start)] if self.start else []
+        return "\n\n".join([*opening, *map(_paragraph, self.stages), ending])
 
     def summary(self) -> dict[str, Any]:
         """The content of `summary.json`, as far as the run has come."""
@@ -145,63 +141,15 @@ def _shown(scores: Scores) -> dict[str, Any]:
     return {name: scores[name] for name in ("iou", "f1", "accuracy", "per_class_iou")}
 
 
-def _opening(run: RunStarted) -> str:
-    encoder = run.encoder
-    text = (
-        f"Run {run.recipe['name']}: {run.train_images:,} training, {run.validation_images:,} "
-        f"validation and {run.test_images:,} test images; {len(run.classes)} classes, {run.mode}; "
-        f"masks: {run.masks}. Encoder {encoder.get('name')} ({encoder.get('source')}, sha256 "
-        f"{encoder.get('sha256', '')[:12]}), {run.blocks} blocks; {run.recipe['model']['decoder']} "
-        f"decoder. Device {run.device}, {run.precision}; threads: {run.threads}, processes: "
-        f"{run.processes}. IoU is {score_name(run)}."
-    )
-    return f"{text} {inherited_words(run.parent)}" if run.parent else text
-
-
-def inherited_words(parent: Parent) -> str:
-    """Which stages of a run are another's: `RunStarted.parent` in a sentence."""
-    return (
-        f"Up to the end of stage {parent['stage']} it is run {parent['run']}: the same settings, "
-        "data and weights, so not trained again."
-    )
-
-
 def _paragraph(stage: StageRecord) -> str:
-    start, end = stage.start, stage.end
-    count = sum(part["in_optimizer"] for part in start.parts)
-    held, promised = _listed(start.parts, "in_optimizer"), _listed(start.parts, "trains")
-    sentences = [
-        f"Stage {start.stage}, {start.name!r}: the optimizer held {count:,} of {start.total:,} "
-        f"parameters ({100 * count / start.total:.1f} %): {held}."
-    ]
-    if held != promised:
-        sentences.append(f"Promised to train: {promised}.")
-    sentences.append(_steps(stage))
-    if end:
-        before = number_or_na(start.validation["iou"])
-        sentences += [f"Validation IoU of the start weights: {before}.", *_ended(end)]
-    return " ".join(sentences)
-
-
-def _listed(parts: Sequence[Part], which: str) -> str:
-    """Those of which `which` holds, in order of computation: "block 11 to 12, final norm,
-    decoder".
-    """
-    names: list[str] = []
-    last = None  # the block before, if it is one of them
-    for part in parts:
-        block = part["block"] if part[which] else None
-        if block and last == block - 1:
-            names[-1] = f"{names[-1].partition(' to ')[0]} to {block}"
-        elif part[which]:
-            names.append(part["name"])
-        last = block
-    return ", ".join(names) or "nothing"
+    """What was said of a stage when it started and ended, and its steps in between."""
+    said = [line(stage.start).strip(), _steps(stage)]
+    return "\n".join([*said, line(stage.end)] if stage.end else said)
 
 
 def _steps(stage: StageRecord) -> str:
     if not stage.batches:
-        return "It took no step."
+        return "  It took no step."
     courses = []
     for group in stage.batches[0].lr:
         rates = _course([batch.lr[group] for batch in stage.batches])
@@ -209,7 +157,7 @@ def _steps(stage: StageRecord) -> str:
         if course not in courses:  # groups that differ in weight decay alone, once
             courses.append(course)
     text = (
-        f"{len(stage.batches):,} steps, at learning rates of {', '.join(courses)}; schedule "
+        f"  {len(stage.batches):,} steps, at learning rates of {', '.join(courses)}; schedule "
         f"{stage.start.schedule}"
     )
     if stage.end:
@@ -227,15 +175,6 @@ def _course(rates: list[float]) -> str:
     return f"{rates[0]:.2e} to {rates[-1]:.2e} ({low:.2e} to {high:.2e} on the way)"
 
 
-def _ended(end: StageEnded) -> list[str]:
-    best = f"epoch {end.best_epoch} of {end.epochs}"
-    if end.best_epoch == 0:
-        best = "the start weights, which no epoch has beaten"
-    early = ", stopped early" * end.stopped_early
-    result = f"Best: {best}{early}, validation IoU {number_or_na(end.best['iou'])}."
-    return list(filter(None, (end.audit, result, end.warning and f"Warning: {end.warning}")))
-
-
 def _closing(end: RunEnded) -> str:
     test = ""
     if end.test:
@@ -250,8 +189,18 @@ def _closing(end: RunEnded) -> str:
 def line(event: Event) -> str:
     """What there is to say of an event while the run goes on, if anything; it may be more lines."""
     match event:
-        case RunStarted():
-            return _opening(event)
+        case RunStarted(encoder=encoder, recipe=recipe):
+            text = (
+                f"Run {recipe['name']}: {event.train_images:,} training, "
+                f"{event.validation_images:,} validation and {event.test_images:,} test images; "
+                f"{len(event.classes)} classes, {event.mode}; masks: {event.masks}. "
+                f"Encoder {encoder.get('name')} ({encoder.get('source')}, sha256 "
+                f"{encoder.get('sha256', '')[:12]}), {event.blocks} blocks; "
+                f"{recipe['model']['decoder']} decoder. Device {event.device}, {event.precision}; "
+                f"threads: {event.threads}, processes: {event.processes}. "
+                f"IoU is {score_name(event)}."
+            )
+            return f"{text} {inherited_words(event.parent)}" if event.parent else text
         case RunResumed():
             return "\n".join([*event.skipped, f"Resuming after step {event.step}."])
         case StageStarted():
@@ -270,8 +219,22 @@ def line(event: Event) -> str:
                 f"{'  best so far' * event.best}"
             )
         case StageEnded():
-            return indent("\n".join(_ended(event)), "  ")
+            best = "the start weights, which no epoch has beaten"
+            if event.best_epoch:
+                best = f"epoch {event.best_epoch} of {event.epochs}"
+            early = ", stopped early" * event.stopped_early
+            result = f"best: {best}{early}, valid IoU {number_or_na(event.best['iou'])}"
+            warning = [f"Warning: {event.warning}"] if event.warning else []
+            return indent("\n".join([event.audit, result, *warning]), "  ")
     return ""
+
+
+def inherited_words(parent: Parent) -> str:
+    """Which stages of a run are another's: `RunStarted.parent` in a sentence."""
+    return (
+        f"Up to the end of stage {parent['stage']} it is run {parent['run']}: the same settings, "
+        "data and weights, so not trained again."
+    )
 
 
 def score_name(run: RunStarted) -> str:

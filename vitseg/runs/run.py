@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,20 +17,11 @@ from vitseg.model.segmenter import load_parts, save_parts
 from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import Saver, drop_after, newest_checkpoint, save_checkpoint
 from vitseg.runs.folder import RunFolder, new_run
-from vitseg.runs.fork import check_fork, copy_stage, retold
+from vitseg.runs.fork import ForkPoint, copy_stage, fork_point, refuse_stage, retold
 from vitseg.runs.narrate import Narrator
-from vitseg.runs.store import (
-    KEY_FILE,
-    StageEnd,
-    about,
-    decisive,
-    environment,
-    key_of,
-    trained_already,
-)
+from vitseg.runs.store import KEY_FILE, decisive, environment, key_of, stage_keys, trained_already
 from vitseg.training.cache import default_cache
 from vitseg.training.evaluate import evaluate
-from vitseg.training.features import Features
 from vitseg.training.job import Job
 from vitseg.training.loop import StageTraining
 from vitseg.training.parallel import ProcessGroup, process_group, refuse_a_second_group
@@ -50,7 +42,8 @@ def train(
     weights, with the same settings, are taken from there: the same bits. `reuse` may name another
     folder to look in; False trains them all.
     """
-    return TrainingRun(_fresh(recipe, folder, reuse))
+    point = lambda job, facts: ForkPoint(trained_already(facts["keys"], reuse))  # noqa: E731
+    return TrainingRun(_new(recipe, folder, point))
 
 
 def fork(
@@ -63,7 +56,7 @@ def fork(
     every difference, if `recipe`, the machine or the encoder's weights differ in anything that
     those stages were trained with.
     """
-    return TrainingRun(_forked(RunFolder(parent), stage, recipe, folder))
+    return TrainingRun(_new(recipe, folder, partial(fork_point, RunFolder(parent), stage)))
 
 
 def resume(
@@ -122,7 +115,7 @@ class Start(NamedTuple):
     state: dict[str, Any] | None = None
 
 
-# ---- three ways to start
+# ---- a new run, or one that is resumed
 
 
 class Started(NamedTuple):
@@ -135,43 +128,27 @@ class Started(NamedTuple):
 
 
 @contextmanager
-def _fresh(
-    recipe: Recipe | Job, folder: str | Path | None, reuse: bool | str | Path
-) -> Iterator[Started]:
-    job = _job_of(recipe)
-    facts = about(job)
-    with _new_folder(folder, job, facts, trained_already(facts["keys"], reuse)) as run:
-        events = _begin(run, job)
-        yield Started(run, job, _start(run), events)
-
-
-@contextmanager
-def _forked(
-    source: RunFolder, stage: int | None, recipe: Recipe | Job, folder: str | Path | None
+def _new(
+    recipe: Recipe | Job,
+    folder: str | Path | None,
+    point_of: Callable[[Job, dict[str, Any]], ForkPoint],
 ) -> Iterator[Started]:
     """One from within a stage is one from the end of the stage before it, with a checkpoint. If it
     is cut off before that is written, it trains that stage again: to the same bits, later.
     """
-    job, state = _job_of(recipe), None
-    if stage is None:
-        state, _ = newest_checkpoint(source)
-        if state is None:
-            raise RunError(f"{source.path}: has no checkpoint.", "Fork from the end of a stage.")
-        number, stage = state["stage"], state["stage"] - 1
-    else:
-        source.up_to(stage)
-        number = stage
-    _refuse_stage(source, stage + 1, job.recipe)
-    facts = about(job)
-    check_fork(source, number, job, facts)
-    if facts["keys"][number - 1] not in {key_of(source.stage(number)), *source.keys()}:
-        del facts["keys"]  # trained with other versions, or by a run without keys
-    end = StageEnd(source.path, stage) if stage else None
-    with _new_folder(folder, job, facts, end) as run:
+    job = recipe if isinstance(recipe, Job) else Job(recipe)
+    refuse_a_second_group(job.recipe.processes)
+    facts, forked = environment(job), None
+    facts["keys"] = stage_keys(job, facts)
+    end, state, others = point_of(job, facts)
+    if end:
+        forked = {"parent": str(end.run), "stage": end.stage, "sequence": 0, "offset": 0}
+    run = RunFolder(folder) if folder else new_run(job.recipe.name)
+    run.create(job.recipe, job.data.splits, facts, forked)
+    with held(run.path):
         events = _begin(run, job)
+        events += _record(run, retold(others[run.sequence :], job, run.recipe))
         if state:
-            rest = islice(source.events(), run.sequence, state["sequence"])
-            events += _record(run, retold(rest, job, run.recipe))
             save_checkpoint(run, state)
         yield Started(run, job, _start(run, state), events)
 
@@ -187,7 +164,7 @@ def _resumed(run: RunFolder, job: Job | None, allow_inexact: bool) -> Iterator[S
         sweep(run.path)
         state, skipped = newest_checkpoint(run)
         if state:
-            _refuse_stage(run, state["stage"], recipe)
+            refuse_stage(run, state["stage"], recipe)
         job = job or Job(recipe)
         run.check_split(job.data.splits)
         _refuse_or_record(run, environment(job), allow_inexact)
@@ -201,20 +178,6 @@ def _resumed(run: RunFolder, job: Job | None, allow_inexact: bool) -> Iterator[S
         start = _start(run, state)
         step = start.steps + (state["step"] if state else 0)
         yield Started(run, job, start, [RunResumed(step, skipped), *events])
-
-
-def _job_of(recipe: Recipe | Job) -> Job:
-    job = recipe if isinstance(recipe, Job) else Job(recipe)
-    refuse_a_second_group(job.recipe.processes)
-    return job
-
-
-def _refuse_stage(run: RunFolder, stage: int, recipe: Recipe) -> None:
-    if stage > len(recipe.stages):
-        raise RunError(
-            f"{run.path}: goes on with stage {stage}, and the recipe has {len(recipe.stages)}.",
-            "Add stages to it, or fork from the end of an earlier one.",
-        )
 
 
 def _refuse_or_record(run: RunFolder, now: dict[str, Any], allow_inexact: bool) -> None:
@@ -231,19 +194,6 @@ def _refuse_or_record(run: RunFolder, now: dict[str, Any], allow_inexact: bool) 
     if changed:
         inexact = [*before.get("inexact", []), *changed]
         write_json(run.environment_file, now | {"inexact": inexact})
-
-
-@contextmanager
-def _new_folder(
-    folder: str | Path | None, job: Job, facts: dict[str, Any], parent: StageEnd | None
-) -> Iterator[RunFolder]:
-    run = RunFolder(folder) if folder else new_run(job.recipe.name)
-    forked = None
-    if parent:
-        forked = {"parent": str(parent.run), "stage": parent.stage, "sequence": 0, "offset": 0}
-    run.create(job.recipe, job.data.splits, facts, forked)
-    with held(run.path):
-        yield run
 
 
 def _begin(run: RunFolder, job: Job) -> list[Event]:
@@ -265,7 +215,7 @@ def _begin(run: RunFolder, job: Job) -> list[Event]:
     return events
 
 
-def _record(run: RunFolder, events: Iterator[Event] | list[Event]) -> list[Event]:
+def _record(run: RunFolder, events: Iterable[Event]) -> list[Event]:
     events = list(events)
     for event in events:
         run.record(event)
@@ -298,14 +248,15 @@ def _trained(started: AbstractContextManager[Started], saver: Saver) -> Generato
         try:
             with (
                 process_group(job.recipe.processes, worker="vitseg.runs.follow") as group,
-                closing(stages(job, start, group, run)) as events,
+                closing(stages(job, start, group, saver)) as events,
             ):
-                share(run, start, group)
+                group.broadcast((run.resolved_recipe().model_dump_json(), start))
+                group.same("The environment", decisive(run.environment()))
                 for event in first:
                     yield from run.handed(event)
                 while not isinstance(event, RunEnded):
                     with held_back() as asked:
-                        event, saver.training = next(events)
+                        event = next(events)
                         if not event.transient:
                             run.record(event)
                         if isinstance(event, EpochEnded) or asked or saver.is_due:
@@ -326,36 +277,27 @@ def _trained(started: AbstractContextManager[Started], saver: Saver) -> Generato
             saver.training = None  # what a failed step has left is no state to go on from
 
 
-def share(run: RunFolder, start: Start, group: ProcessGroup) -> None:
-    """Broadcast what the other processes are to train: `train_along` of `vitseg.runs.follow`."""
-    if group.size > 1:
-        group.broadcast(run.resolved_recipe().model_dump_json())
-        group.same("The environment", decisive(run.environment()))
-        group.broadcast(start)
-
-
-def stages(
-    job: Job, start: Start, group: ProcessGroup, run: RunFolder | None = None
-) -> Generator[tuple[Event, StageTraining | None]]:
-    """Every event of a run, with the training that can be saved after it, as each process of it
-    trains them. The process that has the `run` keeps what comes of it.
+def stages(job: Job, start: Start, group: ProcessGroup, saver: Saver) -> Generator[Event]:
+    """Every event of a run, as each process of it trains them. `saver` is told what there is to
+    save; where it has a run, that has the weights too.
     """
-    recipe, model = job.recipe, job.model
+    recipe, model, run = job.recipe, job.model, saver.run
     if start.weights is not None:
         model.to(job.machine.device)
         set_freeze_depth(model, job.stages[start.stage - 2].unfrozen)
         load_weights(model, start.weights)
     cache = default_cache() if recipe.cache else None
-    _, epochs, steps, _, state = start
+    number, epochs, steps, _, state = start
     features = None
-    for plan in job.stages[start.stage - 1 :]:
+    for plan in job.stages[number - 1 :]:
         place = {"epochs_before": epochs, "steps_before": steps}
         training = StageTraining(job, plan.number, **place, cache=cache, group=group)
         if state is not None:
             training.load_state_dict(state)
             state = None
         for event in training:
-            yield event, None if isinstance(event, StageEnded) else training
+            saver.training = None if isinstance(event, StageEnded) else training
+            yield event
         features = training.features
         epochs, steps = epochs + training.epoch, steps + training.step
         if run:
@@ -363,17 +305,9 @@ def stages(
         is_last = plan.number == len(job.stages)
         if is_last or recipe.stages[plan.number].start_from == "best":
             load_weights(model, training.best_weights)
-    for event in _end(job, features, group, run):
-        yield event, None
-
-
-def _end(
-    job: Job, features: Features | None, group: ProcessGroup, run: RunFolder | None
-) -> Iterator[Event]:
-    """Save the best weights, score them, and the test images, once."""
     if run:
         with whole_folder(run.best, store=run.store) as aside:
-            job.model.save_pretrained(aside)
+            model.save_pretrained(aside)
     best = yield from evaluate(job, "validation", features=features, group=group)
     test = None
     if job.data.splits["test"]:

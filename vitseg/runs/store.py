@@ -95,12 +95,6 @@ def _digest(content: Any, **how: Any) -> str:
     return hashlib.sha256(json.dumps(content, **how).encode()).hexdigest()
 
 
-def about(job: Job) -> dict[str, Any]:
-    """The content of a new run's `environment.json`."""
-    facts = environment(job)
-    return facts | {"keys": stage_keys(job, facts)}
-
-
 class StageEnd(NamedTuple):
     """The end of stage `stage` of a run: where another run may start."""
 
