@@ -77,7 +77,8 @@ def whole_file(path: Path, need: int = 0) -> Iterator[Path]:
             aside.replace(path)
             _sync(path.parent)
     finally:
-        remove(aside)
+        with suppress(OSError):
+            remove(aside)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -94,12 +95,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path, store: Path | None = None) -> Iterator[Path]:
+def whole_folder(path: Path, store: Path) -> Iterator[Path]:
     """A folder to write into, that becomes `path`, with a manifest of its files, when the block
     ends well.
 
-    Its .safetensors files are hard links to those of `store`, if that is given. Raises RunError as
-    `whole_file` does.
+    Its .safetensors files are hard links to those of `store`. Raises RunError as `whole_file` does.
     """
     with whole_file(path) as aside:
         aside.mkdir(parents=True)
@@ -109,11 +109,11 @@ def whole_folder(path: Path, store: Path | None = None) -> Iterator[Path]:
             file = aside / name
             digests[name] = sha256_of(file)
             _sync(file)
-            if store and file.suffix == ".safetensors":
+            if file.suffix == ".safetensors":
                 _store_once(file, store / digests[name])
         write_json(aside / MANIFEST, digests)
     with suppress(OSError):
-        for stored in store.iterdir() if store else ():
+        for stored in store.iterdir():
             if stored.stat().st_nlink == 1:  # no folder has a link to it any more
                 stored.unlink()
 

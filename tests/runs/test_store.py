@@ -296,7 +296,7 @@ def test_the_comparison_would_see_a_stale_stage(tiny_recipe, root, tmp_path):
     list(train(tiny_recipe, root / "first"))
     stage = root / "first" / "stages" / "1"
     tensors, key = load_file(stage / "best" / "decoder.safetensors"), (stage / "key").read_text()
-    with whole_folder(stage) as aside:
+    with whole_folder(stage, root / ".weights") as aside:
         for name in ("best", "last"):
             (aside / name).mkdir()
             changed = {k: v + 1e-4 for k, v in tensors.items()}

@@ -26,10 +26,9 @@ Splits = dict[str, list[str]]
 
 def runs_root() -> Path:
     """Where runs are kept: $VITSEG_RUNS, else `runs/` of the checkout, else `runs/` here."""
-    if named := os.environ.get("VITSEG_RUNS"):
-        return Path(named).expanduser().absolute()
     checkout = Path(__file__).parents[2]
-    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
+    beside = checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
+    return Path(os.environ.get("VITSEG_RUNS") or beside / "runs").expanduser().absolute()
 
 
 def new_run(name: str) -> RunFolder:
@@ -108,9 +107,9 @@ class RunFolder:
 
     def resolved_recipe(self) -> Recipe:
         """The recipe with what "auto" became when the run began, on whatever machine it goes on."""
-        names = ("device", "precision", "threads")
+        recipe, names = self.recipe, ("device", "precision", "threads")
         resolved = _read_json(self.environment_file, *names)
-        return self.recipe.replace({name: resolved[name] for name in names})
+        return recipe.replace({name: resolved[name] for name in names})
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -36,10 +36,9 @@ def explain(folder: str | Path) -> str:
 
 @dataclass(slots=True)
 class StageRecord:
-    """A stage as far as its events go; `before` are the seconds of work on the run until then."""
+    """A stage as far as its events go."""
 
     start: StageStarted
-    before: float
     batches: list[BatchEnded] = field(default_factory=list)
     end: StageEnded | None = None
     seconds: float = 0.0
@@ -54,21 +53,22 @@ class Narrator:
         self.start: RunStarted | None = None
         self.stages: list[StageRecord] = []
         self.end: RunEnded | None = None
-        self.seconds = 0.0
+        self.seconds = before = 0.0
         for number, event in enumerate(events, start=1):
             match event:
                 case RunStarted():
                     self.start = event
                 case StageStarted():
-                    self.stages.append(StageRecord(event, self.seconds))
+                    self.stages.append(StageRecord(event))
+                    before = self.seconds
                 case BatchEnded():
                     self.stages[-1].batches.append(event)
                 case RunEnded():
                     self.end = event
             self.seconds = (seconds or {}).get(number, self.seconds)
             if isinstance(event, StageEnded):
-                stage = self.stages[-1]
-                stage.end, stage.seconds = event, self.seconds - stage.before
+                self.stages[-1].end = event
+                self.stages[-1].seconds = self.seconds - before
 
     def explanation(self, failure: Failure | None = None) -> str:
         """What `explain` says. `failure` is what ended the run, if something did."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from itertools import islice
@@ -146,8 +146,7 @@ def _new(
     run = RunFolder(folder) if folder else new_run(job.recipe.name)
     run.create(job.recipe, job.data.splits, facts, forked)
     with held(run.path):
-        events = _begin(run, job)
-        events += _record(run, retold(others[run.sequence :], job, run.recipe))
+        events = _begin(run, job, others)
         if state:
             save_checkpoint(run, state)
         yield Started(run, job, _start(run, state), events)
@@ -196,37 +195,33 @@ def _refuse_or_record(run: RunFolder, now: dict[str, Any], allow_inexact: bool) 
         write_json(run.environment_file, now | {"inexact": inexact})
 
 
-def _begin(run: RunFolder, job: Job) -> list[Event]:
-    """The first events of a run, recorded: its start, and the stages that it inherits.
+def _begin(run: RunFolder, job: Job, others: Sequence[Event] = ()) -> list[Event]:
+    """The first events of a run, recorded: its start, and what it inherits: `others`, or the stages
+    of its parent.
 
-    Until fork.json says that all of them are here, what there is of them is copied again.
+    Until fork.json says that these stages are here, what there is of them is copied again.
     """
-    forked, inherited, parent = run.forked(), [], None
+    forked, parent = run.forked(), None
     if forked:
-        source = RunFolder(forked["parent"])
-        parent = {"run": source.path.name, "stage": forked["stage"]}
-        for number in range(1, forked["stage"] + 1):
+        source, stage = RunFolder(forked["parent"]), forked["stage"]
+        parent = {"run": source.path.name, "stage": stage}
+        for number in range(1, stage + 1):
             copy_stage(source, run, number)
-        inherited = retold(source.up_to(forked["stage"]), job, run.recipe)
+        others = others or source.up_to(stage)
     run.cut_back(0, 0)
-    events = _record(run, [job.started(run.recipe, parent), *inherited])
-    if forked:
-        write_json(run.fork_file, forked | {"sequence": run.sequence, "offset": run.sync()})
-    return events
-
-
-def _record(run: RunFolder, events: Iterable[Event]) -> list[Event]:
-    events = list(events)
+    events = [job.started(run.recipe, parent), *retold(others, job, run.recipe)]
     for event in events:
         run.record(event)
+        if forked and isinstance(event, StageEnded) and event.stage == stage:
+            write_json(run.fork_file, forked | {"sequence": run.sequence, "offset": run.sync()})
     return events
 
 
-def _start(run: RunFolder, state: dict[str, Any] | None = None) -> Start:
+def _start(run: RunFolder, state: dict[str, Any] | None) -> Start:
     """Where to go on: within a stage, after those that were inherited, or at the first."""
-    forked = run.forked()
     if state:
         return Start(state["stage"], state["epochs_before"], state["steps_before"], state=state)
+    forked = run.forked()
     if not forked:
         return Start()
     *_, ended = run.up_to(forked["stage"])
