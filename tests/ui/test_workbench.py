@@ -1133,7 +1133,7 @@ def test_a_run_that_was_trained_before_is_taken_and_retrained_only_if_told_to(wb
     first, status = wb.events, wb.status
     wb.start()
     assert wb.wait() == "ended"
-    words = "Up to the end of stage 3 it is run"
+    words = "Everything up to the end of stage 3 comes from run"
     assert (
         words in status.value
         and "Tick Retrain to do so." in status.value

@@ -27,8 +27,6 @@ from vitseg.training.features import Features
 from vitseg.training.job import Job
 from vitseg.training.losses import SegmentationLoss
 
-_TIMES = 3
-
 
 @dataclass(frozen=True, slots=True)
 class StepMemory:
@@ -138,7 +136,7 @@ def measure(job: Job) -> Cost:
 def _timed(act: Callable[[], object]) -> tuple[float, object]:
     """The shortest of several, and the last result."""
     seconds = []
-    for _ in range(_TIMES):
+    for _ in range(3):
         start = time.perf_counter()
         result = act()
         seconds.append(time.perf_counter() - start)

@@ -168,11 +168,12 @@ def _steps(stage: StageRecord) -> str:
 
 
 def _course(rates: list[float]) -> str:
-    """ "2.00e-03 throughout", or "2.00e-03 to 1.00e-03 (1.00e-07 to 2.00e-03 on the way)"."""
+    """ "2.00e-03 to 1.00e-03", and what lay outside these two on the way"""
     low, high = min(rates), max(rates)
-    if low == high:
-        return f"{low:.2e} throughout"
-    return f"{rates[0]:.2e} to {rates[-1]:.2e} ({low:.2e} to {high:.2e} on the way)"
+    ends = f"{rates[0]:.2e} to {rates[-1]:.2e}"
+    if {low, high} <= {rates[0], rates[-1]}:
+        return ends
+    return f"{ends} ({low:.2e} to {high:.2e} on the way)"
 
 
 def _closing(end: RunEnded) -> str:
@@ -232,8 +233,8 @@ def line(event: Event) -> str:
 def inherited_words(parent: Parent) -> str:
     """Which stages of a run are another's: `RunStarted.parent` in a sentence."""
     return (
-        f"Up to the end of stage {parent['stage']} it is run {parent['run']}: the same settings, "
-        "data and weights, so not trained again."
+        f"Everything up to the end of stage {parent['stage']} comes from run {parent['run']}: the "
+        "same settings, data and weights, so it was not trained again."
     )
 
 
