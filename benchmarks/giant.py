@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
@@ -28,7 +29,7 @@ from vitseg.model.encoder import Encoder
 from vitseg.model.freeze import set_freeze_depth
 from vitseg.model.noise import key_noise
 from vitseg.model.segmenter import Segmenter, Shape
-from vitseg.runs.memory import Kept, kept_by_a_step, shapes_only
+from vitseg.runs.forecast import step_memory
 from vitseg.training.losses import SegmentationLoss
 from vitseg.training.optim import build_optimizer
 from vitseg.ui.table import Table, size
@@ -71,12 +72,6 @@ def build(vit: torch.nn.Module) -> Segmenter:
     )
     decoder = build_decoder(cfg.decoder, width, CLASSES, cfg.dropout, 0)
     return Segmenter(encoder, decoder.to(next(vit.parameters()).device), shape)
-
-
-def planned(
-    model: Segmenter, loss: SegmentationLoss, recompute: bool, autocast: torch.autocast
-) -> Kept:
-    return kept_by_a_step(model, loss, IMAGES, recompute=recompute, autocast=autocast)
 
 
 def teraflops(model: Segmenter, unfrozen: int, recompute: bool) -> float:
@@ -131,23 +126,23 @@ def rows(dimensions: tuple[int, int, int], take: bool) -> Iterator[tuple[str, ..
         for s in vitseg.giant().stages
     ]
     vit = outline(*dimensions)
-    with (mode := shapes_only()):
+    with (mode := FakeTensorMode(allow_non_fake_inputs=True)):
         vit.to_empty(device="cpu")
     shapes = build(vit)
     loss = SegmentationLoss(vitseg.giant().loss, CLASSES)
     for name, dtype in (("fp32", None), ("bf16", torch.bfloat16)):
         for recompute in (False, True):
             with mode:
-                kept = planned(
-                    shapes, loss, recompute, torch.autocast("cpu", dtype, enabled=dtype is not None)
-                )
+                shapes.encoder.recompute = recompute
+                autocast = torch.autocast("cpu", dtype, enabled=dtype is not None)
+                memory = step_memory(shapes, loss, autocast)
             for stage in stages:
                 with mode:
                     work = teraflops(shapes, stage.unfrozen_blocks, recompute)
                 trained = sum(p.numel() for p in shapes.parameters() if p.requires_grad)
                 weights, held = (
                     4 * sum(p.numel() for p in shapes.parameters()),
-                    kept.at(stage.unfrozen_blocks),
+                    memory.at(stage.unfrozen_blocks, IMAGES),
                 )
                 cells = (
                     size(weights),

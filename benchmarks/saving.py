@@ -72,11 +72,11 @@ def main(folder: str | None = None) -> int:
     sizes: dict[int, int] = {}
     save = checkpoint.save_checkpoint
 
-    def timed(place: Path, sequence: int, offset: int, state: dict) -> None:
+    def timed(run: vitseg.RunFolder, state: dict) -> None:
         began = time.monotonic()
-        save(place, sequence, offset, state)
+        save(run, state)
         spent[state["stage"]].append(time.monotonic() - began)
-        sizes[state["stage"]] = (place / f"{sequence:08d}.safetensors").stat().st_size
+        sizes[state["stage"]] = max(run.checkpoints.iterdir()).stat().st_size
 
     recipe, seconds = vitseg.quick(folder), {}
     with tempfile.TemporaryDirectory() as place:

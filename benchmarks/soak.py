@@ -120,7 +120,7 @@ def write_in_place() -> None:
         yield path
         os.fsync(os.open(path, os.O_RDONLY))
 
-    def believe(folder: Path, log: Path) -> tuple[dict | None, list[str]]:
+    def believe(folder: RunFolder) -> tuple[dict | None, list[str]]:
         there = checkpoint._newest_first(folder)
         return (checkpoint._load(there[0]) if there else None), []
 

@@ -353,7 +353,7 @@ FOLDERS = {
     ),
     "unwritable folder": Case(
         RunError,
-        ("{run}: cannot be written (", "Choose another folder."),
+        ("{run}: cannot be written (", "choose another folder."),
         lambda b: b.run.write_text("a file is in the way"),
     ),
 }

@@ -32,7 +32,7 @@ def test_run_trains_and_ends_in_table_folder_and_report(recipe_file, tmp_path, c
     said = capsys.readouterr().out
     run = vitseg.RunFolder(tmp_path / "run")
     assert [stage["epochs"] for stage in run.summary["stages"]] == [2, 1, 1]
-    assert "Stage 2: Last · exponential / epoch · 1 epoch\n" in said
+    assert "Stage 2: Last · exponential / epoch, epochs: 1\n" in said
     assert "optimizer holds" in said
     last = [line for line in said.splitlines() if line.strip()][-2:]
     assert last == [f"run folder  {run.path}", f"report      {run.path / 'report.html'}"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, dataclass_transform
 
 from pydantic import (
     AfterValidator,
@@ -78,6 +78,18 @@ class Parent(TypedDict):
     stage: PositiveInt
 
 
+_KINDS: dict[str, TypeAdapter[Event]] = {}
+"""The kinds of events by name, as `from_json` reads them."""
+
+
+@dataclass_transform(frozen_default=True)
+def record(kind: type[Any]) -> type[Any]:
+    """A kind of event: immutable fields, which are written to the log and read from it."""
+    made = dataclass(frozen=True, slots=True)(kind)
+    _KINDS[kind.__name__] = TypeAdapter(made)
+    return made
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """Base of all records. A `transient` one is shown while it happens and not logged."""
@@ -86,15 +98,14 @@ class Event:
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-class StageEvent(Event):
-    """Something that happened in a stage, and in which epoch, counted over the whole run."""
-
-    __slots__ = ()
-    stage: int
-    epoch: int
-
-
 @dataclass(frozen=True, slots=True)
+class StageEvent(Event):
+    """Something that happened in a stage. Its `epoch` is counted over the whole run."""
+
+    stage: PositiveInt
+
+
+@record
 class RunStarted(Event):
     """The run as resolved: what "auto" became, how many images, which classes, which weights.
 
@@ -118,13 +129,12 @@ class RunStarted(Event):
     processes: PositiveInt = 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StageStarted(StageEvent):
     """A stage before its first step: what trains, the audit's sentence, and the score of its start
     weights.
     """
 
-    stage: PositiveInt
     name: str
     epoch: NonNegativeInt
     step: NonNegativeInt
@@ -139,7 +149,7 @@ class StageStarted(StageEvent):
     validation: Scores
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BatchEnded(StageEvent):
     """One optimizer step: the loss, and the LR that was used, by parameter group.
 
@@ -147,7 +157,6 @@ class BatchEnded(StageEvent):
     epoch. `stepped` is False where mixed precision overflowed and the optimizer skipped the step.
     """
 
-    stage: PositiveInt
     epoch: NonNegativeInt
     step: NonNegativeInt
     batch: PositiveInt
@@ -158,32 +167,30 @@ class BatchEnded(StageEvent):
     stepped: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ValidationBatch(StageEvent):
     """Progress of an evaluation."""
 
     transient: ClassVar[bool] = True
-    stage: PositiveInt
     epoch: NonNegativeInt
     batch: PositiveInt
     batches: PositiveInt
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FeaturesUsed(StageEvent):
     """Where the frozen features of an epoch's views came from; `note` says why they are not kept,
     if they are not.
     """
 
     transient: ClassVar[bool] = True
-    stage: PositiveInt
     epoch: NonNegativeInt
     read: int
     computed: int
     note: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunResumed(Event):
     """A run that goes on after optimizer step `step`, and what was found wrong on the way there."""
 
@@ -192,13 +199,12 @@ class RunResumed(Event):
     skipped: list[str]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EpochEnded(StageEvent):
     """An epoch after its validation. `train` is measured on the way, in training mode, at network
     size.
     """
 
-    stage: PositiveInt
     epoch: NonNegativeInt
     step: NonNegativeInt
     lr: Rates
@@ -207,7 +213,7 @@ class EpochEnded(StageEvent):
     best: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StageEnded(StageEvent):
     """A stage after its last step. `best_epoch` counts in the stage; 0 means its start weights were
     not beaten.
@@ -215,7 +221,6 @@ class StageEnded(StageEvent):
     `warning` says what is wrong with the best weights, if something is, and what to do about it.
     """
 
-    stage: PositiveInt
     epoch: NonNegativeInt
     step: NonNegativeInt
     epochs: NonNegativeInt
@@ -227,7 +232,7 @@ class StageEnded(StageEvent):
     warning: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunEnded(Event):
     """The end: the best weights' score on the validation images, and once on the test images if
     there are any.
@@ -237,14 +242,14 @@ class RunEnded(Event):
     test: Scores | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TrialStarted(Event):
     """A trial of a sweep before its first event."""
 
     trial: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TrialTold(Event):
     """An epoch of a trial that is trained by another process, counted over its whole run, and its
     valid IoU.
@@ -255,7 +260,7 @@ class TrialTold(Event):
     iou: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Polled(Event):
     """Trials on other machines were asked after; so many are under way, or wait for room."""
 
@@ -263,32 +268,12 @@ class Polled(Event):
     running: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TrialEnded(Event):
     """A trial of a sweep after its last event; `error` is why it failed, or None."""
 
     trial: str
     error: str | None
-
-
-_KINDS = {
-    kind.__name__: TypeAdapter(kind)
-    for kind in (
-        RunStarted,
-        StageStarted,
-        BatchEnded,
-        ValidationBatch,
-        FeaturesUsed,
-        RunResumed,
-        EpochEnded,
-        StageEnded,
-        RunEnded,
-        TrialStarted,
-        TrialTold,
-        Polled,
-        TrialEnded,
-    )
-}
 
 
 def to_json(event: Event, seq: int) -> str:

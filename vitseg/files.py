@@ -6,7 +6,6 @@ digest of each of its files; a file that stands alone is sealed, with its digest
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -15,25 +14,27 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 
 from vitseg.errors import RunError
-from vitseg.words import json_of
 
 MANIFEST = "manifest.json"
-LOCK, HOLDER = ".lock", ".holder"
+_DIGESTS = TypeAdapter(dict[str, str])
+_LOCK, _HOLDER = ".lock", ".holder"
 _HEAD = 4096
 UNSEALED = "sha256:" + 64 * "0"
 """What a file has within its first 4096 bytes, to be sealed."""
 
 
 def cache_folder() -> Path:
-    """Where weights, features and fetched data are kept between runs: $VITSEG_CACHE, else
+    """Where weights, features and fetched data are cached between runs: $VITSEG_CACHE, else
     ~/.cache/vitseg.
     """
     return Path(os.environ.get("VITSEG_CACHE", "~/.cache/vitseg")).expanduser()
@@ -42,7 +43,7 @@ def cache_folder() -> Path:
 # ---- written whole
 
 
-@contextlib.contextmanager
+@contextmanager
 def written(path: Path, need: int = 0) -> Iterator[None]:
     """Turns whatever keeps `path` from being written into a RunError that says why, and how much
     room its disk has; also how many bytes are needed, where that is known.
@@ -50,31 +51,17 @@ def written(path: Path, need: int = 0) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        mend = (
-            "Make room on that disk, or let it be written, then go on: what was saved before "
-            "is whole."
-        )
-        needed = f"it needs {_megabytes(need)}, " if need else ""
-        raise RunError(
-            f"{path}: cannot be written ({reason}; {needed}{_room(path.parent)}).", mend
-        ) from None
+        reason = f"{error}; it needs {need / 1e6:,.1f} MB" if need else f"{error}"
+        with suppress(OSError):  # its folder may be gone
+            free = shutil.disk_usage(path.parent).free
+            reason += f"; {free / 1e6:,.1f} MB are free there"
+        hint = "Make room, allow writing, or choose another folder. What was saved before is whole."
+        raise RunError(f"{path}: cannot be written ({reason}).", hint) from None
 
 
-def _room(folder: Path) -> str:
-    try:
-        return f"{_megabytes(shutil.disk_usage(folder).free)} are free there"
-    except OSError:
-        return "its folder is gone"
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.{0 if count >= 1e7 else 1}f} MB"
-
-
-@contextlib.contextmanager
+@contextmanager
 def whole_file(path: Path, need: int = 0) -> Iterator[Path]:
-    """A file to write, that becomes `path` when the block ends well.
+    """A file to write, or a folder to make and fill, that becomes `path` when the block ends well.
 
     Raises RunError if it cannot be written, with the bytes that it needs, if they are given;
     nothing half written is left.
@@ -82,12 +69,16 @@ def whole_file(path: Path, need: int = 0) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.new")
     try:
         with written(path, need):
+            remove(aside)  # left by a kill
             yield aside
             _sync(aside)
+            if path.is_dir():
+                shutil.rmtree(path)
             aside.replace(path)
-            sync_folder(path.parent)
+            _sync(path.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            remove(aside)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -103,35 +94,28 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-@contextlib.contextmanager
-def whole_folder(path: Path, need: int = 0, store: Path | None = None) -> Iterator[Path]:
+@contextmanager
+def whole_folder(path: Path, store: Path) -> Iterator[Path]:
     """A folder to write into, that becomes `path`, with a manifest of its files, when the block
     ends well.
 
-    Its .safetensors files are hard links to those of `store`, if that is given. Raises RunError as
-    `whole_file` does.
+    Its .safetensors files are hard links to those of `store`. Raises RunError as `whole_file` does.
     """
-    aside = path.with_name(f".{path.name}.new")
-    shutil.rmtree(aside, ignore_errors=True)  # left by a kill
-    try:
-        with written(path, need):
-            aside.mkdir(parents=True)
-            yield aside
-            digests = {}
-            for file in sorted(p for p in aside.rglob("*") if p.is_file()):
-                digest = digests[file.relative_to(aside).as_posix()] = sha256_of(file)
-                _sync(file)
-                if store and file.suffix == ".safetensors":
-                    _store_once(file, store / digest)
-            write_json(aside / MANIFEST, digests)
-            if path.exists():
-                shutil.rmtree(path)
-            aside.rename(path)
-            sync_folder(path.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    if store:
-        _drop_unused(store)
+    with whole_file(path) as aside:
+        aside.mkdir(parents=True)
+        yield aside
+        digests = {}
+        for name in sorted(_files_in(aside)):
+            file = aside / name
+            digests[name] = sha256_of(file)
+            _sync(file)
+            if file.suffix == ".safetensors":
+                _store_once(file, store / digests[name])
+        write_json(aside / MANIFEST, digests)
+    with suppress(OSError):
+        for stored in store.iterdir():
+            if stored.stat().st_nlink == 1:  # no folder has a link to it any more
+                stored.unlink()
 
 
 def _store_once(file: Path, stored: Path) -> None:
@@ -139,7 +123,7 @@ def _store_once(file: Path, stored: Path) -> None:
     the file system has no such links, `file` stays a copy of its own.
     """
     link = file.with_name(f".{file.name}.new")
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         if stored.exists() and sha256_of(stored) == stored.name:
             link.hardlink_to(stored)
             link.replace(file)
@@ -149,40 +133,33 @@ def _store_once(file: Path, stored: Path) -> None:
             stored.hardlink_to(file)
 
 
-def _drop_unused(store: Path) -> None:
-    """Delete what no folder has a link to any more."""
-    with contextlib.suppress(OSError):
-        for stored in store.iterdir():
-            if stored.stat().st_nlink == 1:
-                stored.unlink(missing_ok=True)
-
-
-def _sync(file: Path) -> None:
-    with file.open("r+b") as opened:  # Windows syncs only what may be written
-        os.fsync(opened.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Make a rename last. Windows cannot open folders, and needs no such call."""
-    if os.name == "posix":
-        opened = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
+def _sync(path: Path) -> None:
+    """Make what was written, or renamed in a folder, last. Windows syncs only files, opened for
+    writing.
+    """
+    if path.is_dir():
+        if os.name == "posix":
+            opened = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(opened)
+            finally:
+                os.close(opened)
+    else:
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
 
 
 def remove(path: Path) -> None:
-    """Delete a file, or a folder with all that is in it."""
+    """Delete a file, or a folder with all that is in it, if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def sweep(folder: Path) -> None:
     """Delete what a kill has left half written in a folder that nobody writes into."""
-    for left in folder.glob(".*.new"):
+    for left in list(folder.rglob(".*.new")):
         remove(left)
 
 
@@ -202,30 +179,19 @@ def seal(file: Path) -> None:
         opened.write(f"sha256:{digest}".encode())
 
 
-def is_sealed(file: Path) -> bool:
-    """Whether a file is, to the last bit, what was sealed."""
-    content = memoryview(file.read_bytes())
-    before, mark, after = bytes(content[:_HEAD]).partition(b"sha256:")
-    digest = hashlib.sha256(before + UNSEALED.encode())
-    digest.update(content[len(before) + len(UNSEALED) :])
-    return bool(mark) and after[:64] == digest.hexdigest().encode()
-
-
 def flaw(path: Path) -> str:
     """What keeps a sealed file, or a folder with a manifest, from being what was written; "" if
     nothing does.
     """
     try:
         if path.is_file():
-            return "" if is_sealed(path) else "it is not what was written"
-        manifest = _manifest(path)
-        for name, digest in manifest.items():
-            if sha256_of(path / name) != digest:
-                return f"{name} is not what was written"
-        for file in sorted(path.rglob("[!.]*")):  # systems leave hidden files
-            name = file.relative_to(path).as_posix()
-            if file.is_file() and name not in manifest and name != MANIFEST:
+            return "" if _is_sealed(path) else "it is not what was written"
+        manifest = _DIGESTS.validate_json((path / MANIFEST).read_bytes())
+        for name in sorted(manifest.keys() | _files_in(path) - {MANIFEST}):
+            if name not in manifest:
                 return f"{name} was put there"
+            if sha256_of(path / name) != manifest[name]:
+                return f"{name} is not what was written"
     except OSError as error:
         return f"{Path(error.filename or path).name} cannot be read ({error.strerror})"
     except ValueError:
@@ -233,74 +199,66 @@ def flaw(path: Path) -> str:
     return ""
 
 
-def _manifest(folder: Path) -> dict[str, str]:
-    """The digests of a folder's files by name. Raises OSError or ValueError if it has none."""
-    found = json_of((folder / MANIFEST).read_text(encoding="utf-8"))
-    if not isinstance(found, dict) or not all(isinstance(digest, str) for digest in found.values()):
-        raise ValueError(MANIFEST)
-    return found
+def _is_sealed(file: Path) -> bool:
+    """Whether a file is, to the last bit, what was sealed."""
+    content = memoryview(file.read_bytes())
+    start = bytes(content[:_HEAD]).find(b"sha256:")
+    end = start + len(UNSEALED)
+    digest = hashlib.sha256(content[:start])
+    digest.update(UNSEALED.encode())
+    digest.update(content[end:])
+    return content[start:end] == f"sha256:{digest.hexdigest()}".encode()
+
+
+def _files_in(folder: Path) -> set[str]:
+    """The files of a folder by their paths in it, but for hidden ones, which systems leave."""
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("[!.]*") if p.is_file()}
 
 
 # ---- held
 
 
-@contextlib.contextmanager
+@contextmanager
 def held(folder: Path) -> Iterator[None]:
     """A folder that nobody else, in this process or another, writes into meanwhile. Raises RunError
     while it is held.
     """
-    lock = FileLock(
-        folder / LOCK, timeout=0.2, thread_local=False
-    )  # `is_held` may have it for a moment
-    try:
-        lock.acquire()
+    holder = folder / _HOLDER
+    try:  # `is_held` may have it for a moment
+        lock = FileLock(folder / _LOCK, thread_local=False).acquire(timeout=0.2)
     except Timeout:
-        raise RunError(
-            f"{folder}: is being trained by {_holder(folder)}.",
-            "Wait for its end, or stop it there.",
-        ) from None
-    try:
-        with contextlib.suppress(OSError):  # who holds it is a courtesy
-            (folder / HOLDER).write_text(
-                f"process {os.getpid()} on {platform.node()}", encoding="utf-8"
-            )
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            (folder / HOLDER).unlink()
-        lock.release()
-
-
-def _holder(folder: Path) -> str:
-    try:
-        return (folder / HOLDER).read_text(encoding="utf-8")
-    except OSError:  # it has just begun, or ended
-        return "another process"
+        who = "another process"
+        with suppress(OSError):  # it has just started, or ended
+            who = holder.read_text(encoding="utf-8")
+        hint = "Wait for its end, or stop it there."
+        raise RunError(f"{folder}: is being trained by {who}.", hint) from None
+    with lock:
+        with suppress(OSError):  # who holds it is a courtesy
+            holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                holder.unlink()
 
 
 def is_held(folder: Path) -> bool:
     """Whether somebody holds the folder, in this process or another. Makes no file; False where it
     cannot be known.
     """
-    if not (folder / LOCK).exists():
+    if not (folder / _LOCK).exists():
         return False
     try:
-        with FileLock(folder / LOCK, timeout=0, thread_local=False):
+        with FileLock(folder / _LOCK, timeout=0, thread_local=False):
             return False
-    except Timeout:
-        return True
-    except OSError:  # a folder that may be read only
-        return False
+    except OSError as error:  # a Timeout, or a folder that may be read only
+        return isinstance(error, Timeout)
 
 
 # ---- signals
 
-_ASKING = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]  # Windows has no SIGHUP
 
-
-@contextlib.contextmanager
+@contextmanager
 def held_back() -> Iterator[list[int]]:
     """Signals that ask for an end are noted in the list while the block runs, so that what is
     written is written, and take effect after it.
@@ -309,25 +267,25 @@ def held_back() -> Iterator[list[int]]:
     signals, nothing is held back.
     """
     asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
 
     def note(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and number in asked:
             raise KeyboardInterrupt
         asked.append(number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
     before = {}
-    for number in _ASKING:
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup, or a job in the background
+    for number in signal.Signals:  # Windows has no SIGHUP
+        asks = number.name in ("SIGINT", "SIGTERM", "SIGHUP")
+        # ignored under nohup, or in a background job; None where another than Python handles it
+        if asks and signal.getsignal(number) not in (signal.SIG_IGN, None):
             before[number] = signal.signal(number, note)
     try:
         yield asked
     finally:
         for number, handler in before.items():
-            signal.signal(
-                number, signal.SIG_DFL if handler is None else handler
-            )  # None: set by other than Python
+            signal.signal(number, handler)
         for number in dict.fromkeys(asked):
             signal.raise_signal(number)

@@ -276,7 +276,7 @@ def longest_step(root: Path) -> float:
     """Seconds between two neighbouring events of the newest run: a batch, or the scoring after an
     epoch.
     """
-    seconds = [s for _, s in newest_run(root).timings()]
+    seconds = list(newest_run(root).timings().values())
     return max(b - a for a, b in pairwise(seconds))
 
 

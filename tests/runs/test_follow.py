@@ -106,7 +106,7 @@ def test_several_processes_have_the_loss_curve_of_one(recipe, tmp_path, capsys, 
     assert environment["processes"] == size
     (started,) = (e for e in together if isinstance(e, RunStarted))
     assert (started.threads, started.processes) == (threads, size)
-    assert f" in each of {size} processes" in capsys.readouterr().out
+    assert f"processes: {size}." in capsys.readouterr().out
     assert list(vitseg.replay(tmp_path / "shared")) == together
 
 
@@ -247,7 +247,7 @@ def test_other_processes_are_another_training(recipe, shared, tmp_path, monkeypa
     list(
         vitseg.train(recipe.replace({"stages": recipe.stages[:1]}), tmp_path / "alone", reuse=False)
     )
-    with pytest.raises(RunError, match="processes: 2, the parent had 1"):
+    with pytest.raises(RunError, match="processes: 2, was 1"):
         list(vitseg.fork(tmp_path / "alone", 1, shared, tmp_path / "child"))
     for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from vitseg.runs.forecast import Cost, forecast, measure
-from vitseg.runs.memory import Kept, StepMemory
+from vitseg.runs.forecast import Cost, StepMemory, forecast, measure
 from vitseg.runs.run import train
 from vitseg.training.job import Job
 
@@ -25,7 +25,7 @@ COST = Cost(
     decoder=4,
     decoder_training=10,
     block_training=20,
-    memory=StepMemory(Kept(0), Kept(0)),
+    memory=StepMemory(np.zeros(3), np.zeros(3)),
     level_bytes=1000,
     known={},
 )

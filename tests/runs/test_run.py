@@ -138,9 +138,9 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tiny_recipe, tmp_pa
     with closing(vitseg.train(tiny_recipe, run.path)) as events:
         next(e for e in events if isinstance(e, EpochEnded) and e.epoch == 3)
     newest = sorted(run.checkpoints.iterdir())[-1]
-    before = newest_checkpoint(run.checkpoints, run.events_file)[0]["sequence"]
+    before = newest_checkpoint(run)[0]["sequence"]
     newest.write_bytes(newest.read_bytes()[:-1])
-    assert newest_checkpoint(run.checkpoints, run.events_file)[0]["sequence"] < before
+    assert newest_checkpoint(run)[0]["sequence"] < before
 
 
 def test_a_torn_last_line_of_the_log_is_not_read_as_data(tiny_recipe, tmp_path):
@@ -269,9 +269,8 @@ def breached(tiny_recipe, tmp_path):
 
 def test_what_a_detector_caught_is_kept_until_the_run_goes_on(breached):
     run, said = breached
-    assert run.failure() == folder.Failure(
-        "FreezeBreach", said, len(list(run.events())), ("block 1",)
-    )
+    wanted = folder.Failure(kind="FreezeBreach", says=said, parts=("block 1",))
+    assert run.failure() == wanted
     events = vitseg.resume(run.path)
     next(events)
     assert run.failure() is None
@@ -313,7 +312,7 @@ def test_a_full_disk_is_said_and_costs_no_more_than_the_epoch(
         with pytest.raises(
             RunError,
             match=(
-                r"cannot be written \(.*File too large.*; (it needs [\d.]+ MB, )?[\d,]+ MB are "
+                r"cannot be written \(.*File too large.*; (it needs [\d.]+ MB; )?[\d,.]+ MB are "
                 r"free there\)"
             ),
         ) as refused:

@@ -277,7 +277,7 @@ def test_pause_saves_the_step_that_it_pauses_after(wb, tiny_recipe, monkeypatch)
     until(lambda: wb.state == "paused")
     step = next(e.step for e in reversed(wb.events) if isinstance(e, BatchEnded))
     wb.session.live.between(lambda: None)  # jobs are done in turn
-    assert checkpoint.steps_saved(wb.folder / "checkpoints") == step
+    assert checkpoint.steps_saved(vitseg.RunFolder(wb.folder)) == step
     clip = StageTraining.clip
     # steps of a second: the next save of its own, at the end of the epoch, is far away
     monkeypatch.setattr(StageTraining, "clip", lambda stage: (time.sleep(1), clip(stage))[1])
@@ -307,9 +307,9 @@ def test_a_pause_after_a_step_that_failed_saves_nothing_of_it(wb, monkeypatch):
     monkeypatch.setattr(StageTraining, "clip", fails)
     wb.start()
     assert wb.wait(60) == "failed"
-    assert checkpoint.steps_saved(wb.folder / "checkpoints") == 5
+    assert checkpoint.steps_saved(vitseg.RunFolder(wb.folder)) == 5
     wb.pause()
-    assert checkpoint.steps_saved(wb.folder / "checkpoints") == 5
+    assert checkpoint.steps_saved(vitseg.RunFolder(wb.folder)) == 5
 
 
 def no_room(*_):
@@ -481,7 +481,7 @@ def test_a_fork_that_changes_what_was_inherited_is_refused_beside_start_from(wb)
     press(wb, "Fork")
     control(wb, "Seed").value = 3
     says = wb.controls.says["Start from"].value
-    assert "seed: 3, the parent has 0" in says and wb.buttons["Start"].disabled
+    assert "seed: 3, was 0" in says and wb.buttons["Start"].disabled
 
 
 def test_fork_without_a_finished_stage_is_a_sentence(wb):
@@ -1132,7 +1132,7 @@ def test_a_run_that_was_trained_before_is_taken_and_retrained_only_if_told_to(wb
     first, status = wb.events, wb.status
     wb.start()
     assert wb.wait() == "ended"
-    words = "Stages 1 to 3 are those of run"
+    words = "Everything up to the end of stage 3 comes from run"
     assert (
         words in status.value
         and "Tick Retrain to do so." in status.value

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from vitseg.recipe import parse
+from vitseg.runs.checkpoint import Saver
 from vitseg.runs.run import stages
 from vitseg.runs.store import decisive, environment
 from vitseg.training.job import Job
@@ -15,10 +16,11 @@ from vitseg.training.parallel import ProcessGroup, follow, follow_parent, launch
 
 
 def train_along(group: ProcessGroup) -> None:
-    """Train what process 0 broadcasts; see `share` of `vitseg.runs.run`."""
-    job = Job(parse(group.broadcast()))
+    """Train what process 0, in `vitseg.runs.run`, broadcasts."""
+    recipe, start = group.broadcast()
+    job = Job(parse(recipe))
     group.same("The environment", decisive(environment(job)))
-    for _ in stages(job, group.broadcast(), group):
+    for _ in stages(job, start, group, Saver()):
         pass
 
 

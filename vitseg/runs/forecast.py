@@ -7,40 +7,58 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode  # torch.compile and torch.export use it
 
 from vitseg.data.augment import view_name
 from vitseg.model.encoder import Levels
 from vitseg.model.freeze import model_parts, set_freeze_depth, trained_parts
 from vitseg.model.noise import key_noise
-from vitseg.runs.memory import StepMemory, kept_by_a_step, shapes_only
+from vitseg.model.segmenter import Segmenter
 from vitseg.training.audit import part_hashes
 from vitseg.training.cache import FeatureCache
 from vitseg.training.features import Features
-from vitseg.training.job import Job, StagePlan
+from vitseg.training.job import Job
+from vitseg.training.losses import SegmentationLoss
 
-_TIMES = 3
+
+@dataclass(frozen=True, slots=True)
+class StepMemory:
+    """Bytes that a step over two images, and over four, saves for its backward pass: those of the
+    decoder, of the first block that trains, and of each further one. It is a line through these
+    for any number of images.
+    """
+
+    two: np.ndarray
+    four: np.ndarray
+
+    def at(self, unfrozen: int, images: int) -> int:
+        """All of it at a freeze depth, when it is most."""
+        parts = self.two + (self.four - self.two) * (images - 2) / 2
+        return round(parts @ [1, unfrozen > 0, max(0, unfrozen - 1)])
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Seconds an image, measured, and what a training step keeps in memory.
 
-    `loading` is what reading kept features takes, `level_bytes` the room of one level of one view,
-    `known` the share of images of which a view is kept, by view; "validation" is that of the
-    validation images.
+    `loading` is what reading cached features takes, `level_bytes` the room of one level of one
+    view, `known` the share of images of which a view is cached, by view; "validation" is that of
+    the validation images.
     """
 
     read: float
-    loading: float
     encoder: float
     decoder: float
     decoder_training: float
     block_training: float
+    loading: float
     memory: StepMemory
     level_bytes: int
     known: dict[str, float]
@@ -51,7 +69,7 @@ class StageForecast:
     """What a stage will take. `memory` is weights, gradients, optimizer and activations;
     `checkpoint` and `kept` are on disk.
 
-    `kept` is what features will take there that are not kept yet. Once they are, a step is `gain`
+    `kept` is what features will take there that are not cached yet. Once they are, a step is `gain`
     times as fast as without them, and most of what is left of it is `bound`. A stage that another
     run has finished takes no time: it is `inherited`.
     """
@@ -67,8 +85,11 @@ class StageForecast:
     inherited: bool = False
 
 
-def measure(job: Job, images: int = 4) -> Cost:
-    """Time one batch of at most `images`, piece by piece, on a copy of the model. Takes seconds.
+# ---- measured
+
+
+def measure(job: Job) -> Cost:
+    """Time one batch of at most four images, piece by piece, on a copy of the model. Takes seconds.
 
     A block's training is the difference that unfrozen blocks make, their forward pass, which is
     always paid, apart.
@@ -76,11 +97,11 @@ def measure(job: Job, images: int = 4) -> Cost:
     recipe, data, machine = job.recipe, job.data, job.machine
     machine.settle()
     model = job.model.snapshot()
-    names = data.splits["train"][: min(images, recipe.batch_size)]
+    model.encoder.recompute = recipe.recompute
+    names = data.splits["train"][: min(4, recipe.batch_size)]
     view = "0" if recipe.data.views == 1 else "1"
     keys = [(name, view) for name in names]
     read, batch = _timed(lambda: next(data.batches(keys, len(keys))))
-    model.encoder.recompute = recipe.recompute
     pixels, masks = batch.images.to(machine.device), batch.masks.to(machine.device)
     size = tuple(pixels.shape[2:])
 
@@ -92,56 +113,108 @@ def measure(job: Job, images: int = 4) -> Cost:
             return _timed(lambda: job.loss(model.suffix(levels, size), masks).backward())[0]
 
     decoder_training = training(0)
-    levels = model.eval().prefix(pixels)
-    encoder, _ = _timed(lambda: model.prefix(pixels))
+    encoder, levels = _timed(lambda: model.eval().prefix(pixels))
     with torch.no_grad():
         decoder, _ = _timed(lambda: model.suffix(levels, size))
     block, depth = 0.0, model.encoder.depth
-    can_unfreeze = model.shape.skip_depths[-1] == depth
-    if can_unfreeze:
+    if model.shape.skip_depths[-1] == depth:
         some = max(1, depth // 3)  # several: the difference that one makes drowns in noise
         block = max(0.0, (training(some) - decoder_training) / some - encoder / depth)
-    how = {"recompute": recipe.recompute, "autocast": machine.autocast(), "blocks": can_unfreeze}
-    with shapes_only():
-        two, four = (kept_by_a_step(model, job.loss, images, **how) for images in (2, 4))
-    times = (read, _loading(levels), encoder, decoder, decoder_training, block)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        memory = step_memory(model, job.loss, machine.autocast())
+    times = (read, encoder, decoder, decoder_training, block)
     numbers_a_level = next(iter(levels.values()))[0].numel()
     return Cost(
         *(seconds / len(names) for seconds in times),
-        memory=StepMemory(two, four),
+        loading=_loading(levels),
+        memory=memory,
         level_bytes=numbers_a_level * (2 if recipe.features == "half" else 4),
         known=_known(job.replace(model=model)),
     )
 
 
+def _timed(act: Callable[[], object]) -> tuple[float, object]:
+    """The shortest of several, and the last result."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = act()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds), result
+
+
 def _loading(levels: Levels) -> float:
-    """Seconds to read these levels of as many views from a cache."""
+    """Seconds to read these levels of one view from a cache."""
     with tempfile.TemporaryDirectory() as folder:
         cache = FeatureCache(Path(folder), reserve=0)
         for level, tokens in levels.items():
-            for view, row in enumerate(tokens.cpu()):
-                cache.put(f"level {level}", f"view {view}", {"tokens": row})
-        views = range(len(next(iter(levels.values()))))
-        read = lambda: [cache.get(f"level {level}", f"view {v}") for level in levels for v in views]  # noqa: E731
-        return _timed(read)[0]
+            cache.put("levels", str(level), {"tokens": tokens[0].cpu()})
+        return _timed(lambda: [cache.get("levels", str(level)) for level in levels])[0]
 
 
 def _known(job: Job) -> dict[str, float]:
     """What the cache holds already of a job's views."""
-    recipe, data = job.recipe, job.data
-    if not recipe.cache:
+    if not job.recipe.cache:
         return {}
     set_freeze_depth(job.model, 0)
-    features = Features(job, part_hashes(job.model), training=True)
+    features, splits = Features(job, part_hashes(job.model), training=True), job.data.splits
+    views = job.recipe.data.views
 
     def share(split: str, view: str) -> float:
-        keys = [(name, view) for name in data.splits[split]]
+        keys = [(name, view) for name in splits[split]]
         return 1 - len(features.missing([keys])[0]) / len(keys)
 
     found = {"validation": share("validation", "0")}
-    for view in range(0 if recipe.data.views == "fresh" else recipe.data.views):
-        found[str(view)] = share("train", str(view))
+    for view in map(str, range(0 if views == "fresh" else views)):
+        found[view] = share("train", view)
     return found
+
+
+def step_memory(model: Segmenter, loss: SegmentationLoss, autocast: torch.autocast) -> StepMemory:
+    """What the steps of a model, whose freeze depth may be changed, save for their backward pass.
+
+    In a FakeTensorMode it follows from shapes alone: exact, and nothing is computed.
+    """
+    encoder, again, found = model.encoder, model.encoder.recompute, []
+    can_unfreeze = model.shape.skip_depths[-1] == encoder.depth
+    for images in (2, 4):
+        sizes = []
+        # where blocks are run once more, one of them at a time has all of its own
+        for blocks, recompute in ((0, False), (1, False), (1, again), (2, again)):
+            encoder.recompute = recompute
+            sizes.append(saved_by_a_step(model, loss, blocks * can_unfreeze, images, autocast))
+        decoder, whole, one, two = sizes
+        found.append(np.array([decoder, whole - decoder, two - one]))
+    return StepMemory(*found)
+
+
+def saved_by_a_step(
+    model: Segmenter, loss: SegmentationLoss, unfrozen: int, images: int, autocast: torch.autocast
+) -> int:
+    """Bytes that autograd holds on to after a forward pass, each piece once; without parameters,
+    which are there anyway.
+    """
+    set_freeze_depth(model.train(), unfrozen)
+    key_noise(model, "memory")
+    size, device = model.shape.size, model.device
+    pixels = torch.zeros(images, 3, *size, dtype=torch.uint8, device=device)
+    masks = torch.zeros(images, *size, dtype=torch.int64, device=device)
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            saved[storage._cdata] = storage
+        return tensor
+
+    with autocast:
+        levels = model.prefix(pixels)
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            loss.sums(model.suffix(levels, size), masks)
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+# ---- worked out
 
 
 def forecast(job: Job, cost: Cost, inherited: int = 0) -> list[StageForecast]:
@@ -151,29 +224,28 @@ def forecast(job: Job, cost: Cost, inherited: int = 0) -> list[StageForecast]:
     Processes share the images; what they spend on exchanging gradients is not in it. `memory` is
     that of one of them.
     """
-    recipe, data = job.recipe, job.data
-    train, validation = len(data.splits["train"]), len(data.splits["validation"])
+    recipe, splits = job.recipe, job.data.splits
+    train, validation = len(splits["train"]), len(splits["validation"])
     counts = {}
     for name, part in model_parts(job.model).items():
         counts[name] = sum(p.numel() for p in part.parameters)
     step = min(recipe.batch_size * recipe.accumulate, train)
     portion = min(recipe.batch_size, math.ceil(step / recipe.processes))
-    found, views = [], _Views(job, cost)
+    found, frozen_parts = [], _frozen_parts(job, cost, inherited)
     for plan in job.stages:
         block = cost.encoder / plan.depth
-        tail = plan.unfrozen * (cost.block_training + block)
-        look = cost.decoder + plan.unfrozen * block
-        own = plan.number > inherited
-        frozen, kept = views.stage(plan, train, validation) if own else (0.0, 0)
-        epoch = train * (cost.decoder_training + tail) + validation * look
-        seconds = own * (frozen + plan.stage.epochs * epoch + validation * look) / recipe.processes
         parts = {
             "the decoder": cost.decoder_training,
-            "the blocks that train": tail,
+            "the blocks that train": plan.unfrozen * (cost.block_training + block),
             "reading": cost.loading,
         }
-        cut = plan.depth - plan.unfrozen
-        whole = cost.read + cut * block + cost.decoder_training + tail
+        cached = sum(parts.values())
+        whole = cached - cost.loading + cost.read + (plan.depth - plan.unfrozen) * block
+        seconds, kept = 0.0, 0
+        if plan.number > inherited:
+            seconds, kept = next(frozen_parts)
+            look = validation * (cost.decoder + plan.unfrozen * block)
+            seconds += plan.stage.epochs * (train * (cached - cost.loading) + look) + look
         trainable = sum(counts[name] for name in plan.trained)
         deepest = trained_parts(job.deepest(plan.number), plan.depth)
         changed = sum(counts[name] for name in deepest)
@@ -185,67 +257,49 @@ def forecast(job: Job, cost: Cost, inherited: int = 0) -> list[StageForecast]:
         found.append(
             StageForecast(
                 steps=plan.steps,
-                seconds=seconds,
+                seconds=seconds / recipe.processes,
                 trainable=trainable,
                 memory=4 * numbers + cost.memory.at(plan.unfrozen, portion),
-                checkpoint=4 * (2 * changed + 2 * trainable),
+                checkpoint=8 * (changed + trainable),
                 kept=kept,
-                gain=whole / sum(parts.values()) if recipe.cache else 1.0,
+                gain=whole / cached if recipe.cache else 1.0,
                 bound=max(parts, key=parts.get),
-                inherited=not own,
+                inherited=plan.number <= inherited,
             )
         )
     return found
 
 
-class _Views:
-    """Which levels of which views are cached, as stage follows on stage."""
-
-    def __init__(self, job: Job, cost: Cost):
-        self.recipe, self.cost = job.recipe, cost
-        self.skips, self.distinct = set(job.model.shape.skip_depths), job.data.distinct_share()
-        self.levels = {view: set(self.skips) for view, share in cost.known.items() if share}
-        self.share = dict(cost.known)
-
-    def stage(self, plan: StagePlan, train: int, validation: int) -> tuple[float, int]:
-        """Seconds that the frozen blocks take in a stage, and bytes that are newly cached."""
-        passes = [("validation", validation)] * (plan.stage.epochs + 1)
-        for epoch in range(1, plan.stage.epochs + 1):
-            passes.append((view_name(self.recipe.data, plan.number, epoch), train))
-        seconds, cached = 0.0, 0
-        for view, images in passes:
-            took, more = self._pass(plan, view, images)
-            seconds, cached = seconds + took, cached + more
-        return seconds, cached
-
-    def _pass(self, plan: StagePlan, view: str, images: int) -> tuple[float, int]:
-        cost, cut = self.cost, plan.depth - plan.unfrozen
+def _frozen_parts(job: Job, cost: Cost, inherited: int) -> Iterator[tuple[float, int]]:
+    """For each stage that trains, the seconds that its frozen blocks take and the bytes that are
+    newly cached, as stage follows on stage and the cache fills.
+    """
+    recipe, splits, skips = job.recipe, job.data.splits, set(job.model.shape.skip_depths)
+    levels_of = dict.fromkeys(cost.known, skips)
+    share_of = dict(cost.known)
+    for plan in job.stages[inherited:]:
+        cut, epochs = plan.depth - plan.unfrozen, plan.stage.epochs
         block = cost.encoder / plan.depth
         whole = cost.read + cut * block
-        fresh = view != "validation" and self.recipe.data.views == "fresh"
-        if fresh or not self.recipe.cache:
-            return images * whole, 0
-        wanted = {skip for skip in self.skips if skip <= cut} | {cut}
-        known = self.levels.get(view, set())
-        there = {level for level in known if level <= cut}
-        share = self.share.get(view, 0.0)
-        climb = (cut - max(there)) * block if there else whole
-        if self.recipe.features == "half" and cut not in there:  # rounded rows are not climbed from
-            share = 0.0
-        drawn = 1.0 if view == "validation" else self.distinct  # what an epoch shows again is read
-        once = share * (cost.loading + climb) + (1 - share) * whole
-        seconds = images * (drawn * once + (1 - drawn) * cost.loading)
-        rows = share * len(wanted - there) + (1 - share) * len(wanted)
-        self.share[view] = share + drawn * (1 - share)
-        self.levels[view] = known | wanted
-        return seconds, round(images * drawn * rows * cost.level_bytes)
-
-
-def _timed(act: Callable[[], object]) -> tuple[float, object]:
-    """The shortest of several, and the last result."""
-    best, result = math.inf, None
-    for _ in range(_TIMES):
-        start = time.perf_counter()
-        result = act()
-        best = min(best, time.perf_counter() - start)
-    return best, result
+        wanted = {level for level in skips if level <= cut} | {cut}
+        passes = Counter(view_name(recipe.data, plan.number, n) for n in range(1, epochs + 1))
+        passes["validation"] = epochs + 1
+        seconds, rows = 0.0, 0.0
+        for view, times in passes.items():
+            images, drawn = len(splits["validation"]), 1.0
+            if view != "validation":  # what is drawn with replacement may not come up at all
+                images, drawn = len(splits["train"]), 1 - (1 - job.data.distinct_share()) ** times
+            if not recipe.cache or (recipe.data.views == "fresh" and view != "validation"):
+                seconds += times * images * whole
+                continue
+            levels = levels_of.get(view, set())
+            base = max((level for level in levels if level <= cut), default=-1)
+            share = share_of.get(view, 0.0)
+            if base < 0 or (recipe.features == "half" and base < cut):
+                share = 0.0  # rounded rows are not climbed from
+            new, again = drawn * (1 - share), drawn * share
+            once = new * whole + again * (cut - base) * block
+            seconds += images * (once + (times - new) * cost.loading)
+            rows += images * (new * len(wanted) + again * len(wanted - levels))
+            levels_of[view], share_of[view] = levels | wanted, share + new
+        yield seconds, round(rows * cost.level_bytes)

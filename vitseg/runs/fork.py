@@ -1,102 +1,100 @@
-"""What a run takes over from another: which stages it may, what is copied, and what is told of
-them.
+"""What a run takes over from another: which stages it may, what is copied, and how its events read
+then.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 from vitseg import plan
 from vitseg.errors import RunError
-from vitseg.events import Event, Parent, RunStarted, StageStarted
+from vitseg.events import Event, RunStarted, StageStarted
 from vitseg.files import MANIFEST, flaw, whole_folder
 from vitseg.recipe import Recipe
-from vitseg.runs.folder import RunFolder
+from vitseg.runs.checkpoint import newest_checkpoint
+from vitseg.runs.folder import RunFolder, changes
+from vitseg.runs.store import StageEnd, key_of
 from vitseg.training.job import Job
 
 _FREE = {"name", "workers", "cache", "recompute", "device", "precision", "threads", "processes"}
-"""What a fork may change; device, precision, threads and processes are compared as what they
-became.
-"""
+"""What a fork may change of a recipe."""
+
+_FIXED = ("device", "precision", "threads", "processes", "encoder", "data", "weights")
+"""What it may not change of the environment."""
 
 
 def differences(old: Recipe, new: Recipe, stage: int) -> list[str]:
     """What stages 1 .. `stage` of two recipes were, or would be, trained with, where that
     differs.
     """
-    before, after = (
-        dict(_flat(r.model_copy(update={"stages": r.stages[:stage]}).model_dump(mode="json")))
+    then, now = (
+        r.model_copy(update={"stages": r.stages[:stage]}).model_dump(mode="json", exclude=_FREE)
         for r in (old, new)
     )
-    names = [name for name in before | after if name.partition(".")[0] not in _FREE]
-    none = "nothing"
-    return [
-        f"{name}: {after.get(name, none)!r}, the parent has {before.get(name, none)!r}."
-        for name in names
-        if before.get(name, none) != after.get(name, none)
-    ]
+    return changes(then, now)
 
 
-def check_fork(source: RunFolder, stage: int, job: Job, facts: dict[str, Any]) -> None:
-    """Raises RunError, naming every difference, unless stages 1 .. `stage` of `source` were trained
-    as a fork would.
+class ForkPoint(NamedTuple):
+    """The end of the stages that a run inherits, if any; where it goes on from within the next one,
+    the state there, and the events of the other run until then.
     """
-    _refuse(source, stage, differences(source.recipe, job.recipe, stage))
-    source.check_split(job.data.splits)
-    before = next(event for event in source.events() if isinstance(event, RunStarted))
-    now, other = job.started(job.recipe), []
-    names = ("device", "precision", "threads", "processes", "encoder", "classes", "mode", "masks")
-    for name in names:
-        here, there = getattr(now, name), getattr(before, name)
-        if here != there:
-            other.append(f"{name}: {here!r}, the parent had {there!r}.")
-    _refuse(source, stage, other)
-    _refuse(source, stage, [f"{words}." for words in source.changed(facts, ("data", "weights"))])
+
+    end: StageEnd | None
+    state: dict[str, Any] | None = None
+    events: Sequence[Event] = ()
 
 
-def _refuse(source: RunFolder, stage: int, found: list[str]) -> None:
+def fork_point(source: RunFolder, stage: int | None, job: Job, facts: dict[str, Any]) -> ForkPoint:
+    """The end of a stage, or the newest checkpoint. Raises RunError, naming every difference,
+    unless `source` was trained until then as a fork would.
+    """
+    state, events, number = None, [], stage
+    if stage is None:
+        state, _ = newest_checkpoint(source)
+        if state is None:
+            raise RunError(f"{source.path}: has no checkpoint.", "Fork from the end of a stage.")
+        number, stage = state["stage"], state["stage"] - 1
+        events = list(islice(source.events(), state["sequence"]))
+    else:
+        source.up_to(stage)
+    refuse_stage(source, stage + 1, job.recipe)
+    found = differences(source.recipe, job.recipe, number)
+    if not found:
+        source.check_split(job.data.splits)
+        found = source.changes({name: facts[name] for name in _FIXED})
     if found:
-        mend = (
-            "Only later stages, name and workers of a fork may differ; train a new run for "
-            "other changes."
-        )
         raise RunError(
-            f"{source.path}: stage {stage} was trained otherwise. {' '.join(found)}", mend
+            f"{source.path}: stage {number} was trained otherwise. {' '.join(found)}",
+            "Only later stages, name and workers of a fork may differ; train a new run for other "
+            "changes.",
+        )
+    if facts["keys"][number - 1] not in {key_of(source.stage(number)), *source.keys()}:
+        del facts["keys"]  # trained with other versions, or by a run without keys
+    return ForkPoint(StageEnd(source.path, stage) if stage else None, state, events)
+
+
+def refuse_stage(run: RunFolder, stage: int, recipe: Recipe) -> None:
+    """Raises RunError where the stage to go on with is not in the recipe."""
+    if stage > len(recipe.stages):
+        raise RunError(
+            f"{run.path}: goes on with stage {stage}, and the recipe has {len(recipe.stages)}.",
+            "Add stages to it, or fork from the end of an earlier one.",
         )
 
 
-def origin_of(source: RunFolder, stage: int) -> dict[str, Any]:
-    """The content of a fork's `fork.json`, before anything has been inherited."""
-    return {"parent": str(source.path), "stage": stage, "sequence": 0, "offset": 0}
-
-
-def copy_stages(run: RunFolder, origin: dict[str, Any]) -> None:
-    """The weights and keys of the parent's stages; what a kill has left of them is done again."""
-    for number in range(1, origin["stage"] + 1):
-        theirs = RunFolder(origin["parent"]).stage(number)
-        if reason := flaw(theirs):
-            raise RunError(
-                f"{theirs}: {reason}.", "Start from another run, or train the stage again."
-            )
-        with whole_folder(run.stage(number), store=run.store) as aside:
-            shutil.copytree(
-                theirs, aside, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True
-            )
-
-
-def parent_of(source: RunFolder, stage: int) -> Parent:
-    return {"run": source.path.name, "stage": stage}
-
-
-def first_events(source: RunFolder, stage: int, job: Job, asked: Recipe) -> list[Event]:
-    """What a fork begins with: its start, and its parent's stages in the words of its own
-    recipe.
-    """
-    started = job.started(asked, parent_of(source, stage))
-    return [started, *retold(source.up_to(stage), job, asked)]
+def copy_stage(source: RunFolder, run: RunFolder, number: int) -> None:
+    """The weights of a stage and its key."""
+    theirs = source.stage(number)
+    if reason := flaw(theirs):
+        hint = "Restore it, start from another run, or train the stage again."
+        raise RunError(f"{theirs}: {reason}.", hint)
+    with whole_folder(run.stage(number), store=run.store) as aside:
+        other = shutil.ignore_patterns(MANIFEST)
+        shutil.copytree(theirs, aside, ignore=other, dirs_exist_ok=True)
 
 
 def retold(events: Iterable[Event], job: Job, asked: Recipe) -> Iterator[Event]:
@@ -106,20 +104,5 @@ def retold(events: Iterable[Event], job: Job, asked: Recipe) -> Iterator[Event]:
             own = asked.stages[event.stage - 1]
             notes = job.notes(event.stage)
             event = replace(event, name=own.name, schedule=plan.describe(own), notes=notes)
-        yield event
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested settings with their dotted paths, as `Recipe.replace` takes them."""
-    inner = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else None
-    )
-    if inner is None:
-        yield path, value
-        return
-    for name, child in inner:
-        yield from _flat(child, f"{path}.{name}" if path else str(name))
+        if not isinstance(event, RunStarted):
+            yield event

@@ -12,9 +12,6 @@ from vitseg.errors import VitsegError
 from vitseg.events import BatchEnded, EpochEnded, Event, RunStarted, StageStarted
 from vitseg.files import written
 
-Curves = dict[str, float | None]
-"""By tag, the value at one optimizer step of the run."""
-
 
 def mirror(events: Iterable[Event], folder: str | Path) -> Iterator[Event]:
     """Pass events on, live (`vitseg.train`) or of a run of the past (`vitseg.replay`), and write
@@ -25,11 +22,9 @@ def mirror(events: Iterable[Event], folder: str | Path) -> Iterator[Event]:
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        what = error.name or "tensorboard"
-        raise VitsegError(
-            f"mirror: {what} is not installed.", "pip install 'vitseg[tensorboard]'"
-        ) from None
+    except ImportError:
+        hint = "pip install 'vitseg[tensorboard]'"
+        raise VitsegError("mirror: tensorboard is not installed.", hint) from None
     classes: list[str] = []
     with written(Path(folder)):
         writer = SummaryWriter(str(folder))
@@ -37,27 +32,22 @@ def mirror(events: Iterable[Event], folder: str | Path) -> Iterator[Event]:
         for event in events:
             if isinstance(event, RunStarted):
                 classes = event.classes
-            for tag, value in points(event, classes).items():
+            for tag, value in _points(event, classes).items():
                 if value is not None:
                     writer.add_scalar(tag, value, event.step)
             yield event
 
 
-def points(event: Event, classes: list[str]) -> Curves:
-    """What an event adds to which curve."""
-    match event:
-        case BatchEnded():
-            return {"loss/train": event.loss} | {f"LR/{g}": lr for g, lr in event.lr.items()}
-        case StageStarted() | EpochEnded():
-            valid = event.validation
-            found = {
-                "loss/valid": valid["loss"],
-                "IoU/valid": valid["iou"],
-                "F1/valid": valid["f1"],
-            }
-            for name, iou in zip(classes, valid["per_class_iou"], strict=True):
-                found[f"IoU by class/{name}"] = iou
-            if isinstance(event, EpochEnded):
-                found["IoU/train"] = event.train["iou"]
-            return found
-    return {}
+def _points(event: Event, classes: list[str]) -> dict[str, float | None]:
+    """What an event adds to which curve, by tag."""
+    if isinstance(event, BatchEnded):
+        return {"loss/train": event.loss} | {f"LR/{g}": lr for g, lr in event.lr.items()}
+    if not isinstance(event, StageStarted | EpochEnded):
+        return {}
+    valid = event.validation
+    found = {"loss/valid": valid["loss"], "IoU/valid": valid["iou"], "F1/valid": valid["f1"]}
+    for name, iou in zip(classes, valid["per_class_iou"], strict=True):
+        found[f"IoU by class/{name}"] = iou
+    if isinstance(event, EpochEnded):
+        found["IoU/train"] = event.train["iou"]
+    return found

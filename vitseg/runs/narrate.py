@@ -4,9 +4,8 @@ what they say from here. No torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import repeat
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -17,7 +16,6 @@ from vitseg.events import (
     Event,
     FeaturesUsed,
     Parent,
-    Part,
     RunEnded,
     RunResumed,
     RunStarted,
@@ -41,60 +39,46 @@ class StageRecord:
     """A stage as far as its events go."""
 
     start: StageStarted
-    before: float
-    """Seconds of work on the run until it started."""
-
+    batches: list[BatchEnded] = field(default_factory=list)
     end: StageEnded | None = None
     seconds: float = 0.0
-    steps: int = 0
-    skipped: int = 0
-    rates: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """Learning rates by parameter group: the first, the last, the lowest and the highest."""
-
-    def add(self, event: BatchEnded) -> None:
-        self.steps += 1
-        self.skipped += not event.stepped
-        for group, now in event.lr.items():
-            first, _, low, high = self.rates.get(group, (now,) * 4)
-            self.rates[group] = first, now, min(low, now), max(high, now)
 
 
 class Narrator:
-    """A run read from its events, then said. `seconds` are the times of the events, since the start
-    of the run; it is enough to give them for `summary`.
+    """A run read from its events, then said. `seconds` are the times of the events by number, since
+    the start of the run; it is enough to give them for `summary`.
     """
 
-    def __init__(self, events: Iterable[Event], seconds: Iterable[float] = repeat(0.0)):
+    def __init__(self, events: Iterable[Event], seconds: Mapping[int, float] | None = None):
         self.start: RunStarted | None = None
         self.stages: list[StageRecord] = []
         self.end: RunEnded | None = None
-        self.seconds = 0.0
-        for event, now in zip(events, seconds, strict=False):
+        self.seconds = before = 0.0
+        for number, event in enumerate(events, start=1):
             match event:
                 case RunStarted():
                     self.start = event
                 case StageStarted():
-                    self.stages.append(StageRecord(event, self.seconds))
+                    self.stages.append(StageRecord(event))
+                    before = self.seconds
                 case BatchEnded():
-                    self.stages[-1].add(event)
-                case StageEnded():
-                    stage = self.stages[-1]
-                    stage.end, stage.seconds = event, now - stage.before
+                    self.stages[-1].batches.append(event)
                 case RunEnded():
                     self.end = event
-            self.seconds = now
+            self.seconds = (seconds or {}).get(number, self.seconds)
+            if isinstance(event, StageEnded):
+                self.stages[-1].end = event
+                self.stages[-1].seconds = self.seconds - before
 
     def explanation(self, failure: Failure | None = None) -> str:
         """What `explain` says. `failure` is what ended the run, if something did."""
-        paragraphs = [_opening(self.start)] if self.start else []
-        paragraphs += map(_paragraph, self.stages)
+        ending = "It has not ended."
         if self.end:
-            paragraphs.append(_closing(self.end))
+            ending = _closing(self.end)
         elif failure:
-            paragraphs.append(f"It ended with {failure.kind}: {failure.says}")
-        else:
-            paragraphs.append("It has not ended.")
-        return "\n\n".join(paragraphs)
+            ending = f"It ended with {failure.kind}: {failure.says}"
+        opening = [line(self.start)] if self.start else []
+        return "\n\n".join([*opening, *map(_paragraph, self.stages), ending])
 
     def summary(self) -> dict[str, Any]:
         """The content of `summary.json`, as far as the run has come."""
@@ -134,8 +118,8 @@ def _row(run: RunStarted, stage: StageRecord) -> dict[str, Any]:
         "total": start.total,
         "schedule": {"kind": kind, "steps_per": clock, "steps_taken": 0},
     }
-    if stage.steps:
-        first, last, *_ = stage.rates["decoder"]
+    if stage.batches:
+        first, last = (stage.batches[at].lr["decoder"] for at in (0, -1))
         row["lr"] = {"first": first, "last": last}
     if end:
         inherited = run.parent and start.stage <= run.parent["stage"]
@@ -157,101 +141,39 @@ def _shown(scores: Scores) -> dict[str, Any]:
     return {name: scores[name] for name in ("iou", "f1", "accuracy", "per_class_iou")}
 
 
-def _opening(run: RunStarted) -> str:
-    test = f", {run.test_images:,} for a test" if run.test_images else ""
-    text = (
-        f"Run {run.recipe['name']}: {run.encoder.get('name', 'an encoder')} with {run.blocks} "
-        f"blocks and the {run.recipe['model']['decoder']} decoder, {run.train_images:,} training "
-        f"and {run.validation_images:,} validation images{test}, on {run.device}. "
-        f"IoU is {score_name(run)}."
-    )
-    if run.parent:
-        last = run.parent["stage"]
-        which = "Stage 1 is" if last == 1 else f"Stages 1 to {last} are"
-        text += f" {which} taken from run {run.parent['run']}, not trained again."
-    return text
-
-
 def _paragraph(stage: StageRecord) -> str:
-    start, end = stage.start, stage.end
-    count = sum(part["in_optimizer"] for part in start.parts)
-    held, promised = _listed(start.parts, "in_optimizer"), _listed(start.parts, "trains")
-    sentences = [
-        f"Stage {start.stage}, {start.name!r}: the optimizer held {count:,} of {start.total:,} "
-        f"parameters ({100 * count / start.total:.1f} %), those of {held}."
-    ]
-    if held != promised:
-        sentences.append(f"Promised to train: {promised}.")
-    sentences.append(_steps(stage))
-    if end:
-        sentences.append(_result(start.validation["iou"], end))
-        if end.stopped_early:
-            sentences.append(f"It stopped early, after {end.epochs} of {start.epochs} epochs.")
-        sentences += [end.audit, end.warning]
-    return " ".join(filter(None, sentences))
-
-
-def _listed(parts: Sequence[Part], which: str) -> str:
-    """Those of which `which` holds: "blocks 11 to 12, the final norm and the decoder". Parts come
-    in order of computation: embeddings, block 1 .. L, final norm, decoder.
-    """
-    names: list[str] = []
-    first = 0  # of the blocks in a row
-    for number, part in enumerate(parts):
-        if not part[which]:
-            first = 0
-        elif not 0 < number < len(parts) - 2:
-            names.append(f"the {part['name']}")
-        elif first:
-            names[-1] = f"blocks {first} to {number}"
-        else:
-            first = number
-            names.append(f"block {number}")
-    *most, last = names or ["nothing"]
-    return f"{', '.join(most)} and {last}" if most else last
+    """What was said of a stage when it started and ended, and its steps in between."""
+    said = [line(stage.start).strip(), _steps(stage)]
+    return "\n".join([*said, line(stage.end)] if stage.end else said)
 
 
 def _steps(stage: StageRecord) -> str:
-    if not stage.steps:
-        return "It took no step."
-    groups: dict[tuple[float, ...], str] = {}
-    for group, rates in stage.rates.items():  # those that differ in weight decay alone, once
-        groups.setdefault(rates, f"{group.partition(',')[0]} {_course(*rates)}")
-    epochs, moved = "", ""
-    if stage.end:
-        epochs = f" in {stage.end.epochs} epochs"
-        moved = f", which moved {stage.end.schedule_steps:,} times"
+    if not stage.batches:
+        return "  It took no step."
+    courses = []
+    for group in stage.batches[0].lr:
+        rates = _course([batch.lr[group] for batch in stage.batches])
+        course = f"{group.partition(',')[0]} {rates}"
+        if course not in courses:  # groups that differ in weight decay alone, once
+            courses.append(course)
     text = (
-        f"{stage.steps:,} steps{epochs}, at learning rates of {', '.join(groups.values())}; "
-        f"schedule {stage.start.schedule}{moved}."
+        f"  {len(stage.batches):,} steps, at learning rates of {', '.join(courses)}; schedule "
+        f"{stage.start.schedule}"
     )
-    if stage.skipped:
-        text += f" {stage.skipped} of them were skipped, for an overflow of half precision."
-    return text
+    if stage.end:
+        text += f", which moved {stage.end.schedule_steps:,} times in {stage.end.epochs} epochs"
+    if skipped := sum(not batch.stepped for batch in stage.batches):
+        text += f"; {skipped} steps were skipped, for an overflow of half precision"
+    return f"{text}."
 
 
-def _course(first: float, last: float, low: float, high: float) -> str:
-    """ "2.00e-03 throughout", "2.00e-03 to 1.00e-03", and what lay outside these two on the way"""
-    if low == high:
-        return f"{first:.2e} throughout"
-    lower = f", down to {low:.2e} on the way" if low < min(first, last) else ""
-    higher = f", up to {high:.2e} on the way" if high > max(first, last) else ""
-    return f"{first:.2e} to {last:.2e}{lower}{higher}"
-
-
-def _result(before: float | None, end: StageEnded) -> str:
-    after = end.best["iou"]
-    if before is None or after is None:
-        return "There is no IoU: the truth holds nothing that is scored."
-    if end.best_epoch == 0:
-        return (
-            f"No epoch beat the weights that it began with (IoU {before:.3f}), so these are "
-            "handed on."
-        )
-    return (
-        f"Validation IoU {before:.3f} before, {after:.3f} after epoch {end.best_epoch}, "
-        f"its best ({after - before:+.3f})."
-    )
+def _course(rates: list[float]) -> str:
+    """ "2.00e-03 to 1.00e-03", and what lay outside these two on the way"""
+    low, high = min(rates), max(rates)
+    ends = f"{rates[0]:.2e} to {rates[-1]:.2e}"
+    if {low, high} <= {rates[0], rates[-1]}:
+        return ends
+    return f"{ends} ({low:.2e} to {high:.2e} on the way)"
 
 
 def _closing(end: RunEnded) -> str:
@@ -268,17 +190,25 @@ def _closing(end: RunEnded) -> str:
 def line(event: Event) -> str:
     """What there is to say of an event while the run goes on, if anything; it may be more lines."""
     match event:
-        case RunStarted():
-            return _announcement(event)
-        case RunResumed():
-            return "\n".join([*event.skipped, f"Going on after step {event.step}."])
-        case StageStarted():
-            notes = indent("\n".join([event.audit, *event.notes]), "  ")
-            return (
-                f"\nStage {event.stage}: {event.name} · {event.schedule} · {event.epochs} "
-                f"epoch{'s' * (event.epochs != 1)}\n{notes}\n"
-                f"  start weights: valid IoU {number_or_na(event.validation['iou'])}"
+        case RunStarted(encoder=encoder, recipe=recipe):
+            text = (
+                f"Run {recipe['name']}: {event.train_images:,} training, "
+                f"{event.validation_images:,} validation and {event.test_images:,} test images; "
+                f"{len(event.classes)} classes, {event.mode}; masks: {event.masks}. "
+                f"Encoder {encoder.get('name')} ({encoder.get('source')}, sha256 "
+                f"{encoder.get('sha256', '')[:12]}), {event.blocks} blocks; "
+                f"{recipe['model']['decoder']} decoder. Device {event.device}, {event.precision}; "
+                f"threads: {event.threads}, processes: {event.processes}. "
+                f"IoU is {score_name(event)}."
             )
+            return f"{text} {inherited_words(event.parent)}" if event.parent else text
+        case RunResumed():
+            return "\n".join([*event.skipped, f"Resuming after step {event.step}."])
+        case StageStarted():
+            title = f"Stage {event.stage}: {event.name} · {event.schedule}, epochs: {event.epochs}"
+            before = f"start weights: valid IoU {number_or_na(event.validation['iou'])}"
+            notes = indent("\n".join([event.audit, *event.notes, before]), "  ")
+            return f"\n{title}\n{notes}"
         case FeaturesUsed() if event.note:
             return f"  {event.note} The numbers stay the same."
         case EpochEnded():
@@ -292,37 +222,19 @@ def line(event: Event) -> str:
         case StageEnded():
             best = "the start weights, which no epoch has beaten"
             if event.best_epoch:
-                best = f"the stage's epoch {event.best_epoch} of {event.epochs}"
-            warning = f"\n  Warning: {event.warning}" if event.warning else ""
-            return (
-                f"  {event.audit}\n  best: {best}{', stopped early' * event.stopped_early}, "
-                f"valid IoU {number_or_na(event.best['iou'])}"
-                f"{warning}"
-            )
+                best = f"epoch {event.best_epoch} of {event.epochs}"
+            early = ", stopped early" * event.stopped_early
+            result = f"best: {best}{early}, valid IoU {number_or_na(event.best['iou'])}"
+            warning = [f"Warning: {event.warning}"] if event.warning else []
+            return indent("\n".join([event.audit, result, *warning]), "  ")
     return ""
-
-
-def _announcement(run: RunStarted) -> str:
-    encoder = run.encoder
-    processes = f" in each of {run.processes} processes" if run.processes > 1 else ""
-    inherited = f"\n{inherited_words(run.parent)}" if run.parent else ""
-    return (
-        f"{run.recipe['name']}: {run.train_images} train, {run.validation_images} validation, "
-        f"{run.test_images} test images · {len(run.classes)} classes, {run.mode}; "
-        f"masks: {run.masks}\n"
-        f"encoder {encoder['name']} ({encoder['source']}, sha256 {encoder['sha256'][:12]})\n"
-        f"{run.device}, {run.precision}, {run.threads} thread{'s' * (run.threads != 1)}"
-        f"{processes}{inherited}"
-    )
 
 
 def inherited_words(parent: Parent) -> str:
     """Which stages of a run are another's: `RunStarted.parent` in a sentence."""
-    last = parent["stage"]
-    which = "Stage 1 is that" if last == 1 else f"Stages 1 to {last} are those"
     return (
-        f"{which} of run {parent['run']}: the same settings, data and weights, so not trained "
-        "again."
+        f"Everything up to the end of stage {parent['stage']} comes from run {parent['run']}: the "
+        "same settings, data and weights, so it was not trained again."
     )
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import platform
-from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +16,7 @@ from vitseg.draws import NUMERICS
 from vitseg.errors import RunError
 from vitseg.files import flaw
 from vitseg.plan import describe, effective
-from vitseg.runs.folder import RunFolder
+from vitseg.runs.folder import RunFolder, runs_root
 from vitseg.training.audit import part_hashes
 from vitseg.training.job import Job
 
@@ -43,8 +41,8 @@ _BEST = "IoU, then loss, then the later epoch; never the start of stage 1"
 are not taken over.
 """
 
-_FILE = "key"
-_PLACES = (f"*/stages/*/{_FILE}", f"*/trials/*/stages/*/{_FILE}")
+KEY_FILE = "key"
+"""Beside the weights of a stage, the key under which it is found."""
 
 
 def environment(job: Job) -> dict[str, Any]:
@@ -55,7 +53,6 @@ def environment(job: Job) -> dict[str, Any]:
     """
     machine, model = job.machine, job.model
     gpu = machine.device.type == "cuda"
-    weights = json.dumps([part_hashes(model), model.make()], default=str)
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -69,15 +66,19 @@ def environment(job: Job) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "encoder": model.shape.source,
         "data": job.data.digest(),
-        "weights": hashlib.sha256(weights.encode()).hexdigest(),
+        "weights": _digest([part_hashes(model), model.make()], default=str),
     }
+
+
+def decisive(facts: dict[str, Any]) -> dict[str, Any]:
+    """What of an environment the numbers of a run follow from."""
+    return {name: facts.get(name) for name in DECISIVE}
 
 
 def stage_keys(job: Job, facts: dict[str, Any]) -> list[str]:
     """A key for each stage of a job in an environment. The same key, the same bits: names, folders,
     workers and cache are not in it.
     """
-    decisive = [NUMERICS, _BEST, *(facts[name] for name in DECISIVE)]
     keys, clocks = [], []
     for plan in job.stages:
         settings = effective(job.recipe, plan.number, plan.batches, plan.depth)
@@ -85,20 +86,13 @@ def stage_keys(job: Job, facts: dict[str, Any]) -> list[str]:
         for files in ("source", "split_file", "group_file"):
             settings["data"].pop(files)
         clocks.append(describe(plan.stage))  # the log says how often each has moved
-        content = json.dumps([decisive, settings, clocks], sort_keys=True)
-        keys.append(hashlib.sha256(content.encode()).hexdigest())
+        what = [NUMERICS, _BEST, *decisive(facts).values()]
+        keys.append(_digest([what, settings, clocks], sort_keys=True))
     return keys
 
 
-def about(job: Job) -> dict[str, Any]:
-    """The content of a new run's `environment.json`."""
-    facts = environment(job)
-    return facts | {"keys": stage_keys(job, facts)}
-
-
-def decisive(facts: dict[str, Any]) -> dict[str, Any]:
-    """What of an environment must be the same for all processes of a run, as JSON has it."""
-    return json.loads(json.dumps({name: facts.get(name) for name in DECISIVE}))
+def _digest(content: Any, **how: Any) -> str:
+    return hashlib.sha256(json.dumps(content, **how).encode()).hexdigest()
 
 
 class StageEnd(NamedTuple):
@@ -111,39 +105,34 @@ class StageEnd(NamedTuple):
         return f"stage {self.stage} of {self.run.name}"
 
 
-def keep_key(folder: Path, key: str) -> None:
-    """Write a stage's key beside its weights."""
-    (folder / _FILE).write_text(key, encoding="utf-8")
-
-
 def key_of(folder: Path) -> str:
     """The key of the stage whose weights are in `folder`; "" if it has none."""
     try:
-        return (folder / _FILE).read_text(encoding="utf-8")
+        return (folder / KEY_FILE).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return ""
 
 
-def find_stage(keys: Sequence[str], places: Sequence[Path]) -> StageEnd | None:
-    """The run below `places` that has finished the most of these stages, the newest of several;
-    None if there is none.
+def trained_already(keys: list[str], reuse: bool | str | Path = True) -> StageEnd | None:
+    """The run that has finished the most of the stages with these keys, in the runs root or in the
+    folder that `reuse` names; None if there is none, or `reuse` is False.
     """
-    there: dict[str, list[tuple[float, Path]]] = {}
-    for file in _keys_below(places):
-        with contextlib.suppress(OSError):  # somebody deletes the run this instant
-            there.setdefault(key_of(file.parent), []).append((file.stat().st_mtime, file.parent))
+    if not reuse:
+        return None
+    places = {runs_root()}
+    if reuse is not True:
+        places.add(Path(reuse).expanduser().absolute())
+    stages: dict[str, list[Path]] = {}
+    for place in sorted(places):
+        for pattern in ("*/stages/*", "*/trials/*/stages/*"):
+            for folder in sorted(place.glob(pattern)):
+                stages.setdefault(key_of(folder), []).append(folder)
     for number in range(len(keys), 0, -1):
-        for _, folder in sorted(there.get(keys[number - 1], ()), reverse=True):
+        for folder in stages.get(keys[number - 1], ()):
             end = StageEnd(folder.parents[1], number)
             if _is_whole(end):
                 return end
     return None
-
-
-def _keys_below(places: Sequence[Path]) -> Iterator[Path]:
-    for place in places:
-        for pattern in _PLACES:
-            yield from place.glob(pattern)
 
 
 def _is_whole(end: StageEnd) -> bool:

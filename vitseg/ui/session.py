@@ -383,7 +383,7 @@ class Session(Task):
         """How the run that is shown came to its end, and whether it can go on."""
         run = self.run
         if self.resumable:
-            step = steps_saved(run.checkpoints)
+            step = steps_saved(run)
             return f"Stopped. Resume goes on after step {step}." if step else _BEGINS_AGAIN
         if not run.events_file.exists():
             return "Stopped before anything was recorded."
