@@ -4,21 +4,11 @@ scipy.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from scipy import stats
 
 from vitseg.settings import Constant, Exponential
-from vitseg.sweep.findings import (
-    Result,
-    comparisons,
-    estimate,
-    gain,
-    main_effects,
-    sentence,
-    unfreezing,
-)
+from vitseg.sweep.findings import Result, estimate, gain, main_effects, sentence, unfreezing
 from vitseg.sweep.grid import Facts, make_grid
 from vitseg.ui import sweep_charts
 
@@ -198,8 +188,9 @@ def test_a_seed_counts_once_the_pairs_that_count_have_ended(tiny_recipe):
 )
 def test_a_row_names_the_axes_that_limit_it_and_no_others(axes, where, tiny_recipe):
     grid = make_grid(tiny_recipe, axes | {FACTOR: [0.1, 0.5]}, 1, FACTS)
-    assert {c.where for c in comparisons(grid) if c.axis == "stage 2 encoder_lr_factor"} == {where}
-    assert {c.where for c in comparisons(grid) if c.axis != "stage 2 encoder_lr_factor"} == {""}
+    effects = main_effects(grid, {})
+    assert {e.where for e in effects if e.axis == "stage 2 encoder_lr_factor"} == {where}
+    assert {e.where for e in effects if e.axis != "stage 2 encoder_lr_factor"} == {""}
 
 
 def test_pairs_that_no_list_of_levels_describes_are_named_one_by_one(tiny_recipe):
@@ -214,12 +205,11 @@ def test_pairs_that_no_list_of_levels_describes_are_named_one_by_one(tiny_recipe
         (1, 1, 1): 5,
     }
     axes = {"stages.1.lr": [1e-3, 1e-4], "loss.dice": [0.0, 1.0], "batch_size": [2, 4]}
-    grid = replace(make_grid(tiny_recipe, axes, 1, FACTS), places=places)
-    (found,) = [c for c in comparisons(grid) if c.axis == "batch_size"]
-    assert (
-        found.pairs == ((2, 1), (4, 3))
-        and str(found) == "batch_size 4, against 2, at 0.001 · 1, 0.0001 · 0"
-    )
+    grid = make_grid(tiny_recipe, axes, 1, FACTS)._replace(places=places)
+    results = filled(grid, lambda s, seed: 0.5 + 0.01 * (s or 0) ** 2)
+    (found,) = [e for e in main_effects(grid, results) if e.axis == "batch_size"]
+    assert found.gain.mean == pytest.approx((0.04 - 0.01 + 0.16 - 0.09) / 2)
+    assert str(found).startswith("batch_size 4, against 2, at 0.001 · 1, 0.0001 · 0: +0.050")
 
 
 def test_the_chart_says_what_the_effects_say_and_leaves_empty_what_was_not_trained(tiny_recipe):

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from operator import sub
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 from scipy.special import stdtrit
 
-from vitseg.recipe import Recipe
 from vitseg.sweep.grid import Grid, Trial, short_path, total_epochs
 
 LEVEL = 0.95
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """What one trial ended with: IoU and F1 of its best weights, and (epoch, valid IoU) over the
     whole run.
     """
@@ -32,8 +31,7 @@ class Result:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A mean over `n` seeds, and half its 95 % interval; None where one seed gives none."""
 
     mean: float
@@ -53,46 +51,25 @@ class Estimate:
         return self.half is None or abs(self.mean) <= self.half
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """A value of an axis against the axis's first, `pairs` of settings alike in everything else.
+class Effect(NamedTuple):
+    """What a value of an axis gains over the axis's first, averaged over pairs of settings that are
+    alike in everything else.
 
     Where the axis has no effect both values are one training, which is no pair. `where` says at
-    which values of the other axes the pairs lie, "" if at all of them. Every combination of those
-    weighs the same, so a pair may stand here twice.
+    which values of the other axes the pairs lie, "" if at all of them; every combination of those
+    weighs the same. `gain` is None until all pairs have ended with some seed.
     """
 
     axis: str
     value: str
     first: str
     where: str
-    pairs: tuple[tuple[int, int], ...]
+    gain: Estimate | None
 
     def __str__(self) -> str:
-        """ "stage 2 encoder_lr_factor 0.5, against 0.1, at stage 2 unfrozen_blocks 2, 4" """
+        """ "stage 2 lr 0.001, against 0.1, at stage 2 unfrozen_blocks 2, 4: +0.012 (...)" """
         where = f", {self.where}" if self.where else ""
-        return f"{self.axis} {self.value}, against {self.first}{where}"
-
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """What a value of an axis gains over the axis's first, averaged over the pairs of the
-    comparison `of`.
-    """
-
-    of: Comparison
-    gain: Estimate
-
-    @property
-    def axis(self) -> str:
-        return self.of.axis
-
-    @property
-    def value(self) -> str:
-        return self.of.value
-
-    def __str__(self) -> str:
-        return f"{self.of}: {self.gain}"
+        return f"{self.axis} {self.value}, against {self.first}{where}: {self.gain or 'not known'}"
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
@@ -106,53 +83,36 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 def scores(grid: Grid, results: Mapping[str, Result], setting: int) -> dict[int, float]:
     """IoU of a combination by seed, of the trials that have ended."""
-    return ious_by_seed((t for t in grid.trials if t.setting == setting), results)
+    return ious_by_seed(_of(grid, setting), results)
 
 
 def ious_by_seed(trials: Iterable[Trial], results: Mapping[str, Result]) -> dict[int, float]:
     """Of the trials that have ended, and have an IoU."""
-    found = {}
-    for trial in trials:
-        result = results.get(trial.name)
-        if result and result.iou is not None:
-            found[trial.seed] = result.iou
-    return found
+    found = {trial.seed: _iou(results, trial.name) for trial in trials}
+    return {seed: iou for seed, iou in found.items() if not math.isnan(iou)}
 
 
 def gain(grid: Grid, results: Mapping[str, Result], setting: int) -> Estimate | None:
     """IoU of a combination over that of its control, the same number of epochs wholly in stage
     1.
     """
-    trials = [t for t in grid.trials if t.setting == setting]
-    return estimate(_over_controls(trials, results))
-
-
-def comparisons(grid: Grid) -> list[Comparison]:
-    """Every value but the first of each axis, unless the axis has no effect anywhere."""
-    found = []
-    for place, (path, values) in enumerate(grid.axes.items()):
-        for level in range(1, len(values)):
-            paired = _paired(grid, place, level)
-            if paired:
-                words, where = grid.labels[place], _where(grid, place, paired)
-                pairs = tuple(paired.values())
-                found.append(Comparison(short_path(path), words[level], words[0], where, pairs))
-    return found
+    return _mean_over_seeds([_over_controls(grid, results, setting)])
 
 
 def main_effects(grid: Grid, results: Mapping[str, Result]) -> list[Effect]:
-    """Of every comparison. Only seeds in which all its pairs have ended count."""
-    by_seed = [scores(grid, results, number) for number in range(len(grid.settings))]
-    found = []
-    for comparison in comparisons(grid):
-        needed = {setting for pair in comparison.pairs for setting in pair}
-        differences = []
-        for seed in grid.seeds:
-            if all(seed in by_seed[setting] for setting in needed):
-                gains = [by_seed[a][seed] - by_seed[b][seed] for a, b in comparison.pairs]
-                differences.append(fmean(gains))
-        if differences:
-            found.append(Effect(comparison, estimate(differences)))
+    """Of every value but the first of each axis, unless the axis has no effect anywhere. Only seeds
+    in which all its pairs have ended count.
+    """
+    found, ious = [], dict[int | None, list[float]]()
+    for trial in grid.trials:
+        ious.setdefault(trial.setting, []).append(_iou(results, trial.name))
+    for axis, (path, words) in enumerate(zip(grid.axes, grid.labels, strict=True)):
+        for level in range(1, len(words)):
+            paired = _paired(grid, axis, level)
+            over = _mean_over_seeds([map(sub, ious[a], ious[b]) for a, b in paired.values()])
+            if paired:
+                names = short_path(path), words[level], words[0], _where(grid, axis, paired)
+                found.append(Effect(*names, over))
     return found
 
 
@@ -160,17 +120,11 @@ def unfreezing(grid: Grid, results: Mapping[str, Result]) -> Estimate | None:
     """IoU that the trials which unfreeze a block gain over their controls, averaged within each
     seed.
     """
-    differences = []
-    for seed in grid.seeds:
-        trials = [t for t in grid.trials if t.seed == seed and t.control and _unfreezes(t.recipe)]
-        own = _over_controls(trials, results)
-        if own and len(own) == len(trials):
-            differences.append(fmean(own))
-    return estimate(differences)
-
-
-def _unfreezes(recipe: Recipe) -> bool:
-    return any(stage.unfrozen_blocks for stage in recipe.stages)
+    rows = {}
+    for trial in grid.trials:
+        if trial.control and any(stage.unfrozen_blocks for stage in trial.recipe.stages):
+            rows[trial.setting] = _over_controls(grid, results, trial.setting)
+    return _mean_over_seeds(rows.values())
 
 
 def sentence(grid: Grid, results: Mapping[str, Result]) -> str:
@@ -181,30 +135,41 @@ def sentence(grid: Grid, results: Mapping[str, Result]) -> str:
             "What unfreezing bought is not known yet: no seed has all its trials and their "
             "controls."
         )
-    lengths = sorted({total_epochs(trial.recipe) for trial in grid.trials})
-    epochs = " to ".join(map(str, dict.fromkeys([lengths[0], lengths[-1]])))
-    against = f"against the same {epochs} epochs spent wholly in stage 1"
+    lengths = [total_epochs(trial.recipe) for trial in grid.trials]
+    epochs = " to ".join(map(str, sorted({min(lengths), max(lengths)})))
+    against = f"by {found} against the same {epochs} epochs spent wholly in stage 1"
     if found.half is None:
-        return (
-            f"Unfreezing changed the IoU by {found.mean:+.3f} {against}, with one seed: "
-            f"nothing can be said about chance."
-        )
-    over = f"(mean and 95 % interval over {found.n} seeds)"
-    head = f"Unfreezing changed the IoU by {found} {against} {over}."
+        return f"Unfreezing changed the IoU {against}: nothing can be said about chance."
+    verdict = f"lies {'above' if found.mean > 0 else 'below'} 0, on these validation images"
     if found.covers_0:
-        return f"{head} The interval covers 0: these seeds do not show that it helps, or harms."
-    side = "above" if found.mean > 0 else "below"
-    return f"{head} The interval lies {side} 0, on these validation images."
+        verdict = "covers 0: these seeds do not show that it helps, or harms"
+    over = f"(mean and 95 % interval over {found.n} seeds)"
+    return f"Unfreezing changed the IoU {against} {over}. The interval {verdict}."
 
 
-def _over_controls(trials: Iterable[Trial], results: Mapping[str, Result]) -> list[float]:
-    """IoU of each trial less that of its control, where both are known."""
-    found = []
-    for trial in trials:
-        own, control = results.get(trial.name), results.get(trial.control or "")
-        if own and control and own.iou is not None and control.iou is not None:
-            found.append(own.iou - control.iou)
-    return found
+def _of(grid: Grid, setting: int) -> list[Trial]:
+    """The trials of a combination, one for each seed."""
+    return [trial for trial in grid.trials if trial.setting == setting]
+
+
+def _iou(results: Mapping[str, Result], trial: str | None) -> float:
+    """Of a trial; nan where it has not ended, or has none."""
+    found = results.get(trial)
+    return math.nan if found is None or found.iou is None else found.iou
+
+
+def _over_controls(grid: Grid, results: Mapping[str, Result], setting: int) -> list[float]:
+    """IoU of a combination less that of its control, for each seed; nan where one is not known."""
+    trials = _of(grid, setting)
+    return [_iou(results, trial.name) - _iou(results, trial.control) for trial in trials]
+
+
+def _mean_over_seeds(rows: Iterable[Iterable[float]]) -> Estimate | None:
+    """Of rows of differences, a column for each seed: averaged within a seed, unless one of its
+    differences is nan.
+    """
+    means = map(fmean, zip(*rows, strict=True))
+    return estimate([mean for mean in means if not math.isnan(mean)])
 
 
 def _paired(grid: Grid, axis: int, level: int) -> dict[tuple[int, ...], tuple[int, int]]:
@@ -223,17 +188,14 @@ def _where(grid: Grid, axis: int, paired: Collection[tuple[int, ...]]) -> str:
     """At which values of the other axes the pairs lie: by axis, or one by one where that would name
     others, too.
     """
-    words = grid.labels
+    words, named = grid.labels, []
     taken = [sorted(set(column)) for column in zip(*paired, strict=True)]
+    others = [i for i in range(len(taken)) if i != axis]
     if len(paired) < math.prod(map(len, taken)):
-        others = []
-        for levels in paired:
-            named = [words[i][level] for i, level in enumerate(levels) if i != axis]
-            others.append(" · ".join(named))
-        return f"at {', '.join(others)}"
-    limited = []
-    for i, path in enumerate(grid.axes):
-        if i != axis and len(taken[i]) < len(words[i]):
-            named = [words[i][level] for level in taken[i]]
-            limited.append(f"{short_path(path)} {', '.join(named)}")
-    return f"at {' and '.join(limited)}" if limited else ""
+        named = [" · ".join([words[i][levels[i]] for i in others]) for levels in paired]
+        return f"at {', '.join(named)}"
+    for i in others:
+        if len(taken[i]) < len(words[i]):
+            values = [words[i][level] for level in taken[i]]
+            named.append(f"{short_path([*grid.axes][i])} {', '.join(values)}")
+    return f"at {' and '.join(named)}" if named else ""

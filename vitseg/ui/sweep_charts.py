@@ -14,9 +14,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vitseg.sweep.findings import (
-    Comparison,
+    Effect,
     Result,
-    comparisons,
     gain,
     ious_by_seed,
     main_effects,
@@ -226,8 +225,7 @@ def _gains(grid: Grid, results: Mapping[str, Result]) -> tuple[go.Scatter, list[
     """A dot with its interval for each value of each axis against the axis's first, from below; on
     top unfreezing against the controls. Each row with its name.
     """
-    effects = {effect.of: effect.gain for effect in main_effects(grid, results)}
-    rows = {_name(found): effects.get(found) for found in reversed(comparisons(grid))}
+    rows = {_name(effect): effect.gain for effect in reversed(main_effects(grid, results))}
     rows["unfreezing, against<br>the same epochs in stage 1"] = unfreezing(grid, results)
     x, y, half = [], [], []
     for row, known in enumerate(rows.values()):
@@ -247,7 +245,7 @@ def _gains(grid: Grid, results: Mapping[str, Result]) -> tuple[go.Scatter, list[
     return dots, list(rows)
 
 
-def _name(found: Comparison) -> str:
+def _name(found: Effect) -> str:
     lines = [f"{found.axis}:", f"{found.value}, against {found.first}"]
     if found.where:
         lines.append(found.where)
