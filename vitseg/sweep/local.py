@@ -51,9 +51,14 @@ def train_or_resume(run: RunFolder, recipe: Recipe, beside: Path) -> TrainingRun
     return train(recipe, run.path, reuse=beside)
 
 
-def key_of(described: dict[str, Any]) -> str:
-    """The name of a sweep or a search by its content, which the same call comes to again."""
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:8]
+def place_of(kind: str, described: dict[str, Any], folder: str | Path | None) -> tuple[Path, str]:
+    """The folder of a sweep or a search, and its key: a digest of its content, which names the
+    folder if none is given, so that the same call finds it again.
+    """
+    content = json.dumps(described, sort_keys=True).encode()
+    key = hashlib.sha256(content).hexdigest()[:8]
+    own = runs_root() / f"{kind}-{described['recipe']['name']}-{key}"
+    return Path(folder or own).expanduser().absolute(), key
 
 
 def refuse_another(file: Path, described: dict[str, Any]) -> None:
@@ -86,9 +91,7 @@ class Sweep:
         recipe = grid.recipe.model_dump(mode="json")
         self._described = {"recipe": recipe, "axes": axes, "seeds": grid.seeds}
         self.grid = grid
-        self.path = runs_root() / f"sweep-{grid.recipe.name}-{key_of(self._described)}"
-        if folder:
-            self.path = Path(folder).expanduser().absolute()
+        self.path, _ = place_of("sweep", self._described, folder)
         self.file = self.path / "sweep.json"
         refuse_another(self.file, self._described)
         self.failures: dict[str, str] = {}

@@ -9,7 +9,6 @@ import shutil
 import sqlite3
 from collections.abc import Generator, Iterator, Mapping, Set
 from contextlib import ExitStack, closing, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from vitseg.errors import ConfigError, RecipeError, RunError, TrainingError, Vit
 from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted
 from vitseg.files import held, is_held, write_json
 from vitseg.recipe import Recipe, plain
-from vitseg.runs.folder import RunFolder, runs_root
+from vitseg.runs.folder import RunFolder
 from vitseg.runs.run import kept_events
 from vitseg.sweep.grid import value_words, variants
-from vitseg.sweep.local import key_of, refuse_another, train_or_resume
+from vitseg.sweep.local import place_of, refuse_another, train_or_resume
 
 try:
     import optuna
@@ -113,13 +112,12 @@ class Search:
             "sampler": sampler,
             "pruner": pruner,
         }
-        key = key_of(described)
-        self.path = runs_root() / f"search-{recipe.name}-{key}"
-        if folder:
-            self.path = Path(folder).expanduser().absolute()
+        self.path, key = place_of("search", described, folder)
+        # two processes must not choose the same trial
+        self._choosing = FileLock(self.path / "asking.lock", timeout=LOCKED_SECONDS)
         with _readable_errors(self.path):
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
-            with self._asking():
+            with self._choosing:
                 file, url = self.path / "search.json", storage and sqlalchemy.make_url(storage)
                 described["storage"] = url and url.render_as_string()  # without its password
                 refuse_another(file, described)
@@ -169,13 +167,9 @@ class Search:
         """All trials that have started."""
         with _readable_errors(self.path):
             found = self.study.get_trials(deepcopy=False)
-        started = []
-        for trial in found:
-            # in older studies one that was cut off has failed, and goes on under another number
-            cut_off = trial.state == TrialState.FAIL and not self.error_of(trial)
-            if trial.state != TrialState.WAITING and not cut_off:
-                started.append(trial)
-        return started
+        # in older studies one that was cut off has failed, and goes on under another number
+        started = [t for t in found if t.state != TrialState.FAIL or self.error_of(t)]
+        return [t for t in started if t.state != TrialState.WAITING]
 
     def left(self) -> int:
         """How many trials have not ended and are trained by no process."""
@@ -232,7 +226,7 @@ class Search:
         """A trial of this process's own, cut off before or new, and its lock, to be closed at its
         end. None once enough have started.
         """
-        with _readable_errors(self.path), self._asking():
+        with _readable_errors(self.path), self._choosing:
             trial = self._cut_off()
             if not self.left():
                 return None
@@ -245,12 +239,6 @@ class Search:
             claim = ExitStack()
             claim.enter_context(held(self._claim_of(trial)))
             return trial, claim
-
-    def _asking(self) -> FileLock:
-        """Held while a trial is chosen, which takes a moment: two processes must not choose the
-        same.
-        """
-        return FileLock(self.path / "asking.lock", timeout=LOCKED_SECONDS)
 
     def _claim_of(self, trial: Trial | FrozenTrial) -> Path:
         return self.path / "claims" / str(trial.number)
@@ -368,8 +356,8 @@ def _open_study(
     how: dict[str, Any] = {}
     if url is None:  # a URL would read meanings into some characters of the folder's name
         file, how["poolclass"] = folder / "study.db", sqlalchemy.NullPool
-        connect = {"timeout": LOCKED_SECONDS, "check_same_thread": False}
-        how["creator"] = partial(sqlite3.connect, file, **connect)
+        options = {"timeout": LOCKED_SECONDS, "check_same_thread": False}
+        how["creator"] = lambda: sqlite3.connect(file, **options)
     with quiet():
         study = optuna.create_study(
             storage=optuna.storages.RDBStorage(url or "sqlite://", engine_kwargs=how),
