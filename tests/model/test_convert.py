@@ -12,8 +12,7 @@ from transformers import AutoModel
 
 from vitseg import cli
 from vitseg.errors import WeightsError
-from vitseg.model.convert import convert_encoder
-from vitseg.model.weights import load_vit
+from vitseg.model.weights import convert_encoder, load_vit
 
 
 @pytest.fixture

@@ -144,8 +144,8 @@ class Segmenter(nn.Module):
         """
         rgb, size = _as_rgb(image), self.shape.size
         pixels = _pixels(padded_image(rgb, size))
-        logits = window_logits(pixels, size, overlap, self._logits_of)
-        return likeliest(logits).to(torch.uint8).numpy()[: rgb.height, : rgb.width]
+        logits = window_logits(pixels, size, overlap, self._logits_of)[:, : rgb.height, : rgb.width]
+        return likeliest(logits).to(torch.uint8).numpy()
 
     def _logits_of(self, pixels: Tensor) -> Tensor:
         """Of one image (3, H, W) uint8: logits (classes, H, W), in eval mode."""

@@ -1,5 +1,5 @@
-"""Encoder weights: from a local folder, from the model hub, or the packaged copy that needs only a
-package index.
+"""Encoder weights: from a local folder, from the model hub, the packaged copy that needs only a
+package index, or on request a `.pth` file, the one place where a pickle is read.
 
 A name never silently becomes another one, and what was loaded is checked: no missing, unexpected or
 mismatched key.
@@ -19,11 +19,14 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from textwrap import shorten
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
@@ -53,6 +56,8 @@ _PACKAGED_CONFIG = {
     "image_size": 518,
     "layer_norm_eps": 1e-6,
 }
+_UNDER = ("state_dict", "model_state_dict", "model")
+"""Where training scripts keep the weights, if not at the top."""
 _NO_PART_OF_IT = re.compile(r"^classifier\.|(^|\.)(pooler\.|mask_token$)")
 _OFFLINE_HINT = (
     f'Use model.encoder="{PACKAGED}", the path of a folder saved with save_pretrained, or '
@@ -89,7 +94,7 @@ def load_vit(name: str) -> LoadedViT:
     elif Path(name).expanduser().is_dir():
         folder = Path(name).expanduser()
         source = {"source": "local folder", "licence": "see the folder's own"}
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         folder = _from_hub(name)
         source = {"source": f"huggingface.co/{name}", "licence": "see the model's card"}
     else:
@@ -221,15 +226,14 @@ def _convert(onnx_file: Path, folder: Path) -> None:
     arrays = {name: torch.tensor(onnx.numpy_helper.to_array(t)) for name, t in stored.items()}
     inputs = {node.name: node.input for node in graph.node}
     tensors = {}
-    for name, tensor in arrays.items():
-        if name.startswith("backbone."):
-            tensors[name.removeprefix("backbone.")] = tensor
+    for name in filter(re.compile(r"backbone\.").match, arrays):
+        tensors[name.removeprefix("backbone.")] = arrays[name]
     # Linear weights are unnamed: the MatMul node's path is the name, the matrix transposed
     for path, names in inputs.items():
+        layer = re.fullmatch("/backbone/(encoder/.*)/MatMul", path)
         matrices = [arrays[name] for name in names if name in arrays and arrays[name].ndim == 2]
-        if path.startswith("/backbone/encoder/") and path.endswith("/MatMul") and matrices:
-            name = path.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
-            tensors[f"{name}.weight"] = matrices[0].T.contiguous()
+        if layer and matrices:
+            tensors[f"{layer[1].replace('/', '.')}.weight"] = matrices[0].T.contiguous()
     positions = [inputs[f"/backbone/embeddings/{at}"][0] for at in ("Concat_6", "Reshape_1")]
     tensors["embeddings.position_embeddings"] = torch.cat([arrays[at] for at in positions], dim=1)
     tensors["embeddings.mask_token"] = torch.zeros(1, _PACKAGED_CONFIG["hidden_size"])
@@ -238,22 +242,16 @@ def _convert(onnx_file: Path, folder: Path) -> None:
 
 
 def _from_hub(name: str) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import model_info, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
+        cached = try_to_load_from_cache(name, _ONE)
+        if isinstance(cached, str):
+            return Path(cached).parent
         with quiet():
+            model_info(name, timeout=5)  # the download itself would wait much longer for an answer
             wanted = ["config.json", _COLORS, _ONE]
-            with contextlib.suppress(LocalEntryNotFoundError):
-                cached = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
-                if (cached / _ONE).exists():
-                    return cached
-            # the download itself would wait much longer for an answer
-            HfApi().model_info(name, timeout=5)
             return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=5))
     except Exception as error:  # the hub client's network errors share no base class
         reason, hint = (str(error).strip() or type(error).__name__).splitlines()[0], _OFFLINE_HINT
@@ -284,3 +282,56 @@ def quiet() -> Iterator[None]:
     finally:
         hf_logging.set_verbosity(level)
         hf_logging.enable_progress_bar()
+
+
+def convert_encoder(file: str | Path, like: str, folder: str | Path) -> None:
+    """Take the encoder out of a training checkpoint, and save it in `folder`, to be named in a
+    recipe.
+
+    `like` is an encoder of the same make, by name or folder; its weights are replaced. Names in the
+    file may have anything before those of `like` (`model.encoder.`). Raises WeightsError for a file
+    that needs code to be run, and unless every weight of `like`, and of its size, is there.
+    """
+    place = Path(folder).expanduser()
+    if place.is_file() or (place.is_dir() and any(place.iterdir())):
+        raise WeightsError(f"{place}: holds something already.", "Choose a new folder.")
+    stored, loaded = _pickled(Path(file)), load_vit(like)
+    wanted = loaded.vit.state_dict()
+    known = max(wanted, key=len)
+    starts = sorted(name.removesuffix(known) for name in stored if name.endswith(known))
+    start = starts[0] if starts else ""
+    try:
+        found = {name: stored[start + name] for name in wanted if start + name in stored}
+        loaded.vit.load_state_dict(found)
+    except RuntimeError as error:
+        problem = f"{file}: is no {like} ({shorten(str(error), 400)})."
+        raise WeightsError(problem, "Name an encoder of the same make.") from None
+    try:
+        with quiet():
+            loaded.vit.save_pretrained(place)
+        write_color_statistics(place, loaded.mean, loaded.std)
+    except (OSError, SafetensorError) as error:
+        problem = f"{place}: cannot be written ({error})."
+        raise WeightsError(problem, "Choose another folder, or make room.") from None
+
+
+def _pickled(file: Path) -> dict[str, Tensor]:
+    try:
+        found: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"{file}: cannot be read ({error.strerror}).") from None
+    except Exception as error:  # a torn pickle fails in many ways
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        hint = "Save its state_dict alone, where it was made; nothing in the file was run."
+        problem = f"{file}: holds more than weights, or is damaged ({first})"
+        raise WeightsError(problem, hint) from None
+    for name in _UNDER:
+        if isinstance(found, dict) and isinstance(found.get(name), dict):
+            found = found[name]
+    weights = {}
+    if isinstance(found, dict):
+        weights = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    if not weights:
+        hint = f"They are looked for at the top, or under {', '.join(_UNDER)}."
+        raise WeightsError(f"{file}: holds no weights by name.", hint)
+    return weights

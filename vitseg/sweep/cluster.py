@@ -56,7 +56,7 @@ class Spread:
         if any(trial.recipe.threads == "auto" for trial in sweep.grid.trials):
             hint = 'Nodes have different numbers of cores: recipe.replace({"threads": 2}).'
             raise ConfigError("threads", "auto", "a number, with where='ray'", hint)
-        if isinstance(gpus, bool) or not isinstance(gpus, int | float) or not 0 <= gpus < math.inf:
+        if type(gpus) not in (int, float) or not 0 <= gpus < math.inf:
             allowed = "how many a trial takes, 0 or more; 0.5 for two trials on one"
             raise ConfigError("gpus", gpus, allowed)
         if not isinstance(address, str | None):
@@ -99,14 +99,12 @@ class Spread:
 
     def _refuse_what_fits_nowhere(self) -> None:
         """Raises ConfigError where no node has what a trial takes: it would wait without end."""
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        rooms = [(node.get("CPU", 0), node.get("GPU", 0)) for node in nodes]
-        for trial in self.sweep.grid.trials:
-            cores = _cores(trial.recipe)
-            if not any(cpus >= cores and gpus >= self._gpus for cpus, gpus in rooms):
+        nodes = [Counter(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        for cores in {_cores(trial.recipe) for trial in self.sweep.grid.trials}:
+            if not any(node["CPU"] >= cores and node["GPU"] >= self._gpus for node in nodes):
                 wanted = f"{cores} cores and {self._gpus:g} GPUs"
-                allowed = f"what a node has, of (cores, GPUs) {rooms}"
-                raise ConfigError("threads, processes, gpus", wanted, allowed)
+                has = ", ".join(f"{node['CPU']:g} and {node['GPU']:g}" for node in nodes)
+                raise ConfigError("threads, processes, gpus", wanted, f"what a node has: {has}")
 
     def _ready(self, waiting: Iterable[Trial], running: Iterable[Trial]) -> list[Trial]:
         """Those that share no stage with a trial that has yet to train it."""

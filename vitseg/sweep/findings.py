@@ -107,12 +107,17 @@ def main_effects(grid: Grid, results: Mapping[str, Result]) -> list[Effect]:
     for trial in grid.trials:
         ious.setdefault(trial.setting, []).append(_iou(results, trial.name))
     for axis, (path, words) in enumerate(zip(grid.axes, grid.labels, strict=True)):
+        along = dict[tuple[int, ...], list[int]]()  # the axis, by the levels of all others
+        for levels, setting in grid.places.items():
+            along.setdefault(levels[:axis] + levels[axis + 1 :], []).append(setting)
         for level in range(1, len(words)):
-            paired = _paired(grid, axis, level)
-            over = _mean_over_seeds([map(sub, ious[a], ious[b]) for a, b in paired.values()])
-            if paired:
-                names = short_path(path), words[level], words[0], _where(grid, axis, paired)
-                found.append(Effect(*names, over))
+            rows = {}
+            for others, settings in along.items():
+                if settings[level] != settings[0]:
+                    rows[others] = map(sub, ious[settings[level]], ious[settings[0]])
+            if rows:
+                names = short_path(path), words[level], words[0], _where(grid, axis, rows)
+                found.append(Effect(*names, _mean_over_seeds(rows.values())))
     return found
 
 
@@ -172,30 +177,19 @@ def _mean_over_seeds(rows: Iterable[Iterable[float]]) -> Estimate | None:
     return estimate([mean for mean in means if not math.isnan(mean)])
 
 
-def _paired(grid: Grid, axis: int, level: int) -> dict[tuple[int, ...], tuple[int, int]]:
-    """The settings at `level` and at the first value of an axis, by the levels of both; not where
-    they are one training.
-    """
-    found = {}
-    for levels, setting in grid.places.items():
-        first = grid.places[(*levels[:axis], 0, *levels[axis + 1 :])]
-        if levels[axis] == level and setting != first:
-            found[levels] = setting, first
-    return found
-
-
-def _where(grid: Grid, axis: int, paired: Collection[tuple[int, ...]]) -> str:
+def _where(grid: Grid, axis: int, pairs: Collection[tuple[int, ...]]) -> str:
     """At which values of the other axes the pairs lie: by axis, or one by one where that would name
     others, too.
     """
-    words, named = grid.labels, []
-    taken = [sorted(set(column)) for column in zip(*paired, strict=True)]
-    others = [i for i in range(len(taken)) if i != axis]
-    if len(paired) < math.prod(map(len, taken)):
-        named = [" · ".join([words[i][levels[i]] for i in others]) for levels in paired]
+    others, named = list(zip(map(short_path, grid.axes), grid.labels, strict=True)), []
+    del others[axis]
+    taken = [sorted(set(column)) for column in zip(*pairs, strict=True)]
+    if len(pairs) < math.prod(map(len, taken)):
+        for levels in pairs:
+            words = [labels[i] for (_, labels), i in zip(others, levels, strict=True)]
+            named.append(" · ".join(words))
         return f"at {', '.join(named)}"
-    for i in others:
-        if len(taken[i]) < len(words[i]):
-            values = [words[i][level] for level in taken[i]]
-            named.append(f"{short_path([*grid.axes][i])} {', '.join(values)}")
+    for (path, labels), levels in zip(others, taken, strict=True):
+        if len(levels) < len(labels):
+            named.append(f"{path} {', '.join([labels[level] for level in levels])}")
     return f"at {' and '.join(named)}" if named else ""

@@ -122,8 +122,9 @@ def make_grid(
 
 def _seeds(recipe: Recipe, seeds: int | Sequence[int]) -> tuple[int, ...]:
     found = tuple(range(recipe.seed, recipe.seed + seeds) if isinstance(seeds, int) else seeds)
-    whole = all(type(seed) is int and seed >= 0 for seed in found)
-    if not found or not whole or len(set(found)) < len(found):
+    if not found or any(
+        type(seed) is not int or seed < 0 or found.count(seed) > 1 for seed in found
+    ):
         allowed = "how many (at least 1), or different whole numbers from 0"
         raise ConfigError("seeds", seeds, allowed)
     return found
@@ -158,10 +159,10 @@ def _left_out(
     `idle` have no effect in it.
     """
     these, those, ignored = [], [], []
-    for (path, values), value, other in zip(axes.items(), setting, first, strict=True):
+    for path, value, other in zip(axes, setting, first, strict=True):
         name = short_path(path)
-        these.append(f"{name} {value_words(value, values)}")
-        those.append(f"{name} {value_words(other, values)}")
+        these.append(f"{name} {value_words(value, axes[path])}")
+        those.append(f"{name} {value_words(other, axes[path])}")
         if value != other and path in idle:
             ignored.append(name)
     why = f": {', '.join(ignored)} has no effect there" if ignored else ""
@@ -237,27 +238,26 @@ def value_words(value: Any, among: Sequence[Any]) -> str:
     apart from those of its kind `among` the values of the axis ("exponential gamma 0.5").
     """
     match plain(value):
-        case {**group}:
-            kind = group.get("kind")
+        case {"kind": kind, **group}:
             alike = [v for v in map(plain, among) if isinstance(v, dict) and v.get("kind") == kind]
             apart = []
             for name, own in group.items():
-                if kind is None or any(other.get(name) != own for other in alike):
+                if any(other.get(name) != own for other in alike):
                     apart.append(f"{name} {own}")
-            return f"{(kind or '').replace('_', ' ')} {', '.join(apart)}".strip()
+            return f"{kind.replace('_', ' ')} {', '.join(apart)}".strip()
+        case {**group}:
+            return ", ".join(map("{} {}".format, group, group.values()))
         case [{}, *_]:
-            others = chain(*[other for other in among if isinstance(other, tuple | list)])
-            return ", then ".join([value_words(v, list(others)) for v in value])
+            others = [other for other in among if isinstance(other, tuple | list)]
+            return ", then ".join([value_words(v, [*chain(*others)]) for v in value])
         case float():
             return f"{value:.3g}"
-        case _:
-            return str(value)
+    return str(value)
 
 
 def short_path(path: str) -> str:
     """ "stages.1.unfrozen_blocks" as "stage 2 unfrozen_blocks"."""
     match path.split("."):
-        case ["stages", number, name, *more] if number.isdecimal():
-            return f"stage {int(number) + 1} {'.'.join([name, *more])}"
-        case _:
-            return path
+        case ["stages", number, *names] if names and number.isdecimal():
+            return f"stage {int(number) + 1} {'.'.join(names)}"
+    return path
