@@ -8,6 +8,7 @@ speak of initialisation, order and dropout on these images, and not of other ima
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import sub
 from statistics import fmean, stdev
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from scipy.special import stdtrit
 
-from vitseg.sweep.grid import Grid, Trial, short_path, total_epochs
+from vitseg.sweep.grid import Grid, short_path, total_epochs
 
 LEVEL = 0.95
 
@@ -81,92 +82,81 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(fmean(values), half, n)
 
 
-def scores(grid: Grid, results: Mapping[str, Result], setting: int) -> dict[int, float]:
-    """IoU of a combination by seed, of the trials that have ended."""
-    return ious_by_seed(_of(grid, setting), results)
-
-
-def ious_by_seed(trials: Iterable[Trial], results: Mapping[str, Result]) -> dict[int, float]:
-    """Of the trials that have ended, and have an IoU."""
-    found = {trial.seed: _iou(results, trial.name) for trial in trials}
-    return {seed: iou for seed, iou in found.items() if not math.isnan(iou)}
-
-
-def gain(grid: Grid, results: Mapping[str, Result], setting: int) -> Estimate | None:
-    """IoU of a combination over that of its control, the same number of epochs wholly in stage
-    1.
+class Findings:
+    """What the trials of a grid that have ended, `results` by name, say about its settings. `iou`
+    is that of every trial, nan where it is not known.
     """
-    return _mean_over_seeds([_over_controls(grid, results, setting)])
 
+    def __init__(self, grid: Grid, results: Mapping[str, Result]):
+        self.grid, self.iou = grid, dict[str | None, float]({None: math.nan})
+        for trial in grid.trials:
+            known = results.get(trial.name)
+            unknown = known is None or known.iou is None
+            self.iou[trial.name] = math.nan if unknown else known.iou
+        # by setting, a value for each seed
+        self._ious, self._gains = defaultdict(list), defaultdict(list)
+        for trial in grid.trials:
+            iou = self.iou[trial.name]
+            self._ious[trial.setting].append(iou)
+            self._gains[trial.setting].append(iou - self.iou[trial.control])
 
-def main_effects(grid: Grid, results: Mapping[str, Result]) -> list[Effect]:
-    """Of every value but the first of each axis, unless the axis has no effect anywhere. Only seeds
-    in which all its pairs have ended count.
-    """
-    found, ious = [], dict[int | None, list[float]]()
-    for trial in grid.trials:
-        ious.setdefault(trial.setting, []).append(_iou(results, trial.name))
-    for axis, (path, words) in enumerate(zip(grid.axes, grid.labels, strict=True)):
-        along = dict[tuple[int, ...], list[int]]()  # the axis, by the levels of all others
-        for levels, setting in grid.places.items():
-            along.setdefault(levels[:axis] + levels[axis + 1 :], []).append(setting)
-        for level in range(1, len(words)):
-            rows = {}
-            for others, settings in along.items():
-                if settings[level] != settings[0]:
-                    rows[others] = map(sub, ious[settings[level]], ious[settings[0]])
-            if rows:
-                names = short_path(path), words[level], words[0], _where(grid, axis, rows)
-                found.append(Effect(*names, _mean_over_seeds(rows.values())))
-    return found
+    def scores(self, setting: int) -> dict[int, float]:
+        """IoU of a combination by seed, of the trials that have ended."""
+        found = zip(self.grid.seeds, self._ious[setting], strict=True)
+        return {seed: iou for seed, iou in found if not math.isnan(iou)}
 
+    def gain(self, setting: int) -> Estimate | None:
+        """IoU of a combination over that of its control, the same number of epochs wholly in stage
+        1.
+        """
+        return _mean_over_seeds([self._gains[setting]])
 
-def unfreezing(grid: Grid, results: Mapping[str, Result]) -> Estimate | None:
-    """IoU that the trials which unfreeze a block gain over their controls, averaged within each
-    seed.
-    """
-    rows = {}
-    for trial in grid.trials:
-        if trial.control and any(stage.unfrozen_blocks for stage in trial.recipe.stages):
-            rows[trial.setting] = _over_controls(grid, results, trial.setting)
-    return _mean_over_seeds(rows.values())
+    def main_effects(self) -> list[Effect]:
+        """Of every value but the first of each axis, unless the axis has no effect anywhere. Only
+        seeds in which all its pairs have ended count.
+        """
+        found, grid = [], self.grid
+        for axis, (path, words) in enumerate(zip(grid.axes, grid.labels, strict=True)):
+            along = defaultdict(list)  # the axis, by the levels of all others
+            for levels, setting in grid.places.items():
+                along[levels[:axis] + levels[axis + 1 :]].append(self._ious[setting])
+            for level in range(1, len(words)):
+                # where the axis has an effect: else both are one training
+                apart = {at: ious for at, ious in along.items() if ious[level] is not ious[0]}
+                rows = {at: map(sub, ious[level], ious[0]) for at, ious in apart.items()}
+                if rows:
+                    names = short_path(path), words[level], words[0], _where(grid, axis, rows)
+                    found.append(Effect(*names, _mean_over_seeds(rows.values())))
+        return found
 
+    def unfreezing(self) -> Estimate | None:
+        """IoU that the trials which unfreeze a block gain over their controls, averaged within each
+        seed.
+        """
+        rows = {}
+        for trial in self.grid.trials:
+            if trial.control and any(stage.unfrozen_blocks for stage in trial.recipe.stages):
+                rows[trial.setting] = self._gains[trial.setting]
+        return _mean_over_seeds(rows.values())
 
-def sentence(grid: Grid, results: Mapping[str, Result]) -> str:
-    """What unfreezing bought, in words that say no more than the seeds do."""
-    found = unfreezing(grid, results)
-    if found is None:
-        return (
-            "What unfreezing bought is not known yet: no seed has all its trials and their "
-            "controls."
-        )
-    lengths = [total_epochs(trial.recipe) for trial in grid.trials]
-    epochs = " to ".join(map(str, sorted({min(lengths), max(lengths)})))
-    against = f"by {found} against the same {epochs} epochs spent wholly in stage 1"
-    if found.half is None:
-        return f"Unfreezing changed the IoU {against}: nothing can be said about chance."
-    verdict = f"lies {'above' if found.mean > 0 else 'below'} 0, on these validation images"
-    if found.covers_0:
-        verdict = "covers 0: these seeds do not show that it helps, or harms"
-    over = f"(mean and 95 % interval over {found.n} seeds)"
-    return f"Unfreezing changed the IoU {against} {over}. The interval {verdict}."
-
-
-def _of(grid: Grid, setting: int) -> list[Trial]:
-    """The trials of a combination, one for each seed."""
-    return [trial for trial in grid.trials if trial.setting == setting]
-
-
-def _iou(results: Mapping[str, Result], trial: str | None) -> float:
-    """Of a trial; nan where it has not ended, or has none."""
-    found = results.get(trial)
-    return math.nan if found is None or found.iou is None else found.iou
-
-
-def _over_controls(grid: Grid, results: Mapping[str, Result], setting: int) -> list[float]:
-    """IoU of a combination less that of its control, for each seed; nan where one is not known."""
-    trials = _of(grid, setting)
-    return [_iou(results, trial.name) - _iou(results, trial.control) for trial in trials]
+    def sentence(self) -> str:
+        """What unfreezing bought, in words that say no more than the seeds do."""
+        found = self.unfreezing()
+        if found is None:
+            return (
+                "What unfreezing bought is not known yet: no seed has all its trials and their "
+                "controls."
+            )
+        lengths = [total_epochs(trial.recipe) for trial in self.grid.trials]
+        epochs = " to ".join(map(str, sorted({min(lengths), max(lengths)})))
+        against = f"by {found} against the same {epochs} epochs spent wholly in stage 1"
+        if found.half is None:
+            return f"Unfreezing changed the IoU {against}: nothing can be said about chance."
+        verdict = f"lies {'above' if found.mean > 0 else 'below'} 0, on these validation images"
+        if found.covers_0:
+            verdict = "covers 0: these seeds do not show that it helps, or harms"
+        over = f"(mean and 95 % interval over {found.n} seeds)"
+        return f"Unfreezing changed the IoU {against} {over}. The interval {verdict}."
 
 
 def _mean_over_seeds(rows: Iterable[Iterable[float]]) -> Estimate | None:
