@@ -104,8 +104,8 @@ def make_grid(
         variants("axes", recipe, path, values)
     axes = {path: tuple(values) for path, values in axes.items()}
     places, first, notes, trials = {}, dict[str, Any](), [], []
-    for levels in product(*[range(len(values)) for values in axes.values()]):
-        setting = tuple(values[i] for values, i in zip(axes.values(), levels, strict=True))
+    for combination in product(*map(enumerate, axes.values())):
+        levels, setting = zip(*combination, strict=True)
         changed, idle = recipe.settle(dict(zip(axes, setting, strict=True)))
         new = len(first), setting, changed, idle
         number, same, _, idle_there = first.setdefault(training_of(changed, facts), new)
@@ -122,9 +122,8 @@ def make_grid(
 
 def _seeds(recipe: Recipe, seeds: int | Sequence[int]) -> tuple[int, ...]:
     found = tuple(range(recipe.seed, recipe.seed + seeds) if isinstance(seeds, int) else seeds)
-    if not found or any(
-        type(seed) is not int or seed < 0 or found.count(seed) > 1 for seed in found
-    ):
+    whole = all(type(seed) is int and seed >= 0 for seed in found)
+    if not found or not whole or len({*found}) < len(found):
         allowed = "how many (at least 1), or different whole numbers from 0"
         raise ConfigError("seeds", seeds, allowed)
     return found

@@ -158,8 +158,7 @@ class Search:
                     error = yield from self._try(trial)
                 except (GeneratorExit, OSError, RunError):
                     with suppress(RunError), _readable_errors(self.path):
-                        attempts = trial.user_attrs["attempts"] - 1  # to be left is none
-                        trial.set_user_attr("attempts", attempts)
+                        trial.set_user_attr("attempts", 0)  # it does not kill its process
                     raise
                 yield TrialEnded(self.name_of(trial), error)
 
@@ -235,9 +234,9 @@ class Search:
                 self.study.sampler = SAMPLERS[self.sampler](seed)
                 trial = self.study.ask(self.space)
             trial.set_user_attr("attempts", trial.user_attrs.get("attempts", 0) + 1)
-            self._claim_of(trial).mkdir(parents=True, exist_ok=True)
-            claim = ExitStack()
-            claim.enter_context(held(self._claim_of(trial)))
+            claim, folder = ExitStack(), self._claim_of(trial)
+            folder.mkdir(parents=True, exist_ok=True)
+            claim.enter_context(held(folder))
             return trial, claim
 
     def _claim_of(self, trial: Trial | FrozenTrial) -> Path:
@@ -265,11 +264,10 @@ class Search:
             if (yield from self._train(trial, run)):
                 self._end(trial, TrialState.PRUNED)
             else:
-                best, seconds = run.summary["best"], run.summary["seconds"]
+                best, took = run.summary["best"], run.summary["seconds"]
                 if best["iou"] is None:
                     raise TrainingError("The validation images have no IoU: their masks are void.")
-                state, f1 = TrialState.COMPLETE, best["f1"]
-                self._end(trial, state, best["iou"], f1=f1, seconds=seconds)
+                self._end(trial, TrialState.COMPLETE, best["iou"], f1=best["f1"], seconds=took)
         except (OSError, RunError):  # of the disk or the folder: no fault of these settings
             raise
         except (VitsegError, RuntimeError) as failure:
