@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from vitseg.model.noise import KeyedDropout
 
-_PYRAMIDS = {
-    "lean": {"widths": (128, 128, 64, 32), "scales": (1, 1, 2, 4), "convolutions": 1},
-    "unet": {"widths": (256, 128, 64, 32), "scales": (1, 2, 4, 8), "convolutions": 2},
-}
+_PYRAMIDS = {"lean": (1, (128, 128, 64, 32), (1, 2, 4)), "unet": (2, (256, 128, 64, 32), (2, 4, 8))}
+"""Convolutions a level, channels from the deepest map on, and each level's size in patch grids."""
 
 
 class _Meet(nn.Module):
@@ -43,30 +41,22 @@ class _Meet(nn.Module):
 
 
 class PyramidDecoder(nn.Module):
-    """A U-Net decoder: deepest skip first, one level a skip, `scales` times the patch grid.
+    """A U-Net decoder by its name: deepest skip first, one level a skip.
 
     Its logits are added to those of `direct`, a linear reading of the four skips. Channels of a ViT
     differ in scale by an order of magnitude; each skip is normed as a whole, image by image, which
     puts the four on an equal footing.
     """
 
-    def __init__(
-        self,
-        width: int,
-        classes: int,
-        dropout: float,
-        *,
-        widths: tuple,
-        scales: tuple,
-        convolutions: int,
-    ):
+    def __init__(self, name: str, width: int, classes: int, dropout: float):
         super().__init__()
+        convolutions, widths, scales = _PYRAMIDS[name]
         self.start = nn.Sequential(
             nn.Conv2d(width, widths[0], 1, bias=False), nn.GroupNorm(8, widths[0]), nn.ReLU()
         )
         self.levels = nn.ModuleList(
             _Meet(below, width, out, scale, convolutions)
-            for below, out, scale in zip(widths[:-1], widths[1:], scales[1:], strict=True)
+            for below, out, scale in zip(widths[:-1], widths[1:], scales, strict=True)
         )
         self.dropout = KeyedDropout(dropout, "decoder")
         self.classify = nn.Conv2d(widths[-1], classes, 1)
@@ -108,7 +98,7 @@ def build_decoder(name: str, width: int, classes: int, dropout: float, seed: int
         if name == "linear":
             decoder = LinearDecoder(width, classes, dropout)
         else:
-            decoder = PyramidDecoder(width, classes, dropout, **_PYRAMIDS[name])
+            decoder = PyramidDecoder(name, width, classes, dropout)
     return _initialise(decoder.to_empty(device="cpu"), torch.Generator().manual_seed(seed))
 
 

@@ -5,6 +5,7 @@ size.
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,8 +62,8 @@ class Segmenter(nn.Module):
     def __init__(self, encoder: Encoder, decoder: nn.Module, shape: Shape):
         super().__init__()
         self.encoder, self.decoder, self.shape = encoder, decoder, shape
-        self.register_buffer("mean", torch.tensor(shape.mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(shape.std)[:, None, None], persistent=False)
+        for name, values in (("mean", shape.mean), ("std", shape.std)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.suffix(self.prefix(images), tuple(images.shape[2:]))
@@ -220,15 +221,15 @@ def save_parts(model: Segmenter, weights: dict[str, Tensor], folder: Path) -> di
     part_of, own = {}, model.state_dict(keep_vars=True)
     for name, part in model_parts(model).items():
         part_of |= dict.fromkeys(map(id, part.parameters), name)
-    files: dict[Path, dict[str, Tensor]] = {}
+    files, where = defaultdict[str, dict[str, Tensor]](dict), {}
     for name, tensor in weights.items():
-        file = folder / "decoder"
+        file = "decoder"
         if not name.startswith(_DECODER):
-            file = folder / "encoder" / part_of.get(id(own[name]), EMBEDDINGS).replace(" ", "-")
+            file = f"encoder/{part_of.get(id(own[name]), EMBEDDINGS).replace(' ', '-')}"
         inner = name.removeprefix(_DECODER).removeprefix(_VIT)
-        files.setdefault(file.with_suffix(".safetensors"), {})[inner] = tensor.contiguous()
-    where = {}
-    for file, tensors in files.items():
+        files[f"{file}.safetensors"][inner] = tensor.contiguous()
+    for path, tensors in files.items():
+        file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)  # another run may have a link to it
         save_file(tensors, file, {"format": "pt"})
