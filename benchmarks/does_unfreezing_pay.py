@@ -18,7 +18,7 @@ from careful import careful
 
 import vitseg
 from vitseg.settings import CosineRestarts, Exponential
-from vitseg.sweep.findings import main_effects
+from vitseg.sweep.findings import Findings
 
 
 def main(folder: str, *options: str) -> int:
@@ -37,7 +37,7 @@ def main(folder: str, *options: str) -> int:
     ablation = vitseg.ablate(recipe, axes, seeds=3)
     ablation.finish()
     sys.stdout.write(f"\n{ablation.table}\n\n")
-    for effect in main_effects(ablation.grid, ablation.sweep.results()):
+    for effect in Findings(ablation.grid, ablation.sweep.results()).main_effects():
         sys.stdout.write(f"{effect}\n")
     sys.stdout.write(
         f"\n{ablation.sentence}\n{(time.monotonic() - began) / 60:.0f} minutes; "

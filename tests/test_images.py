@@ -27,7 +27,7 @@ from vitseg.images import (
     palette_image,
     to_rgb,
 )
-from vitseg.model.families import FAMILIES
+from vitseg.model.encoder import FAMILIES
 from vitseg.model.segmenter import Segmenter, build_segmenter, restore
 from vitseg.settings import Data, Folder, Model
 

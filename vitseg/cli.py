@@ -165,7 +165,7 @@ def _fetch(parsed: Namespace) -> None:
 
 
 def _convert(parsed: Namespace) -> None:
-    from vitseg.model.convert import convert_encoder
+    from vitseg.model.weights import convert_encoder
 
     convert_encoder(parsed.file, parsed.like, parsed.folder)
     _say(f"--set model.encoder={Path(parsed.folder).absolute()}")

@@ -80,7 +80,7 @@ class Recipe(Words):
         """
         tree = json.loads(self.model_dump_json())
         for path, value in changes.items():
-            _set(tree, path, _plain(value))
+            _set(tree, path, plain(value))
         try:
             return parse(json.dumps(tree))
         except TypeError as error:
@@ -131,11 +131,11 @@ def load_recipe(path: str | Path) -> Recipe:
         raise RecipeError(f"{path}: {error.problem}", error.mend) from None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Settings as the tree that JSON holds, also within tuples and lists."""
     if isinstance(value, BaseModel):
         return json.loads(value.model_dump_json())
-    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
+    return [plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
 def _set(tree: Any, path: str, value: Any) -> None:

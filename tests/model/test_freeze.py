@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from vitseg.errors import ConfigError
-from vitseg.model.families import FAMILIES
+from vitseg.model.encoder import FAMILIES
 from vitseg.model.freeze import freeze_report, set_freeze_depth
 from vitseg.model.noise import key_noise
 from vitseg.model.segmenter import Segmenter, build_segmenter

@@ -4,21 +4,11 @@ scipy.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from scipy import stats
 
 from vitseg.settings import Constant, Exponential
-from vitseg.sweep.findings import (
-    Result,
-    comparisons,
-    estimate,
-    gain,
-    main_effects,
-    sentence,
-    unfreezing,
-)
+from vitseg.sweep.findings import Findings, Result, estimate
 from vitseg.sweep.grid import Facts, make_grid
 from vitseg.ui import sweep_charts
 
@@ -49,7 +39,7 @@ def test_an_interval_is_student_s():
 
 def test_gains_are_paired_by_seed(grid):
     results = filled(grid, lambda setting, seed: 0.1 * seed + (0.6 if setting is None else 0.65))
-    found = gain(grid, results, 4)  # seeds differ by 0.2; the gain is the same in each
+    found = Findings(grid, results).gain(4)  # seeds differ by 0.2; the gain is the same in each
     assert found.mean == pytest.approx(0.05) and found.half == pytest.approx(0, abs=1e-12)
 
 
@@ -59,7 +49,7 @@ def test_main_effects_average_over_the_other_axis(grid):
         grid,
         lambda s, seed: 0.6 + 0.1 * seed + (depth[s // 2] + 0.01 * (s % 2) if s is not None else 0),
     )
-    found = {(e.axis, e.value): e.gain.mean for e in main_effects(grid, results)}
+    found = {(e.axis, e.value): e.gain.mean for e in Findings(grid, results).main_effects()}
     assert found == pytest.approx(
         {
             ("stage 2 unfrozen_blocks", "1"): 0.02,
@@ -72,37 +62,44 @@ def test_main_effects_average_over_the_other_axis(grid):
 def test_a_seed_that_is_not_complete_does_not_count(grid):
     results = filled(grid, lambda s, seed: 0.6 + 0.01 * (s or 0))
     del results["06-seed2"]
-    assert {e.gain.n for e in main_effects(grid, results)} == {2, 3}
-    assert unfreezing(grid, results).n == 2
+    assert {e.gain.n for e in Findings(grid, results).main_effects()} == {2, 3}
+    assert Findings(grid, results).unfreezing().n == 2
 
 
 def test_the_sentence_is_honest_when_the_interval_covers_0(grid):
     gains = {0: 0.02, 1: -0.03, 2: 0.02}
-    text = sentence(grid, filled(grid, lambda s, seed: 0.6 + (0 if s is None else gains[seed])))
+    text = Findings(
+        grid, filled(grid, lambda s, seed: 0.6 + (0 if s is None else gains[seed]))
+    ).sentence()
     assert "The interval covers 0" in text and "do not show that it helps" in text
-    clear = sentence(
+    clear = Findings(
         grid, filled(grid, lambda s, seed: 0.6 + (0 if s is None else 0.02 + 0.001 * seed))
-    )
+    ).sentence()
     assert clear.startswith(
         "Unfreezing changed the IoU by +0.021 (+0.019 to +0.023) against the same 5 epochs"
     )
     assert "The interval lies above 0" in clear
-    harm = sentence(
+    harm = Findings(
         grid, filled(grid, lambda s, seed: 0.6 - (0 if s is None else 0.02 + 0.001 * seed))
-    )
+    ).sentence()
     assert "The interval lies below 0" in harm
 
 
 def test_one_seed_says_nothing_about_chance_and_none_says_nothing(tiny_recipe):
     grid = make_grid(tiny_recipe, {"stages.1.unfrozen_blocks": [0, 2]}, 1, FACTS)
-    assert "nothing can be said about chance" in sentence(grid, filled(grid, lambda s, seed: 0.6))
-    assert "not known yet" in sentence(grid, {})
+    assert (
+        "nothing can be said about chance"
+        in Findings(grid, filled(grid, lambda s, seed: 0.6)).sentence()
+    )
+    assert "not known yet" in Findings(grid, {}).sentence()
 
 
 def test_depth_0_everywhere_is_no_unfreezing(tiny_recipe):
     recipe = tiny_recipe.settle({"stages.2.unfrozen_blocks": 0})[0]
     grid = make_grid(recipe, {"stages.1.unfrozen_blocks": [0, 1]}, 3, FACTS)
-    found = unfreezing(grid, filled(grid, lambda s, seed: {None: 0.6, 0: 0.9, 1: 0.7}[s]))
+    found = Findings(
+        grid, filled(grid, lambda s, seed: {None: 0.6, 0: 0.9, 1: 0.7}[s])
+    ).unfreezing()
     assert found.mean == pytest.approx(0.1)
 
 
@@ -133,7 +130,9 @@ def test_a_setting_against_itself_is_no_difference(tiny_recipe):
     results = ious_of_levels(
         grid, lambda at, seed: 0.6 + 0.1 * seed + (by_hand[seed][at[0] - 1] if at[1] else 0)
     )
-    (factor,) = [e for e in main_effects(grid, results) if e.axis == "stage 2 encoder_lr_factor"]
+    (factor,) = [
+        e for e in Findings(grid, results).main_effects() if e.axis == "stage 2 encoder_lr_factor"
+    ]
     means = [-0.030, 0.008, -0.020]
     low, high = stats.t.interval(0.95, 2, loc=-0.014, scale=stats.sem(means))
     assert factor.gain.mean == pytest.approx(-0.014) and factor.gain.half == pytest.approx(
@@ -152,7 +151,7 @@ def test_the_depth_itself_is_taken_over_all_levels_and_says_nothing_of_them(tiny
         tiny_recipe, {"stages.1.unfrozen_blocks": [0, 2], FACTOR: [0.1, 0.5]}, 2, FACTS
     )
     results = ious_of_levels(grid, lambda at, seed: 0.6 + 0.02 * at[0] + 0.01 * at[0] * at[1])
-    depth, factor = main_effects(grid, results)
+    depth, factor = Findings(grid, results).main_effects()
     assert depth.gain.mean == pytest.approx(
         (0.02 + 0.03) / 2
     ) and factor.gain.mean == pytest.approx(0.01)
@@ -165,7 +164,9 @@ def test_the_depth_itself_is_taken_over_all_levels_and_says_nothing_of_them(tiny
 def test_an_axis_without_effect_anywhere_has_no_row(tiny_recipe):
     axes = {"stages.1.lr": [3e-4, 1e-4], "stages.1.schedule": [Constant(), Exponential(gamma=1.0)]}
     grid = make_grid(tiny_recipe, axes, 2, FACTS)
-    effects = main_effects(grid, ious_of_levels(grid, lambda at, seed: 0.6 + 0.01 * at[0]))
+    effects = Findings(
+        grid, ious_of_levels(grid, lambda at, seed: 0.6 + 0.01 * at[0])
+    ).main_effects()
     assert [(e.axis, e.gain.mean) for e in effects] == [("stage 2 lr", pytest.approx(0.01))]
 
 
@@ -175,7 +176,7 @@ def test_a_seed_counts_once_the_pairs_that_count_have_ended(tiny_recipe):
     )
     results = ious_of_levels(grid, lambda at, seed: 0.6)
     del results["01-seed0"]  # depth 0, of which the factor's effect says nothing
-    assert {e.axis: e.gain.n for e in main_effects(grid, results)} == {
+    assert {e.axis: e.gain.n for e in Findings(grid, results).main_effects()} == {
         "stage 2 unfrozen_blocks": 1,
         "stage 2 encoder_lr_factor": 2,
     }
@@ -198,8 +199,9 @@ def test_a_seed_counts_once_the_pairs_that_count_have_ended(tiny_recipe):
 )
 def test_a_row_names_the_axes_that_limit_it_and_no_others(axes, where, tiny_recipe):
     grid = make_grid(tiny_recipe, axes | {FACTOR: [0.1, 0.5]}, 1, FACTS)
-    assert {c.where for c in comparisons(grid) if c.axis == "stage 2 encoder_lr_factor"} == {where}
-    assert {c.where for c in comparisons(grid) if c.axis != "stage 2 encoder_lr_factor"} == {""}
+    effects = Findings(grid, {}).main_effects()
+    assert {e.where for e in effects if e.axis == "stage 2 encoder_lr_factor"} == {where}
+    assert {e.where for e in effects if e.axis != "stage 2 encoder_lr_factor"} == {""}
 
 
 def test_pairs_that_no_list_of_levels_describes_are_named_one_by_one(tiny_recipe):
@@ -214,12 +216,11 @@ def test_pairs_that_no_list_of_levels_describes_are_named_one_by_one(tiny_recipe
         (1, 1, 1): 5,
     }
     axes = {"stages.1.lr": [1e-3, 1e-4], "loss.dice": [0.0, 1.0], "batch_size": [2, 4]}
-    grid = replace(make_grid(tiny_recipe, axes, 1, FACTS), places=places)
-    (found,) = [c for c in comparisons(grid) if c.axis == "batch_size"]
-    assert (
-        found.pairs == ((2, 1), (4, 3))
-        and str(found) == "batch_size 4, against 2, at 0.001 · 1, 0.0001 · 0"
-    )
+    grid = make_grid(tiny_recipe, axes, 1, FACTS)._replace(places=places)
+    results = filled(grid, lambda s, seed: 0.5 + 0.01 * (s or 0) ** 2)
+    (found,) = [e for e in Findings(grid, results).main_effects() if e.axis == "batch_size"]
+    assert found.gain.mean == pytest.approx((0.04 - 0.01 + 0.16 - 0.09) / 2)
+    assert str(found).startswith("batch_size 4, against 2, at 0.001 · 1, 0.0001 · 0: +0.050")
 
 
 def test_the_chart_says_what_the_effects_say_and_leaves_empty_what_was_not_trained(tiny_recipe):

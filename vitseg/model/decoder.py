@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from vitseg.model.noise import KeyedDropout
 
+_PYRAMIDS = {"lean": (1, (128, 128, 64, 32), (1, 2, 4)), "unet": (2, (256, 128, 64, 32), (2, 4, 8))}
+"""Convolutions a level, channels from the deepest map on, and each level's size in patch grids."""
+
 
 class _Meet(nn.Module):
     """Upsample the map from below, join the skip, convolve. GroupNorm: batches are small and may be
@@ -25,11 +28,9 @@ class _Meet(nn.Module):
         self.scale = scale
         self.project = nn.Conv2d(skip, width, 1)
         layers: list[nn.Module] = []
-        for i in range(convolutions):
-            layers += [
-                nn.Conv2d(below + width if i == 0 else width, width, 3, padding=1, bias=False)
-            ]
-            layers += [nn.GroupNorm(8, width), nn.ReLU()]
+        for inputs in (below + width, *[width] * (convolutions - 1)):
+            convolution = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
+            layers += [convolution, nn.GroupNorm(8, width), nn.ReLU()]
         self.convolve = nn.Sequential(*layers)
 
     def forward(self, below: Tensor, skip: Tensor) -> Tensor:
@@ -40,31 +41,22 @@ class _Meet(nn.Module):
 
 
 class PyramidDecoder(nn.Module):
-    """A U-Net decoder: deepest skip first, one level a skip, `scales` times the patch grid.
+    """A U-Net decoder by its name: deepest skip first, one level a skip.
 
     Its logits are added to those of `direct`, a linear reading of the four skips. Channels of a ViT
     differ in scale by an order of magnitude; each skip is normed as a whole, image by image, which
     puts the four on an equal footing.
     """
 
-    def __init__(
-        self,
-        width: int,
-        classes: int,
-        dropout: float,
-        *,
-        widths: tuple,
-        scales: tuple,
-        convolutions: int,
-    ):
+    def __init__(self, name: str, width: int, classes: int, dropout: float):
         super().__init__()
+        convolutions, widths, scales = _PYRAMIDS[name]
         self.start = nn.Sequential(
             nn.Conv2d(width, widths[0], 1, bias=False), nn.GroupNorm(8, widths[0]), nn.ReLU()
         )
-        inputs = (widths[0], *widths[:-1])
         self.levels = nn.ModuleList(
             _Meet(below, width, out, scale, convolutions)
-            for below, out, scale in zip(inputs[1:], widths[1:], scales[1:], strict=True)
+            for below, out, scale in zip(widths[:-1], widths[1:], scales, strict=True)
         )
         self.dropout = KeyedDropout(dropout, "decoder")
         self.classify = nn.Conv2d(widths[-1], classes, 1)
@@ -81,10 +73,8 @@ class PyramidDecoder(nn.Module):
         """The direct reading (B, classes, h, w): `direct` of the four maps, each normed as a
         whole.
         """
-        parts = [
-            F.conv2d(_normed(skip), weight)
-            for skip, weight in zip(skips, self.direct.weight.chunk(4, dim=1), strict=True)
-        ]
+        weights = self.direct.weight.chunk(4, dim=1)
+        parts = map(F.conv2d, map(_normed, skips), weights)
         return sum(parts, start=self.direct.bias[:, None, None])
 
 
@@ -105,27 +95,10 @@ class LinearDecoder(nn.Module):
 def build_decoder(name: str, width: int, classes: int, dropout: float, seed: int) -> nn.Module:
     """A decoder by its recipe name, its weights drawn from `seed` alone."""
     with torch.device("meta"):  # no memory, and no draw from the global generator
-        match name:
-            case "lean":
-                decoder = PyramidDecoder(
-                    width,
-                    classes,
-                    dropout,
-                    widths=(128, 128, 64, 32),
-                    scales=(1, 1, 2, 4),
-                    convolutions=1,
-                )
-            case "unet":
-                decoder = PyramidDecoder(
-                    width,
-                    classes,
-                    dropout,
-                    widths=(256, 128, 64, 32),
-                    scales=(1, 2, 4, 8),
-                    convolutions=2,
-                )
-            case "linear":
-                decoder = LinearDecoder(width, classes, dropout)
+        if name == "linear":
+            decoder = LinearDecoder(width, classes, dropout)
+        else:
+            decoder = PyramidDecoder(name, width, classes, dropout)
     return _initialise(decoder.to_empty(device="cpu"), torch.Generator().manual_seed(seed))
 
 
@@ -142,10 +115,7 @@ def _initialise(decoder: nn.Module, generator: torch.Generator) -> nn.Module:
                 module.weight.zero_()
             if module.bias is not None:
                 module.bias.zero_()
-        elif isinstance(module, nn.GroupNorm):
-            module.reset_parameters()
-        elif isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
+        elif isinstance(module, nn.GroupNorm | nn.BatchNorm2d):
             module.reset_parameters()
     return decoder
 
@@ -167,8 +137,6 @@ def _enlarge(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return (
-        x
-        if x.shape[2:] == size
-        else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-    )
+    if x.shape[2:] == size:
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

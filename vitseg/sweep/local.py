@@ -15,12 +15,15 @@ from typing import Any
 from vitseg.errors import RunError, VitsegError
 from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted
 from vitseg.files import held, write_json
-from vitseg.recipe import Recipe
+from vitseg.recipe import Recipe, plain
 from vitseg.runs.folder import RunFolder, runs_root
 from vitseg.runs.run import TrainingRun, resume, train
 from vitseg.sweep.findings import Result
-from vitseg.sweep.grid import Facts, Grid, Trial, plain
+from vitseg.sweep.grid import Facts, Grid, Trial
 from vitseg.training.job import Job, unfrozen_in
+
+FAILURES = (VitsegError, OSError, RuntimeError)
+"""What a trial may fail with, so that the others go on."""
 
 
 def facts_of(job: Job) -> Facts:
@@ -39,13 +42,37 @@ def check_depths(recipes: Iterable[Recipe], job: Job) -> None:
 
 
 def train_or_resume(run: RunFolder, recipe: Recipe, beside: Path) -> TrainingRun:
-    """Go on with a trial that has begun, or begin it. First stages that any run in the folder
+    """Resume a trial that has started, or start it. First stages that any run in the folder
     `beside` has finished, on its own or in a sweep, are not trained again.
     """
     if run.events_file.exists():
         return resume(run.path)
     shutil.rmtree(run.path, ignore_errors=True)  # left by a kill before its first event
     return train(recipe, run.path, reuse=beside)
+
+
+def place_of(kind: str, described: dict[str, Any], folder: str | Path | None) -> tuple[Path, str]:
+    """The folder of a sweep or a search, and its key: a digest of its content, which names the
+    folder if none is given, so that the same call finds it again.
+    """
+    content = json.dumps(described, sort_keys=True).encode()
+    key = hashlib.sha256(content).hexdigest()[:8]
+    own = runs_root() / f"{kind}-{described['recipe']['name']}-{key}"
+    return Path(folder or own).expanduser().absolute(), key
+
+
+def refuse_another(file: Path, described: dict[str, Any]) -> None:
+    """Raises RunError where the file describes another sweep or search than this one."""
+    if not file.exists():
+        return
+    try:
+        found, own = json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(described))
+        other = [name for name in own if found.get(name) != own[name]]
+    except (OSError, ValueError, AttributeError):
+        other = ["all of it"]
+    if other:
+        problem = f"{file.parent}: holds another {file.stem}; it differs in {', '.join(other)}."
+        raise RunError(problem, f"Give the same {', '.join(described)}, or another folder.")
 
 
 class Sweep:
@@ -60,15 +87,13 @@ class Sweep:
     elsewhere = False
 
     def __init__(self, grid: Grid, folder: str | Path | None = None):
-        self.grid, described = grid, _description(grid)
-        self.path = (
-            Path(folder).expanduser().absolute()
-            if folder
-            else runs_root() / f"sweep-{grid.recipe.name}-{_key(described)}"
-        )
+        axes = [[path, plain(values)] for path, values in grid.axes.items()]
+        recipe = grid.recipe.model_dump(mode="json")
+        self._described = {"recipe": recipe, "axes": axes, "seeds": grid.seeds}
+        self.grid = grid
+        self.path, _ = place_of("sweep", self._described, folder)
         self.file = self.path / "sweep.json"
-        if self.file.exists():
-            self._refuse_another(described)
+        refuse_another(self.file, self._described)
         self.failures: dict[str, str] = {}
         self._results: dict[str, Result] = {}
 
@@ -78,11 +103,12 @@ class Sweep:
     def results(self) -> dict[str, Result]:
         """The scores of every trial that has ended, by its name."""
         for trial in self.grid.trials:
-            if (
-                trial.name not in self._results
-                and (run := self.run_of(trial.name)).summary_file.exists()
-            ):
-                self._results[trial.name] = _result(run)
+            run = self.run_of(trial.name)
+            if trial.name not in self._results and run.summary_file.exists():
+                best, seconds = run.summary["best"], run.summary["seconds"]
+                epochs = [e for e in run.events() if isinstance(e, EpochEnded)]
+                curve = tuple((e.epoch, e.validation["iou"]) for e in epochs)
+                self._results[trial.name] = Result(best["iou"], best["f1"], curve, seconds)
         return dict(self._results)
 
     def todo(self) -> list[Trial]:
@@ -93,47 +119,29 @@ class Sweep:
         return len(self.todo())
 
     def events(self) -> Generator[Event]:
-        """Train what has not ended yet, in order. A trial that fails is told of, and the others go
-        on.
+        """Train what has not ended yet, in order. The error of a trial that fails stands in its
+        TrialEnded, and the others go on.
         """
         self.lay_out()
         with held(self.path):
             for trial in self.todo():
                 yield TrialStarted(trial.name)
-                error, leaving = None, False
-                try:
-                    with closing(
-                        train_or_resume(self.run_of(trial.name), trial.recipe, self.path.parent)
-                    ) as events:
-                        for event in events:
-                            leaving = True
+                error = None
+                run = train_or_resume(self.run_of(trial.name), trial.recipe, self.path.parent)
+                with closing(run) as events:  # where a save that fails is no failure of the trial
+                    try:
+                        for event in events:  # noqa: UP028  it would close them in here
                             yield event
-                            leaving = False
-                except (VitsegError, OSError, RuntimeError) as failure:
-                    # it failed to save when it was left: not the trial's failure, and nobody asks
-                    # for more
-                    if leaving:
-                        raise
-                    error = f"{type(failure).__name__}: {failure}"
+                    except FAILURES as failure:
+                        error = f"{type(failure).__name__}: {failure}"
                 yield self.over(trial.name, error)
 
     def over(self, trial: str, error: str | None) -> TrialEnded:
         """Take note of how a trial has ended."""
+        self.failures.pop(trial, None)
         if error:
             self.failures[trial] = error
-        elif self.run_of(trial).summary_file.exists():
-            self.failures.pop(trial, None)
         return TrialEnded(trial, error)
-
-    def groups(self) -> list[list[Trial]]:
-        """Trials that share first stages, the one that trains them in front."""
-        groups: list[list[Trial]] = []
-        for trial in self.grid.trials:  # in an order in which they stand together
-            if self.grid.shared[trial.name]:
-                groups[-1].append(trial)
-            else:
-                groups.append([trial])
-        return groups
 
     def lay_out(self) -> None:
         """The folder, and a recipe for each trial: in `recipes/1/` of those that go first, in
@@ -141,43 +149,11 @@ class Sweep:
         """
         try:
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
-            write_json(self.file, _description(self.grid))
+            write_json(self.file, self._described)
             for trial in self.grid.trials:
                 turn = self.path / "recipes" / ("2" if self.grid.shared[trial.name] else "1")
                 turn.mkdir(parents=True, exist_ok=True)
                 trial.recipe.save(turn / f"{trial.name}.json")
         except OSError as error:
-            raise RunError(
-                f"{self.path}: cannot be written ({error.strerror}).", "Choose another folder."
-            ) from None
-
-    def _refuse_another(self, described: dict[str, Any]) -> None:
-        try:
-            found = json.loads(self.file.read_text(encoding="utf-8"))
-            other = [name for name in described if found.get(name) != described[name]]
-        except (OSError, ValueError, AttributeError):
-            other = ["all of it"]
-        if other:
-            mend = "Give the same recipe, axes and seeds, or another folder."
-            raise RunError(
-                f"{self.path}: holds another sweep; it differs in {', '.join(other)}.", mend
-            )
-
-
-def _description(grid: Grid) -> dict[str, Any]:
-    """What makes a sweep this one: the content of `sweep.json`."""
-    recipe = grid.recipe.model_dump(mode="json")
-    axes = [[path, [plain(v) for v in values]] for path, values in grid.axes.items()]
-    return json.loads(
-        json.dumps({"recipe": recipe, "axes": axes, "seeds": grid.seeds})
-    )  # as it is read back
-
-
-def _key(described: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _result(run: RunFolder) -> Result:
-    summary = run.summary
-    curve = tuple((e.epoch, e.validation["iou"]) for e in run.events() if isinstance(e, EpochEnded))
-    return Result(summary["best"]["iou"], summary["best"]["f1"], curve, summary["seconds"])
+            problem = f"{self.path}: cannot be written ({error.strerror})."
+            raise RunError(problem, "Choose another folder.") from None

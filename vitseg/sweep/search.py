@@ -4,32 +4,36 @@ some. Needs the extra `search`.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 import shutil
 import sqlite3
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Generator, Iterator, Mapping, Set
 from contextlib import ExitStack, closing, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from vitseg.draws import seed_for
-from vitseg.errors import ConfigError, RecipeError, RunError, VitsegError
+from vitseg.errors import ConfigError, RecipeError, RunError, TrainingError, VitsegError
 from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted
 from vitseg.files import held, is_held, write_json
-from vitseg.recipe import Recipe
-from vitseg.runs.folder import RunFolder, runs_root
+from vitseg.recipe import Recipe, plain
+from vitseg.runs.folder import RunFolder
 from vitseg.runs.run import kept_events
-from vitseg.sweep.grid import check_path, check_values, plain, value_words
-from vitseg.sweep.local import train_or_resume
+from vitseg.sweep.grid import value_words, variants
+from vitseg.sweep.local import place_of, refuse_another, train_or_resume
 
 try:
     import optuna
     import sqlalchemy
-    from optuna.distributions import BaseDistribution, CategoricalDistribution, distribution_to_json
+    from optuna.distributions import (
+        BaseDistribution,
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+        distribution_to_json,
+    )
     from optuna.trial import FrozenTrial, Trial, TrialState
 except ModuleNotFoundError:
     optuna = None  # `Search` says how to install it
@@ -64,10 +68,10 @@ class Search:
     A trial is an ordinary run folder under `trials/`, with the recipe's own seed; its score stands
     in the study, in `study.db` or at `storage`, any URL that SQLAlchemy opens. Trials that do worse
     than the median of the others at the same epoch are pruned. A trial whose process was killed, or
-    which was left, goes on from its checkpoint, in whichever process comes next. Without a `folder`
-    it is one under `runs_root()` named after recipe, space, sampler and pruner: ask for more trials
-    later, and the same study goes on. Raises ConfigError or RecipeError for a value that cannot be,
-    RunError for a folder that holds another search, VitsegError without Optuna.
+    which was left, is resumed from its checkpoint by whichever process comes next. Without a
+    `folder` it is one under `runs_root()` named after recipe, space, sampler and pruner: ask for
+    more trials later, and the same study goes on. Raises ConfigError or RecipeError for a value
+    that cannot be, RunError for a folder that holds another search, VitsegError without Optuna.
     """
 
     elsewhere = False
@@ -85,54 +89,68 @@ class Search:
     ):
         if optuna is None:
             raise VitsegError("search: Optuna is not installed.", "pip install 'vitseg[search]'")
-        _check_arguments(recipe, space, trials, storage)
-        _one_of("sampler", sampler, SAMPLERS)
-        _one_of("pruner", pruner, PRUNERS)
+        named = isinstance(space, Mapping) and all(isinstance(path, str) for path in space)
+        example = 'paths of settings with their values: {"stages.1.unfrozen_blocks": [0, 2, 4]}'
+        url = "the URL of a database, as in postgresql://user@host/name"
+        for field, value, fits, allowed in (
+            ("recipe", recipe, isinstance(recipe, Recipe), "a Recipe, as load_recipe(path) gives"),
+            ("space", space, space and named, example),
+            ("trials", trials, type(trials) is int and trials > 0, "how many, at least 1"),
+            ("sampler", sampler, sampler in [*SAMPLERS], ", ".join(SAMPLERS)),
+            ("pruner", pruner, pruner in [*PRUNERS], ", ".join(PRUNERS)),
+            ("storage", storage, storage is None or isinstance(storage, str), url),
+        ):
+            if not fits:
+                raise ConfigError(field, value, allowed)
         self.recipe, self.trials, self.sampler, self.pruner = recipe, trials, sampler, pruner
         self.space: dict[str, BaseDistribution] = {}
         self.choices: dict[str, dict[Any, Any]] = {}
         self.extremes: list[Recipe] = []
-        read = {path: self._read(path, values) for path, values in space.items()}
-        described = {"recipe": recipe.model_dump(mode="json"), "space": read}
-        described |= {"sampler": sampler, "pruner": pruner}
-        described = json.loads(json.dumps(described))  # as it is read back
-        key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:8]
-        self.path = runs_root() / f"search-{recipe.name}-{key}"
-        if folder:
-            self.path = Path(folder).expanduser().absolute()
+        described = {
+            "recipe": recipe.model_dump(mode="json"),
+            "space": {path: self._read(path, values) for path, values in space.items()},
+            "sampler": sampler,
+            "pruner": pruner,
+        }
+        self.path, key = place_of("search", described, folder)
+        # two processes must not choose the same trial
+        self._choosing = FileLock(self.path / "asking.lock", timeout=LOCKED_SECONDS)
         with _readable_errors(self.path):
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
-            with self._asking():
-                url = storage and sqlalchemy.make_url(storage).render_as_string()
-                self._describe(described | {"storage": url})
+            with self._choosing:
+                file, url = self.path / "search.json", storage and sqlalchemy.make_url(storage)
+                described["storage"] = url and url.render_as_string()  # without its password
+                refuse_another(file, described)
+                write_json(file, described)
                 self.study = _open_study(storage, self.path, key, PRUNERS[pruner]())
 
     def _read(self, path: str, values: Any) -> Any:
         """Take up what a setting may be; what `search.json` says of it."""
-        check_path("space", path)
-        if _is_range(values):
+        if isinstance(values, FloatDistribution | IntDistribution):
+            self.extremes += variants("space", self.recipe, path, [values.low, values.high])
             self.space[path] = values
-            self.extremes += self._with_each(path, [values.low, values.high])
             return distribution_to_json(values)
-        choices = self.choices[path] = _choices(path, values)
+        listed = values.choices if isinstance(values, CategoricalDistribution) else values
+        self.extremes += variants("space", self.recipe, path, listed)
+        choices = self.choices[path] = {}
+        for value in listed:  # by its name in the study, which stores nothing but plain values
+            stored = value is None or isinstance(value, bool | int | float | str)
+            choices[value if stored else value_words(value, listed)] = value
+        if len(choices) < len(listed):
+            raise ConfigError(f"space[{path!r}]", values, "values that differ")
+        if isinstance(values, tuple):
+            _refuse_what_may_be_a_range(self.recipe, path, values)
         self.space[path] = CategoricalDistribution(list(choices))
-        recipes = self._with_each(path, choices.values())
-        if isinstance(values, tuple) and len(values) == 2:
-            _refuse_what_may_be_a_range(path, values, recipes)
-        self.extremes += recipes
         return plain(list(choices.values()))
-
-    def _with_each(self, path: str, values: Iterable[Any]) -> list[Recipe]:
-        return [self.recipe.settle({path: value})[0] for value in values]
 
     def events(self) -> Generator[Event]:
         """Try what is left. The error of a trial that fails stands in its TrialEnded, and the
         others go on.
 
-        A disk or a study that cannot be written to ends it with a RunError; the next call goes on
-        with the same trial.
+        A disk or a study that cannot be written to ends it with a RunError; the next call resumes
+        the same trial.
         """
-        while (claimed := self.claim()) is not None:
+        while claimed := self.claim():
             trial, claim = claimed
             with claim:
                 try:
@@ -140,31 +158,27 @@ class Search:
                     error = yield from self._try(trial)
                 except (GeneratorExit, OSError, RunError):
                     with suppress(RunError), _readable_errors(self.path):
-                        trial.set_user_attr("left", True)  # which is no attempt
+                        trial.set_user_attr("attempts", 0)  # it does not kill its process
                     raise
                 yield TrialEnded(self.name_of(trial), error)
 
     def results(self) -> list[FrozenTrial]:
-        """All trials that have started, except those that were cut off and started again under
-        another number.
-        """
+        """All trials that have started."""
         with _readable_errors(self.path):
             found = self.study.get_trials(deepcopy=False)
-        again = _started_again(found)
-        return [t for t in found if t.number not in again and t.state != TrialState.WAITING]
+        # in older studies one that was cut off has failed, and goes on under another number
+        started = [t for t in found if t.state != TrialState.FAIL or self.error_of(t)]
+        return [t for t in started if t.state != TrialState.WAITING]
 
     def left(self) -> int:
         """How many trials have not ended and are trained by no process."""
-        taken = 0
-        for trial in self.results():
-            taken += trial.state.is_finished() or self._is_held(trial)
-        return max(0, self.trials - taken)
+        taken = [t for t in self.results() if t.state.is_finished() or is_held(self._claim_of(t))]
+        return max(0, self.trials - len(taken))
 
-    def error_of(self, trial: FrozenTrial) -> str | None:
+    @staticmethod
+    def error_of(trial: FrozenTrial) -> str | None:
         """Why a trial has failed, if it has."""
-        if trial.state != TrialState.FAIL:
-            return None
-        return trial.user_attrs.get("error", f"Its process was killed {ATTEMPTS} times.")
+        return trial.user_attrs.get("error")
 
     def recipe_of(self, trial: Trial | FrozenTrial) -> Recipe:
         """The recipe of a trial; settings without effect beside the proposed ones are put back to
@@ -200,188 +214,112 @@ class Search:
 
     @staticmethod
     def name_of(trial: Trial | FrozenTrial) -> str:
-        return trial.user_attrs.get("folder", f"{trial.number:04d}")
+        return trial.user_attrs.get("folder", f"{trial.number:04d}")  # of an older study
 
-    def run_of(self, trial: Trial | FrozenTrial) -> RunFolder:
-        return self.run_named(self.name_of(trial))
-
-    def run_named(self, name: str) -> RunFolder:
-        return RunFolder(self.path / "trials" / name)
+    def run_of(self, trial: str) -> RunFolder:
+        return RunFolder(self.path / "trials" / trial)
 
     # ---- who trains what
 
     def claim(self) -> tuple[Trial, ExitStack] | None:
-        """A trial of this process's own, new or cut off before, and its lock, to be closed at its
+        """A trial of this process's own, cut off before or new, and its lock, to be closed at its
         end. None once enough have started.
         """
-        with _readable_errors(self.path), self._asking():
-            self._take_over()
+        with _readable_errors(self.path), self._choosing:
+            trial = self._cut_off()
             if not self.left():
                 return None
-            seed = seed_for(self.recipe.seed, "search", len(self.results())) % 2**32
-            self.study.sampler = SAMPLERS[self.sampler](seed)
-            trial, claim = self.study.ask(self.space), ExitStack()
-            self._claim_of(trial).mkdir(parents=True, exist_ok=True)
-            claim.enter_context(held(self._claim_of(trial)))
+            if trial is None:
+                seed = seed_for(self.recipe.seed, "search", len(self.results())) % 2**32
+                self.study.sampler = SAMPLERS[self.sampler](seed)
+                trial = self.study.ask(self.space)
+            trial.set_user_attr("attempts", trial.user_attrs.get("attempts", 0) + 1)
+            claim, folder = ExitStack(), self._claim_of(trial)
+            folder.mkdir(parents=True, exist_ok=True)
+            claim.enter_context(held(folder))
             return trial, claim
-
-    def _asking(self) -> FileLock:
-        """Held while a trial is chosen, which takes a moment: two processes must not choose the
-        same.
-        """
-        return FileLock(self.path / "asking.lock", timeout=LOCKED_SECONDS)
 
     def _claim_of(self, trial: Trial | FrozenTrial) -> Path:
         return self.path / "claims" / str(trial.number)
 
-    def _is_held(self, trial: FrozenTrial) -> bool:
-        return is_held(self._claim_of(trial))
-
-    def _take_over(self) -> None:
-        """Queue the trials again whose process is gone. Their claims are locks, which the system
-        releases.
+    def _cut_off(self) -> Trial | None:
+        """A trial whose process is gone: its claim is a lock, which the system releases. One that
+        has been attempted too often fails.
         """
-        trials = self.study.get_trials(deepcopy=False)
-        again = _started_again(trials)
-        for trial in trials:
-            if trial.state != TrialState.RUNNING or self._is_held(trial):
-                continue
-            attempt = trial.user_attrs.get("attempt", 1) + (not trial.user_attrs.get("left"))
-            if attempt <= ATTEMPTS and trial.number not in again:
-                more = {"again": trial.number, "folder": self.name_of(trial), "attempt": attempt}
-                self.study.enqueue_trial(trial.params, user_attrs=more)
-            # queued before it is over: a kill in between loses nothing
-            self.study.tell(trial.number, state=TrialState.FAIL)
+        for found in self.results():
+            if found.state == TrialState.RUNNING and not is_held(self._claim_of(found)):
+                trial = Trial(self.study, found._trial_id)
+                if trial.user_attrs.get("attempts", 0) < ATTEMPTS:
+                    return trial
+                killed = f"Its process was killed {ATTEMPTS} times."
+                self._end(trial, TrialState.FAIL, error=killed)
+        return None
 
     # ---- one trial
 
     def _try(self, trial: Trial) -> Generator[Event, None, str | None]:
         """Train it, and tell the study how it has ended; returns why it failed, if it did."""
-        state, error = TrialState.COMPLETE, None
-        with closing(self._train(trial)) as events:
-            try:
-                for event in events:
-                    yield event
-                    if self._should_prune(trial, event):
-                        state = TrialState.PRUNED
-                        break
-            except (OSError, RunError):  # of the disk or the folder: no fault of these settings
-                raise
-            except (VitsegError, RuntimeError) as failure:
-                error = f"{type(failure).__name__}: {failure}"
-        with _readable_errors(self.path):
-            return self._tell(trial, state, error)
+        run = self.run_of(self.name_of(trial))
+        try:
+            if (yield from self._train(trial, run)):
+                self._end(trial, TrialState.PRUNED)
+            else:
+                best, took = run.summary["best"], run.summary["seconds"]
+                if best["iou"] is None:
+                    raise TrainingError("The validation images have no IoU: their masks are void.")
+                self._end(trial, TrialState.COMPLETE, best["iou"], f1=best["f1"], seconds=took)
+        except (OSError, RunError):  # of the disk or the folder: no fault of these settings
+            raise
+        except (VitsegError, RuntimeError) as failure:
+            error = f"{type(failure).__name__}: {failure}"
+            self._end(trial, TrialState.FAIL, error=error)
+            return error
+        shutil.rmtree(run.checkpoints, ignore_errors=True)  # nothing is left to resume
+        return None
 
-    def _train(self, trial: Trial) -> Generator[Event]:
-        """From its checkpoint, if it has one; the study is told again of the epochs before it."""
-        run, recipe = self.run_of(trial), self.recipe_of(trial)
+    def _train(self, trial: Trial, run: RunFolder) -> Generator[Event, None, bool]:
+        """From its checkpoint, if it has one; returns whether it was pruned."""
+        recipe = self.recipe_of(trial)
         if run.events_file.exists():
             if run.recipe != recipe:
                 problem = "is the run of other settings; the study was lost, or changed"
                 raise RunError(f"{run.path}: {problem}.", "Choose another folder.")
-            if run.summary_file.exists():  # killed between its end and the word of it
-                return
+            if run.summary_file.exists():  # killed before the study was told
+                return False
             for event in kept_events(run.path):
                 self._should_prune(trial, event)
-        yield from train_or_resume(run, recipe, self.path.parent)
+        with closing(train_or_resume(run, recipe, self.path.parent)) as events:
+            for event in events:
+                yield event
+                if self._should_prune(trial, event):
+                    return True
+        return False
 
     def _should_prune(self, trial: Trial, event: Event) -> bool:
         if not isinstance(event, EpochEnded) or event.validation["iou"] is None:
             return False
         with _readable_errors(self.path):
-            trial.report(event.validation["iou"], event.epoch)
+            known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+            if event.epoch not in known:
+                trial.report(event.validation["iou"], event.epoch)
             return trial.should_prune()
 
-    def _tell(self, trial: Trial, state: TrialState, error: str | None) -> str | None:
-        run, iou = self.run_of(trial), None
-        if error is None and state == TrialState.COMPLETE:
-            best = run.summary["best"]
-            trial.set_user_attr("f1", best["f1"])
-            trial.set_user_attr("seconds", run.summary["seconds"])
-            iou = best["iou"]
-            if iou is None:
-                error = "The validation images have no IoU: no class is in their masks."
-        if error is None:
-            shutil.rmtree(run.checkpoints, ignore_errors=True)  # nothing is left to resume
-        else:
-            state = TrialState.FAIL
-            trial.set_user_attr("error", error)
-        self.study.tell(trial, iou, state)
-        return error
-
-    def _describe(self, described: dict[str, Any]) -> None:
-        """Write `search.json`, or raise RunError if it says something else."""
-        file = self.path / "search.json"
-        if not file.exists():
-            write_json(file, described)
-            return
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            other = [name for name in described if found.get(name) != described[name]]
-        except (ValueError, AttributeError):
-            other = ["all of it"]
-        if other:
-            problem = f"holds another search; it differs in {', '.join(other)}"
-            hint = "Give the same recipe, space, sampler, pruner and storage, or another folder."
-            raise RunError(f"{self.path}: {problem}.", hint)
+    def _end(self, trial: Trial, state: TrialState, iou: float | None = None, **facts: Any) -> None:
+        with _readable_errors(self.path):
+            for name, value in facts.items():
+                trial.set_user_attr(name, value)
+            self.study.tell(trial, iou, state)
 
 
-# ---- what is refused
-
-
-def _check_arguments(recipe: Recipe, space: Space, trials: int, storage: str | None) -> None:
-    if not isinstance(recipe, Recipe):
-        hint = "Read one from a file with vitseg.load_recipe(path)."
-        raise ConfigError("recipe", recipe, "a Recipe", hint)
-    paths = isinstance(space, Mapping) and all(isinstance(path, str) for path in space)
-    if not space or not paths:
-        example = '{"stages.1.unfrozen_blocks": [0, 2, 4]}'
-        raise ConfigError("space", space, f"paths of settings with their values: {example}")
-    if type(trials) is not int or trials < 1:
-        raise ConfigError("trials", trials, "how many, at least 1")
-    if storage is not None and not isinstance(storage, str):
-        allowed = "the URL of a database, as in postgresql://user@host/name"
-        raise ConfigError("storage", storage, allowed)
-
-
-def _one_of(field: str, value: str, known: Mapping[str, Any]) -> None:
-    if not isinstance(value, str) or value not in known:
-        raise ConfigError(field, value, ", ".join(known))
-
-
-def _is_range(values: Any) -> bool:
-    """Whether it is a distribution with two ends; one of choices is a list of them."""
-    choices = isinstance(values, CategoricalDistribution)
-    return isinstance(values, BaseDistribution) and not choices
-
-
-def _choices(path: str, values: Any) -> dict[Any, Any]:
-    """The values by their names in the study, which stores nothing but plain ones."""
-    if isinstance(values, CategoricalDistribution):
-        values = values.choices
-    check_values(
-        f"space[{path!r}]", values, "a list of at least one value, or a distribution of Optuna's"
-    )
-    choices = {}
-    for value in values:
-        stored = value is None or isinstance(value, bool | int | float | str)
-        choices[value if stored else value_words(value, values)] = value
-    if len(choices) < len(values):
-        raise ConfigError(f"space[{path!r}]", values, "values that differ")
-    return choices
-
-
-def _refuse_what_may_be_a_range(path: str, values: tuple, recipes: Iterable[Recipe]) -> None:
-    """Raises ConfigError for two numbers if those between them are values of the setting, too: if
-    both `recipes` have made a float of theirs.
-    """
-    for recipe in recipes:
-        found: Any = recipe.model_dump()
-        for name in path.split("."):
-            found = found[int(name) if isinstance(found, tuple | list) else name]
-        if not isinstance(found, float):
-            return
+def _refuse_what_may_be_a_range(recipe: Recipe, path: str, values: tuple) -> None:
+    """Raises ConfigError for two numbers if those between them are values of the setting, too."""
+    if len(values) != 2 or not all(isinstance(value, int | float) for value in values):
+        return
     low, high = sorted(map(float, values))
+    try:
+        recipe.settle({path: low + (high - low) / math.pi})
+    except RecipeError:
+        return
     scale = ", log=True" if low > 0 and high >= 10 * low else ""
     allowed = "a distribution or a list; a tuple of two numbers could be a range or two values"
     hint = (
@@ -392,11 +330,6 @@ def _refuse_what_may_be_a_range(path: str, values: tuple, recipes: Iterable[Reci
 
 
 # ---- the study
-
-
-def _started_again(trials: Sequence[FrozenTrial]) -> set[int | None]:
-    """The numbers of the trials that were cut off and have another number now."""
-    return {trial.user_attrs.get("again") for trial in trials}
 
 
 @contextmanager
@@ -418,25 +351,21 @@ def _open_study(
     Raises RunError for a study that belongs to another folder: its trials' claims and runs would be
     there.
     """
+    how: dict[str, Any] = {}
+    if url is None:  # a URL would read meanings into some characters of the folder's name
+        file, how["poolclass"] = folder / "study.db", sqlalchemy.NullPool
+        options = {"timeout": LOCKED_SECONDS, "check_same_thread": False}
+        how["creator"] = lambda: sqlite3.connect(file, **options)
     with quiet():
-        if url is None:  # a URL would read meanings into some characters of the folder's name
-            file = folder / "study.db"
-            connect = partial(
-                sqlite3.connect, file, timeout=LOCKED_SECONDS, check_same_thread=False
-            )
-            engine = {"creator": connect, "poolclass": sqlalchemy.NullPool}
-            storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs=engine)
-        else:
-            storage = optuna.storages.RDBStorage(url)
         study = optuna.create_study(
-            storage=storage,
+            storage=optuna.storages.RDBStorage(url or "sqlite://", engine_kwargs=how),
             study_name=name,
             direction="maximize",
             load_if_exists=True,
             pruner=pruner,
         )
     place = study.user_attrs.get("folder", str(folder))
-    if url is not None and place != str(folder):
+    if url and place != str(folder):
         problem = f"{folder}: the study at this storage belongs to {place}."
         raise RunError(problem, "Give that folder; all machines must see it.")
     study.set_user_attr("folder", str(folder))
@@ -445,23 +374,19 @@ def _open_study(
 
 @contextmanager
 def _readable_errors(path: Path) -> Iterator[None]:
-    """A study or a folder that cannot be read or written is told in one sentence."""
+    """A study or a folder that cannot be read or written becomes one sentence."""
     try:
         yield
+    except ImportError as error:
+        raise ConfigError("storage", str(error), "a database whose driver is installed") from None
     except (
+        OSError,  # also of a lock that is not released in time
         sqlalchemy.exc.SQLAlchemyError,
-        sqlite3.Error,
         optuna.exceptions.StorageInternalError,
-        Timeout,
     ) as error:
         cause = str(error.__cause__ or error).partition("\n")[0]  # the statement follows
         hint = (
-            "If another process holds it, wait for its end; on a network drive give a database "
-            "server's URL as storage."
+            "If another process holds it, wait for its end; else choose another folder, or on a "
+            "network drive give a database server's URL as storage."
         )
         raise RunError(f"{path}: the study cannot be read or written ({cause}).", hint) from None
-    except ImportError as error:
-        raise ConfigError("storage", str(error), "a database whose driver is installed") from None
-    except OSError as error:
-        problem = f"{path}: cannot be written ({error.strerror})."
-        raise RunError(problem, "Choose another folder.") from None

@@ -21,7 +21,7 @@ from vitseg.plan import batches_per_epoch
 from vitseg.recipe import Recipe
 from vitseg.runs.forecast import forecast, measure
 from vitseg.runs.run import kept_events
-from vitseg.sweep.findings import sentence
+from vitseg.sweep.findings import Findings
 from vitseg.sweep.grid import make_grid, total_epochs
 from vitseg.sweep.local import Sweep, check_depths, facts_of
 from vitseg.training.job import Job
@@ -224,7 +224,7 @@ class Ablation(Screen):
     @property
     def sentence(self) -> str:
         """What unfreezing bought, with its interval."""
-        return sentence(self.grid, self.sweep.results())
+        return Findings(self.grid, self.sweep.results()).sentence()
 
     def show(self) -> go.Figure:
         """Curves, heat map and effects as a static figure."""

@@ -68,7 +68,7 @@ class SearchSession(Trials):
             case TrialStarted() | TrialEnded():
                 self.trial, self._share = event.trial, 0.0
             case EpochEnded():
-                epochs = total_epochs(self.search.run_named(self.trial).recipe)
+                epochs = total_epochs(self.search.run_of(self.trial).recipe)
                 self._share = min(0.99, event.epoch / epochs)
 
     def progress(self) -> tuple[float, float | None]:

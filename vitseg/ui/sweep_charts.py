@@ -4,6 +4,7 @@ torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from statistics import fmean
@@ -13,16 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vitseg.sweep.findings import (
-    Comparison,
-    Result,
-    comparisons,
-    gain,
-    ious_by_seed,
-    main_effects,
-    scores,
-    unfreezing,
-)
+from vitseg.sweep.findings import Effect, Findings, Result
 from vitseg.sweep.grid import Grid, Trial, short_path, total_epochs
 from vitseg.ui import theme
 from vitseg.ui.table import Table, number_or_na
@@ -64,18 +56,20 @@ def result_table(
     """A row a setting, a column a seed; it fills while the sweep goes on. `now` is the trial that
     is being trained.
     """
+    known = Findings(grid, results)
     cells = {now: "..."} | dict.fromkeys(failures, "failed")
     cells |= {name: number_or_na(result.iou) for name, result in results.items()}
 
     def row(words: Sequence[str], trials: Sequence[Trial], over: str) -> tuple[str, ...]:
-        ious = ious_by_seed(trials, results).values()
+        ious = [known.iou[trial.name] for trial in trials]
+        ious = [iou for iou in ious if not math.isnan(iou)]
         mean = number_or_na(fmean(ious) if ious else None)
         return (*words, *[cells.get(trial.name, "") for trial in trials], mean, over)
 
     rows = []
     for number in range(len(grid.settings)):
         trials = [t for t in grid.trials if t.setting == number]
-        rows.append(row(grid.words(number), trials, str(gain(grid, results, number) or "")))
+        rows.append(row(grid.words(number), trials, str(known.gain(number) or "")))
     for trials in _controls(grid).values():
         first = f"control: {total_epochs(trials[0].recipe)} epochs in stage 1"
         rows.append(row([first, *_common_words(grid, trials[0].name)[1:]], trials, ""))
@@ -119,11 +113,12 @@ def frame(grid: Grid, results: Mapping[str, Result], failures: Mapping[str, str]
 
 def figure(grid: Grid, results: Mapping[str, Result], curves: Mapping[str, Curve]) -> go.Figure:
     """Curves laid over each other, the mean IoU of every combination, and what each value gains."""
-    gains, names = _gains(grid, results)
+    findings = Findings(grid, results)
+    gains, names = _gains(findings)
     found = make_subplots(rows=1, cols=3, horizontal_spacing=0.08)
     for trial in grid.trials:
         found.add_trace(_curve(grid, trial, curves.get(trial.name, ())), row=1, col=1)
-    found.add_trace(_heat(grid, results), row=1, col=2)
+    found.add_trace(_heat(grid, findings), row=1, col=2)
     found.add_trace(gains, row=1, col=3)
 
     found.update_xaxes(title={"text": "epoch", "font": {"size": 12}}, col=1)
@@ -182,7 +177,7 @@ def _curve(grid: Grid, trial: Trial, curve: Curve) -> go.Scatter:
     )
 
 
-def _heat(grid: Grid, results: Mapping[str, Result]) -> go.Heatmap:
+def _heat(grid: Grid, findings: Findings) -> go.Heatmap:
     """The first axis downwards, all others across. What was left out of the grid is empty: it is no
     result of its own.
     """
@@ -192,7 +187,7 @@ def _heat(grid: Grid, results: Mapping[str, Result]) -> go.Heatmap:
     text = [[""] * len(across) for _ in down]
     drawn, known = set(), []
     for levels, setting in grid.places.items():
-        ious = scores(grid, results, setting).values()
+        ious = findings.scores(setting).values()
         if ious and setting not in drawn:
             row, column = levels[0], across.index(levels[1:])
             z[row][column] = fmean(ious)
@@ -222,13 +217,12 @@ def _heat(grid: Grid, results: Mapping[str, Result]) -> go.Heatmap:
     )
 
 
-def _gains(grid: Grid, results: Mapping[str, Result]) -> tuple[go.Scatter, list[str]]:
+def _gains(findings: Findings) -> tuple[go.Scatter, list[str]]:
     """A dot with its interval for each value of each axis against the axis's first, from below; on
     top unfreezing against the controls. Each row with its name.
     """
-    effects = {effect.of: effect.gain for effect in main_effects(grid, results)}
-    rows = {_name(found): effects.get(found) for found in reversed(comparisons(grid))}
-    rows["unfreezing, against<br>the same epochs in stage 1"] = unfreezing(grid, results)
+    rows = {_name(effect): effect.gain for effect in reversed(findings.main_effects())}
+    rows["unfreezing, against<br>the same epochs in stage 1"] = findings.unfreezing()
     x, y, half = [], [], []
     for row, known in enumerate(rows.values()):
         if known:
@@ -247,7 +241,7 @@ def _gains(grid: Grid, results: Mapping[str, Result]) -> tuple[go.Scatter, list[
     return dots, list(rows)
 
 
-def _name(found: Comparison) -> str:
+def _name(found: Effect) -> str:
     lines = [f"{found.axis}:", f"{found.value}, against {found.first}"]
     if found.where:
         lines.append(found.where)
