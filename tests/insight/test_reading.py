@@ -191,7 +191,7 @@ def test_reading_a_run_gives_the_score_that_was_logged_and_scikit_learn_s(run, m
     truths, answers = [], []
     for name in data.splits["validation"]:
         image, ids = data.load(name)
-        truths.append(data.trained(ids).ravel())
+        truths.append(data.trained(torch.from_numpy(ids)).flatten().numpy())
         answers.append(model.predict(image).ravel())
     truth, answer = np.concatenate(truths), np.concatenate(answers)
     expected = jaccard_score(truth, answer, labels=np.unique(truth), average="macro")

@@ -303,8 +303,8 @@ def read_images(
     matrices, things, borders, calibration = [], [], [], Calibration.empty()
     for name in watch(data.splits[split]):
         image, ids = data.load(name)
-        ids = data.trained(ids)
-        truth = torch.from_numpy(ids)
+        truth = data.trained(torch.from_numpy(ids))
+        ids = truth.numpy()
         confidence, predicted = by(model, image).max(0)
         matrices.append(confusion(predicted, truth, len(classes)))
         calibration += Calibration.of(confidence, predicted, truth)
