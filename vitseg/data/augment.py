@@ -9,10 +9,9 @@ are one resampling by PIL through a mesh, image and mask through the same; see d
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 from importlib.metadata import version
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -48,16 +47,6 @@ _COLOURS = {
 }
 
 
-class _Drawn(NamedTuple):
-    """What chance makes of `Augment` for one view."""
-
-    mirrored: bool
-    upside_down: bool
-    degrees: float
-    zoom: float
-    colours: dict[str, float]
-
-
 def view_name(data: Data, stage: int, epoch: int) -> str:
     """Which view epoch `epoch` (from 1) of a stage shows; "0" is the clean one."""
     return f"fresh {stage} {epoch}" if data.views == "fresh" else str((epoch - 1) % data.views)
@@ -81,15 +70,11 @@ def crop_box(foreground: np.ndarray, data: Data, name: str, view: str) -> list[i
 
 def make_view(image: Image.Image, mask: Image.Image, data: Data, name: str, view: str) -> Both:
     """The view of a fitted image (RGB) and its mask (class ids, mode L)."""
-    if view == CLEAN:
-        return image, mask
-    drawn = _draw(data, name, view)
-    image, mask = _warp((image, mask), drawn)
-    for colour, change in drawn.colours.items():
-        image = _COLOURS[colour](image).enhance(1 + change)
-    for effect, rng in occurring(data, name, view):
-        image, mask = apply_effect((image, mask), effect, rng)
-    return image, mask
+    pair = image, mask
+    if view != CLEAN:
+        for _, change in _changes(data, name, view):
+            pair = change(pair)
+    return pair
 
 
 def description(foreground: np.ndarray, data: Data, name: str, view: str) -> str:
@@ -98,40 +83,49 @@ def description(foreground: np.ndarray, data: Data, name: str, view: str) -> str
     """
     if view == CLEAN:
         return "clean"
-    drawn = _draw(data, name, view)
-    done = {
-        "cropped": crop_box(foreground, data, name, view) is not None,
-        "mirrored": drawn.mirrored,
-        "upside down": drawn.upside_down,
-        f"turned {drawn.degrees:+.0f}°": abs(drawn.degrees) >= 0.5,
-        f"zoom {drawn.zoom:.2f}": abs(drawn.zoom - 1) >= 0.005,
-    }
-    for colour, change in drawn.colours.items():
-        done[f"{colour} {change:+.0%}"] = abs(change) >= 0.005
-    words = [word for word, was_done in done.items() if was_done]
-    words += [effect.kind.replace("_", " ") for effect, _ in occurring(data, name, view)]
+    words = [] if crop_box(foreground, data, name, view) is None else ["cropped"]
+    for said, _ in _changes(data, name, view):
+        words += [word for word, is_visible in said.items() if is_visible]
     return ", ".join(words) or "unchanged"
 
 
-def _draw(data: Data, name: str, view: str) -> _Drawn:
-    """The order of these draws is kept: another one would change every view that there is."""
+def _changes(
+    data: Data, name: str, view: str
+) -> Iterator[tuple[dict[str, bool], Callable[[Both], Both]]]:
+    """What chance makes of `Augment` and the effects, in order: words, and whether it can be seen,
+    and what it does. The order of the draws is kept: another one would change every view.
+    """
     cfg = data.augment
     rng = np.random.default_rng(seed_for(data.view_seed, "view", name, view))
     mirrored = cfg.flip_horizontal and rng.random() < 0.5
     upside_down = cfg.flip_vertical and rng.random() < 0.5
     degrees = rng.uniform(-cfg.rotate_degrees, cfg.rotate_degrees)
     zoom = math.exp(rng.uniform(-1, 1) * math.log1p(cfg.zoom))
-    most = np.array([cfg.brightness, cfg.contrast, cfg.saturation])
-    colours = dict(zip(_COLOURS, rng.uniform(-most, most), strict=True))
-    return _Drawn(mirrored, upside_down, degrees, zoom, colours)
+    said = {
+        "mirrored": mirrored,
+        "upside down": upside_down,
+        f"turned {degrees:+.0f}°": abs(degrees) >= 0.5,
+        f"zoom {zoom:.2f}": abs(zoom - 1) >= 0.005,
+    }
+    flips = 1 - 2 * np.array([mirrored, upside_down])
+    yield said, partial(_warp, flips=flips, degrees=degrees, zoom=zoom)
+    for colour, most in zip(_COLOURS, (cfg.brightness, cfg.contrast, cfg.saturation), strict=True):
+        change = rng.uniform(-most, most)
+        said = {f"{colour} {change:+.0%}": abs(change) >= 0.005}
+        yield said, partial(_recoloured, colour=colour, change=change)
+    for effect, rng in occurring(data, name, view):
+        yield {effect.kind.replace("_", " "): True}, partial(apply_effect, effect=effect, rng=rng)
 
 
-def _warp(pair: Both, drawn: _Drawn) -> Both:
+def _recoloured(pair: Both, colour: str, change: float) -> Both:
+    return _COLOURS[colour](pair[0]).enhance(1 + change), pair[1]
+
+
+def _warp(pair: Both, flips: np.ndarray, degrees: float, zoom: float) -> Both:
     """Flip, rotate and zoom about the centre in one resampling."""
-    angle, centre = math.radians(drawn.degrees), np.array(pair[0].size) / 2
-    cos, sin = math.cos(angle) / drawn.zoom, math.sin(angle) / drawn.zoom
-    flips = 1 - 2 * np.array([[drawn.mirrored], [drawn.upside_down]])
-    turn = flips * [[cos, sin], [-sin, cos]]
+    angle, centre = math.radians(degrees), np.array(pair[0].size) / 2
+    cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
+    turn = flips[:, None] * [[cos, sin], [-sin, cos]]
     shift = centre - turn[:, 0] * centre[0] - turn[:, 1] * centre[1]
     # PIL maps output pixels to input pixels, (x, y) -> (ax + by + c, dx + ey + f)
     return _resampled(pair, Image.Transform.AFFINE, np.column_stack([turn, shift]).ravel().tolist())
@@ -229,16 +223,15 @@ def _lattice(size: Iterable[int], cells: int) -> np.ndarray:
     return np.stack(np.meshgrid(*ends), axis=-1)
 
 
-def _through_mesh(pair: Both, taken_from: np.ndarray) -> Both:
-    """Image and mask resampled at once: what is to lie on each node of the even lattice is
-    `taken_from` (x, y) there.
+def _through_mesh(pair: Both, nodes: np.ndarray) -> Both:
+    """Image and mask resampled at once: what is to lie on each node of the even lattice is taken
+    from `nodes` (x, y) there.
 
     Between the nodes places are mixed bilinearly, so that neighbouring cells meet.
     """
-    even = _lattice(pair[0].size, len(taken_from) - 1).astype(int)
-    boxes = np.concatenate([even[:-1, :-1], even[1:, 1:]], axis=-1)
-    before, after = slice(-1), slice(1, None)
-    corners = (before, before), (after, before), (after, after), (before, after)  # NW SW SE NE
-    quads = np.concatenate([taken_from[corner] for corner in corners], axis=-1)
-    mesh = list(zip(boxes.reshape(-1, 4).tolist(), quads.reshape(-1, 8).tolist(), strict=True))
+    even = _lattice(pair[0].size, len(nodes) - 1).astype(int)
+    boxes = np.concatenate([even[:-1, :-1], even[1:, 1:]], axis=-1).reshape(-1, 4)
+    corners = nodes[:-1, :-1], nodes[1:, :-1], nodes[1:, 1:], nodes[:-1, 1:]  # NW SW SE NE
+    quads = np.concatenate(corners, axis=-1).reshape(-1, 8)
+    mesh = list(zip(boxes.tolist(), quads.tolist(), strict=True))
     return _resampled(pair, Image.Transform.MESH, mesh)

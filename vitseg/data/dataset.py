@@ -316,28 +316,29 @@ def _deaf_to_interrupts(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the trainer's process may be holding it back
 
 
+@dataclass(frozen=True, slots=True)
 class _Batches(Dataset["Batch | VitsegError"]):
     """A batch for each chunk of keys. Hands errors over as values: raised in a loader's worker,
     they would come back inside torch's own traceback.
     """
 
-    def __init__(self, data: SegmentationData, chunks: list[list[Key]]):
-        self.data, self.chunks = data, chunks
+    data: SegmentationData
+    chunks: list[list[Key]]
 
     def __len__(self) -> int:
         return len(self.chunks)
 
     def __getitem__(self, number: int) -> Batch | VitsegError:
+        names, images, masks, originals = [], [], [], []
         try:
-            samples = [self.data[key] for key in self.chunks[number]]
+            for key in self.chunks[number]:
+                sample = self.data[key]
+                names.append(sample.name)
+                images.append(sample.image)
+                masks.append(self.data.trained(sample.multiclass_mask))
+                originals.append(self.data.trained(sample.original))
         except VitsegError as error:
             return error
-        names, images, masks, originals = [], [], [], []
-        for sample in samples:
-            names.append(sample.name)
-            images.append(sample.image)
-            masks.append(self.data.trained(sample.multiclass_mask))
-            originals.append(self.data.trained(sample.original))
         return Batch(names, torch.stack(images), torch.stack(masks), originals)
 
 
