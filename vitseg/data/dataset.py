@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitseg.data.augment import CLEAN, crop_box, libraries, make_view
 from vitseg.data.folder import NO_ALPHA, Pair, in_brief, read_folder
-from vitseg.data.masks import class_map, read_raw
+from vitseg.data.masks import class_map, read_raw, recounted
 from vitseg.data.scan_cache import FileScan, stamp_of
 from vitseg.data.splits import Splits, drawn_by, rarity, splits_of
 from vitseg.data.synthetic import class_names, generate
@@ -103,7 +103,7 @@ class FolderSource:
         return self._looks[name].image.size
 
     def counts(self, name: str) -> dict[int, int]:
-        return self.code.counts(self._looks[name].mask.counts)
+        return recounted(self._looks[name].mask.counts, self.code.values)
 
     def load(self, name: str) -> tuple[Image.Image, np.ndarray]:
         pair = self.pairs[name]
@@ -180,7 +180,7 @@ class SegmentationData(Dataset[Sample]):
 
     def counts(self, name: str) -> dict[int, int]:
         """Pixels of an image by class id, ignored ones left out, at its own size."""
-        return self.map.counts(self.source.counts(name))
+        return recounted(self.source.counts(name), self.map.table)
 
     def pixels(self, split: str) -> dict[str, dict[int, float]]:
         """Pixels that each trained class takes on the canvas, by image; of the clean view, by its
@@ -191,7 +191,7 @@ class SegmentationData(Dataset[Sample]):
             counts, size = self.counts(name), self.source.size(name)
             scale = math.prod(fitted_size(size, self.cfg.size)) / math.prod(size)
             if self.mode == "binary":
-                counts = self.map.binary_counts(counts)
+                counts = recounted(counts, self._binary)
             found[name] = {i: scale * n for i, n in counts.items()}
         return found
 
