@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageColor, ImageOps
 from PIL.TiffImagePlugin import EXTRASAMPLES, SAMPLEFORMAT, TiffImageFile
 
 IGNORE = 255
@@ -20,22 +20,25 @@ IGNORE = 255
 FILL = (124, 116, 104)
 """Colour of padding: the mean of ImageNet, close to zero once an encoder has normalised it."""
 
-PALETTE = (
-    (40, 40, 40),
-    (213, 94, 0),
-    (240, 228, 66),
-    (0, 114, 178),
-    (204, 121, 167),
-    (0, 158, 115),
-    (86, 180, 233),
-    (230, 159, 0),
-    (136, 34, 85),
-    (153, 153, 51),
-    (68, 170, 153),
-    (51, 34, 136),
-    (221, 204, 119),
-    (170, 68, 153),
-)
+PALETTE = [
+    ImageColor.getrgb(color)
+    for color in (
+        "#282828",
+        "#d55e00",
+        "#f0e442",
+        "#0072b2",
+        "#cc79a7",
+        "#009e73",
+        "#56b4e9",
+        "#e69f00",
+        "#882255",
+        "#999933",
+        "#44aa99",
+        "#332288",
+        "#ddcc77",
+        "#aa4499",
+    )
+]
 """Class colours after Okabe & Ito and Tol: told apart by colour-blind readers. Repeats after the
 last.
 """
@@ -46,11 +49,6 @@ WITH_ALPHA = {"RGBA", "LA", "PA"}
 """Modes whose last channel is alpha."""
 
 FLOATS = "an image of floats, whose range is not known; save it with 8 or 16 bits"
-
-PREMULTIPLIED = (
-    "its colours are premultiplied by an alpha channel that varies like an image; "
-    "export it again as RGB"
-)
 
 UNREADABLE = (
     OSError,
@@ -85,20 +83,14 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
     which Pillow only warns, and where the file holds pages or is animated: nothing says which
     picture is meant.
     """
-    with (
-        Path(path).open("rb") as file,
-        Image.open(file) as image,
-    ):  # by its path Pillow maps a TIFF, and scrambles a turned one
+    # by its path Pillow maps a TIFF, and scrambles a turned one
+    with Path(path).open("rb") as file, Image.open(file) as image:
         most = Image.MAX_IMAGE_PIXELS or math.inf
         if image.width * image.height > most:
-            raise ValueError(
-                f"{image.width}x{image.height} pixels, more than {most:,} in all; scale it "
-                f"down, "
-                f"or cut it up"
-            )
-        if (
-            image.format in {"TIFF", "PNG", "WEBP", "GIF"} and image.n_frames > 1
-        ):  # a JPEG's others are previews
+            says = f"{image.width}x{image.height} pixels, more than {most:,} in all"
+            raise ValueError(f"{says}; scale it down, or cut it up")
+        # a JPEG's others are previews
+        if image.format in {"TIFF", "PNG", "WEBP", "GIF"} and image.n_frames > 1:
             raise ValueError(f"it holds {image.n_frames} pictures; save the one that is meant")
         yield image
 
@@ -108,11 +100,11 @@ def header_of(path: str | Path) -> Header:
     file is none.
     """
     with opened(path) as image:
-        orientation = (
-            1 if image.format == "PNG" and "exif" not in image.info else orientation_of(image)
-        )
-        on_its_side = orientation >= 5 and image.format != "TIFF"  # whose size Pillow gives upright
-        size = (image.width, image.height) if on_its_side else (image.height, image.width)
+        orientation, size = 1, (image.height, image.width)
+        if image.format != "PNG" or "exif" in image.info:
+            orientation = orientation_of(image)
+        if orientation >= 5 and image.format != "TIFF":  # whose size Pillow gives upright
+            size = size[::-1]
         return Header(size, image.mode, image.format, orientation)
 
 
@@ -140,16 +132,25 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB, upright. Transparency is laid over the fill colour. Raises ValueError for values
     that cannot be read.
     """
-    _refuse_values(image)
-    is_blended = image.mode in WITH_ALPHA or "transparency" in image.info
-    if isinstance(image, TiffImageFile) and image.mode in WITH_ALPHA and not is_transparency(image):
-        if 1 in image.tag_v2.get(EXTRASAMPLES, ()):
-            raise ValueError(PREMULTIPLIED)
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    is_deep, with_alpha = image.mode.startswith("I"), image.mode in WITH_ALPHA
+    if image.mode == "F":
+        raise ValueError(FLOATS)
+    if is_deep:
+        _check_range(np.asarray(image))
+    elif image.mode == "L" and tags.get(SAMPLEFORMAT) == (2,):
+        _check_range(np.asarray(image).view(np.int8))  # Pillow takes it for unsigned
+    is_blended = with_alpha or "transparency" in image.info
+    if tags and with_alpha and not is_transparency(image):
         is_blended = False
+        if 1 in tags.get(EXTRASAMPLES, ()):
+            raise ValueError(
+                "its colours are premultiplied by an alpha channel that varies like an image; "
+                "export it again as RGB"
+            )
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((values * (255 / 65535)).round().astype(np.uint8))
+    if is_deep:
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     if is_blended:
         ground = Image.new("RGBA", image.size, (*FILL, 255))
         image = Image.alpha_composite(ground, image.convert("RGBA"))
@@ -164,22 +165,13 @@ def is_transparency(image: Image.Image) -> bool:
     return counts[255] > 4 * sum(counts[1:255])
 
 
-def _refuse_values(image: Image.Image) -> None:
-    """Raises ValueError for floats, and for values outside 0..65535."""
-    if image.mode == "F":
-        raise ValueError(FLOATS)
-    values = np.asarray(image) if image.mode.startswith("I") else None
-    if (
-        isinstance(image, TiffImageFile)
-        and image.mode == "L"
-        and image.tag_v2.get(SAMPLEFORMAT) == (2,)
-    ):
-        values = np.asarray(image).view(np.int8)  # which Pillow takes for unsigned
-    if values is not None and not 0 <= values.min() <= values.max() <= 65535:
-        found = (
-            f"values from {values.min()} to {values.max()}, of which only 0 to 65535 can be read"
+def _check_range(values: np.ndarray) -> None:
+    least, most = values.min(), values.max()
+    if least < 0 or most > 65535:
+        raise ValueError(
+            f"values from {least} to {most}, of which only 0 to 65535 can be read; "
+            f"map all images alike to that range, or save them with 8 bits"
         )
-        raise ValueError(f"{found}; map all images alike to that range, or save them with 8 bits")
 
 
 def size_of(path: str | Path) -> Size | None:
@@ -196,20 +188,27 @@ def fitted_size(original: Size, size: Size) -> Size:
     """(height, width) that an image of size `original` takes on a canvas of `size`, its aspect
     kept.
     """
-    scale = min(size[0] / original[0], size[1] / original[1])
-    return max(1, min(size[0], round(original[0] * scale))), max(
-        1, min(size[1], round(original[1] * scale))
-    )
+    scale = min(np.divide(size, original))
+    return tuple(np.multiply(original, scale).round().astype(int).clip(1, size).tolist())
 
 
 def fit_image(image: Image.Image, size: Size) -> Image.Image:
     """The image scaled to a canvas of `size` (height, width), padded at the bottom and the
     right.
     """
+    return padded_image(_scaled(image, size, Image.Resampling.BILINEAR), size)
+
+
+def fit_mask(mask: np.ndarray, size: Size) -> Image.Image:
+    """Class ids (h, w) uint8 scaled like the image, by nearest neighbour, padded with IGNORE."""
+    canvas = Image.new("L", size[::-1], IGNORE)
+    canvas.paste(_scaled(Image.fromarray(mask), size, Image.Resampling.NEAREST))
+    return canvas
+
+
+def _scaled(image: Image.Image, size: Size, method: Image.Resampling) -> Image.Image:
     height, width = fitted_size((image.height, image.width), size)
-    if (image.height, image.width) != (height, width):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return padded_image(image, size)
+    return image.resize((width, height), method)
 
 
 def padded_image(image: Image.Image, size: Size) -> Image.Image:
@@ -217,17 +216,6 @@ def padded_image(image: Image.Image, size: Size) -> Image.Image:
     (height, width).
     """
     canvas = Image.new("RGB", (max(size[1], image.width), max(size[0], image.height)), FILL)
-    canvas.paste(image)
-    return canvas
-
-
-def fit_mask(mask: np.ndarray, size: Size) -> Image.Image:
-    """Class ids (h, w) uint8 scaled like the image, by nearest neighbour, padded with IGNORE."""
-    height, width = fitted_size(mask.shape, size)
-    image = Image.fromarray(mask)
-    if mask.shape != (height, width):
-        image = image.resize((width, height), Image.Resampling.NEAREST)
-    canvas = Image.new("L", (size[1], size[0]), IGNORE)
     canvas.paste(image)
     return canvas
 
@@ -240,18 +228,15 @@ def palette_image(mask: np.ndarray) -> Image.Image:
     """Class ids (h, w) uint8 as a palette PNG: the indices are the classes, the colours are for the
     eye.
     """
-    image = Image.fromarray(
-        mask.astype(np.uint8)
-    )  # putpalette turns grey into a palette, indices kept
-    colors = [color_of(i) for i in range(255)] + [(255, 255, 255)]
-    image.putpalette([channel for color in colors for channel in color])
+    colors = np.resize(PALETTE, (256, 3))
+    colors[IGNORE] = 255
+    image = Image.fromarray(mask.astype(np.uint8))
+    image.putpalette(colors.ravel().tolist())  # turns grey into a palette, indices kept
     return image
 
 
 def overlay(image: Image.Image, mask: np.ndarray, opacity: float = 0.5) -> Image.Image:
     """The image with every class but 0 tinted; ignored pixels stay as they are."""
-    table = np.array([color_of(i) for i in range(256)], dtype=np.float64)
-    rgb = np.asarray(image.convert("RGB"), dtype=np.float64)
-    shown = ((mask != 0) & (mask != IGNORE))[..., None]
-    mixed = np.where(shown, (1 - opacity) * rgb + opacity * table[mask], rgb)
-    return Image.fromarray(mixed.round().astype(np.uint8))
+    image = image.convert("RGB")
+    tinted = Image.blend(image, palette_image(mask).convert("RGB"), opacity)
+    return Image.composite(tinted, image, Image.fromarray((mask != 0) & (mask != IGNORE)))

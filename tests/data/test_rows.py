@@ -526,8 +526,8 @@ def test_row_57_an_empty_set_an_empty_split_and_a_single_image_are_refused_by_na
         "validation"
     ]  # two are enough
     for folder, said in (
-        ("one", "there is nothing to split in 1 image"),
-        ("halves", "there is nothing to split in 1 image"),
+        ("one", r"1 image\(s\) in 1 group\(s\) cannot be split"),
+        ("halves", r"1 image\(s\) in 1 group\(s\) cannot be split"),
     ):
         if folder == "one":
             write_pairs(tmp_path / folder, {"a": TWO})

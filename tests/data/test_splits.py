@@ -176,17 +176,25 @@ def test_a_split_is_used_again_without_the_images_of_a_class(tmp_path):
 @pytest.mark.parametrize(
     ("content", "error", "said"),
     [
-        ("no json", ConfigError, r"data\.split_file: got .*a JSON file with a split"),
-        ('["a"]', ConfigError, "does not name train, validation and test"),
-        ('{"train": ["a"], "val": ["b"]}', ConfigError, "does not name"),
+        ("no json", ConfigError, r"data\.split_file: got .*allowed: a run's split\.json"),
+        (
+            '["a"]',
+            ConfigError,
+            "allowed: a run's split.json: train, validation and test, each a list",
+        ),
+        (
+            '{"train": ["a"], "val": ["b"]}',
+            DataError,
+            "there is no split 'val'; on no side: 'b', 'c'",
+        ),
         (
             '{"train": ["a", "../x"], "validation": ["b"]}',
             DataError,
-            r'there is no image "\.\./x"; on no side: "c"',
+            r"there is no image '\.\./x'; on no side: 'c'",
         ),
-        ('{"train": ["a", "b", "c"], "validation": ["b"]}', DataError, 'more than once: "b"'),
-        ('{"train": ["a", "b", "c"]}', DataError, 'empty: "validation"'),
-        ('{"train": 3, "validation": ["b"]}', ConfigError, "JSON file with a split"),
+        ('{"train": ["a", "b", "c"], "validation": ["b"]}', DataError, "more than once: 'b'"),
+        ('{"train": ["a", "b", "c"]}', DataError, "empty: 'validation'"),
+        ('{"train": 3, "validation": ["b"]}', ConfigError, "'int' object is not iterable"),
     ],
 )
 def test_a_split_file_that_does_not_fit_is_refused_with_all_that_is_wrong(
@@ -201,11 +209,15 @@ def test_a_split_file_that_does_not_fit_is_refused_with_all_that_is_wrong(
 @pytest.mark.parametrize(
     ("content", "error", "said"),
     [
-        ("name;group\na;1\n", ConfigError, r"data\.group_file.*It has name;group"),
-        ("", ConfigError, "It has no rows"),
-        ("name,group\na,1\nb,\n", DataError, 'no group for "b", "c"'),
-        ("name,group\na,1\nb,1\nc,1\n", DataError, r"data\.group_file: .* makes one group of 3"),
-        ("name,group\na,1\nb,1\nc,2\na,2\n", DataError, "'a' is in two groups"),
+        ("name;group\na;1\n", ConfigError, r"data\.group_file.*expected but not found: .*'name'"),
+        ("", ConfigError, "No columns to parse from file"),
+        ("name,group\na,1\nb,\n", DataError, "no group for 'b', 'c'"),
+        (
+            "name,group\na,1\nb,1\nc,1\n",
+            DataError,
+            r"group_file='.*: 3 image\(s\) in 1 group\(s\) cannot",
+        ),
+        ("name,group\na,1\nb,1\nc,2\na,2\n", ConfigError, r"data\.group_file.*'a' in two groups"),
     ],
 )
 def test_a_list_of_groups_that_does_not_fit_is_refused(content, error, said, tmp_path):
@@ -229,5 +241,5 @@ def test_a_test_share_is_drawn_beside_a_given_validation_is_refused(tmp_path):
 def test_fractions_leave_something_to_train_on():
     with pytest.raises(RecipeError, match="leave nothing to train on"):
         Data(validation_fraction=0.5, test_fraction=0.5)
-    with pytest.raises(DataError, match="nothing to split in 2 image"):
+    with pytest.raises(DataError, match=r"2 image\(s\) in 2 group\(s\) cannot be split"):
         splits_of(dict.fromkeys("ab"), Data(test_fraction=0.2), {}.get)

@@ -20,6 +20,7 @@ from vitseg.insight.reading import (
     TOLERANCE,
     Calibration,
     Reading,
+    binned,
     borders_of,
     flipped,
     probabilities,
@@ -45,7 +46,7 @@ def made(*matrices: list[list[int]], mode: str = "multiclass") -> Reading:
         found,
         (),
         (),
-        Calibration.empty(),
+        Calibration(*torch.zeros(3, BINS)),
     )
 
 
@@ -171,14 +172,12 @@ def test_calibration_is_that_of_torchmetrics_and_adds_up():
     truth = torch.randint(0, 3, (40, 50), generator=given).to(torch.uint8)
     truth[:4] = IGNORE
     confidence, predicted = chances.max(0)
-    whole = Calibration.of(confidence, predicted, truth)
+    whole = Calibration(*binned(confidence, predicted, truth))
     oracle = MulticlassCalibrationError(3, n_bins=BINS, norm="l1", ignore_index=IGNORE)
     expected = oracle(chances[None], truth.long()[None]).item()
     assert whole.error() == pytest.approx(expected, abs=1e-6)
-    halves = [
-        Calibration.of(confidence[s], predicted[s], truth[s]) for s in (slice(0, 20), slice(20, 40))
-    ]
-    assert (halves[0] + halves[1]).error() == pytest.approx(whole.error(), abs=1e-12)
+    halves = [binned(confidence[s], predicted[s], truth[s]) for s in (slice(0, 20), slice(20, 40))]
+    assert Calibration(*sum(halves)).error() == pytest.approx(whole.error(), abs=1e-12)
     assert whole.pixels.sum() == 36 * 50
     sure = [point[0] for point in whole.curve()]
     assert all(a < b for a, b in pairwise(sure))
@@ -191,7 +190,7 @@ def test_reading_a_run_gives_the_score_that_was_logged_and_scikit_learn_s(run, m
     truths, answers = [], []
     for name in data.splits["validation"]:
         image, ids = data.load(name)
-        truths.append(data.trained(ids).ravel())
+        truths.append(data.trained(torch.from_numpy(ids)).flatten().numpy())
         answers.append(model.predict(image).ravel())
     truth, answer = np.concatenate(truths), np.concatenate(answers)
     expected = jaccard_score(truth, answer, labels=np.unique(truth), average="macro")

@@ -9,11 +9,9 @@ are one resampling by PIL through a mesh, image and mask through the same; see d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 from importlib.metadata import version
-from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,116 +47,95 @@ _COLOURS = {
 }
 
 
-class _Drawn(NamedTuple):
-    """What chance makes of `Augment` for one view."""
-
-    mirrored: bool
-    upside_down: bool
-    degrees: float
-    zoom: float
-    colours: dict[str, float]
-
-
 def view_name(data: Data, stage: int, epoch: int) -> str:
     """Which view epoch `epoch` (from 1) of a stage shows; "0" is the clean one."""
     return f"fresh {stage} {epoch}" if data.views == "fresh" else str((epoch - 1) % data.views)
 
 
-def crop(
-    whole: tuple[Image.Image, np.ndarray], foreground: np.ndarray, data: Data, name: str, view: str
-) -> tuple[Image.Image, np.ndarray]:
-    """Of an image and its class ids (h, w) what the view is made of: the whole, or a box around the
-    foreground (h, w) bool.
+def crop_box(foreground: np.ndarray, data: Data, name: str, view: str) -> list[int] | None:
+    """[left, top, right, bottom] around the foreground (h, w) bool in pixels of the original image;
+    None where it stays whole.
     """
-    box = crop_box(foreground, data, name, view)
-    if box is None:
-        return whole
-    image, ids = whole
-    left, top, right, bottom = box
-    return image.crop(box), np.ascontiguousarray(ids[top:bottom, left:right])
-
-
-def crop_box(
-    foreground: np.ndarray, data: Data, name: str, view: str
-) -> tuple[int, int, int, int] | None:
-    """(left, top, right, bottom) in pixels of the original image; None where it stays whole."""
     if data.crop is None or view == CLEAN:
         return None
     rng = np.random.default_rng(seed_for(data.view_seed, "crop", name, view))
-    rows, columns = np.nonzero(foreground)
-    if rng.random() >= data.crop.p or not len(rows):
+    box = Image.fromarray(foreground).getbbox()
+    if box is None or rng.random() >= data.crop.p:
         return None
-    top, bottom = int(rows.min()), int(rows.max()) + 1
-    left, right = int(columns.min()), int(columns.max()) + 1
-    margin = round(data.crop.margin * max(bottom - top, right - left))
-    height, width = foreground.shape
-    start = max(0, left - margin), max(0, top - margin)
-    return *start, min(width, right + margin), min(height, bottom + margin)
+    left, top, right, bottom = box
+    margin = round(data.crop.margin * max(right - left, bottom - top))
+    grown = np.add(box, (-margin, -margin, margin, margin))
+    return grown.clip(0, foreground.shape[::-1] * 2).tolist()
 
 
-def make_view(
-    image: Image.Image, mask: Image.Image, data: Data, name: str, view: str
-) -> tuple[Image.Image, Image.Image]:
+def make_view(image: Image.Image, mask: Image.Image, data: Data, name: str, view: str) -> Both:
     """The view of a fitted image (RGB) and its mask (class ids, mode L)."""
-    if view == CLEAN:
-        return image, mask
-    drawn = _draw(data, name, view)
-    image, mask = _warp(image, mask, drawn)
-    for colour, change in drawn.colours.items():
-        image = _COLOURS[colour](image).enhance(1 + change)
-    for effect, rng in occurring(data, name, view):
-        image, mask = apply_effect((image, mask), effect, rng)
-    return image, mask
+    pair = image, mask
+    if view != CLEAN:
+        for _, change in _changes(data, name, view):
+            pair = change(pair)
+    return pair
 
 
 def description(foreground: np.ndarray, data: Data, name: str, view: str) -> str:
-    """What is done to make the view of an image with class ids (h, w), in a few words and in
-    order.
+    """What is done to make the view of an image with this foreground (h, w) bool, in a few words
+    and in order.
     """
     if view == CLEAN:
         return "clean"
-    drawn = _draw(data, name, view)
-    done = {
-        "cropped": crop_box(foreground, data, name, view) is not None,
-        "mirrored": drawn.mirrored,
-        "upside down": drawn.upside_down,
-        f"turned {drawn.degrees:+.0f}°": abs(drawn.degrees) >= 0.5,
-        f"zoom {drawn.zoom:.2f}": abs(drawn.zoom - 1) >= 0.005,
-    }
-    for colour, change in drawn.colours.items():
-        done[f"{colour} {change:+.0%}"] = abs(change) >= 0.005
-    words = [word for word, was_done in done.items() if was_done]
-    words += [effect.kind.replace("_", " ") for effect, _ in occurring(data, name, view)]
+    words = [] if crop_box(foreground, data, name, view) is None else ["cropped"]
+    for said, _ in _changes(data, name, view):
+        words += [word for word, is_visible in said.items() if is_visible]
     return ", ".join(words) or "unchanged"
 
 
-def _draw(data: Data, name: str, view: str) -> _Drawn:
-    """The order of these draws is kept: another one would change every view that there is."""
+def _changes(
+    data: Data, name: str, view: str
+) -> Iterator[tuple[dict[str, bool], Callable[[Both], Both]]]:
+    """What chance makes of `Augment` and the effects, in order: words, and whether it can be seen,
+    and what it does. The order of the draws is kept: another one would change every view.
+    """
     cfg = data.augment
     rng = np.random.default_rng(seed_for(data.view_seed, "view", name, view))
-    largest = {"brightness": cfg.brightness, "contrast": cfg.contrast, "saturation": cfg.saturation}
-    return _Drawn(
-        mirrored=cfg.flip_horizontal and rng.random() < 0.5,
-        upside_down=cfg.flip_vertical and rng.random() < 0.5,
-        degrees=rng.uniform(-cfg.rotate_degrees, cfg.rotate_degrees),
-        zoom=math.exp(rng.uniform(-1, 1) * math.log1p(cfg.zoom)),
-        colours={colour: rng.uniform(-most, most) for colour, most in largest.items()},
-    )
+    mirrored = cfg.flip_horizontal and rng.random() < 0.5
+    upside_down = cfg.flip_vertical and rng.random() < 0.5
+    degrees = rng.uniform(-cfg.rotate_degrees, cfg.rotate_degrees)
+    zoom = math.exp(rng.uniform(-1, 1) * math.log1p(cfg.zoom))
+    said = {
+        "mirrored": mirrored,
+        "upside down": upside_down,
+        f"turned {degrees:+.0f}°": abs(degrees) >= 0.5,
+        f"zoom {zoom:.2f}": abs(zoom - 1) >= 0.005,
+    }
+    flips = 1 - 2 * np.array([mirrored, upside_down])
+    yield said, partial(_warp, flips=flips, degrees=degrees, zoom=zoom)
+    for colour, most in zip(_COLOURS, (cfg.brightness, cfg.contrast, cfg.saturation), strict=True):
+        change = rng.uniform(-most, most)
+        said = {f"{colour} {change:+.0%}": abs(change) >= 0.005}
+        yield said, partial(_recoloured, colour=colour, change=change)
+    for effect, rng in occurring(data, name, view):
+        yield {effect.kind.replace("_", " "): True}, partial(apply_effect, effect=effect, rng=rng)
 
 
-def _warp(image: Image.Image, mask: Image.Image, drawn: _Drawn) -> tuple[Image.Image, Image.Image]:
+def _recoloured(pair: Both, colour: str, change: float) -> Both:
+    return _COLOURS[colour](pair[0]).enhance(1 + change), pair[1]
+
+
+def _warp(pair: Both, flips: np.ndarray, degrees: float, zoom: float) -> Both:
     """Flip, rotate and zoom about the centre in one resampling."""
-    fx, fy = 1 - 2 * drawn.mirrored, 1 - 2 * drawn.upside_down
-    angle, zoom = math.radians(drawn.degrees), drawn.zoom
-    a, b = math.cos(angle) / zoom * fx, math.sin(angle) / zoom * fx
-    d, e = -math.sin(angle) / zoom * fy, math.cos(angle) / zoom * fy
-    cx, cy = image.width / 2, image.height / 2
+    angle, centre = math.radians(degrees), np.array(pair[0].size) / 2
+    cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
+    turn = flips[:, None] * [[cos, sin], [-sin, cos]]
+    shift = centre - turn[:, 0] * centre[0] - turn[:, 1] * centre[1]
     # PIL maps output pixels to input pixels, (x, y) -> (ax + by + c, dx + ey + f)
-    warp = (a, b, cx - a * cx - b * cy, d, e, cy - d * cx - e * cy)
-    size, method = image.size, Image.Transform.AFFINE
+    return _resampled(pair, Image.Transform.AFFINE, np.column_stack([turn, shift]).ravel().tolist())
+
+
+def _resampled(pair: Both, method: Image.Transform, data: list) -> Both:
+    image, mask = pair
     return (
-        image.transform(size, method, warp, Image.Resampling.BILINEAR, fillcolor=FILL),
-        mask.transform(size, method, warp, Image.Resampling.NEAREST, fillcolor=IGNORE),
+        image.transform(image.size, method, data, Image.Resampling.BILINEAR, fillcolor=FILL),
+        mask.transform(mask.size, method, data, Image.Resampling.NEAREST, fillcolor=IGNORE),
     )
 
 
@@ -181,115 +158,80 @@ def occurring(data: Data, name: str, view: str) -> Iterator[tuple[Effect, np.ran
 
 def apply_effect(pair: Both, effect: Effect, rng: np.random.Generator) -> Both:
     """The pair after an effect. What is brought in is FILL in the image, IGNORE in the mask."""
-    return _WORK[effect.kind](pair, effect, rng)
+    image, mask = pair
+    size = np.array(image.size)
+    match effect:
+        case RightAngle():
+            turn, canvas = _TURNS[rng.integers(3)], (image.height, image.width)
+            mask = fit_mask(np.asarray(mask.transpose(turn)), canvas)
+            image = fit_image(image.transpose(turn), canvas)
+        case Hue(degrees=most):
+            hsv = np.array(image.convert("HSV"))
+            hsv[..., 0] += np.uint8(round(rng.uniform(-most, most) / 360 * 256) % 256)
+            image = Image.fromarray(hsv, "HSV").convert("RGB")
+        case Blur():
+            image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, effect.sigma_pixels)))
+        case Elastic(strength=most, cells=cells):
+            nodes = _lattice(size, cells)
+            moved = rng.uniform(-most, most, nodes.shape) * (size / cells)
+            return _through_mesh(pair, nodes + moved)
+        case GridDistortion(strength=most, cells=cells):
+            steps = 1 + rng.uniform(-most, most, (2, cells))
+            x, y = (np.pad(np.cumsum(s / s.sum()), (1, 0)) for s in steps)
+            return _through_mesh(pair, np.stack(np.meshgrid(x, y), axis=-1) * size)
+        case OpticalDistortion(strength=most):
+            middle, k = size / 2, rng.uniform(-most, most)
+            away = _lattice(size, _LENS_CELLS) - middle
+            r2 = (away**2).sum(-1, keepdims=True) / (middle**2).sum()
+            return _through_mesh(pair, middle + away * (1 + k * r2))
+        case CoarseDropout():
+            image = image.copy()
+            for _ in range(rng.integers(1, effect.holes + 1)):
+                hole = (rng.uniform(0, effect.side, 2) * size).round().clip(1).astype(int)
+                corner = rng.integers(size - hole + 1)
+                image.paste(FILL, (*corner, *(corner + hole)))
+        case Clahe():
+            image = _equalised(image, rng.uniform(1, effect.clip_limit), effect.cells)
+    return image, mask
 
 
 @cache
 def libraries(effects: tuple[Effect, ...]) -> dict[str, str]:
     """Versions of what else the pixels of these effects depend on."""
-    return {"kornia": version("kornia")} if any(isinstance(e, Clahe) for e in effects) else {}
+    used = {effect.kind for effect in effects}
+    return {"kornia": version("kornia")} if "clahe" in used else {}
 
 
-def _right_angle(pair: Both, cfg: RightAngle, rng: np.random.Generator) -> Both:
-    image, mask = pair
-    turn = _TURNS[rng.integers(3)]
-    size = (image.height, image.width)
-    return fit_image(image.transpose(turn), size), fit_mask(np.asarray(mask.transpose(turn)), size)
-
-
-def _hue(pair: Both, cfg: Hue, rng: np.random.Generator) -> Both:
-    hsv = np.array(pair[0].convert("HSV"))
-    steps = round(rng.uniform(-cfg.degrees, cfg.degrees) / 360 * 256)
-    hsv[..., 0] = (hsv[..., 0].astype(np.int64) + steps) % 256
-    return Image.fromarray(hsv, "HSV").convert("RGB"), pair[1]
-
-
-def _blur(pair: Both, cfg: Blur, rng: np.random.Generator) -> Both:
-    return pair[0].filter(ImageFilter.GaussianBlur(rng.uniform(0, cfg.sigma_pixels))), pair[1]
-
-
-def _elastic(pair: Both, cfg: Elastic, rng: np.random.Generator) -> Both:
-    nodes = _lattice(pair[0], cfg.cells)
-    cell = np.array(pair[0].size) / cfg.cells
-    return _through_mesh(pair, nodes + rng.uniform(-cfg.strength, cfg.strength, nodes.shape) * cell)
-
-
-def _grid_distortion(pair: Both, cfg: GridDistortion, rng: np.random.Generator) -> Both:
-    nodes = _lattice(pair[0], cfg.cells)
-    for axis, length in enumerate(pair[0].size):
-        steps = 1 + rng.uniform(-cfg.strength, cfg.strength, cfg.cells)
-        ends = np.concatenate([[0], np.cumsum(steps / steps.sum())]) * length
-        nodes[..., axis] = ends if axis == 0 else ends[:, None]
-    return _through_mesh(pair, nodes)
-
-
-def _optical_distortion(pair: Both, cfg: OpticalDistortion, rng: np.random.Generator) -> Both:
-    k = rng.uniform(-cfg.strength, cfg.strength)
-    middle = np.array(pair[0].size) / 2
-    away = _lattice(pair[0], _LENS_CELLS) - middle
-    r2 = (away**2).sum(-1, keepdims=True) / (middle**2).sum()
-    return _through_mesh(pair, middle + away * (1 + k * r2))
-
-
-def _coarse_dropout(pair: Both, cfg: CoarseDropout, rng: np.random.Generator) -> Both:
-    image = pair[0].copy()
-    for _ in range(rng.integers(1, cfg.holes + 1)):
-        width, height = (max(1, round(rng.uniform(0, cfg.side) * length)) for length in image.size)
-        x, y = rng.integers(image.width - width + 1), rng.integers(image.height - height + 1)
-        image.paste(FILL, (int(x), int(y), int(x) + width, int(y) + height))
-    return image, pair[1]
-
-
-def _clahe(pair: Both, cfg: Clahe, rng: np.random.Generator) -> Both:
+def _equalised(image: Image.Image, limit: float, cells: int) -> Image.Image:
     from kornia.enhance import equalize_clahe  # a quarter of a second, and of use here alone
 
-    y, cb, cr = pair[0].convert("YCbCr").split()
+    y, cb, cr = image.convert("YCbCr").split()
     values = torch.from_numpy(np.array(y)).double()[None] / 255
-    limit = rng.uniform(1, cfg.clip_limit)
-    equal = equalize_clahe(values, limit, (cfg.cells, cfg.cells))[0] * 255
+    equal = equalize_clahe(values, limit, (cells, cells))[0] * 255
     # Counts are whole numbers, so sums are exact in any order. What is left to the threads is the
     # last bit of a mixture of four of them, a multiple of 1 / (4 x pixels of a tile): far from a
     # half, or on it, which is always rounded up.
     rounded = (equal + (0.5 + 1e-9)).floor().clamp(0, 255).to(torch.uint8)
-    return Image.merge("YCbCr", (Image.fromarray(rounded.numpy()), cb, cr)).convert("RGB"), pair[1]
+    return Image.merge("YCbCr", (Image.fromarray(rounded.numpy()), cb, cr)).convert("RGB")
 
 
-def _lattice(image: Image.Image, cells: int) -> np.ndarray:
-    """Nodes (cells + 1, cells + 1, 2) of an even lattice over the image: (x, y) in whole pixels, as
-    float64.
+def _lattice(size: Iterable[int], cells: int) -> np.ndarray:
+    """Nodes (cells + 1, cells + 1, 2) of an even lattice over `size` (width, height): (x, y) in
+    whole pixels, as float64.
     """
-    x, y = (np.linspace(0, length, cells + 1).round() for length in image.size)
-    return np.stack(np.meshgrid(x, y), axis=-1)
+    ends = [np.linspace(0, length, cells + 1).round() for length in size]
+    return np.stack(np.meshgrid(*ends), axis=-1)
 
 
-def _through_mesh(pair: Both, taken_from: np.ndarray) -> Both:
-    """Image and mask resampled at once: what is to lie on each node of the even lattice is
-    `taken_from` (x, y) there.
+def _through_mesh(pair: Both, nodes: np.ndarray) -> Both:
+    """Image and mask resampled at once: what is to lie on each node of the even lattice is taken
+    from `nodes` (x, y) there.
 
     Between the nodes places are mixed bilinearly, so that neighbouring cells meet.
     """
-    image, mask = pair
-    cells = len(taken_from) - 1
-    even, mesh = _lattice(image, cells).astype(int), []
-    for row, column in product(range(cells), repeat=2):
-        box = (*even[row, column].tolist(), *even[row + 1, column + 1].tolist())
-        rows = (row, row + 1, row + 1, row)  # PIL's order: NW SW SE NE
-        columns = (column, column, column + 1, column + 1)
-        mesh.append((box, taken_from[rows, columns].ravel().tolist()))
-    method = Image.Transform.MESH
-    return (
-        image.transform(image.size, method, mesh, Image.Resampling.BILINEAR, fillcolor=FILL),
-        mask.transform(mask.size, method, mesh, Image.Resampling.NEAREST, fillcolor=IGNORE),
-    )
-
-
-_WORK: dict[str, Callable[[Both, Effect, np.random.Generator], Both]] = {
-    "right_angle": _right_angle,
-    "hue": _hue,
-    "blur": _blur,
-    "elastic": _elastic,
-    "grid_distortion": _grid_distortion,
-    "optical_distortion": _optical_distortion,
-    "coarse_dropout": _coarse_dropout,
-    "clahe": _clahe,
-}
+    even = _lattice(pair[0].size, len(nodes) - 1).astype(int)
+    boxes = np.concatenate([even[:-1, :-1], even[1:, 1:]], axis=-1).reshape(-1, 4)
+    corners = nodes[:-1, :-1], nodes[1:, :-1], nodes[1:, 1:], nodes[:-1, 1:]  # NW SW SE NE
+    quads = np.concatenate(corners, axis=-1).reshape(-1, 8)
+    mesh = list(zip(boxes.tolist(), quads.tolist(), strict=True))
+    return _resampled(pair, Image.Transform.MESH, mesh)

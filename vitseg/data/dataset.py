@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 import PIL
@@ -17,11 +18,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vitseg.data.augment import CLEAN, crop, libraries, make_view
+from vitseg.data.augment import CLEAN, crop_box, libraries, make_view
 from vitseg.data.folder import NO_ALPHA, Pair, in_brief, read_folder
 from vitseg.data.masks import class_map, read_raw, recounted
 from vitseg.data.scan_cache import FileScan, stamp_of
-from vitseg.data.splits import drawn_by, rarity, splits_of
+from vitseg.data.splits import Splits, drawn_by, rarity, splits_of
 from vitseg.data.synthetic import class_names, generate
 from vitseg.draws import NUMERICS, seed_for
 from vitseg.errors import ConfigError, DataError, VitsegError
@@ -73,8 +74,8 @@ class GeneratedSource:
         return self.cfg.side, self.cfg.side
 
     def counts(self, name: str) -> dict[int, int]:
-        ids, counts = np.unique(self.load(name)[1], return_counts=True)
-        return dict(zip(ids.tolist(), counts.tolist(), strict=True))
+        found = np.unique(self.load(name)[1], return_counts=True)
+        return dict(zip(*map(np.ndarray.tolist, found), strict=True))
 
     def load(self, name: str) -> tuple[Image.Image, np.ndarray]:
         if name not in self._drawn:
@@ -106,21 +107,17 @@ class FolderSource:
 
     def load(self, name: str) -> tuple[Image.Image, np.ndarray]:
         pair = self.pairs[name]
-        try:
+        with _unchanged(pair):
             image, ids = open_rgb(pair.image), self.code.decode(read_raw(pair.mask))
             if ids.shape != (image.height, image.width):
                 raise ValueError("sizes differ")
-        except (*UNREADABLE, KeyError) as error:
-            raise _changed(pair, error) from None
         return image, ids
 
     def content(self, name: str) -> tuple[list[str], list[str]]:
         pair, look = self.pairs[name], self._looks[name]
-        try:
+        with _unchanged(pair):
             image = [_digest_of(pair.image, look.image)]
             mask = [_digest_of(pair.mask, look.mask), str(self.code.values)]
-        except OSError as error:
-            raise _changed(pair, error) from None
         kinds = {found.kind for found in look.findings}
         if NO_ALPHA in kinds and pair.image.suffix.lower() in {".tif", ".tiff"}:
             image.append("alpha not blended")  # as it once was
@@ -152,43 +149,34 @@ class SegmentationData(Dataset[Sample]):
         self.source: Source = kind(cfg.source)
         self.pairs, self.warnings = self.source.pairs, self.source.warnings
         self.map = class_map(self.source.classes, cfg.classes)
-        self.all_classes = self.map.classes
+        self.all_classes, self._binary = self.map.classes, self.map.binary_ids()
         self.masks = "; ".join(filter(None, (self.source.masks, self.map.description)))
-        kept, dropped = self._kept()
-        self.splits = splits_of(kept, cfg, lambda name: self.counts(name).keys(), dropped)
-        self._rarity = rarity(self.pixels("train")) if cfg.sampler == "rarity" else {}
-        if cfg.mode == "binary" and len(self.all_classes) < 2:
+        self.mode, self.classes = cfg.mode, self.all_classes
+        if cfg.mode == "auto":
+            self.mode = "binary" if len(self.all_classes) == 2 else "multiclass"
+        if self.mode == "binary":
+            self.classes = self.map.binary_classes()
+        if len(self.all_classes) < 2 and cfg.mode == "binary":
             raise ConfigError("data.mode", cfg.mode, "multiclass", "The masks hold one class only.")
         if self.mode == "binary" and not cfg.score_background:
             hint = "Binary scores are the foreground's anyway."
             raise ConfigError("data.score_background", False, "True", hint)
+        self.splits = self._split()
+        self._rarity = rarity(self.pixels("train")) if cfg.sampler == "rarity" else {}
 
-    def _kept(self) -> tuple[dict[str, str | None], set[str]]:
-        """Where the images lie that hold no class of `drop_images_with`, and the names of the
-        others.
-        """
-        kept, dropped = dict(self.source.splits), set()
-        if self.map.dropping:
-            dropped = {n for n in kept if not self.map.dropping.isdisjoint(self.source.counts(n))}
-        for name in dropped:
-            del kept[name]
-        if not kept:
+    def _split(self) -> Splits:
+        """Of the images that hold no class of `drop_images_with`."""
+        placed, dropped, dropping = {}, set(), self.map.dropping
+        for name, side in self.source.splits.items():
+            if dropping and dropping & self.source.counts(name).keys():
+                dropped.add(name)
+            else:
+                placed[name] = side
+        if not placed:
             held = " or ".join(self.cfg.classes.drop_images_with)
             says = f"data.classes.drop_images_with: every image holds one of {held}."
             raise DataError(says, "Leave one out.")
-        return kept, dropped
-
-    @property
-    def mode(self) -> str:
-        """Which mask is trained. "auto" is binary when there are two classes."""
-        if self.cfg.mode != "auto":
-            return self.cfg.mode
-        return "binary" if len(self.all_classes) == 2 else "multiclass"
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes that are trained."""
-        return self.all_classes if self.mode == "multiclass" else self.map.binary_classes()
+        return splits_of(placed, self.cfg, lambda name: self.counts(name).keys(), dropped)
 
     def counts(self, name: str) -> dict[int, int]:
         """Pixels of an image by class id, ignored ones left out, at its own size."""
@@ -201,10 +189,9 @@ class SegmentationData(Dataset[Sample]):
         found = {}
         for name in self.splits[split]:
             counts, size = self.counts(name), self.source.size(name)
-            fitted = fitted_size(size, self.cfg.size)
-            scale = fitted[0] * fitted[1] / (size[0] * size[1])
+            scale = math.prod(fitted_size(size, self.cfg.size)) / math.prod(size)
             if self.mode == "binary":
-                counts = recounted(counts, self.map.binary_ids())
+                counts = recounted(counts, self._binary)
             found[name] = {i: scale * n for i, n in counts.items()}
         return found
 
@@ -216,31 +203,30 @@ class SegmentationData(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         name, view = key
         image, ids = self.load(name)
-        seen, seen_ids = crop((image, ids), self.foreground(ids), self.cfg, name, view)
-        canvas, mask = fit_image(seen, self.cfg.size), fit_mask(seen_ids, self.cfg.size)
-        canvas, mask = make_view(canvas, mask, self.cfg, name, view)
-        multiclass = torch.from_numpy(np.array(mask)).long()
-        return Sample(
-            name,
-            torch.from_numpy(np.array(canvas)).permute(2, 0, 1),
-            self.to_binary(multiclass),
-            multiclass,
-            torch.from_numpy(np.array(ids)),
-        )
+        original = torch.from_numpy(ids)
+        box = crop_box(self.foreground(ids), self.cfg, name, view)
+        if box:
+            left, top, right, bottom = box
+            image, ids = image.crop(box), ids[top:bottom, left:right]
+        fitted = fit_image(image, self.cfg.size), fit_mask(ids, self.cfg.size)
+        canvas, mask = map(np.array, make_view(*fitted, self.cfg, name, view))
+        pixels, multiclass = torch.from_numpy(canvas), torch.from_numpy(mask).long()
+        binary = self.to_binary(multiclass)
+        return Sample(name, pixels.permute(2, 0, 1), binary, multiclass, original)
 
     def to_binary(self, mask: Tensor) -> Tensor:
         """1 for the foreground's classes, 0 for the others; ignored pixels stay ignored."""
-        return torch.from_numpy(self.map.binary_ids())[mask.long()].to(mask.dtype)
+        return torch.from_numpy(self._binary)[mask.long()].to(mask.dtype)
+
+    def trained(self, mask: Tensor) -> Tensor:
+        """Class ids, as `load` gives them, in the classes that are trained."""
+        return self.to_binary(mask) if self.mode == "binary" else mask
 
     def foreground(self, ids: np.ndarray) -> np.ndarray:
         """Where (h, w) bool the classes are that binary mode looks for, of class ids as `load`
         gives them.
         """
-        return self.map.binary_ids()[ids] == 1
-
-    def trained(self, ids: np.ndarray) -> np.ndarray:
-        """Class ids (h, w) uint8, as `load` gives them, in the classes that are trained."""
-        return self.map.binary_ids()[ids].astype(np.uint8) if self.mode == "binary" else ids
+        return self._binary[ids] == 1
 
     def batches(self, keys: list[Key], size: int, workers: int = 0) -> Iterator[Batch]:
         """Batches of `size` in the order of `keys`; the last may be smaller. The same for any
@@ -251,10 +237,9 @@ class SegmentationData(Dataset[Sample]):
     def loaded(self, chunks: list[list[Key]], workers: int = 0) -> Iterator[Batch]:
         """A batch for each chunk of keys."""
         loader = DataLoader(
-            _Guarded(self),
-            batch_sampler=chunks,
+            _Batches(self, chunks),
+            batch_size=None,
             num_workers=workers,
-            collate_fn=self._collate,
             generator=torch.Generator().manual_seed(0),  # else it draws from the global one
             worker_init_fn=_deaf_to_interrupts,
         )
@@ -269,20 +254,6 @@ class SegmentationData(Dataset[Sample]):
             says = f"workers: one of {workers} that load the images was ended from outside."
             hint = "Often there was too little memory for so many: set workers to 0, or fewer."
             raise DataError(says, hint) from None
-
-    def _collate(self, samples: list[Sample | VitsegError]) -> Batch | VitsegError:
-        names, images, masks, originals = [], [], [], []
-        for sample in samples:
-            if isinstance(sample, VitsegError):
-                return sample
-            mask, original = sample.multiclass_mask, sample.original
-            if self.mode == "binary":
-                mask, original = sample.binary_mask, self.to_binary(original)
-            names.append(sample.name)
-            images.append(sample.image)
-            masks.append(mask)
-            originals.append(original)
-        return Batch(names, torch.stack(images), torch.stack(masks), originals)
 
     def fingerprint(self, name: str, view: str) -> tuple[str, str]:
         """Digests of all that a view's pixels, and its mask, follow from: content of the files,
@@ -303,11 +274,13 @@ class SegmentationData(Dataset[Sample]):
         """A digest of all that training and validation read: names, split, and the content of every
         image and mask.
         """
-        words: list[object] = []
-        for part in ("train", "validation"):
-            names = self.splits[part]
-            words += [(part, name, *self.fingerprint(name, CLEAN)) for name in names]
-        return _digest(*words)
+        return _digest(
+            *(
+                (part, name, *self.fingerprint(name, CLEAN))
+                for part in ("train", "validation")
+                for name in self.splits[part]
+            )
+        )
 
     def distinct_share(self) -> float:
         """How much of the training images an epoch shows at all, as expected: 1 unless they are
@@ -315,17 +288,18 @@ class SegmentationData(Dataset[Sample]):
         """
         if not self._rarity:
             return 1.0
-        total, n = sum(self._rarity.values()), len(self._rarity)
-        return fmean(1 - (1 - weight / total) ** n for weight in self._rarity.values())
+        shares = np.array(list(self._rarity.values())) / sum(self._rarity.values())
+        return float(np.mean(1 - (1 - shares) ** len(shares)))
 
     def order(self, seed: int, stage: int, epoch: int) -> list[str]:
         """The training images of an epoch, shuffled, or drawn with replacement, as (seed, stage,
         epoch) says.
         """
+        seed = seed_for(seed, "order", stage, epoch)
         if self._rarity:
-            return drawn_by(self._rarity, seed_for(seed, "order", stage, epoch))
+            return drawn_by(self._rarity, seed)
         names = list(self.splits["train"])
-        random.Random(seed_for(seed, "order", stage, epoch)).shuffle(names)
+        random.Random(seed).shuffle(names)
         return names
 
 
@@ -342,24 +316,40 @@ def _deaf_to_interrupts(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the trainer's process may be holding it back
 
 
-class _Guarded(Dataset["Sample | VitsegError"]):
-    """Hands errors over as values: raised in a loader's worker, they would come back inside torch's
-    own traceback.
+@dataclass(frozen=True, slots=True)
+class _Batches(Dataset["Batch | VitsegError"]):
+    """A batch for each chunk of keys. Hands errors over as values: raised in a loader's worker,
+    they would come back inside torch's own traceback.
     """
 
-    def __init__(self, data: SegmentationData):
-        self.data = data
+    data: SegmentationData
+    chunks: list[list[Key]]
 
-    def __getitem__(self, key: Key) -> Sample | VitsegError:
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, number: int) -> Batch | VitsegError:
+        names, images, masks, originals = [], [], [], []
         try:
-            return self.data[key]
+            for key in self.chunks[number]:
+                sample = self.data[key]
+                names.append(sample.name)
+                images.append(sample.image)
+                masks.append(self.data.trained(sample.multiclass_mask))
+                originals.append(self.data.trained(sample.original))
         except VitsegError as error:
             return error
+        return Batch(names, torch.stack(images), torch.stack(masks), originals)
 
 
-def _changed(pair: Pair, error: Exception) -> DataError:
-    why = f"changed or vanished since it was first looked at ({type(error).__name__}: {error})."
-    return DataError(f"{pair.image} or its mask {pair.mask}: {why}")
+@contextmanager
+def _unchanged(pair: Pair) -> Iterator[None]:
+    """Raises DataError where its files cannot be read as they were when first looked at."""
+    try:
+        yield
+    except (*UNREADABLE, KeyError) as error:
+        why = f"changed or vanished since it was first looked at ({type(error).__name__}: {error})."
+        raise DataError(f"{pair.image} or its mask {pair.mask}: {why}") from None
 
 
 def _digest(*words: object) -> str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from huggingface_hub import ModelCardData
 
@@ -36,21 +35,11 @@ def write_card(folder: str | Path, reading: Reading | None = None) -> Path:
     of these weights.
     """
     run = RunFolder(folder)
-    recipe, summary = run.recipe, run.summary
+    logged = run.summary["best"]["iou"]
     if reading is None:
-        data = SegmentationData(recipe.data)
+        data = SegmentationData(run.recipe.data)
         run.check_split(data.splits)
         reading = read_images(load_segmenter(run.best), data)
-    _refuse_another(reading, summary["best"]["iou"])
-    path = run.best / "README.md"
-    write_text(path, card(summary, run, reading))
-    return path
-
-
-def _refuse_another(reading: Reading, logged: float | None) -> None:
-    """Raises RunError unless the reading is of validation images and scores what was logged,
-    rounding apart.
-    """
     found = reading.scores()["iou"]
     if reading.split != "validation" or abs((found or 0.0) - (logged or 0.0)) > 0.005:
         raise RunError(
@@ -59,10 +48,14 @@ def _refuse_another(reading: Reading, logged: float | None) -> None:
             "Read the validation images with vitseg.load(folder), without augmentation, or leave "
             "the reading out.",
         )
+    path = run.best / "README.md"
+    write_text(path, _card(run, reading))
+    return path
 
 
-def card(summary: dict[str, Any], run: RunFolder, reading: Reading) -> str:
-    """The card's text, Markdown below a YAML header."""
+def _card(run: RunFolder, reading: Reading) -> str:
+    """Markdown below a YAML header."""
+    summary = run.summary
     header = ModelCardData(
         library_name="vitseg",
         tags=["image-segmentation", "vision-transformer"],
@@ -126,9 +119,7 @@ The decoder was trained here. What the encoder's licence asks for holds for thes
 
 def _worth(reading: Reading) -> str:
     found, interval, means = reading.scores(), reading.interval(), reading.means(8)
-    over = ""
-    if interval:
-        over = f" ({interval}, 95 %, bootstrap over images)"
+    over = f" ({interval}, 95 %, bootstrap over images)" if interval else ""
     lines = [
         f"{len(reading.names)} {reading.split} images, at their own size.\n",
         "| measure | value |\n| --- | --- |",
@@ -142,14 +133,9 @@ def _worth(reading: Reading) -> str:
         "| --- | --- | --- |",
     ]
     for i, (name, iou) in enumerate(zip(reading.classes, found["per_class_iou"], strict=True)):
-        name = name.replace("|", "&#124;")
-        lines.append(f"| {name} | {number_or_na(iou)} | {_border(reading, i)} |")
+        border, mine = "", [b[2:] for b in reading.borders if b.class_id == i]
+        if mine:
+            distance, within = map(median, zip(*mine, strict=True))
+            border = f"{distance:.1f} ({100 * within:.0f} %)"
+        lines.append(f"| {name.replace('|', '&#124;')} | {number_or_na(iou)} | {border} |")
     return "\n".join(lines)
-
-
-def _border(reading: Reading, class_id: int) -> str:
-    borders = [b for b in reading.borders if b.class_id == class_id]
-    if not borders:
-        return ""
-    _, _, distances, within = zip(*borders, strict=True)
-    return f"{median(distances):.1f} ({100 * median(within):.0f} %)"

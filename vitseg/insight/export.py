@@ -30,14 +30,14 @@ def export_onnx(model: Segmenter, path: str | Path) -> float:
     WeightsError, and leaves no file, where logits differ by more than TOLERANCE; VitsegError
     without the packages.
     """
-    alone, path, shape = model.snapshot().cpu(), Path(path), model.shape
+    alone, path, size = model.snapshot().cpu(), Path(path), model.shape.size
     try:
         import onnxruntime
 
         with _quietly():
             program = torch.onnx.export(
                 alone,
-                (torch.zeros(2, 3, *shape.size, dtype=torch.uint8),),
+                (torch.zeros(2, 3, *size, dtype=torch.uint8),),
                 dynamo=True,
                 input_names=["images"],
                 output_names=["logits"],
@@ -45,37 +45,28 @@ def export_onnx(model: Segmenter, path: str | Path) -> float:
                 dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
             )
     except ImportError as error:
-        raise VitsegError(
-            f"export: {error.name} is not installed.", "pip install 'vitseg[onnx]'"
-        ) from None
-    about = program.model.metadata_props
-    about["classes"], about["size"] = "\n".join(shape.classes), "{}x{}".format(*shape.size)
+        hint = "pip install 'vitseg[onnx]'"
+        raise VitsegError(f"export: {error.name} is not installed.", hint) from None
+    about = {"classes": "\n".join(model.shape.classes), "size": "{}x{}".format(*size)}
+    program.model.metadata_props.update(about)
+    apart, given = 0.0, torch.Generator().manual_seed(0)
     with written(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        aside = Path(folder)
-        program.save(aside / path.name)
-        session = onnxruntime.InferenceSession(
-            aside / path.name, providers=["CPUExecutionProvider"]
-        )
-        apart = max(_apart(alone, session, batch) for batch in (1, 3))
+        file = Path(folder) / path.name
+        program.save(file)
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        for batch in (1, 3):
+            images = torch.randint(256, (batch, 3, *size), dtype=torch.uint8, generator=given)
+            (found,) = session.run(["logits"], {"images": images.numpy()})
+            with torch.no_grad():
+                apart = max(apart, float((alone(images) - torch.from_numpy(found)).abs().max()))
         if apart > TOLERANCE:
             raise WeightsError(
-                f"{path}: the exported model's logits differ by {apart:.1e}, allowed are "
-                f"{TOLERANCE:.0e}.",
+                f"{path}: the exported logits differ by {apart:.1e}; allowed: {TOLERANCE:.0e}.",
                 "Keep the model as it is: vitseg.load(folder).",
             )
-        for file in aside.iterdir():  # two where the weights are too large for one
+        for file in Path(folder).iterdir():  # two where the weights are too large for one
             file.replace(path.with_name(file.name))
     return apart
-
-
-def _apart(model: Segmenter, session: object, batch: int) -> float:
-    """The largest difference between logits of so many images of noise."""
-    given = torch.Generator().manual_seed(batch)
-    size = batch, 3, *model.shape.size
-    images = torch.randint(0, 256, size, dtype=torch.uint8, generator=given)
-    (found,) = session.run(["logits"], {"images": images.numpy()})
-    with torch.no_grad():
-        return float((model(images) - torch.from_numpy(found)).abs().max())
 
 
 @contextmanager

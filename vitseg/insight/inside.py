@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 from vitseg.errors import ConfigError
-from vitseg.images import Size, fitted_size
+from vitseg.images import fitted_size
 from vitseg.model.encoder import Encoder, Levels
-from vitseg.model.freeze import DECODER, Part, model_parts
+from vitseg.model.freeze import DECODER, model_parts
 from vitseg.model.segmenter import (
     Segmenter,
     in_eval_mode,
@@ -60,7 +60,7 @@ def grad_cam(model: Segmenter, image: Image.Image, class_id: int, level: int) ->
     _check("level", level, 0, depths[-1])
     _check("class_id", class_id, 0, len(model.shape.classes) - 1)
     levels, padded = all_levels(model, image), model.padded(model.shape.size)
-    height, width = _fitted(model, image)
+    height, width = fitted_size((image.height, image.width), model.shape.size)
 
     def class_logits(tokens: Tensor) -> Tensor:
         known = levels | encoder.run(tokens, level, depths[-1], set(depths), padded)
@@ -99,13 +99,11 @@ def pca_colors(maps: Sequence[Tensor]) -> list[Tensor]:
     rows = rows - rows.mean(0)
     _, directions = torch.linalg.eigh(rows.T @ rows)  # rising; not pca_lowrank, which draws
     directions = directions[:, -3:].flip(1)
-    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-    found = rows @ (directions * largest.sign())  # else the sign is free
-    low, high = found.quantile(torch.tensor([0.01, 0.99], dtype=torch.float64), dim=0)
+    found = rows @ (directions * directions.sum(0).sign())  # else the sign is free
+    low, high = found.quantile(found.new_tensor([0.01, 0.99]), dim=0)
     colors = ((found - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).float()
-    sizes = [m.shape[1:] for m in maps]
-    parts = colors.split([size.numel() for size in sizes])
-    return [part.unflatten(0, size) for part, size in zip(parts, sizes, strict=True)]
+    parts = colors.split([m[0].numel() for m in maps])
+    return [part.unflatten(0, m.shape[1:]) for part, m in zip(parts, maps, strict=True)]
 
 
 def spread(grid: Tensor, model: Segmenter, image: Image.Image) -> Tensor:
@@ -124,6 +122,7 @@ def spread(grid: Tensor, model: Segmenter, image: Image.Image) -> Tensor:
     return heat / heat.max().clamp(min=1e-12)
 
 
+@torch.no_grad()
 def drift(folder: str | Path) -> dict[int, dict[str, float]]:
     """By stage that has ended, for each part of the encoder |w - w0| / |w0| over all its weights,
     w0 the pretrained ones.
@@ -135,27 +134,16 @@ def drift(folder: str | Path) -> dict[int, dict[str, float]]:
     model.encoder = Encoder(load_vit(run.recipe.model.encoder).vit)
     parts = model_parts(model)
     del parts[DECODER]
-    before = {name: _row(part) for name, part in parts.items()}
-    found = {}
+    before = {name: parameters_to_vector(part.parameters) for name, part in parts.items()}
+    found: dict[int, dict[str, float]] = {}
     for stage in run.ended_stages():
         load_weights(model, load_parts(run.stage(stage) / "best"))
-        found[stage] = {name: _moved(_row(part), before[name]) for name, part in parts.items()}
+        found[stage] = {}
+        for name, part in parts.items():
+            start = before[name].double()
+            moved = parameters_to_vector(part.parameters) - start
+            found[stage][name] = float(moved.norm() / start.norm())
     return found
-
-
-def _row(part: Part) -> Tensor:
-    """A copy of all its weights (n,)."""
-    return parameters_to_vector(part.parameters).detach()
-
-
-def _moved(now: Tensor, before: Tensor) -> float:
-    before = before.double()
-    return float((now - before).norm() / before.norm())
-
-
-def _fitted(model: Segmenter, image: Image.Image) -> Size:
-    """How much of the canvas (H, W) the image fills."""
-    return fitted_size((image.height, image.width), model.shape.size)
 
 
 def _on_patches(values: Tensor, model: Segmenter, image: Image.Image) -> Tensor:
@@ -163,7 +151,7 @@ def _on_patches(values: Tensor, model: Segmenter, image: Image.Image) -> Tensor:
     CPU.
     """
     patch = model.encoder.patch
-    height, width = model.padded(_fitted(model, image))
+    height, width = model.padded(fitted_size((image.height, image.width), model.shape.size))
     columns = model.padded(model.shape.size)[1] // patch
     grid = values.unflatten(-1, (-1, columns))
     return grid[..., : height // patch, : width // patch].cpu()

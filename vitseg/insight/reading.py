@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy import ndimage
 from torch import Tensor
 
@@ -27,9 +28,6 @@ BINS = 15
 TOLERANCE = 2.0
 """Pixels within which a border counts as met: about what two annotators differ by."""
 
-_CORNERS = np.ones((3, 3), dtype=bool)
-"""Pixels that touch at a corner belong to one object."""
-
 
 def probabilities(model: Segmenter, image: Image.Image) -> Tensor:
     """Softmax (classes, h, w) of one image at its own size, on the CPU."""
@@ -43,8 +41,8 @@ def flipped(model: Segmenter, image: Image.Image) -> Tensor:
     Probabilities, not logits: a mean of logits is a geometric mean, in which the surer of two
     passes has more than a vote.
     """
-    mirrored = probabilities(model, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).flip(2)
-    return torch.stack([probabilities(model, image), mirrored]).mean(0)
+    mirrored = probabilities(model, ImageOps.mirror(image)).flip(2)
+    return (probabilities(model, image) + mirrored) / 2
 
 
 Predict = Callable[[Segmenter, Image.Image], Tensor]
@@ -70,13 +68,13 @@ class Thing(NamedTuple):
 def things_of(
     name: str, truth: np.ndarray, predicted: np.ndarray, classes: Iterable[int]
 ) -> list[Thing]:
-    """The pieces of these classes in class ids (h, w); ignored pixels are of no class in either."""
-    things = []
+    """The pieces of these classes in class ids (h, w); pixels that touch at a corner belong to one,
+    and ignored pixels are of no class in either.
+    """
+    things, corners = [], np.ones((3, 3))
     for class_id in classes:
-        pieces, count = ndimage.label(truth == class_id, _CORNERS)
-        if not count:
-            continue
-        guesses, _ = ndimage.label(predicted == class_id, _CORNERS)
+        pieces, count = ndimage.label(truth == class_id, corners)
+        guesses, _ = ndimage.label(predicted == class_id, corners)
         sizes = np.bincount(guesses.ravel())
         for number in range(1, count + 1):
             inside = guesses[pieces == number]
@@ -106,7 +104,9 @@ def borders_of(
     """
     borders = []
     for class_id in classes:
-        mine, theirs = _edge(predicted == class_id), _edge(truth == class_id)
+        regions = predicted == class_id, truth == class_id
+        # of what is cut off by the frame the border ends there
+        mine, theirs = (region & ~ndimage.binary_erosion(region) for region in regions)
         if mine.any() and theirs.any():
             there = ndimage.distance_transform_edt(~theirs)[mine]
             back = ndimage.distance_transform_edt(~mine)[theirs]
@@ -116,53 +116,36 @@ def borders_of(
     return borders
 
 
-def _edge(region: np.ndarray) -> np.ndarray:
-    """The pixels of a region (h, w) bool with a neighbour outside; what is cut off by the frame
-    ends there.
-    """
-    return region & ~ndimage.binary_erosion(region)
-
-
 class Calibration(NamedTuple):
     """Whether a model that says 90 % is right nine times in ten: pixels by how sure it was of its
-    answer, in BINS bins of equal width. Sums (BINS,) float64, so that images add up.
+    answer, in BINS bins of equal width. Sums (BINS,) float64.
     """
 
     pixels: Tensor
     confidence: Tensor  # sum of the probabilities of the answers
     right: Tensor  # pixels whose answer is the truth
 
-    @classmethod
-    def empty(cls) -> Calibration:
-        return cls(*torch.zeros(3, BINS, dtype=torch.float64))
-
-    @classmethod
-    def of(cls, confidence: Tensor, predicted: Tensor, truth: Tensor) -> Calibration:
-        """Of one image: probabilities of the answers, the answers, and the truth, all (h, w);
-        ignored pixels are left out.
-        """
-        counted = truth != IGNORE
-        sure = confidence[counted].double()
-        right = (predicted == truth)[counted]
-        place = (sure * BINS).long().clamp(max=BINS - 1)  # a bin holds its lower end
-        rows = torch.stack([torch.ones_like(sure), sure, right])
-        return cls(*torch.stack(cls.empty()).index_add_(1, place, rows))
-
-    def __add__(self, other: Calibration) -> Calibration:
-        return Calibration(*map(torch.add, self, other))
-
     def error(self) -> float:
-        """Expected calibration error (Naeini et al. 2015): how far sureness and success are apart,
-        mean over pixels.
+        """Expected calibration error (Naeini et al. 2015): mean |confidence - accuracy| over
+        pixels.
         """
         return float((self.confidence - self.right).abs().sum() / self.pixels.sum())
 
     def curve(self) -> list[list[float]]:
-        """Of every bin that holds pixels: mean sureness, share of right answers, share of all
-        pixels.
-        """
+        """Of every bin that holds pixels: mean confidence, accuracy, share of all pixels."""
         n, sure, right = torch.stack(self)[:, self.pixels > 0]
         return torch.stack([sure / n, right / n, n / n.sum()], dim=1).tolist()
+
+
+def binned(confidence: Tensor, predicted: Tensor, truth: Tensor) -> Tensor:
+    """The sums (3, BINS) of a Calibration, so that images add up, of one image: probabilities of
+    the answers, the answers, and the truth, all (h, w); ignored pixels are left out.
+    """
+    counted = truth != IGNORE
+    sure = confidence[counted].double()
+    place = (sure * BINS).long().clamp(max=BINS - 1)  # a bin holds its lower end
+    rows = torch.stack([torch.ones_like(sure), sure, (predicted == truth)[counted]])
+    return torch.zeros(3, BINS, dtype=torch.float64).index_add_(1, place, rows)
 
 
 class Interval(NamedTuple):
@@ -220,7 +203,7 @@ class Reading:
             "batches": mean_of_known(self._iou(batches)),
         }
 
-    def interval(self, resamples: int = 1000) -> Interval | None:
+    def interval(self) -> Interval | None:
         """95 % interval of the data set's IoU over images like these: percentiles of a bootstrap
         over images (Efron 1979).
 
@@ -228,15 +211,15 @@ class Reading:
         each time. None where no image holds anything that is scored.
         """
         rng, n = np.random.default_rng(seed_for("bootstrap")), len(self.names)
-        counts = torch.from_numpy(rng.multinomial(n, np.full(n, 1 / n), size=resamples))
+        counts = torch.from_numpy(rng.multinomial(n, np.full(n, 1 / n), size=1000))
         totals = torch.einsum("rn,nij->rij", counts, self.matrices)
         found = [iou for iou in self._iou(totals) if iou is not None]
         return Interval(*np.quantile(found, (0.025, 0.975)).tolist()) if found else None
 
     def ranked(self) -> list[str]:
         """Names of the images that can be scored, from the worst to the best."""
-        scored = zip(self.iou_by_image(), self.names, strict=True)
-        return [name for _, name in sorted(pair for pair in scored if pair[0] is not None)]
+        scored = pd.Series(self.iou_by_image(), self.names, dtype=float).dropna()
+        return scored.sort_values(kind="stable").index.tolist()
 
     def examples(self, each: int = 2) -> dict[str, list[str]]:
         """Names of the `each` best images, those around the median, and the worst; of three images
@@ -255,9 +238,9 @@ class Reading:
         """Images in which pixels of class `truth` were taken for `predicted`, with how many, the
         most first.
         """
-        counts = self.matrices[:, self._id(truth), self._id(predicted)].tolist()
-        found = [item for item in zip(self.names, counts, strict=True) if item[1]]
-        return sorted(found, key=lambda item: (-item[1], item[0]))
+        counts = self.matrices[:, self._id(truth), self._id(predicted)].numpy()
+        found = pd.Series(counts, self.names).sort_values(ascending=False, kind="stable")
+        return list(found[found > 0].items())
 
     def shares(self, of: str) -> Tensor:
         """The matrix (C, C) as shares: `of="truth"` (rows add up to 1, recall on the diagonal) or
@@ -300,17 +283,17 @@ def read_images(
         raise ConfigError("split", split, allowed)
     ground = data.mode == "binary" or classes[0] == "background"
     objects = range(int(ground), len(classes))
-    matrices, things, borders, calibration = [], [], [], Calibration.empty()
+    matrices, things, borders, bins = [], [], [], torch.zeros(3, BINS, dtype=torch.float64)
     for name in watch(data.splits[split]):
         image, ids = data.load(name)
-        ids = data.trained(ids)
-        truth = torch.from_numpy(ids)
+        truth = data.trained(torch.from_numpy(ids))
         confidence, predicted = by(model, image).max(0)
         matrices.append(confusion(predicted, truth, len(classes)))
-        calibration += Calibration.of(confidence, predicted, truth)
-        mask = predicted.masked_fill(truth == IGNORE, IGNORE).byte().numpy()
-        things += things_of(name, ids, mask, objects)
-        borders += borders_of(name, ids, mask, objects)
+        bins += binned(confidence, predicted, truth)
+        predicted[truth == IGNORE] = IGNORE
+        both = truth.numpy(), predicted.byte().numpy()
+        things += things_of(name, *both, objects)
+        borders += borders_of(name, *both, objects)
     return Reading(
         classes,
         data.mode,
@@ -320,5 +303,5 @@ def read_images(
         torch.stack(matrices),
         tuple(things),
         tuple(borders),
-        calibration,
+        Calibration(*bins),
     )

@@ -9,6 +9,7 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -49,7 +50,7 @@ def comparison(
     rows = [_heads(("image", "truth", "prediction", "disagreement"), side)]
     for name, predicted in zip(names, masks, strict=True):
         image, ids = data.load(name)
-        truth = data.trained(ids)
+        truth = data.trained(torch.from_numpy(ids)).numpy()
         wrong = (predicted != truth) & (truth != IGNORE)
         map_of = Image.fromarray((wrong * 255).astype(np.uint8)).convert("RGB")
         tiles = (image, overlay(image, truth, 0.65), overlay(image, predicted, 0.65), map_of)
