@@ -40,7 +40,7 @@ from vitseg.runs.store import StageEnd, environment, stage_keys
 from vitseg.settings import Constant, CosineRestarts, Exponential, Schedule, WarmupPoly
 from vitseg.training.job import Job
 from vitseg.ui.curves import Curves
-from vitseg.ui.live import LiveRun, Pace, Said, Task, current, launching, refuse_a_second
+from vitseg.ui.live import LiveRun, Said, Task, current, launching, refuse_a_second
 
 SCHEDULERS: dict[str, type[Schedule]] = {
     "Cosine restarts / batch": CosineRestarts,
@@ -263,7 +263,6 @@ class Session(Task):
         self._weights: list[float] = []
         self.no_pictures = ""
         self.features: FeaturesUsed | None = None
-        self.pace = Pace()
 
     # ---- what there is
 
@@ -606,8 +605,8 @@ class Session(Task):
             words += f" Resume would go on with {name}, unchanged."
         return words, folder
 
-    def sentence(self, note: str = "", unpainted: str = "") -> Said:
-        wrong = unpainted or self.incomplete
+    def sentence(self, note: str = "") -> Said:
+        wrong = self.incomplete
         if self.alive:
             return self._while_alive(note, wrong)
         if wrong or note:

@@ -58,11 +58,7 @@ class Workbench(Screen):
             session.desk.retrain = not reuse
             if shown is not None:
                 session.show(shown)
-        super().__init__(
-            session,
-            start="Train what the controls say, in a new run folder",
-            stop="End after this batch; Resume goes on from there",
-        )
+        super().__init__(session)
         self.add_button("Fork", self.fork, FORK)
         if session in _views:
             _views[session].set()
