@@ -131,7 +131,7 @@ class SweepSession(Trials):
             took += found.seconds
             worked += self._work(name)
         if worked:
-            left = ahead * took / worked / self._beside
+            left = ahead * took / worked / self._beside  # trials side by side
         elif self.cost:
             left = ahead
         return 1 - ahead / total if total else 1.0, left

@@ -89,7 +89,8 @@ class SearchSession(Trials):
         """By the mean of the trials that have ended, as if all that are left were trained here."""
         ended, total, _ = self.tally()
         done, left = ended + self._share, None
-        took = [t.user_attrs["seconds"] for t in self.search.results() if _ended(t)]
+        known = [trial.user_attrs for trial in self.search.results()]
+        took = [facts["seconds"] for facts in known if "seconds" in facts]
         if took:
             left = fmean(took) * (total - done)
         return min(1.0, done / total), left

@@ -162,13 +162,10 @@ def _heat(grid: Grid, results: Mapping[str, Result]) -> go.Heatmap:
         x=across,
         y=down,
         texttemplate="%{z:.3f}",
-        hovertemplate="%{y}, %{x}: %{z:.3f}<extra></extra>",
         colorscale="Cividis",
         showscale=False,
         zmin=min(means.values(), default=0) - 0.05,  # else a hundredth would be a whole rainbow
         zmax=max(means.values(), default=0) + 0.05,
-        xgap=3,
-        ygap=3,
     )
 
 
@@ -186,6 +183,5 @@ def _gains(grid: Grid, results: Mapping[str, Result]) -> go.Scatter:
         marker={"color": theme.TRAIN, "size": 9},
         error_x={"array": [known and known.half for _, known in rows], "thickness": 1.6},
         hovertemplate="%{x:+.4f}<extra></extra>",
-        cliponaxis=False,
         showlegend=False,
     )
