@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 from tqdm.auto import tqdm
 
-from vitseg.data.check import Check, check_data
+from vitseg.data.check import Check
 from vitseg.data.folder import Finding, Look
 from vitseg.errors import RunError
 from vitseg.images import UNREADABLE, open_rgb, overlay
@@ -150,7 +150,7 @@ class DataReport:
 
     def _picture(self, name: str) -> str:
         """Image and mask together."""
-        return _opened(self.check.whole[name].image, lambda: self.check.ids(name))
+        return _opened(self.check.whole[name].pair.image, lambda: self.check.ids(name))
 
 
 def check(folder: str | Path | Data) -> DataReport:
@@ -163,7 +163,7 @@ def check(folder: str | Path | Data) -> DataReport:
         if isinstance(folder, Data)
         else Data(source=Folder(path=str(Path(folder).absolute())))
     )
-    return DataReport(check_data(data, _counted))
+    return DataReport(Check(data, _counted))
 
 
 def _counted(looks: Iterator[Look], doing: str, count: int) -> Iterator[Look]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from markupsafe import Markup
 
 from vitseg.data.dataset import SegmentationData
-from vitseg.events import BatchEnded
 from vitseg.model.segmenter import load_segmenter
 from vitseg.runs.folder import RunFolder
 from vitseg.ui import charts, markup, panels, pictures, table, theme
@@ -23,7 +22,6 @@ def report(folder: str | Path, shown: int = 6) -> Path:
     data = SegmentationData(run.recipe.data)
     run.check_split(data.splits)
     sheet = pictures.predictions(load_segmenter(run.best), data, data.splits["validation"][:shown])
-    steps = sum(isinstance(event, BatchEnded) for event in events)
     draw = {"full_html": False, "config": theme.CONFIG}
     content = {
         "title": summary["name"],
@@ -35,7 +33,7 @@ def report(folder: str | Path, shown: int = 6) -> Path:
         "classes": table.classes(summary),
         "sheet": pictures.data_uri(sheet),
         "recipe": run.recipe.model_dump_json(indent=2),
-        "checks": Markup(panels.checks(events, steps)),
+        "checks": Markup(panels.checks(events)),
     }
     path = run.path / "report.html"
     path.write_text(markup.render("report", **content), encoding="utf-8")
