@@ -247,13 +247,13 @@ def fork(lab: Lab, pictures: Path) -> None:
 def ablation() -> None:
     """The plan and a table half full, in the dark theme; the end in the light one."""
     with lesson(ABLATION) as (lab, _):
-        lab.wait_text("Start trains them")
+        lab.wait_text("Start trains the remaining")
         lab.click("Start")
         lab.wait_text("5 of 12 trials have ended")
         lab.theme("JupyterLab Dark")
         shoot(lab, OURS / "ablation-during-dark.png")
         lab.theme("JupyterLab Light")
-        lab.wait_text("All 12 trials have ended")
+        lab.wait_text("12 of 12 trials have ended")
         shoot(lab, OURS / "ablation-after.png")
 
 

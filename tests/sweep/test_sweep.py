@@ -19,7 +19,6 @@ from vitseg.sweep.grid import Facts, make_grid
 from vitseg.sweep.local import Sweep, facts_of
 from vitseg.training.job import Job
 from vitseg.training.loop import StageTraining
-from vitseg.ui.ablation import SweepSession
 
 FACTS = Facts(train_images=10, blocks=4)
 DEPTHS = {"stages.1.unfrozen_blocks": [0, 1, 2]}
@@ -293,7 +292,8 @@ def test_all_blocks_of_another_encoder_are_not_counted_as_this_one_s(tiny_recipe
 def test_a_sweep_whose_trials_have_all_been_trained_before_is_soon_over(small, tmp_path):
     list(Sweep(small, tmp_path / "a" / "sweep").events())
     shutil.move(tmp_path / "a", tmp_path / "b")
-    session = SweepSession(small.recipe, small.axes, small.seeds, tmp_path / "b" / "again")
+    again = tmp_path / "b" / "again"
+    session = vitseg.ablate(small.recipe, small.axes, small.seeds, again).session
     session.start()
     list(session.follow())
     assert session.progress()[0] == 1.0 and not session.sweep.todo()

@@ -39,7 +39,7 @@ def test_a_search_from_start_to_figures(recipe, tmp_path, capsys):
         assert figure.layout.template == theme.TEMPLATE
     with pytest.raises(RunError, match="cannot be said of 3 trials"):
         page.importance()
-    assert "All 3 trials are over." in page.status.value
+    assert "3 of 3 trials have ended. Folder" in page.status.value
     again = vitseg.search(recipe, SPACE, 3, tmp_path / "s", sampler="random", pruner="none")
     assert again.state == "ended" and again.buttons["Start"].disabled
 
@@ -105,7 +105,7 @@ def test_the_cell_run_again_gives_the_live_one_and_stop_lets_another_kernel_go_o
     until(lambda: page.search.results())
     page.stop()
     assert page.wait() == "stopped"
-    assert "Start trains the rest" in page.status.value and not page.buttons["Start"].disabled
+    assert "Start trains the remaining" in page.status.value and not page.buttons["Start"].disabled
 
 
 def test_stop_in_the_last_trial_and_start_goes_on_with_it(recipe, tmp_path):
@@ -116,7 +116,7 @@ def test_stop_in_the_last_trial_and_start_goes_on_with_it(recipe, tmp_path):
     until(lambda: any(isinstance(e, EpochEnded) for e in page.session.events))
     page.stop()
     assert page.wait() == "stopped"
-    assert "Start trains the rest" in page.status.value and not page.buttons["Start"].disabled
+    assert "Start trains the remaining" in page.status.value and not page.buttons["Start"].disabled
     again = vitseg.search(
         recipe.replace({"stages.1.epochs": 20}), SPACE, 1, tmp_path / "s", pruner="none"
     )

@@ -67,10 +67,14 @@ class Effect(NamedTuple):
     where: str
     gain: Estimate | None
 
-    def __str__(self) -> str:
-        """ "stage 2 lr 0.001, against 0.1, at stage 2 unfrozen_blocks 2, 4: +0.012 (...)" """
+    @property
+    def name(self) -> str:
+        """ "stage 2 lr 0.001, against 0.1, at stage 2 unfrozen_blocks 2, 4" """
         where = f", {self.where}" if self.where else ""
-        return f"{self.axis} {self.value}, against {self.first}{where}: {self.gain or 'not known'}"
+        return f"{self.axis} {self.value}, against {self.first}{where}"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.gain or 'not known'}"
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:

@@ -4,10 +4,10 @@ painter; and figures that are redrawn in place.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from copy import deepcopy
 from html import escape
 from pathlib import Path
@@ -17,9 +17,8 @@ import ipywidgets as w
 import plotly.graph_objects as go
 
 from vitseg.errors import Interrupted, VitsegError
-from vitseg.events import Event, TrialEnded
+from vitseg.events import Event
 from vitseg.ui import theme
-from vitseg.ui.console import say
 from vitseg.ui.live import Task, current
 from vitseg.ui.panels import duration, html
 
@@ -36,23 +35,17 @@ class Screen(ABC):
 
     box: w.VBox
 
-    def __init__(
-        self,
-        session: Task,
-        start: str = "Train the trials that have not ended",
-        stop: str = "End after this batch; Start goes on later",
-    ):
-        self.session, self.note, self.unpainted = session, "", ""
+    def __init__(self, session: Task):
+        self.session, self.note = session, ""
         self.lock, self.closed = threading.RLock(), threading.Event()
         self.buttons: dict[str, w.Button] = {}
         self.bar = w.FloatProgress(min=0, max=1, layout={"width": "220px"})
         self.left, self.status = w.HTML(), w.HTML()
         self._row = w.HBox(layout={"align_items": "center"})
         self.steering = w.VBox([self._row, self.status])
-        self.add_button("Start", self.start, start)
-        pause = "Pause after this batch; Resume goes on"
-        self.add_button("Pause", self._pause_or_resume, pause)
-        self.add_button("Stop", self.stop, stop)
+        self.add_button("Start", self.start, "Train what has not been trained yet")
+        self.add_button("Pause", self._pause_or_resume, "Pause after this batch; Resume goes on")
+        self.add_button("Stop", self.stop, "End after this batch; what is trained stays")
         self.buttons["Start"].button_style = "primary"
 
     def add_button(self, label: str, act: Callable[[], None], tip: str) -> None:
@@ -77,41 +70,42 @@ class Screen(ABC):
                 act()
                 self.draw_status()
             except Exception as error:
-                self.note = str(error)
+                words = str(error)
                 # a fault of ours; a button that does nothing would be worse
                 if not isinstance(error, VitsegError | OSError):
-                    self.note = (
-                        f"{type(error).__name__}: {error}. That should not happen; please "
-                        f"report it."
-                    )
-                self._say(self.note, "bad")
-                with contextlib.suppress(Exception):
-                    self.draw_status()
+                    words = f"{type(error).__name__}: {words}. That should not happen; please report it."
+                self._complain(words)
+
+    def _complain(self, words: str) -> None:
+        """In the status line, even where nothing else can be drawn."""
+        self.note = words
+        self._say(words, "bad")
+        with suppress(Exception):
+            self.draw_status()
 
     # ---- what the buttons do, and what other cells may ask
 
     def start(self) -> None:
         """Train in the background. Nothing happens while it does already."""
-        if not self.session.alive:
-            self.session.start()
-            self._paint_while_alive()
+        self._do(self.session.start)
 
     def pause(self) -> None:
         """After the batch that is under way."""
-        self.session.pause()
-        self.draw_status()
+        self._do(self.session.pause)
 
     def resume(self) -> None:
         """Go on after a pause, or with a run that was cut off, from its last checkpoint."""
-        was_alive = self.session.alive
-        self.session.resume()
-        if self.session.alive and not was_alive:
-            self._paint_while_alive()
-        self.draw_status()
+        self._do(self.session.resume)
 
     def stop(self) -> None:
         """After the batch that is under way. It can be gone on with from there."""
-        self.session.stop()
+        self._do(self.session.stop)
+
+    def _do(self, act: Callable[[], None]) -> None:
+        was_alive = self.session.alive
+        act()
+        if self.session.alive and not was_alive:
+            self._paint_while_alive()
         self.draw_status()
 
     def _pause_or_resume(self) -> None:
@@ -155,13 +149,9 @@ class Screen(ABC):
         """What `finish` does first."""
         self.start()
 
+    @abstractmethod
     def _printed(self, events: Iterable[Event]) -> Iterator[Event]:
-        """Pass events on, and print a line for each trial."""
-        for event in events:
-            if isinstance(event, TrialEnded):
-                score = event.error or f"IoU {self.session.score_of(event.trial)}"
-                say(f"{event.trial}: {score}")
-            yield event
+        """Pass events on, and print how it goes."""
 
     @property
     def state(self) -> str:
@@ -173,6 +163,8 @@ class Screen(ABC):
     # ---- drawing
 
     def _repr_mimebundle_(self, **more: Any) -> Any:
+        if not self.session.alive:
+            self._time_batches()
         bundle = self.box._repr_mimebundle_(**more)
         return bundle | {"text/plain": str(self)} if isinstance(bundle, dict) else bundle
 
@@ -202,7 +194,7 @@ class Screen(ABC):
             about = f", about {duration(left)} left" if left else ""
             self.bar.value = done
             self.left.value = html(f"<p class=line>{100 * done:.0f} %{about}</p>")
-            self._say(*session.sentence(self.note, self.unpainted))
+            self._say(*session.sentence(self.note))
 
     def _say(self, words: str, kind: str) -> None:
         self.status.value = html(f"<p role=status class='{kind}'>{escape(words)}</p>")
@@ -225,12 +217,11 @@ class Screen(ABC):
                         self.draw()
                     elif news != drawn:
                         self.draw_news()
-                self.unpainted, drawn, turned = "", news, turn
+                drawn, turned = news, turn
             except Exception as error:
-                with contextlib.suppress(Exception):
-                    self.unpainted = (
-                        f"The screen could not be drawn ({type(error).__name__}: {error})."
-                    )
+                words = f"The screen could not be drawn ({type(error).__name__}: {error})."
+                self.session.incomplete = words
+                with suppress(Exception):
                     self.draw_status()
             if over:
                 return
@@ -248,9 +239,7 @@ class Screen(ABC):
             self.session.measure()
             self.draw()
         except Exception as error:
-            self.note = f"There is no forecast: {error}"
-            with contextlib.suppress(Exception):
-                self.draw_status()
+            self._complain(f"There is no forecast: {error}")
 
 
 class LiveFigure(go.FigureWidget):
@@ -264,9 +253,8 @@ class LiveFigure(go.FigureWidget):
         """
         if key is None and self._trait_values.get("_widget_layout"):
             now = {"_widget_data": self._data, "_widget_layout": self._layout}
-            self._trait_values.update(
-                deepcopy(now)
-            )  # past the traits, which would send it to the pages that are open
+            # past the traits, which would send it to the pages that are open
+            self._trait_values |= deepcopy(now)
         return super().get_state(key, drop_defaults)
 
     def _send_update_msg(
@@ -276,16 +264,11 @@ class LiveFigure(go.FigureWidget):
         "_undefined_" as x of the heat map, which the page stores as its x; the next page would get
         a heat map without one.
         """
-        traces = [self._data[i] for i in self._normalize_trace_indexes(trace_indexes)]
-        values = {path: [_value_at(trace, path) for trace in traces] for path in restyle_data}
+        traces = [self.data[i] for i in self._normalize_trace_indexes(trace_indexes)]
+        values = {}
+        for path in restyle_data:
+            values[path] = [trace[path] if path in trace else None for trace in traces]  # noqa: SIM401
         super()._send_update_msg(values, relayout_data, trace_indexes, **source)
-
-
-def _value_at(tree: Any, path: str) -> Any:
-    """Of "error_x.array", or None where there is no such setting."""
-    for name in path.split("."):
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    return tree
 
 
 def redraw(shown: go.FigureWidget, figure: go.Figure) -> None:

@@ -4,24 +4,40 @@ settings.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
-import ipywidgets as w
 import pandas as pd
 import plotly.graph_objects as go
 
+from vitseg.errors import RunError
 from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted
 from vitseg.recipe import Recipe
-from vitseg.sweep.grid import total_epochs
+from vitseg.sweep.grid import short_path, total_epochs
 from vitseg.sweep.local import check_depths
-from vitseg.sweep.search import Search, Space
+from vitseg.sweep.search import Search, Space, quiet
 from vitseg.training.job import Job
-from vitseg.ui import panels, search_charts
-from vitseg.ui.live import Said, Trials
-from vitseg.ui.screen import Screen, live_figure, redraw
-from vitseg.ui.table import Table
-from vitseg.ui.widgets import Fit
+from vitseg.ui import theme
+from vitseg.ui.table import Table, number_or_na
+from vitseg.ui.trials import Trials, TrialsScreen
+
+with suppress(ModuleNotFoundError):  # an extra; `Search` says how to install it
+    import optuna
+    from optuna.trial import FrozenTrial
+
+ENOUGH = 10
+"""Trials that have ended, for their settings to be ranked."""
+
+SHOWN = 12
+"""Rows of the table."""
+
+SCORE = "valid IoU"
+_WORDS = {"RUNNING": "under way", "COMPLETE": "ended", "PRUNED": "pruned", "FAIL": "failed"}
 
 
 def search(
@@ -55,9 +71,7 @@ def search(
 
 
 class SearchSession(Trials):
-    """A search without its widgets: the trial that is being trained here, how far all are, and what
-    to say of them.
-    """
+    """A search without its widgets: the trial that is being trained here, and how far all are."""
 
     def __init__(self, search: Search):
         super().__init__(search)
@@ -73,38 +87,28 @@ class SearchSession(Trials):
 
     def progress(self) -> tuple[float, float | None]:
         """By the mean of the trials that have ended, as if all that are left were trained here."""
-        over, left, trials = self._share + self._over(), None, self.search.results()
-        took = [t.user_attrs["seconds"] for t in trials if "seconds" in t.user_attrs]
-        if took and self.alive:
-            left = fmean(took) * (self.search.trials - over)
-        return min(1.0, over / self.search.trials), left
-
-    def _over(self) -> int:
-        return sum(trial.state.is_finished() for trial in self.search.results())
+        ended, total, _ = self.tally()
+        done, left = ended + self._share, None
+        known = [trial.user_attrs for trial in self.search.results()]
+        took = [facts["seconds"] for facts in known if "seconds" in facts]
+        if took:
+            left = fmean(took) * (total - done)
+        return min(1.0, done / total), left
 
     def score_of(self, trial: str) -> str:
         named = {self.search.name_of(found): found for found in self.search.results()}
-        return search_charts.score_words(named[trial])
+        return _score(named[trial])
 
-    def tally(self) -> list[str]:
-        return [f"{self._over()} of {self.search.trials} trials are over.", *self._failed()]
-
-    def _failed(self) -> list[str]:
-        """The first three."""
-        failed = [trial for trial in self.search.results() if self.search.error_of(trial)]
-        name, error = self.search.name_of, self.search.error_of
-        return [f"{name(trial)} failed: {error(trial)}" for trial in failed[:3]]
-
-    def conclusion(self) -> Said:
-        over, failed = self._over(), self._failed()
-        if over < self.search.trials:
-            rest = "the rest" if self.search.results() else "them"
-            return " ".join([*self.tally(), f"Start trains {rest}."]), ""
-        words = [f"All {over} trials are over.", *failed, f"Folder: {self.path}"]
-        return " ".join(words), "bad" if failed else ""
+    def tally(self) -> tuple[int, int, Mapping[str, str]]:
+        ended, failed = 0, {}
+        for trial in self.search.results():
+            ended += trial.state.is_finished()
+            if error := self.search.error_of(trial):
+                failed[self.search.name_of(trial)] = error
+        return ended, self.search.trials, failed
 
 
-class SearchPage(Screen):
+class SearchPage(TrialsScreen):
     """A search on the screen; see `search`. `start`, `pause`, `resume`, `stop` and `wait` do what
     the buttons do.
     """
@@ -112,20 +116,8 @@ class SearchPage(Screen):
     session: SearchSession
 
     def __init__(self, session: SearchSession):
-        super().__init__(session)
         self.search = session.search
-        self.plan, self.results = w.HTML(), w.HTML()
-        self.figure = live_figure(self.show())
-        style = w.HTML(panels.STYLE)
-        self.box = w.VBox([style, self.plan, self.steering, self.figure, Fit(), self.results])
-        self.draw()
-        if session.alive:
-            self._paint_while_alive()
-
-    @property
-    def table(self) -> Table:
-        """The best trials, a row each."""
-        return search_charts.result_table(self.search)
+        super().__init__(session)
 
     @property
     def best(self) -> Recipe:
@@ -134,35 +126,150 @@ class SearchPage(Screen):
         """
         return self.search.best
 
-    def show(self) -> go.Figure:
-        """Every trial in its order, and the best so far."""
-        return search_charts.history(self.search)
+    def planned(self) -> Table:
+        """What may be proposed, how many trials, by whom."""
+        rows, search = [], self.search
+        for path, allowed in search.space.items():
+            if path in search.choices:
+                words = ", ".join(map(str, search.choices[path]))
+            else:
+                scale = ", evenly on a log scale" if allowed.log else ""
+                words = f"{_value(allowed.low)} to {_value(allowed.high)}{scale}"
+            rows.append((short_path(path), words))
+        rows += ("trials", str(search.trials)), ("sampler", search.sampler)
+        rows.append(("pruner", search.pruner))
+        return Table(("setting", "values"), tuple(rows))
 
-    def importance(self) -> go.Figure:
-        """How much each setting decides."""
-        return search_charts.importance(self.search)
-
-    def parallel(self) -> go.Figure:
-        """A line a trial through the values of all settings."""
-        return search_charts.parallel(self.search)
-
-    def slices(self) -> go.Figure:
-        """IoU against each setting by itself."""
-        return search_charts.slices(self.search)
+    @property
+    def table(self) -> Table:
+        """The best trials and those under way, a row each."""
+        search, rows = self.search, []
+        trials = sorted(search.results(), key=_rank)
+        for trial in trials[:SHOWN]:
+            values = {path: _value(value) for path, value in trial.params.items()}
+            values |= dict.fromkeys(search.idle_in(trial), "no effect")
+            cells = [values.get(path, "") for path in search.space]
+            rows.append((search.name_of(trial), *cells, str(_epochs(trial)), _score(trial)))
+        states = Counter(_WORDS[trial.state.name] for trial in trials)
+        counts = ", ".join(f"{count} {words}" for words, count in states.items())
+        caution = "the best first. Of many the best looks better than it is: repeat it on new seeds"
+        heads = ("trial", *map(short_path, search.space), "epochs", "IoU")
+        return Table(heads, tuple(rows), f"{counts} of {search.trials}; {caution}")
 
     def frame(self) -> pd.DataFrame:
-        """A row a trial."""
-        return search_charts.frame(self.search)
+        """A row a trial: what was proposed, IoU, epochs, F1, seconds, why it failed, state."""
+        rows = []
+        for trial in self.search.results():
+            row = {"trial": self.search.name_of(trial), "epochs": _epochs(trial)}
+            row |= {"error": self.search.error_of(trial), "state": trial.state.name.lower()}
+            if _ended(trial):
+                row["iou"] = trial.value
+            rows.append(trial.params | trial.user_attrs | row)
+        scores = ["iou", "epochs", "f1", "seconds", "error", "state"]
+        return pd.DataFrame(rows, columns=["trial", *self.search.space, *scores])
 
-    def __str__(self) -> str:
-        plan = search_charts.plan_table(self.search)
-        return f"{plan}\n(A search: live in JupyterLab; here, search.finish().)"
+    def show(self) -> go.Figure:
+        """IoU of every trial in the order in which they were proposed, the best so far, and where
+        the pruned ones were left.
 
-    def draw(self) -> None:
-        with self.lock:
-            plan = search_charts.plan_table(self.search)._repr_html_()
-            place = panels.lines([("quiet", "", str(self.search.path))])
-            self.plan.value = plan + place
-            self.results.value = panels.html(self.table._repr_html_())
-            redraw(self.figure, self.show())
-            self.draw_status()
+        Not Optuna's, which has no trace as long as no trial has ended and leaves out the pruned
+        ones: this one is redrawn in place while trials end.
+        """
+        done, pruned = {}, {}
+        for trial in self.search.results():
+            if _ended(trial):
+                done[trial.number] = trial.value
+            elif trial.state.name == "PRUNED":
+                pruned[trial.number] = trial.intermediate_values[_epochs(trial)]
+        best = dict(zip(done, accumulate(done.values(), max), strict=True))
+        figure = go.Figure()
+        for name, points, look in (
+            ("trial", done, {"mode": "markers"}),
+            ("best so far", best, {"mode": "lines", "line_shape": "hv"}),
+            (
+                "pruned, where it was left",
+                pruned,
+                {"mode": "markers", "marker_symbol": "x-thin-open"},
+            ),
+        ):
+            figure.add_scatter(name=name, x=list(points), y=list(points.values()), **look)
+        figure.update_layout(uirevision="stay", xaxis_title="trial", yaxis_title=SCORE)
+        return _ours(figure)
+
+    def importance(self) -> go.Figure:
+        """How much each setting decides whether a trial is among the better ones (PED-ANOVA,
+        Watanabe et al. 2023).
+
+        Raises RunError unless some trials have ended: of a few nothing can be said.
+        """
+        ended = sum(map(_ended, self.search.results()))
+        if ended < ENOUGH:
+            problem = f"What decides cannot be said of {ended} trials."
+            raise RunError(problem, f"Let {ENOUGH} end; pruned ones do not count.")
+        figure = optuna.visualization.plot_param_importances(self.search.study)
+        figure.data[0].y = list(map(short_path, figure.data[0].y))
+        return _ours(figure)
+
+    def parallel(self) -> go.Figure:
+        """A line a trial that has ended from its IoU through the values of all settings, darker the
+        better; through "None" where a setting has no effect.
+        """
+        study, names = self._with_short_names(), set()
+        for trial in filter(_ended, study.trials):
+            names.update(trial.params)
+        figure = optuna.visualization.plot_parallel_coordinate(study, target_name=SCORE)
+        figure.update_xaxes(ticktext=[SCORE, *sorted(names)])  # Optuna's end after 20 letters
+        return _ours(figure)
+
+    def slices(self) -> go.Figure:
+        """IoU against each setting by itself, of the trials in which it has an effect; later trials
+        darker.
+        """
+        study = self._with_short_names()
+        return _ours(optuna.visualization.plot_slice(study, target_name=SCORE))
+
+    def _with_short_names(self) -> optuna.Study:
+        """All trials as a study of their own, in which a trial has the settings that have an effect
+        in it.
+        """
+        with quiet():
+            study = optuna.create_study(direction="maximize")
+        for trial in self.search.study.get_trials():
+            params, distributions = {}, {}
+            for path in trial.params.keys() - self.search.idle_in(trial):
+                params[short_path(path)] = trial.params[path]
+                distributions[short_path(path)] = trial.distributions[path]
+            trial.params, trial.distributions = params, distributions
+            study.add_trial(trial)
+        return study
+
+
+def _ended(trial: FrozenTrial) -> bool:
+    return trial.state.name == "COMPLETE"
+
+
+def _rank(trial: FrozenTrial) -> tuple[bool, float]:
+    """Those under way, the best that have ended, all others."""
+    return trial.state.name != "RUNNING", -trial.value if _ended(trial) else 1.0
+
+
+def _epochs(trial: FrozenTrial) -> int:
+    return max(trial.intermediate_values, default=0)
+
+
+def _value(value: Any) -> str:
+    return f"{value:.2e}" if isinstance(value, float) else str(value)
+
+
+def _score(trial: FrozenTrial) -> str:
+    """Its IoU, or what became of it and how far it had come."""
+    if _ended(trial):
+        return number_or_na(trial.value)
+    words = _WORDS[trial.state.name]
+    if trial.intermediate_values:
+        words += f", {number_or_na(trial.intermediate_values[_epochs(trial)])} there"
+    return words
+
+
+def _ours(figure: go.Figure) -> go.Figure:
+    return figure.update_layout(template=theme.TEMPLATE, height=340, width=None)

@@ -342,8 +342,8 @@ class Session(Task):
             words += f" Resume would go on with {name}, unchanged."
         return words
 
-    def sentence(self, note: str = "", unpainted: str = "") -> Said:
-        wrong = [unpainted or self.incomplete]
+    def sentence(self, note: str = "") -> Said:
+        wrong = [self.incomplete]
         if self.alive:
             moved = "A control was moved: that takes effect at the next start."
             words = [self._doing(), note or moved * self.edited]
