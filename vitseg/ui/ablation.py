@@ -28,7 +28,7 @@ from vitseg.training.job import Job
 from vitseg.ui import panels, sweep_charts, theme
 from vitseg.ui.console import say
 from vitseg.ui.live import LONGEST, Said, Source, Trials
-from vitseg.ui.report import page
+from vitseg.ui.markup import page
 from vitseg.ui.screen import Screen, live_figure, redraw
 from vitseg.ui.table import Table, duration, number_or_na
 from vitseg.ui.widgets import Fit
@@ -244,14 +244,14 @@ class Ablation(Screen):
         """Write `report.html` into the sweep's folder: it opens without a network."""
         notes = "".join(f"<p>{escape(note)}</p>" for note in self.grid.notes)
         body = [
-            f"<h1>{escape(self.sweep.path.name)}</h1><p>{escape(self.sentence)}</p>",
+            f"<p>{escape(self.sentence)}</p>",
             f"{self.table._repr_html_()}{notes}",
             self.show().to_html(full_html=False, include_plotlyjs=True, config=theme.CONFIG),
             f"<h2>Plan</h2>{sweep_charts.plan_table(self.grid)._repr_html_()}",
             f"<h2>Recipe</h2><pre>{escape(self.grid.recipe.model_dump_json(indent=2))}</pre>",
         ]
         path = self.sweep.path / "report.html"
-        path.write_text(page(self.sweep.path.name, body), encoding="utf-8")
+        path.write_text(page(self.sweep.path.name, "\n".join(body)), encoding="utf-8")
         return path
 
     # ---- the screen

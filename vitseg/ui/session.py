@@ -581,7 +581,7 @@ class Session(Task):
         for number, stage in enumerate(self.trained.stages, start=1):
             left = stage.epochs * self._batches
             if number == last.stage:
-                left -= last.step - self.curves.stage_began(number)[1]
+                left -= last.step - self.curves.bands[number - 1].start * self._batches
             if number > last.stage or (number == last.stage and not isinstance(last, StageEnded)):
                 steps += left
                 work += left * self._weight(number)

@@ -25,7 +25,7 @@ from vitseg.runs.folder import RunFolder
 from vitseg.ui import charts, panels, table
 from vitseg.ui.console import progress, say
 from vitseg.ui.controls import Controls
-from vitseg.ui.curves import Curves, Points
+from vitseg.ui.curves import Band, Curves, Points
 from vitseg.ui.live import current
 from vitseg.ui.screen import Screen, live_figure
 from vitseg.ui.session import Session
@@ -130,7 +130,7 @@ class Workbench(Screen):
         self.freeze_map, self.notes = w.HTML(), w.HTML()
         self._nothing = Curves()
         self._drawn: dict[str, tuple[Points, int]] = {}
-        self._around: dict[str, list] = {}
+        self._bands: list[Band] = []
         self._known = ""
         self.figure = live_figure(charts.curves_figure(s.curves, self._nothing, charts.POINTS))
         self.tabs = Tabs(s, self, self._turned_to_another)
@@ -192,7 +192,7 @@ class Workbench(Screen):
             ahead = s.forecast() if new else s.forecast(recipe)
         events, broken = ((), {}) if s.preview else (s.events, s.broken())
         rows = panels.stage_parts(recipe, self._counts, s.desk.depth, events, broken)
-        self.stage_table.value = panels.html(table.desk(recipe, edited, rows, ahead))
+        self.stage_table.value = panels.html(table.stages(recipe, rows, ahead, edited))
         self.freeze_map.value = panels.html(charts.freeze_map(rows, edited))
         if edited > len(recipe.stages):
             notes = [f"Stage {edited} is not part of this run."]
@@ -215,20 +215,16 @@ class Workbench(Screen):
         beneath = s.curves if s.preview and s.events else s.parent or self._nothing
         with figure.batch_update():
             for trace in figure.data:
-                name = trace.name.removesuffix(", parent")
-                own = name == trace.name
-                points = (curves if own else beneath).points[name]
-                count = len(points.steps)  # before they are read: another thread adds to them
+                points = charts.points_of(trace.name, curves, beneath)
+                count = len(points)  # before they are read: another thread adds to them
                 before, had = drawn.get(trace.name, (None, 0))
                 if before is not points or had != count:
-                    trace.update(charts.trace_data(points, charts.POINTS))
-                    trace.visible = own or count > 0
+                    trace.update(points.trace(charts.POINTS))
                     drawn[trace.name] = points, count
-            around = charts.around(curves, beneath)
-            if around != self._around:  # assigned: `update` would never shorten a list
-                figure.layout.shapes = around["shapes"]
-                figure.layout.annotations = around["annotations"]
-                self._around = around
+            if curves.bands != self._bands:  # assigned: `update` would never shorten a list
+                layout = charts.curves_figure(curves, most=charts.POINTS).layout
+                figure.layout.shapes, figure.layout.annotations = layout.shapes, layout.annotations
+                self._bands = curves.bands
 
     def draw_status(self) -> None:
         with self.lock:
