@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image
 
 import vitseg
-from vitseg.data.check import check_data
+from vitseg.data.check import Check
 from vitseg.data.folder import by_header, find_pairs
 from vitseg.data.scan_cache import ScanCache
 from vitseg.data.synthetic import generate
@@ -115,7 +115,7 @@ def rates(folder: Path) -> dict[str, float]:
         with ThreadPoolExecutor() as pool:
             list(pool.map(partial(by_header, cache=ScanCache(folder)), pairs))
         headers = time.perf_counter() - began
-        check_data(Data(source=Folder(path=str(folder))))
+        Check(Data(source=Folder(path=str(folder))))
         whole = time.perf_counter() - began - headers
     return {
         "files": 2 * len(pairs),

@@ -146,7 +146,10 @@ def setting(error: type[VitsegError], path: str, value: Any, *said: str) -> Case
 DATA = {
     "wrong folder": Case(
         DataError,
-        ("{data}-not: there is no such folder.", "images/ and masks/ (same names)"),
+        (
+            "{data}-not: cannot be looked into (No such file or directory).",
+            "images/ and masks/ (same names)",
+        ),
         lambda b: b.data.rename(f"{b.data}-moved"),
         {"data.source.path": "{data}-not"},
     ),
@@ -154,14 +157,16 @@ DATA = {
         DataError, ("{data}: no image found.", "images/ and masks/ (same names)"), empty
     ),
     "no masks/": Case(
-        DataError, ("{data}: there is no masks/ in it.",), on_file("data/masks", shutil.rmtree)
+        DataError,
+        ("{data}/masks: cannot be looked into (No such file or directory).",),
+        on_file("data/masks", shutil.rmtree),
     ),
     "missing mask": Case(
         DataError,
         (
             "{data}: 1 problem.",
             "{data}/images/c.png: no mask of that name in masks/.",
-            "Mend or remove",
+            "Fix or remove",
         ),
         remove("data/masks/c.png"),
     ),
@@ -171,20 +176,16 @@ DATA = {
         remove("data/images/c.png"),
     ),
     "zero bytes": Case(
-        DataError,
-        ("{data}/images/c.png: cannot be read as an image",),
-        write("data/images/c.png", b""),
+        DataError, ("{data}/images/c.png: cannot be read (",), write("data/images/c.png", b"")
     ),
     "truncated image": Case(
-        DataError, ("{data}/images/c.png: cannot be read as an image",), halve("data/images/c.png")
+        DataError, ("{data}/images/c.png: cannot be read (",), halve("data/images/c.png")
     ),
     "truncated mask": Case(
-        DataError, ("{data}/masks/c.png: cannot be read as a mask",), halve("data/masks/c.png")
+        DataError, ("{data}/masks/c.png: cannot be read (",), halve("data/masks/c.png")
     ),
     "text for an image": Case(
-        DataError,
-        ("{data}/images/c.png: cannot be read as an image",),
-        write("data/images/c.png", b"hello"),
+        DataError, ("{data}/images/c.png: cannot be read (",), write("data/images/c.png", b"hello")
     ),
     "sizes that differ": Case(
         DataError,
@@ -470,7 +471,10 @@ def test_a_refusal_leaves_a_process_with_code_two_and_no_traceback(bench: Bench)
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
-    assert_one_sentence(done.stderr, [f"{bench.root / 'nowhere'}: there is no such folder."])
+    assert_one_sentence(
+        done.stderr,
+        [f"{bench.root / 'nowhere'}: cannot be looked into (No such file or directory)."],
+    )
     assert not bench.run.exists()
 
 

@@ -75,6 +75,12 @@ def _cosine_position(
     return t, period
 
 
+def rates(stage: Stage, batches_per_epoch: int) -> list[float]:
+    """The base LR of every batch of a stage, none skipped."""
+    batches = stage.epochs * batches_per_epoch
+    return [planned_lr(stage, n, batches_per_epoch) for n in range(1, batches + 1)]
+
+
 def preview(recipe: Recipe, batches_per_epoch: int) -> list[Planned]:
     """The LR of every step of every stage, without training anything. Early stopping may end a
     stage sooner.
@@ -83,14 +89,11 @@ def preview(recipe: Recipe, batches_per_epoch: int) -> list[Planned]:
         raise ConfigError(
             "recipe", recipe, "a Recipe", "Put stages into one: vitseg.Recipe(stages=(stage,))."
         )
-    planned, epochs_before, step = [], 0, 0
+    planned, epochs_before = [], 0
     for number, stage in enumerate(recipe.stages, start=1):
-        for batch in range(1, stage.epochs * batches_per_epoch + 1):
-            step += 1
+        for batch, lr in enumerate(rates(stage, batches_per_epoch), start=1):
             epoch = epochs_done(epochs_before, batch, batches_per_epoch)
-            planned.append(
-                Planned(number, step, epoch, planned_lr(stage, batch, batches_per_epoch))
-            )
+            planned.append(Planned(number, len(planned) + 1, epoch, lr))
         epochs_before += stage.epochs
     return planned
 
@@ -112,10 +115,7 @@ def effective(
     tree["stages"] = tree["stages"][:stages]
     for stage, settings in zip(recipe.stages, tree["stages"], strict=False):
         settings["name"] = settings["lr"] = None
-        settings["schedule"] = [
-            planned_lr(stage, n, batches_per_epoch)
-            for n in range(1, stage.epochs * batches_per_epoch + 1)
-        ]
+        settings["schedule"] = rates(stage, batches_per_epoch)
         if stage.unfrozen_blocks == "all" and blocks is not None:
             settings["unfrozen_blocks"] = blocks
     return tree
@@ -126,34 +126,33 @@ def epochs_done(before: int, batch: int, batches_per_epoch: int) -> float:
     `before` epochs.
     """
     whole, rest = divmod(batch - 1, batches_per_epoch)
-    return (
-        before + whole + (rest + 1) / batches_per_epoch
-    )  # in this order: the same float as from the log
+    # in this order: the same float as from the log
+    return before + whole + (rest + 1) / batches_per_epoch
 
 
 def restarts(stage: Stage, batches_per_epoch: int) -> int:
     """How often the LR jumps back up within the stage; 0 for schedules without restarts."""
-    lrs = [
-        planned_lr(stage, n, batches_per_epoch)
-        for n in range(1, stage.epochs * batches_per_epoch + 1)
-    ]
-    return (
-        sum(after > before for before, after in pairwise(lrs))
-        if isinstance(stage.schedule, CosineRestarts)
-        else 0
-    )
+    if not isinstance(stage.schedule, CosineRestarts):
+        return 0
+    return sum(after > before for before, after in pairwise(rates(stage, batches_per_epoch)))
 
 
 def describe(stage: Stage) -> str:
     """The schedule and its clock in words, for tables: "cosine restarts / batch"."""
-    clock = {
-        "cosine_restarts": "batch",
-        "exponential": "epoch",
-        "constant": "never",
-        "warmup_poly": "batch",
-    }
     kind = stage.schedule.kind
-    return f"{kind.replace('_', ' ')} / {clock[kind]}"
+    clock = {"exponential": "epoch", "constant": "never"}.get(kind, "batch")
+    return f"{kind.replace('_', ' ')} / {clock}"
+
+
+def batch_notes(recipe: Recipe, images: int) -> list[str]:
+    """Whether a step is larger than the training set."""
+    step = recipe.batch_size * recipe.accumulate
+    if step <= images:
+        return []
+    return [
+        f"A batch of {step:,} is larger than the {images:,} training images: "
+        f"each epoch is one step over all of them."
+    ]
 
 
 def notes(stage: Stage, batches_per_epoch: int) -> list[str]:
@@ -161,69 +160,45 @@ def notes(stage: Stage, batches_per_epoch: int) -> list[str]:
     return warnings(stage, batches_per_epoch) or _course(stage, batches_per_epoch)
 
 
-def batch_notes(recipe: Recipe, images: int) -> list[str]:
-    """Whether a step is larger than the training set."""
-    if (step := recipe.batch_size * recipe.accumulate) <= images:
-        return []
-    return [
-        (
-            f"A batch of {step:,} is larger than the {images:,} training images: each epoch is one "
-            f"step over all of them."
-        )
-    ]
-
-
 def warnings(stage: Stage, batches_per_epoch: int) -> list[str]:
     """What about a schedule is hardly meant: it does not come to its own within the stage."""
     schedule, batches = stage.schedule, stage.epochs * batches_per_epoch
     if isinstance(schedule, WarmupPoly) and schedule.warmup_batches >= batches:
-        return [
-            (
-                f"The warm-up of {schedule.warmup_batches} batches does not end within the stage's "
-                f"{batches}."
-            )
-        ]
-    lrs = {planned_lr(stage, n, batches_per_epoch) for n in range(1, batches + 1)}
-    if not isinstance(schedule, CosineRestarts) or len(lrs) > 1:
+        warmup = schedule.warmup_batches
+        return [f"The warm-up of {warmup} batches does not end within the stage's {batches}."]
+    if not isinstance(schedule, CosineRestarts) or len(set(rates(stage, batches_per_epoch))) > 1:
         return []
     if batches > schedule.burn_in_batches + 1:
         return [
-            (
-                f"The cosine never moves: a cycle of T_0 = {schedule.T_0} is over before it falls. "
-                f"Lengthen schedule.T_0."
-            )
+            f"The cosine never moves: a cycle of T_0 = {schedule.T_0} is over before it falls. "
+            f"Lengthen schedule.T_0."
         ]
     return [
-        f"The cosine never moves: the burn-in is {schedule.burn_in_batches} batches, the one "
-        f"after it still has the full rate, "
-        f"and the stage has {batches}. Train more epochs or shorten schedule.burn_in_batches."
+        f"The cosine never moves: the burn-in is {schedule.burn_in_batches} batches, the one after "
+        f"it still has the full rate, and the stage has {batches}. "
+        f"Train more epochs or shorten schedule.burn_in_batches."
     ]
 
 
 def _course(stage: Stage, batches_per_epoch: int) -> list[str]:
+    """How the LR of an exponential or a cosine moves within the stage, in a sentence."""
     schedule, batches = stage.schedule, stage.epochs * batches_per_epoch
-    if isinstance(schedule, Exponential):
-        last = planned_lr(stage, batches, batches_per_epoch)
-        if stage.epochs == 1:
-            return [f"The LR is {last:.3g} throughout: it would fall after the stage's only epoch."]
+    if isinstance(schedule, CosineRestarts):
+        n = restarts(stage, batches_per_epoch)
+        course = f"{n} warm restart{'s' * (n != 1)}"
+        if n == 0:
+            course = "One cosine, which does not come to a restart,"
+        unit = "batches" if schedule.unit == "batch" else "epochs"
         return [
-            (
-                f"The LR falls from {stage.lr:.3g} in the first epoch to {last:.3g} in the last "
-                f"(gamma = {schedule.gamma:g})."
-            )
+            f"{course} in {batches} batches (T_0 = {schedule.T_0} {unit}, "
+            f"after a burn-in of {schedule.burn_in_batches})."
         ]
-    if not isinstance(schedule, CosineRestarts):
+    if not isinstance(schedule, Exponential):
         return []
-    unit = "batches" if schedule.unit == "batch" else "epochs"
-    n = restarts(stage, batches_per_epoch)
-    restart = (
-        f"{n} warm restart{'s' * (n != 1)}"
-        if n
-        else "One cosine, which does not come to a restart,"
-    )
+    last = rates(stage, batches_per_epoch)[-1]
+    if stage.epochs == 1:
+        return [f"The LR is {last:.3g} throughout: it would fall after the stage's only epoch."]
     return [
-        (
-            f"{restart} in {batches} batches (T_0 = {schedule.T_0} {unit}, after a burn-in of "
-            f"{schedule.burn_in_batches})."
-        )
+        f"The LR falls from {stage.lr:.3g} in the first epoch to {last:.3g} in the last "
+        f"(gamma = {schedule.gamma:g})."
     ]

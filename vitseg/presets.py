@@ -52,9 +52,8 @@ def _folder(path: str | Path) -> Folder:
     """One spelling of the path, so that the run can be reported and resumed, and a sweep be found,
     from elsewhere.
     """
-    return Folder(
-        path=os.path.realpath(Path(path).expanduser())
-    )  # Path.resolve() breaks off at a link to itself
+    # Path.resolve() breaks off at a link to itself
+    return Folder(path=os.path.realpath(Path(path).expanduser()))
 
 
 def _images(folder: Path) -> list[Path]:
@@ -79,26 +78,13 @@ def _careful_stages() -> tuple[Stage, ...]:
     """Four blocks at most, at a tenth of the decoder's rate, on both kinds of schedule: stages to
     be watched.
     """
+    deep = {"epochs": 3, "schedule": Exponential(gamma=0.8), "encoder_lr_factor": 0.1}
     return (
         Stage(
             name="Frozen encoder", unfrozen_blocks=0, epochs=6, lr=2e-3, schedule=CosineRestarts()
         ),
-        Stage(
-            name="Last blocks",
-            unfrozen_blocks=2,
-            epochs=3,
-            lr=6e-4,
-            schedule=Exponential(gamma=0.8),
-            encoder_lr_factor=0.1,
-        ),
-        Stage(
-            name="Deeper",
-            unfrozen_blocks=4,
-            epochs=3,
-            lr=1e-4,
-            schedule=Exponential(gamma=0.8),
-            encoder_lr_factor=0.1,
-        ),
+        Stage(name="Last blocks", unfrozen_blocks=2, lr=6e-4, **deep),
+        Stage(name="Deeper", unfrozen_blocks=4, lr=1e-4, **deep),
     )
 
 
@@ -160,26 +146,13 @@ def giant(folder: str | Path | None = None) -> Recipe:
     GPU, and the hub.
     """
     source = Generated(classes=10, side=384) if folder is None else _folder(folder)
+    lr, deep = 2e-4, {"drop_path": 0.1, "patience": 15}
     stages = (
         Stage(
-            name="Frozen encoder", unfrozen_blocks=0, epochs=30, lr=2e-4, schedule=CosineRestarts()
+            name="Frozen encoder", unfrozen_blocks=0, epochs=30, lr=lr, schedule=CosineRestarts()
         ),
-        Stage(
-            name="Last 8 blocks",
-            unfrozen_blocks=8,
-            epochs=30,
-            lr=2e-4 * 0.3,
-            drop_path=0.1,
-            patience=15,
-        ),
-        Stage(
-            name="Last 16 blocks",
-            unfrozen_blocks=16,
-            epochs=40,
-            lr=2e-4 * 0.05,
-            drop_path=0.1,
-            patience=15,
-        ),
+        Stage(name="Last 8 blocks", unfrozen_blocks=8, epochs=30, lr=lr * 0.3, **deep),
+        Stage(name="Last 16 blocks", unfrozen_blocks=16, epochs=40, lr=lr * 0.05, **deep),
     )
     return Recipe(
         name="giant",

@@ -50,39 +50,29 @@ class Recipe(Words):
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> Self:
-        if self.loss.dice_over == "batch" and self.accumulate > 1:
-            raise ValueError(
-                'loss.dice_over="batch" needs the whole batch at once; set accumulate to 1'
-            )
         if self.stages[0].start_from != "best":
             raise ValueError(
                 "stages.0.start_from has no effect: there is no stage before it; leave it out"
             )
-        if self.model.decoder == "linear" and self.accumulate > 1:
-            raise ValueError(
-                'model.decoder="linear" has a BatchNorm, which needs the whole batch; set '
-                "accumulate to 1"
-            )
-        if self.processes > 1:
-            self._refuse_what_cannot_be_shared()
-        return self
-
-    def _refuse_what_cannot_be_shared(self) -> None:
-        if self.model.decoder == "linear":
-            raise ValueError(
-                'model.decoder="linear" has a BatchNorm, which needs the whole batch; set '
-                "processes to 1"
-            )
-        if self.loss.dice_over == "batch":
-            raise ValueError(
-                'loss.dice_over="batch" needs the whole batch at once; set processes to 1'
-            )
-        if self.processes > (images := self.batch_size * self.accumulate):
+        for setting in ("accumulate", "processes"):
+            if getattr(self, setting) == 1:
+                continue
+            if self.loss.dice_over == "batch":
+                raise ValueError(
+                    f'loss.dice_over="batch" needs the whole batch at once; set {setting} to 1'
+                )
+            if self.model.decoder == "linear":
+                raise ValueError(
+                    f'model.decoder="linear" has a BatchNorm, which needs the whole batch; '
+                    f"set {setting} to 1"
+                )
+        images = self.batch_size * self.accumulate
+        if self.processes > images:
             raise ValueError(
                 f"processes={self.processes} for steps of {images}: some would get no image; "
-                f"set "
-                f"processes to {images}"
+                f"set processes to {images}"
             )
+        return self
 
     def replace(self, changes: dict[str, Any]) -> Recipe:
         """A copy with settings changed by path: `recipe.replace({"stages.1.lr": 1e-4})`. Checked
@@ -159,14 +149,11 @@ def _set(tree: Any, path: str, value: Any) -> None:
             tree = tree[_place(tree, name)]
         tree[_place(tree, last)] = value
     except (KeyError, IndexError, ValueError, TypeError):
-        here = (
-            f"0..{len(tree) - 1}"
-            if isinstance(tree, list)
-            else ", ".join(tree)
-            if isinstance(tree, dict)
-            else "none"
-        )
-        close = difflib.get_close_matches(name, tree, n=1) if isinstance(tree, dict) else []
+        here, close = "none", []
+        if isinstance(tree, list):
+            here = f"0..{len(tree) - 1}"
+        elif isinstance(tree, dict):
+            here, close = ", ".join(tree), difflib.get_close_matches(name, tree, n=1)
         meant = f" did you mean {close[0]}?" if close else ""
         raise RecipeError(
             f"{path}: there is no such setting;{meant} possible at that place: {here}."

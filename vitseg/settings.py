@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -100,19 +101,15 @@ class Classes(Words):
 
     @model_validator(mode="after")
     def _one_fate_a_class(self) -> Self:
-        named = [
-            *(name for merge in self.merge for name in merge.classes),
-            *self.ignore,
-            *self.drop_images_with,
-        ]
+        merged = (merge.classes for merge in self.merge)
+        named = list(chain(*merged, self.ignore, self.drop_images_with))
         looked_for = self.foreground or ()
         if len(set(looked_for)) < len(looked_for):
             raise ValueError(f"foreground names one of them twice: {looked_for}")
         if twice := sorted({name for name in named if named.count(name) > 1}):
             raise ValueError(
-                f"{', '.join(twice)}: named twice; a class can be merged, ignored, or its "
-                f"images "
-                f"dropped"
+                f"{', '.join(twice)}: named twice; "
+                "a class can be merged, ignored, or its images dropped"
             )
         return self
 
@@ -159,21 +156,13 @@ class Data(Words):
     def _settings_have_an_effect(self) -> Self:
         if self.views == 1 and self.augment != Augment():
             raise ValueError(
-                "augment has no effect with views=1, the clean view alone; leave it out, or "
-                "ask "
-                "for more views"
+                "augment has no effect with views=1, the clean view alone; "
+                "leave it out, or ask for more views"
             )
         self._refuse_without_effect(self.views == 1, "view_seed", "effects", "crop")
         self._refuse_without_effect(self.mode == "binary", "score_background")
-        drawn = (
-            "validation_fraction",
-            "test_fraction",
-            "group",
-            "group_file",
-            "stratify",
-            "split_seed",
-        )
-        self._refuse_without_effect(self.split_file is not None, *drawn)
+        drawn = ("validation_fraction", "test_fraction", "group", "group_file", "stratify")
+        self._refuse_without_effect(self.split_file is not None, *drawn, "split_seed")
         self._refuse_without_effect(self.group is not None, "group_file")
         if self.mode != "binary" and self.classes.foreground is not None:
             raise ValueError(
@@ -181,9 +170,8 @@ class Data(Words):
             )
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError(
-                "validation_fraction and test_fraction leave nothing to train on; together "
-                "they "
-                "must be below 1"
+                "validation_fraction and test_fraction leave nothing to train on; "
+                "together they must be below 1"
             )
         return self
 
@@ -225,9 +213,8 @@ class CosineRestarts(Words):
     def _pytorch_finds_the_cycle(self) -> Self:
         if self.unit == "epoch" and self.T_mult > 2:
             raise ValueError(
-                'T_mult is 1 or 2 with unit="epoch": PyTorch misses restarts of other '
-                "growth by "
-                "rounding"
+                'T_mult is 1 or 2 with unit="epoch": '
+                "PyTorch misses restarts of other growth by rounding"
             )
         return self
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -93,20 +92,15 @@ def register(recipe: type[BaseModel]) -> None:
     _KNOWN.update(_with_inner(recipe))
 
 
-def _with_inner(kind: type[BaseModel]) -> dict[str, type[BaseModel]]:
+def _with_inner(annotation: Any) -> dict[str, type[BaseModel]]:
     """Settings and the settings within them, by name."""
-    found = {kind.__name__: kind}
-    for field in kind.model_fields.values():
-        for inner in _classes_in(field.annotation):
-            found |= _with_inner(inner)
-    return found
-
-
-def _classes_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    found, inner = {}, get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _classes_in(inner)
+        found[annotation.__name__] = annotation
+        inner = [field.annotation for field in annotation.model_fields.values()]
+    for each in inner:
+        found |= _with_inner(each)
+    return found
 
 
 def explain(error: ValidationError, cls: type[BaseModel]) -> RecipeError:
@@ -122,22 +116,20 @@ def explain(error: ValidationError, cls: type[BaseModel]) -> RecipeError:
         cause = problem.get("ctx", {}).get("error")
         if isinstance(cause, NoEffect):
             idle[refusal.field] = cause.default
-        before = found.get((refusal.place, refusal.says))
+        before = found.setdefault((refusal.place, refusal.says), refusal)
         # a value that may be of several kinds is refused once for each
-        if before and refusal.allowed not in before.allowed.split(" or "):
-            refusal = replace(before, allowed=f"{before.allowed} or {refusal.allowed}")
-        found[refusal.place, refusal.says] = before if before == refusal else refusal
-    refusals = tuple(map(_finished, found.values()))
+        if refusal.allowed not in before.allowed:
+            allowed = f"{before.allowed} or {refusal.allowed}"
+            found[refusal.place, refusal.says] = replace(before, allowed=allowed)
+    refusals = []
+    for refusal in found.values():
+        if refusal.allowed:
+            refusal = replace(refusal, says=f"{refusal.says}; allowed: {refusal.allowed}.")
+        refusals.append(refusal)
     words = " ".join(map(str, refusals))
-    refused = RecipeError(f"{cls.__name__} refused. {words}", "", refusals)
+    refused = RecipeError(f"{cls.__name__} refused. {words}", "", tuple(refusals))
     refused.idle |= idle
     return refused
-
-
-def _finished(refusal: Refusal) -> Refusal:
-    if not refusal.allowed:
-        return refusal
-    return replace(refusal, says=f"{refusal.says}; allowed: {refusal.allowed}.")
 
 
 def _refusal(error: dict[str, Any], known: dict[str, type[BaseModel]]) -> Refusal:
@@ -145,7 +137,7 @@ def _refusal(error: dict[str, Any], known: dict[str, type[BaseModel]]) -> Refusa
     place, got, allowed = _place(error, known), error["input"], ""
     field, cause = place, error.get("ctx", {}).get("error")
     if isinstance(cause, Conflict):
-        field = f"{place}.{cause.field}" if place else cause.field
+        field = f"{place}.{cause.field}".lstrip(".")
     match error["type"]:
         case "missing":
             says = "needs a value."
@@ -154,10 +146,10 @@ def _refusal(error: dict[str, Any], known: dict[str, type[BaseModel]]) -> Refusa
         case "value_error":
             says = f"{cause}."
         case _:
-            shown_value = repr(got)
-            if len(shown_value) > 80:
-                shown_value = f"{shown_value[:80]}..."
-            says = f"got {shown_value}"
+            says = repr(got)
+            if len(says) > 80:
+                says = f"{says[:80]}..."
+            says = f"got {says}"
             allowed = error["msg"].removeprefix("Input should be ")
             allowed = allowed.replace("a valid array", "a list, such as [1, 2]")
     return Refusal(field, got, allowed, says, place)
@@ -167,12 +159,11 @@ def _place(error: dict[str, Any], known: dict[str, type[BaseModel]]) -> str:
     """The dotted path of a setting, as `Recipe.replace` takes it; pydantic names the kinds on the
     way too.
     """
-    kinds = {
-        kind.model_fields["kind"].default for kind in known.values() if "kind" in kind.model_fields
-    }
-    unions = ("int", "constrained-int", "literal", "constrained-str")
-    names = [str(name) for name in error["loc"]]
-    return ".".join(n for n in names if n not in kinds and not n.startswith(unions))
+    passed = {"int", "constrained-int", "literal", "constrained-str"}
+    for cls in known.values():
+        if "kind" in cls.model_fields:
+            passed.add(cls.model_fields["kind"].default)
+    return ".".join(name for name in map(str, error["loc"]) if name.partition("[")[0] not in passed)
 
 
 def _nearest(name: str, known: dict[str, type[BaseModel]]) -> str:

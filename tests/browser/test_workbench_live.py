@@ -158,7 +158,7 @@ def test_from_the_controls_to_the_end_of_a_run(lab, place, recipe):
     resumed = lab.click("Resume")
     lab.wait_points("train loss", paused_at + 3)
     stopped = lab.click("Stop")
-    lab.wait_text("Stopped after step")
+    lab.wait_text(r"Stopped\. Resume goes on after step")
     lab.run_cell(3)
     seen = json.loads(lab.output(3))
     longest = longest_step(root)
@@ -182,7 +182,7 @@ def test_from_the_controls_to_the_end_of_a_run(lab, place, recipe):
     shown = {(a, np.float32(b)) for a, b in zip(x, y, strict=True)}
     assert {(e.epoch, np.float32(e.validation["iou"])) for e in ended} <= shown
     lab.tab("Checks")
-    lab.wait_text("every step so far was taken at the promised learning rate")
+    lab.wait_text("steps so far were taken at the promised learning rates")
 
     # what is shown and what Start would train are told apart, and the chart's furniture follows the
     # number of stages
@@ -237,7 +237,7 @@ def test_a_reload_of_the_page_does_not_end_the_training(name, lab, place):
     lab.wait_points("train loss", before + 5)
     assert len(logged(root)) > before
     lab.click("Stop")
-    lab.wait_text("Stopped after step")
+    lab.wait_text(r"Stopped\. Resume goes on after step")
     batches = logged(root)
     wait_until(lambda: len(lab.trace("train loss")[1]) == len(batches))
     assert same(
@@ -251,7 +251,7 @@ def test_a_reload_of_the_page_does_not_end_the_training(name, lab, place):
     ):  # a page of a run that is over shows it too, though nothing is sent any more
         lab.save()
         lab.reload()
-        lab.wait_text("Stopped after step")
+        lab.wait_text(r"Stopped\. Resume goes on after step")
         lab.wait_points("train loss", len(batches))
         assert same(
             lab.trace("train loss"),

@@ -18,7 +18,7 @@ from PIL import Image
 import vitseg
 from vitseg import cli
 from vitseg.data import folder as folder_module
-from vitseg.data.check import check_data
+from vitseg.data.check import Check
 from vitseg.data.dataset import SegmentationData
 from vitseg.data.folder import Look, read_folder
 from vitseg.errors import ConfigError, DataError
@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 
 def found(folder: Path) -> Counter[str]:
     """Problems and warnings, by kind."""
-    check = check_data(Data(source=Folder(path=str(folder))))
+    check = Check(Data(source=Folder(path=str(folder))))
     return Counter(p.kind for p in [*check.problems, *check.warnings])
 
 
@@ -76,7 +76,7 @@ def test_real_sets_raise_no_alarm_that_is_false(real_data: Path):
     set as it is spread.
     """
     assert found(real_data / "camvid") == {}
-    check = check_data(Data(source=Folder(path=str(real_data / "fuseg"))))
+    check = Check(Data(source=Folder(path=str(real_data / "fuseg"))))
     assert not check.problems and {p.kind for p in check.warnings} == {
         "same image in two splits",
         "same image twice",
@@ -96,7 +96,7 @@ def test_what_is_worth_knowing_is_no_alarm(tmp_path: Path):
     (tmp_path / "classes.json").write_text(
         json.dumps({"classes": ["ground", "wound"], "encoding": "index"})
     )
-    check = check_data(Data(source=Folder(path=str(tmp_path))))
+    check = Check(Data(source=Folder(path=str(tmp_path))))
     assert not check.problems and not check.warnings
     assert {p.kind for p in check.notes} == {"no foreground", "tiny"}
 
@@ -104,7 +104,7 @@ def test_what_is_worth_knowing_is_no_alarm(tmp_path: Path):
 def test_a_class_that_a_split_lacks_is_a_warning(folder: Path):
     for file in (folder / "validation/masks").iterdir():
         Image.fromarray(large(0, 1)).save(file)
-    check = check_data(Data(source=Folder(path=str(folder))))
+    check = Check(Data(source=Folder(path=str(folder))))
     (warning,) = check.warnings
     assert warning.says == f"{folder}: class 'scar' occurs in no mask of validation."
 
@@ -114,7 +114,7 @@ def test_classes_are_counted_as_by_hand(tmp_path: Path):
         write(tmp_path / "train", str(n), stripes(*values), n)
     write(tmp_path / "validation", "9", stripes(1, 2), 9)
     (tmp_path / "classes.json").write_text(json.dumps({"classes": CLASSES, "encoding": "index"}))
-    check = check_data(Data(source=Folder(path=str(tmp_path))))
+    check = Check(Data(source=Folder(path=str(tmp_path))))
     half, whole = SIDE * SIDE // 2, SIDE * SIDE
     assert [(c.name, c.images, c.pixels) for c in check.classes] == [
         ("ground", {"train": 4}, {"train": 3 * half + whole}),
@@ -144,7 +144,7 @@ def test_pairs_that_are_not_whole_are_left_out_if_that_is_asked_for_and_counted(
 
 def test_what_cannot_be_left_out_is_refused_also_then(folder: Path):
     FAULTS["one name twice"](folder / "train", "003")
-    with pytest.raises(DataError, match=r"more than one file is named 003\.\*"):
+    with pytest.raises(DataError, match=r"003\.bmp: has the same name as 003\.png"):
         read_folder(Folder(path=str(folder), on_problem="skip"))
 
 
@@ -181,7 +181,7 @@ def test_what_headers_tell_is_known_before_a_pixel_is_decoded(
         seen.append((doing, count, sum(bool(each.problems) for each in looks)))
         return iter(looks)
 
-    check_data(Data(source=Folder(path=str(folder))), watch)
+    Check(Data(source=Folder(path=str(folder))), watch)
     assert seen == [("headers", 100, 2), ("pixels", 100, 3)]
     assert (
         len([path for path in decoded if path.parent.name == "images"]) == 99

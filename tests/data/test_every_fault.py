@@ -16,7 +16,7 @@ import pytest
 from builders import stripes, write_pairs
 from PIL import Image
 
-from vitseg.data.check import check_data
+from vitseg.data.check import Check
 from vitseg.settings import Data, Folder
 
 ROOT_MAY_ALL = os.geteuid() == 0
@@ -42,7 +42,7 @@ def write(place: Path, name: str, seed: int) -> None:
 
 def named(folder: Path) -> Named:
     """All that a report says something of."""
-    check = check_data(Data(source=Folder(path=str(folder))))
+    check = Check(Data(source=Folder(path=str(folder))))
     return sorted((p.kind, p.path) for p in [*check.problems, *check.warnings, *check.notes])
 
 

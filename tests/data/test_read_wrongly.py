@@ -16,9 +16,9 @@ from builders import SIDE, stripes
 from PIL import Image, ImageOps
 
 import vitseg
-from vitseg.data.check import check_data
+from vitseg.data.check import Check
 from vitseg.data.dataset import SegmentationData
-from vitseg.data.folder import Finding, in_brief, scan
+from vitseg.data.folder import Finding, in_brief
 from vitseg.data.masks import read_raw
 from vitseg.errors import DataError
 from vitseg.events import StageStarted
@@ -99,7 +99,7 @@ def folder_of(
 
 def found(folder: Path) -> list[Finding]:
     """Problems and warnings."""
-    check = check_data(Data(source=Folder(path=str(folder))))
+    check = Check(Data(source=Folder(path=str(folder))))
     return [*check.problems, *check.warnings]
 
 
@@ -424,13 +424,12 @@ def test_a_mask_in_the_alpha_channel_is_a_problem_whose_hint_helps(
     assert [p.path.stem for p in problems] == ["0", "1"]
     for problem in problems:
         assert problem.says.startswith(
-            f"{problem.path}: a mask of one colour; only its alpha channel varies, which is "
-            f"not "
-            f"read."
+            f"{problem.path}: cannot be read (a mask of one colour; only its alpha channel varies, "
+            f"which is not read; save that channel as a grey mask"
         )
-        with pytest.raises(DataError, match="only its alpha channel varies"):
+        with pytest.raises(ValueError, match="only its alpha channel varies"):
             read_raw(problem.path)
-    assert "Save the alpha channel as a grey mask" in refused(folder)
+    assert "save that channel as a grey mask" in refused(folder)
     (folder / "classes.json").unlink()
     for path in (folder / "masks").iterdir():
         Image.open(path).getchannel("A").save(path)  # the hint
@@ -571,7 +570,7 @@ def test_bands_of_a_mask_are_named_too(tmp_path: Path):
 
 def test_a_training_can_say_all_warnings_in_a_sentence_a_kind(tmp_path: Path):
     folder = folder_of(tmp_path, [*(as_tiff(noise(5), 0) for _ in range(3)), turned(3)])
-    warnings = scan(Folder(path=str(folder))).warnings
+    warnings = Check(Data(source=Folder(path=str(folder)))).warnings
     bands, orientation = in_brief(warnings)
     assert bands.startswith(f"{folder / 'images' / '0.tif'}: of its 5 bands") and bands.endswith(
         " And 2 more: bands dropped."

@@ -20,7 +20,7 @@ from PIL import Image, ImageFile
 
 import vitseg
 from vitseg import cli
-from vitseg.data.check import check_data
+from vitseg.data.check import Check
 from vitseg.data.dataset import SegmentationData
 from vitseg.data.folder import read_folder
 from vitseg.data.masks import read_raw
@@ -120,7 +120,9 @@ def test_row_39_spoilt_files_are_listed_with_their_reason_or_left_out_and_counte
         str(folder / "images" / f"{name}.png") for name in spoilt
     ]
     for line, reason in zip(
-        lines, ("truncated", "truncated", "it is empty", "no image of a known kind"), strict=True
+        lines,
+        ("truncated", "truncated", "not a known image format (0 bytes)", "(5 bytes)"),
+        strict=True,
     ):
         assert reason in line
     data = data_of(folder, on_problem="skip")
@@ -354,7 +356,7 @@ def test_row_49_an_enormous_image_is_named_with_the_limit_and_never_decoded(
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", small_ones_only)
     (line,) = refused(folder).problem.splitlines()[1:]
-    assert line.strip().startswith(f"{bomb}: cannot be read as an image (") and "pixels" in line
+    assert line.strip().startswith(f"{bomb}: cannot be read (") and "pixels" in line
     with pytest.raises(DataError, match="cannot be read as an image"):
         model.predict(bomb)
 
@@ -451,7 +453,7 @@ def test_row_52_links_are_followed_named_where_they_lead_out_and_refused_where_t
     for image, place in (("a", inside), ("b", outside)):
         (folder / "images" / f"{image}.png").rename(place)
         (folder / "images" / f"{image}.png").symlink_to(place)
-    check = check_data(Data(source=Folder(path=str(folder))))
+    check = Check(Data(source=Folder(path=str(folder))))
     assert [p.says for p in check.warnings if p.kind == "link that leads out"] == [
         f"{folder}/images/b.png: a link to {outside}, outside the data set's folder."
     ]
@@ -462,18 +464,17 @@ def test_row_52_links_are_followed_named_where_they_lead_out_and_refused_where_t
         mask.symlink_to(mask.name)
     lines = [line.strip() for line in refused(folder).problem.splitlines()[1:]]
     assert lines == [
-        (
-            f"{folder}/images/a.png: cannot be read as an image (a link that leads nowhere, to "
-            f"{inside})."
-        ),
-        f"{folder}/masks/c.png: cannot be read as a mask (a link that leads nowhere, to c.png).",
+        (f"{folder}/images/a.png: cannot be read (a link that leads nowhere, to {inside})."),
+        f"{folder}/masks/c.png: cannot be read (a link that leads nowhere, to c.png).",
     ]
 
 
 def test_row_52_a_folder_that_is_a_link_to_itself_is_a_sentence(tmp_path: Path):
     (tmp_path / "loop").symlink_to("loop")
     for call in (vitseg.check, lambda p: list(vitseg.train(vitseg.quick(p)))):
-        with pytest.raises(DataError, match="there is no such folder"):
+        with pytest.raises(
+            DataError, match=r"cannot be looked into \(Too many levels of symbolic links"
+        ):
             call(tmp_path / "loop")
 
 
@@ -511,9 +512,9 @@ def test_row_56_two_files_of_one_name_are_both_named(tmp_path: Path):
     folder = write_pairs(tmp_path, dict.fromkeys(("a", "b", "B", "c"), TWO))
     to_image(TWO).save(folder / "images" / "a.bmp")
     assert [line.strip() for line in refused(folder).problem.splitlines()[1:]] == [
-        f"{folder}/images: more than one file is named a.*: a.bmp, a.png.",
-        f"{folder}/images: more than one file is named B.*, capitals aside: B.png, b.png.",
-        f"{folder}/masks: more than one file is named B.*, capitals aside: B.png, b.png.",
+        f"{folder}/images/a.bmp: has the same name as a.png (ignoring suffix and capitals).",
+        f"{folder}/images/B.png: has the same name as b.png (ignoring suffix and capitals).",
+        f"{folder}/masks/B.png: has the same name as b.png (ignoring suffix and capitals).",
     ]
 
 
@@ -582,9 +583,7 @@ def test_row_59_masks_that_are_ignored_altogether_make_no_nan_and_are_counted(
         tmp_path / "data", masks, classes=["ground", "wound"], encoding="index", ignore_value=9
     )
     notes = [
-        p
-        for p in check_data(Data(source=Folder(path=str(folder)))).notes
-        if p.kind == "all ignored"
+        p for p in Check(Data(source=Folder(path=str(folder)))).notes if p.kind == "all ignored"
     ]
     assert [p.path.stem for p in notes] == list("0123")
     recipe = recipe_of(folder, batch_size=1)

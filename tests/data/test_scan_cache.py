@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from builders import stripes
 from PIL import Image
 
 from vitseg.data import folder as folder_module
-from vitseg.data.check import check_data
+from vitseg.data.check import Check
 from vitseg.data.dataset import SegmentationData
 from vitseg.data.folder import Scan, scan
 from vitseg.errors import DataError
@@ -81,7 +80,7 @@ def scanned(folder: Path, **settings: Any) -> Scan:
 def observed(folder: Path, **settings: Any) -> dict[str, Any]:
     """All that a check and a training can tell of a folder."""
     data = Data(source=Folder(path=str(folder), **settings), size=(28, 28), crop=Crop(p=1.0))
-    check = check_data(data)
+    check = Check(data)
     seen: dict[str, Any] = {"check": check.to_dict(), "findings": check.findings}
     try:
         made = SegmentationData(data)
@@ -90,7 +89,7 @@ def observed(folder: Path, **settings: Any) -> dict[str, Any]:
     names = sorted(made.pairs)
     return seen | {
         "pairs": made.pairs,
-        "code": asdict(made.source.code),
+        "code": made.source.code._asdict(),
         "classes": made.classes,
         "masks": made.masks,
         "splits": made.splits,
@@ -140,7 +139,7 @@ def test_a_second_start_tells_what_the_first_one_told(cache, folder):
 def test_the_path_is_told_as_it_is_given_not_as_it_was_cached(cache, folder, monkeypatch):
     scanned(folder)
     monkeypatch.chdir(folder.parent)
-    warnings = scanned(Path("data")).warnings
+    warnings = scanned(Path("data")).findings
     assert warnings and all(found.says.startswith("data/images/") for found in warnings)
 
 
@@ -274,7 +273,7 @@ def test_a_damaged_cache_is_not_believed_and_made_anew(cache, folder, decoded, s
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("vitseg.data.scan_cache._code", lambda: "another version of the code"),
+        ("vitseg.data.scan_cache.READERS", ("images.py", "data/check.py")),
         ("PIL.__version__", "0.0"),
         ("PIL.Image.MAX_IMAGE_PIXELS", 10**6),
     ],

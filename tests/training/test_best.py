@@ -158,9 +158,7 @@ def test_with_rare_foreground_what_was_trained_goes_on_and_every_stage_says_that
         )
     assert capsys.readouterr().out.count("Warning: The best weights of stage") == 2
     assert vitseg.explain(tmp_path / "run").count("find no foreground") == 2
-    assert (
-        panels.checks(events, 1, None, None).count("<p class=bad>✗ The best weights of stage") == 2
-    )
+    assert panels.checks(events).count("<p class=bad>✗ The best weights of stage") == 2
     assert (
         vitseg.report(tmp_path / "run")
         .read_text()

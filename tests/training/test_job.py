@@ -99,6 +99,7 @@ for _ in range(2):
     assert wb.wait() == "ended"
     counts.append(encoders())
     wb.session.desk.edit("seed", 1)
+    wb.session.desk.check()
 print(*counts)
 """
 

@@ -121,7 +121,7 @@ def test_stage_1_has_a_frozen_encoder_and_its_slider_is_off(wb):
 def test_a_depth_of_0_takes_the_encoder_s_settings_with_it(wb):
     control(wb, "Stage").value = 3  # it has layer_decay, which has no effect on a frozen encoder
     control(wb, "Freeze depth").value = 0
-    assert wb.session.desk.problems == {} and wb.recipe.stages[2].layer_decay == 1.0
+    assert wb.session.desk.problem == "" and wb.recipe.stages[2].layer_decay == 1.0
     control(wb, "Freeze depth").value = 2
     assert wb.recipe.stages[2].layer_decay == 0.8
 
@@ -136,22 +136,20 @@ def test_a_depth_of_0_takes_the_encoder_s_settings_with_it(wb):
         ("Batch size", -3),
     ],
 )
-def test_a_setting_that_cannot_work_says_so_beside_its_control(label, value, wb):
+def test_a_setting_that_cannot_work_says_so_in_the_status_line(label, value, wb):
     control(wb, label).value = value
-    assert "got" in wb.controls.says[label].value and wb.buttons["Start"].disabled
-    assert "Start is off" in wb.status.value
+    assert "Start is off: " in wb.status.value and "got " in wb.status.value
+    assert wb.buttons["Start"].disabled
     with pytest.raises(TrainingError):
         wb.start()
     control(wb, label).value = {"Learning rate": 1e-3, "Epochs": 2, "Batch size": 2}[label]
-    assert wb.controls.says[label].value == "" and not wb.buttons["Start"].disabled
+    assert "Ready" in wb.status.value and not wb.buttons["Start"].disabled
 
 
 def test_a_later_stage_alone_needs_a_stage_to_start_from(wb):
     control(wb, "Stage").value = 2
     control(wb, "Run").value = ONE
-    assert (
-        "choose one in Start from" in wb.controls.says["Run"].value and wb.buttons["Start"].disabled
-    )
+    assert "Choose one in Start from" in wb.status.value and wb.buttons["Start"].disabled
     control(wb, "Run").value = ALL
     assert not wb.buttons["Start"].disabled
 
@@ -166,11 +164,11 @@ def test_the_forecast_comes_from_timed_batches(wb):
 
 
 def test_what_kept_features_take_and_give_is_said_before_and_counted_after_each_epoch(wb):
-    until(lambda: "What the frozen blocks compute is kept" in wb.notes.value)
-    assert "a step of this stage is" in wb.notes.value
+    until(lambda: "Frozen features will be cached" in wb.notes.value)
+    assert "steps of this stage then run" in wb.notes.value
     wb.start()
     wb.wait()
-    until(lambda: "Kept features: epoch 5 read" in wb.tabs.checks.value)
+    until(lambda: "Cached features: epoch 5 read" in wb.tabs.checks.value)
 
 
 def test_finish_prints_the_forecast_before_it_trains(wb, capsys):
@@ -209,7 +207,7 @@ def test_the_traces_are_the_events(wb):
 
 
 def test_without_a_run_there_is_nothing_to_pause_or_resume(wb):
-    with pytest.raises(RunError, match=r"There is no run to pause\. Press Start\."):
+    with pytest.raises(RunError, match=r"Nothing has been started.*Press Start\."):
         wb.pause()
     with pytest.raises(RunError, match=r"There is nothing to resume\. Press Start\."):
         wb.resume()
@@ -250,7 +248,7 @@ def test_predictions_of_before_a_stop_stay_on_the_slider(wb):
     wb.resume()
     assert wb.wait() == "ended"
     assert sorted(wb.session.predictions) == list(range(6)) and before[0] == 0
-    assert wb.tabs.epoch.value == 5 and [v for _, v in wb.tabs.epoch.options] == list(range(6))
+    assert wb.tabs.epoch.value == wb.tabs.epoch.max == 5
 
 
 def test_the_runs_tab_tells_of_the_run_that_trains(wb):
@@ -335,7 +333,7 @@ def test_the_model_can_be_asked_for_at_any_time_and_is_a_copy(wb):
 def test_predictions_are_kept_for_every_epoch_and_the_slider_travels(wb):
     wb.start()
     wb.wait()
-    until(lambda: [v for _, v in wb.tabs.epoch.options] == sorted(wb.session.predictions))
+    until(lambda: wb.tabs.epoch.value == wb.tabs.epoch.max == 5)
     assert set(wb.session.predictions) == {0, 1, 2, 3, 4, 5}
     last = wb.tabs.picture.value
     wb.tabs.epoch.value = 0
@@ -428,7 +426,7 @@ def test_an_error_in_training_is_a_sentence_and_the_run_can_go_on(wb, monkeypatc
     assert wb.wait() == "failed"
     until(lambda: "No space left on device" in wb.status.value)
     assert (
-        "✗ Stopped by an error" in wb.tabs.checks.value
+        "✗ Stopped by OSError" in wb.tabs.checks.value
         and wb.buttons["Pause"].description == "Resume"
     )
     monkeypatch.undo()
@@ -449,7 +447,7 @@ def test_a_freeze_breach_is_red_with_its_sentence(wb):
     until(lambda: any(isinstance(e, BatchEnded) for e in wb.events))
     wb.session.live.between(lambda: wb.session.job.model.encoder.blocks[-1].requires_grad_(True))
     assert wb.wait() == "failed"
-    until(lambda: "✗ Freeze audit" in wb.tabs.checks.value)
+    until(lambda: "✗ Stopped by FreezeBreach" in wb.tabs.checks.value)
     assert "block 4" in wb.tabs.checks.value and "block 4" in wb.status.value
     until(lambda: broken_cells(wb) == ["block 4"])
     control(wb, "Learning rate").value = 5e-4  # the map shows what Start would do
@@ -474,16 +472,13 @@ def test_fork_starts_from_the_end_of_stage_1_and_lays_the_curves_over_each_other
     until(lambda: len(shown(wb)["valid IoU, parent"].x) > 0)
 
 
-def test_a_fork_that_changes_what_was_inherited_is_refused_beside_start_from(wb):
+def test_a_fork_that_changes_what_was_inherited_is_refused(wb):
     wb.start()
     wb.wait()
     control(wb, "Stage").value = 2
     press(wb, "Fork")
     control(wb, "Seed").value = 3
-    assert (
-        "seed: 3, the parent has 0" in wb.controls.says["Start from"].value
-        and wb.buttons["Start"].disabled
-    )
+    assert "seed: 3, the parent has 0" in wb.status.value and wb.buttons["Start"].disabled
 
 
 def test_fork_without_a_finished_stage_is_a_sentence(wb):
@@ -617,7 +612,7 @@ def test_follow_gives_the_run_that_was_started_last(short):
 
 def test_a_device_that_is_not_here_is_said_before_start(wb):
     control(wb, "Device").value = "mps"
-    assert "device" in wb.controls.says["Device"].value and wb.buttons["Start"].disabled
+    assert "device: " in wb.status.value and wb.buttons["Start"].disabled
 
 
 def test_a_start_that_was_deleted_is_a_sentence(wb):
@@ -627,7 +622,7 @@ def test_a_start_that_was_deleted_is_a_sentence(wb):
     press(wb, "Fork")
     shutil.rmtree(wb.folder)
     control(wb, "Learning rate").value = 5e-4
-    assert "is not a run folder" in wb.controls.says["Start from"].value
+    assert "is not a run folder" in wb.status.value
 
 
 def test_odd_folders_among_the_runs_do_no_harm(tiny_recipe, tmp_path):
@@ -662,7 +657,7 @@ def test_a_picture_that_cannot_be_made_does_not_end_the_training(wb, monkeypatch
 def test_a_refused_value_goes_with_its_stage(wb):
     control(wb, "Learning rate").value = 0.0
     control(wb, "Stage").value = 2
-    assert not wb.buttons["Start"].disabled and wb.controls.says["Learning rate"].value == ""
+    assert not wb.buttons["Start"].disabled and "Ready" in wb.status.value
     control(wb, "Stage").value = 1
     assert control(wb, "Learning rate").value == 1e-3
 
@@ -694,7 +689,7 @@ def test_a_job_may_ask_for_a_job(wb):
 
 
 def heading(wb):
-    return re.sub("<[^>]+>", "", wb.heading.value)
+    return re.sub("<[^>]+>", "", wb.heading.value).strip()
 
 
 def test_the_heading_tells_a_run_from_what_start_would_train(wb):
@@ -769,12 +764,9 @@ def test_a_run_that_was_cut_off_is_named_where_resume_would_not_train_what_is_sh
     )
 
 
-@pytest.mark.parametrize(
-    ("changes", "label"),
-    [({"device": "cuda"}, "Device"), ({"processes": 2, "device": "mps"}, "Device")],
-)
+@pytest.mark.parametrize("changes", [{"device": "cuda"}, {"processes": 2, "device": "mps"}])
 def test_a_run_of_another_machine_is_shown_and_start_would_train_what_the_controls_say(
-    wb, tiny_recipe, changes, label
+    wb, tiny_recipe, changes
 ):
     run = vitseg.new_run("elsewhere")
     list(vitseg.train(tiny_recipe.replace({"seed": 5, "stages.0.lr": 2e-3}), run.path))
@@ -783,7 +775,7 @@ def test_a_run_of_another_machine_is_shown_and_start_would_train_what_the_contro
     show(wb, run.path)
     assert (control(wb, "Seed").value, control(wb, "Learning rate").value) == (5, 2e-3)
     assert heading(wb).startswith("Run elsewhere-") and len(shown(wb)["train loss"].y) == 25
-    assert wb.controls.says[label].value and wb.buttons["Start"].disabled
+    assert "device: " in wb.status.value and wb.buttons["Start"].disabled
     control(wb, "Device").value = "cpu"
     assert (wb.recipe.seed, wb.recipe.stages[0].lr, wb.recipe.device) == (5, 2e-3, "cpu")
     assert not wb.buttons["Start"].disabled
@@ -1062,7 +1054,9 @@ def test_what_a_detector_caught_is_still_known_to_the_next_workbench(wb):
     wb.session.live.between(lambda: wb.session.job.model.encoder.blocks[-1].requires_grad_(True))
     assert wb.wait() == "failed"
     other = Workbench(wb.folder)
-    assert "✗ Freeze audit" in other.tabs.checks.value and "block 4" in other.status.value
+    assert (
+        "✗ Stopped by FreezeBreach" in other.tabs.checks.value and "block 4" in other.status.value
+    )
     assert "failed (FreezeBreach)" in other.tabs.runs.value and broken_cells(other) == ["block 4"]
 
 

@@ -4,28 +4,15 @@ knowing, in one go.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitseg.data.folder import (
-    OF_A_PAIR,
-    Finding,
-    Look,
-    Pair,
-    Scan,
-    Watch,
-    finding,
-    of_rank,
-    scan,
-    unwatched,
-)
-from vitseg.data.masks import ClassMap, MaskCode, class_map, read_raw
-from vitseg.data.splits import Splits, splits_of
+from vitseg.data.folder import Finding, Look, Watch, ranked, scan, unwatched
+from vitseg.data.masks import class_map, read_raw, recounted
+from vitseg.data.splits import splits_of
 from vitseg.errors import ConfigError, DataError
 from vitseg.settings import Data, Folder
 from vitseg.words import shown
@@ -33,72 +20,77 @@ from vitseg.words import shown
 TINY = 28
 """Pixels on the shorter side, below which an image is hardly two patches of a ViT."""
 
-Counts = Mapping[str, Mapping[int, int]]
-"""Pixels of each class, by image."""
 
-
-@dataclass(frozen=True, slots=True)
-class ClassCount:
+class ClassCount(NamedTuple):
     """A class in the whole masks: in how many images it occurs, and how many pixels hold it, by
     split.
     """
 
     name: str
-    images: dict[str, int] = field(default_factory=Counter)
-    pixels: dict[str, int] = field(default_factory=Counter)
+    images: Counter[str]
+    pixels: Counter[str]
 
 
-@dataclass(frozen=True, slots=True)
 class Check:
-    """`findings` are problems, which stop a training or leave pairs out, then warnings, which spoil
-    what it says, and notes, which are worth knowing.
+    """A folder's scan, split and counted as `cfg` says. Raises DataError where there is no data set
+    to look at.
 
-    `whole` are the pairs without a problem, by name, and `splits` the images of each split among
-    them. `together[i][j]` is in how many images classes i and j both occur. `image_of` is the image
-    of each mask.
+    `findings` are problems, which stop a training or leave pairs out, warnings, which spoil what it
+    says, and notes, which are worth knowing. Of `found` pairs `whole` have no problem, by name;
+    `splits` is the number of images in each split among them. `together[i][j]` is in how many
+    images classes i and j both occur. `masks` says how they store classes; where no code fits them,
+    `code` and `map` are None, and no class is counted. `image_of` is the image of each mask.
     """
 
-    root: Path
-    found: int
-    whole: dict[str, Pair]
-    masks: str
-    splits: dict[str, int]
-    findings: list[Finding]
-    classes: list[ClassCount]
-    together: list[list[int]]
-    code: MaskCode | None
-    kinds: ClassMap | None
-    image_of: dict[Path, Path]
+    problems, warnings, notes = ranked("problem"), ranked("warning"), ranked("note")
 
-    @property
-    def problems(self) -> list[Finding]:
-        return of_rank("problem", self.findings)
-
-    @property
-    def warnings(self) -> list[Finding]:
-        return of_rank("warning", self.findings)
-
-    @property
-    def notes(self) -> list[Finding]:
-        return of_rank("note", self.findings)
+    def __init__(self, cfg: Data, watch: Watch = unwatched):
+        if not isinstance(cfg.source, Folder):
+            hint = "Generated images need no check."
+            raise ConfigError("data.source", cfg.source, "a folder", hint)
+        found = scan(cfg.source, watch)
+        self.root, self.found, self.findings = found.root, len(found.looks), found.findings
+        self.image_of = {pair.mask: pair.image for pair in found.pairs}
+        self.whole = {look.pair.name: look for look in found.whole}
+        self.code, self.map, self.masks = found.code, None, "no code fits them"
+        self._counts, dropped = defaultdict(dict), set()
+        if self.code:
+            self.map = class_map(self.code.classes, cfg.classes)
+            self.masks = "; ".join(filter(None, (self.code.description, self.map.description)))
+            for look in found.whole:
+                name, stored = look.pair.name, recounted(look.mask.counts, self.code.values)
+                self._counts[name] = recounted(stored, self.map.table)
+                if self.map.dropping & stored.keys():
+                    dropped.add(name)
+                    del self.whole[name]
+        placed = {name: look.pair.split for name, look in self.whole.items()}
+        try:
+            splits = splits_of(placed, cfg, lambda name: self._counts[name].keys(), dropped)
+        except DataError as error:
+            splits = {"all": list(self.whole)}
+            self.findings.append(Finding("cannot be split", self.root, str(error)))
+        self._split_of = {name: split for split, names in splits.items() for name in names}
+        self.splits = Counter(self._split_of.values())
+        self._count_classes()
+        self.findings += self._twice()
+        self.findings += self._absent()
+        for name, look in self.whole.items():
+            self.findings += self._image_notes(look, self._counts[name])
 
     def ids(self, name: str) -> np.ndarray | None:
         """Class ids (h, w) uint8 of a whole pair, as training would see them; None where no code
         fits the masks.
         """
-        if self.kinds is None:
+        if self.map is None:
             return None
-        return self.kinds.ids(self.code.decode(read_raw(self.whole[name].mask)))
+        return self.map.table[self.code.decode(read_raw(self.whole[name].pair.mask))]
 
     def to_dict(self) -> dict[str, Any]:
         """Strings and numbers, for JSON."""
-        said = {}
-        for rank in ("problem", "warning", "note"):
-            said[f"{rank}s"] = [
-                {"kind": found.kind, "path": shown(found.path), "says": found.says}
-                for found in of_rank(rank, self.findings)
-            ]
-        classes = [{"name": c.name, "images": c.images, "pixels": c.pixels} for c in self.classes]
+        said = {"problems": [], "warnings": [], "notes": []}
+        for found in self.findings:
+            words = {"kind": found.kind, "path": shown(found.path), "says": found.says}
+            said[f"{found.rank}s"].append(words)
         return {
             "folder": shown(self.root),
             "pairs": self.found,
@@ -106,126 +98,51 @@ class Check:
             "masks": self.masks,
             "splits": self.splits,
             **said,
-            "classes": classes,
+            "classes": [row._asdict() for row in self.classes],
             "together": self.together,
         }
 
+    def _count_classes(self) -> None:
+        names = self.map.classes if self.map else ()
+        self.classes = [ClassCount(name, Counter(), Counter()) for name in names]
+        together = np.zeros((len(names), len(names)), int)
+        for name, split in self._split_of.items():
+            held = list(self._counts[name])
+            together[np.ix_(held, held)] += 1
+            for i in held:
+                self.classes[i].images[split] += 1
+                self.classes[i].pixels[split] += self._counts[name][i]
+        self.together = together.tolist()
 
-def check_data(cfg: Data, watch: Watch = unwatched) -> Check:
-    """Look at every image and mask of a folder, split as `cfg` says. Raises DataError where there
-    is no data set to look at.
-    """
-    if not isinstance(cfg.source, Folder):
-        raise ConfigError("data.source", cfg.source, "a folder", "Generated images need no check.")
-    found = scan(cfg.source, watch)
-    kinds = class_map(found.code.classes, cfg.classes) if found.code else None
-    looks, counts, dropped = _counted(found, kinds)
-    findings = [*found.findings]
-    placed = {name: look.pair.split for name, look in looks.items()}
-    try:
-        splits = splits_of(placed, cfg, lambda name: counts[name].keys(), dropped)
-    except DataError as error:
-        splits = {"all": list(looks)}
-        findings.append(Finding("cannot be split", found.root, str(error)))
-    masks, classes, together = "no code fits them", [], []
-    if kinds:
-        masks = "; ".join(filter(None, (found.code.description, kinds.description)))
-        classes, together = _classes(counts, splits, kinds.classes)
-    findings += _twice(looks, splits)
-    findings += _absent(classes, found.root)
-    if kinds:
-        findings += _without_foreground(counts, looks)
-    findings += _tiny(looks)
-    return Check(
-        found.root,
-        len(found.looks),
-        {name: look.pair for name, look in looks.items()},
-        masks,
-        {split: len(names) for split, names in splits.items() if names},
-        findings,
-        classes,
-        together,
-        found.code,
-        kinds,
-        {pair.mask: pair.image for pair in found.pairs},
-    )
+    def _twice(self) -> Iterator[Finding]:
+        """Images whose pixels are the same: across splits the scores are no scores."""
+        alike = defaultdict(list)
+        for name, look in self.whole.items():
+            alike[look.image.pixels].append((look.pair.image, self._split_of[name]))
+        for (first, split), *others in alike.values():
+            if others:
+                kind, end = "same image twice", "on one side"
+                if {side for _, side in others} != {split}:
+                    kind = "same image in two splits"
+                    end = "on both sides: what is scored was trained on"
+                listed = " and ".join(f"{shown(path)} ({side})" for path, side in others)
+                says = f"in {split}, with the same pixels as {listed}, {end}."
+                yield Finding(kind, first, says, "warning")
 
+    def _absent(self) -> Iterator[Finding]:
+        """Classes that a split lacks: not trained, or not scored."""
+        for row in self.classes:
+            lacking = [split for split in self.splits if split not in row.images]
+            if lacking:
+                says = f"class {row.name!r} occurs in no mask of {' and '.join(lacking)}."
+                yield Finding("class absent", self.root, says, "warning")
 
-def _counted(
-    found: Scan, kinds: ClassMap | None
-) -> tuple[dict[str, Look], dict[str, dict[int, int]], set[str]]:
-    """The looks at whole pairs by name, the pixels of their classes, and the names of those that
-    hold a class of `drop_images_with`.
-    """
-    looks, counts, dropped = {}, {}, set()
-    for look in found.without(OF_A_PAIR).looks:
-        name = look.pair.name
-        held: dict[int, int] = {}
-        if kinds:
-            stored = found.code.counts(look.mask.counts)
-            if not kinds.keeps(stored):
-                dropped.add(name)
-                continue
-            held = kinds.counts(stored)
-        looks[name], counts[name] = look, held
-    return looks, counts, dropped
-
-
-def _classes(
-    counts: Counts, splits: Splits, names: tuple[str, ...]
-) -> tuple[list[ClassCount], list[list[int]]]:
-    classes = [ClassCount(name) for name in names]
-    together = [[0] * len(names) for _ in names]
-    for split, of_split in splits.items():
-        for name in of_split:
-            for i, pixels in counts[name].items():
-                classes[i].images[split] += 1
-                classes[i].pixels[split] += pixels
-                for j in counts[name]:
-                    together[i][j] += 1
-    return classes, together
-
-
-def _twice(looks: Mapping[str, Look], splits: Splits) -> Iterator[Finding]:
-    """Images whose pixels are the same: across splits the scores are no scores."""
-    split_of = {name: split for split, names in splits.items() for name in names}
-    alike: dict[str, list[str]] = {}
-    for name, look in looks.items():
-        alike.setdefault(look.image.pixels, []).append(name)
-    for names in alike.values():
-        if len(names) > 1:
-            kind, end = "same image twice", "on one side"
-            if len({split_of[name] for name in names}) > 1:
-                kind = "same image in two splits"
-                end = "on both sides: what is scored was trained on"
-            paths = [looks[name].pair.image for name in names]
-            where = [f"{shown(p)} ({split_of[n]})" for p, n in zip(paths, names, strict=True)]
-            says = f"{' and '.join(where)}: the same pixels, {end}."
-            yield Finding(kind, paths[0], says, "warning")
-
-
-def _absent(classes: list[ClassCount], root: Path) -> Iterator[Finding]:
-    """Classes that a split lacks: not trained, or not scored."""
-    splits = sorted({split for c in classes for split in c.images})
-    for c in classes:
-        lacking = [split for split in splits if split not in c.images]
-        if lacking:
-            says = f"class {c.name!r} occurs in no mask of {' and '.join(lacking)}."
-            yield finding("class absent", root, says, "warning")
-
-
-def _without_foreground(counts: Counts, looks: Mapping[str, Look]) -> Iterator[Finding]:
-    for name, ids in counts.items():
-        mask = looks[name].pair.mask
-        if not ids:
-            yield finding("all ignored", mask, "every pixel is ignored.", "note")
-        elif ids.keys() == {0}:
-            yield finding("no foreground", mask, "background alone.", "note")
-
-
-def _tiny(looks: Mapping[str, Look]) -> Iterator[Finding]:
-    for look in looks.values():
+    def _image_notes(self, look: Look, counts: dict[int, int]) -> Iterator[Finding]:
+        if self.map and not counts:
+            yield Finding("all ignored", look.pair.mask, "every pixel is ignored.", "note")
+        elif counts.keys() == {0}:
+            yield Finding("no foreground", look.pair.mask, "background alone.", "note")
         height, width = look.image.size
         if min(height, width) < TINY:
             says = f"{width}x{height} pixels, hardly more than a patch."
-            yield finding("tiny", look.pair.image, says, "note")
+            yield Finding("tiny", look.pair.image, says, "note")

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitseg.data.augment import CLEAN, crop, libraries, make_view
 from vitseg.data.folder import NO_ALPHA, Pair, in_brief, read_folder
-from vitseg.data.masks import class_map, read_raw
+from vitseg.data.masks import class_map, read_raw, recounted
 from vitseg.data.scan_cache import FileScan, stamp_of
 from vitseg.data.splits import drawn_by, rarity, splits_of
 from vitseg.data.synthetic import class_names, generate
@@ -102,7 +102,7 @@ class FolderSource:
         return self._looks[name].image.size
 
     def counts(self, name: str) -> dict[int, int]:
-        return self.code.counts(self._looks[name].mask.counts)
+        return recounted(self._looks[name].mask.counts, self.code.values)
 
     def load(self, name: str) -> tuple[Image.Image, np.ndarray]:
         pair = self.pairs[name]
@@ -169,7 +169,7 @@ class SegmentationData(Dataset[Sample]):
         """
         kept, dropped = dict(self.source.splits), set()
         if self.map.dropping:
-            dropped = {name for name in kept if not self.map.keeps(self.source.counts(name))}
+            dropped = {n for n in kept if not self.map.dropping.isdisjoint(self.source.counts(n))}
         for name in dropped:
             del kept[name]
         if not kept:
@@ -192,7 +192,7 @@ class SegmentationData(Dataset[Sample]):
 
     def counts(self, name: str) -> dict[int, int]:
         """Pixels of an image by class id, ignored ones left out, at its own size."""
-        return self.map.counts(self.source.counts(name))
+        return recounted(self.source.counts(name), self.map.table)
 
     def pixels(self, split: str) -> dict[str, dict[int, float]]:
         """Pixels that each trained class takes on the canvas, by image; of the clean view, by its
@@ -204,14 +204,14 @@ class SegmentationData(Dataset[Sample]):
             fitted = fitted_size(size, self.cfg.size)
             scale = fitted[0] * fitted[1] / (size[0] * size[1])
             if self.mode == "binary":
-                counts = self.map.binary_counts(counts)
+                counts = recounted(counts, self.map.binary_ids())
             found[name] = {i: scale * n for i, n in counts.items()}
         return found
 
     def load(self, name: str) -> tuple[Image.Image, np.ndarray]:
         """The image as it is, and its class ids (h, w) uint8."""
         image, ids = self.source.load(name)
-        return image, self.map.ids(ids)
+        return image, self.map.table[ids]
 
     def __getitem__(self, key: Key) -> Sample:
         name, view = key

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,34 +18,17 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import SAMPLESPERPIXEL, TiffImageFile
 
-from vitseg.data.masks import (
-    COLOR,
-    MaskCode,
-    find_code,
-    refuse_lossy,
-    stored_values,
-    with_classes_file,
-)
-from vitseg.data.scan_cache import FileScan, ScanCache, Stamp, stamp_of
+from vitseg.data.masks import COLOR, MaskCode, find_code, stored_values, with_classes_file
+from vitseg.data.scan_cache import FileScan, ScanCache, stamp_of
 from vitseg.errors import DataError
 from vitseg.files import sha256_of
-from vitseg.images import (
-    FLOATS,
-    UNREADABLE,
-    WITH_ALPHA,
-    Header,
-    Size,
-    header_of,
-    is_transparency,
-    opened,
-    orientation_of,
-    to_rgb,
-)
+from vitseg.images import UNREADABLE, WITH_ALPHA, is_transparency, opened, orientation_of, to_rgb
 from vitseg.settings import Folder
 from vitseg.words import shown
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 SPLITS = ("train", "validation", "test")
+HALVES = ("images", "masks")
 LAYOUT = (
     "A data set is a folder with images/ and masks/ (same names), or with train/, "
     "validation/, test/ that hold them."
@@ -54,18 +37,8 @@ NO_ALPHA = "alpha that is no transparency"
 DIM = 14
 """Bits that a 16-bit image uses if it is read as the lowest quarter of 0..255."""
 
-OF_A_PAIR = (
-    "no mask",
-    "no image",
-    "unreadable image",
-    "unreadable mask",
-    "sizes differ",
-    "unknown label",
-    "masks of two kinds",
-    "name that is no text",
-    "palette differs",
-)
-"""Kinds of problems that concern a pair alone, which may be left out."""
+FOLDER_PROBLEMS = {"unreadable folder", "split by another name", "one name twice", "unclear masks"}
+"""Kinds of problems that do not concern a pair alone, which could be left out."""
 
 _SAME_TAG = (
     "If the mask was drawn on the stored pixels, save it with the image's: mask.save(path, "
@@ -77,8 +50,7 @@ _PLAIN = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(NamedTuple):
     """An image and its mask; `name` is unique in the data set."""
 
     name: str
@@ -91,34 +63,34 @@ Rank = Literal["problem", "warning", "note"]
 
 
 class Finding(NamedTuple):
-    """What was found of a file or a folder, in a sentence that begins with its path.
+    """What was found of a file or a folder.
 
     A problem stops a training, a warning spoils what it says, a note is worth knowing.
     """
 
     kind: str
     path: Path
-    says: str
+    text: str
     rank: Rank = "problem"
 
+    @property
+    def says(self) -> str:
+        return f"{shown(self.path)}: {self.text}"
 
-def finding(kind: str, path: Path, says: str, rank: Rank = "problem") -> Finding:
-    return Finding(kind, path, f"{shown(path)}: {says}", rank)
 
-
-def of_rank(rank: Rank, findings: Iterable[Finding]) -> list[Finding]:
-    return [found for found in findings if found.rank == rank]
+def ranked(rank: Rank) -> property:
+    """Those findings of an object that are of this rank."""
+    return property(lambda self: [found for found in self.findings if found.rank == rank])
 
 
 def in_brief(findings: Iterable[Finding]) -> list[str]:
     """A sentence for each kind, that of its first file, and how many more files there are."""
-    of_kind: dict[str, list[str]] = {}
+    of_kind = defaultdict(list)
     for found in findings:
-        of_kind.setdefault(found.kind, []).append(found.says)
+        of_kind[found.kind].append(found.says)
     sentences = []
-    for kind, says in of_kind.items():
-        more = f" And {len(says) - 1} more: {kind}." if len(says) > 1 else ""
-        sentences.append(says[0] + more)
+    for kind, (first, *more) in of_kind.items():
+        sentences.append(f"{first} And {len(more)} more: {kind}." if more else first)
     return sentences
 
 
@@ -130,15 +102,7 @@ class Look:
     findings: list[Finding] = field(default_factory=list)
     image: FileScan | None = None
     mask: FileScan | None = None
-
-    @property
-    def problems(self) -> list[Finding]:
-        return of_rank("problem", self.findings)
-
-    @property
-    def color(self) -> bool:
-        """Whether the mask's values are colours."""
-        return self.mask.header.mode in COLOR
+    problems = ranked("problem")
 
 
 Watch = Callable[[Iterator[Look], str, int], Iterator[Look]]
@@ -152,38 +116,28 @@ def unwatched(looks: Iterator[Look], doing: str, count: int) -> Iterator[Look]:
 
 @dataclass(slots=True)
 class Scan:
-    """A folder that has been scanned; `findings` has those of its looks too. `code` is None where
-    no code fits the masks, for the reason `unclear`.
+    """A folder that has been scanned; `folder_findings` belong to no pair. `code` is None where no
+    code fits the masks.
     """
 
     root: Path
     looks: list[Look]
-    findings: list[Finding]
+    folder_findings: list[Finding]
     code: MaskCode | None = None
-    unclear: DataError | None = None
+    problems = ranked("problem")
 
     @property
     def pairs(self) -> list[Pair]:
         return [look.pair for look in self.looks]
 
     @property
-    def problems(self) -> list[Finding]:
-        return of_rank("problem", self.findings)
+    def findings(self) -> list[Finding]:
+        return [*self.folder_findings, *(found for look in self.looks for found in look.findings)]
 
     @property
-    def warnings(self) -> list[Finding]:
-        return of_rank("warning", self.findings)
-
-    def without(self, kinds: Collection[str]) -> Scan:
-        """The pairs that have no problem of these kinds, and the findings of other kinds."""
-        bad, left = set(), []
-        for found in self.findings:
-            if found.rank == "problem" and found.kind in kinds:
-                bad.add(found.path)
-            else:
-                left.append(found)
-        looks = [look for look in self.looks if not {look.pair.image, look.pair.mask} & bad]
-        return replace(self, looks=looks, findings=left)
+    def whole(self) -> list[Look]:
+        """The pairs that have no problem."""
+        return [look for look in self.looks if not look.problems]
 
 
 def read_folder(cfg: Folder) -> Scan:
@@ -194,20 +148,21 @@ def read_folder(cfg: Folder) -> Scan:
     files, sizes that differ, labels outside the classes.
     """
     found = scan(cfg)
-    problems = found.problems
+    problems, whole = found.problems, found.whole
     if not problems:
         return found
-    if found.unclear and len(problems) == 1:
-        raise found.unclear
-    if cfg.on_problem == "refuse":
-        raise _report(found.root, problems)
-    kept = found.without(OF_A_PAIR)
-    if kept.problems or not kept.looks:
-        raise _report(found.root, kept.problems or problems)
+    fatal = FOLDER_PROBLEMS & {problem.kind for problem in problems}
+    if cfg.on_problem == "refuse" or fatal or not whole:
+        lines = [f"{shown(found.root)}: {len(problems)} problem{'s' * (len(problems) > 1)}."]
+        lines += [problem.says for problem in problems[:20]]
+        if len(problems) > 20:
+            lines.append(f"... and {len(problems) - 20} more.")
+        hint = "\nFix or remove these files, or declare in classes.json how masks hold the classes."
+        raise DataError("\n  ".join(lines), hint)
     count = len({problem.path for problem in problems})
     words = f"{count} file{'s' * (count != 1)} with problems and what belongs to them left out"
-    code = replace(found.code, description=f"{found.code.description}; {words}")
-    return replace(kept, code=code)
+    code = found.code._replace(description=f"{found.code.description}; {words}")
+    return Scan(found.root, whole, [], code)
 
 
 def scan(cfg: Folder, watch: Watch = unwatched) -> Scan:
@@ -217,26 +172,19 @@ def scan(cfg: Folder, watch: Watch = unwatched) -> Scan:
     root = Path(cfg.path).expanduser()
     pairs, findings = find_pairs(root)
     cfg = with_classes_file(cfg)
-    looks = _look_at(root, pairs, watch)
-    for look in looks:
-        findings += look.findings
-    found = Scan(root, looks, findings)
-    good = _of_one_kind(cfg, [look for look in looks if not look.problems], findings)
-    _compare_palettes(good, findings)
-    stored: set[int] = set()
-    stems, in_color = [], False
-    for look in good:
-        stored.update(look.mask.counts)
-        stems.append(look.pair.image.stem)
-        in_color |= look.color
+    found = Scan(root, _look_at(root, pairs, watch), findings)
+    _warn_of_ranges(found.whole)
+    is_color = _compare_modes(cfg, found.whole)
+    good = found.whole
+    _compare_palettes(good)
+    stored = set().union(*(look.mask.counts for look in good))
     try:
-        found.code = find_code(cfg, stored, in_color, stems)
-    except DataError as error:
-        found.unclear = error
+        found.code = find_code(cfg, stored, is_color, [look.pair.image.stem for look in good])
+    except ValueError as error:
         findings.append(Finding("unclear masks", root, str(error)))
         return found
     for look in good:
-        findings += _unknown(look, found.code)
+        look.findings += _unknown(look, found.code)
     return found
 
 
@@ -247,119 +195,78 @@ def find_pairs(root: Path) -> tuple[list[Pair], list[Finding]]:
     """Images and masks paired by their names, and what is wrong with these. Raises DataError where
     there is no data set, or none that may be read.
     """
-    findings: list[Finding] = []
+    pairs, findings = [], []
     try:
-        if not root.is_dir():
-            raise DataError(f"{shown(root)}: there is no such folder.", LAYOUT)
-        pairs = _pairs_below(root, findings)
+        splits = [split for split in SPLITS if (root / split).is_dir()]
+        for path in sorted(root.iterdir()):
+            like_a_split = path.name in HALVES or (path / HALVES[0]).is_dir()
+            if splits and path.name not in SPLITS and like_a_split:
+                says = f"no split of that name; it is called one of {', '.join(SPLITS)}."
+                findings.append(Finding("split by another name", path, says))
+        for split in splits or [None]:
+            pairs += _pairs_in(root, split, findings)
     except OSError as error:
         place = shown(error.filename or root)
         raise DataError(f"{place}: cannot be looked into ({error.strerror}).", LAYOUT) from None
-    if not pairs and not of_rank("problem", findings):
+    if not pairs and not any(found.rank == "problem" for found in findings):
         raise DataError(f"{shown(root)}: no image found.", LAYOUT)
     return pairs, findings
 
 
-def _pairs_below(root: Path, findings: list[Finding]) -> list[Pair]:
-    pairs = []
-    splits = [split for split in SPLITS if (root / split).is_dir()]
-    if splits:
-        says = f"no split of that name; it is called one of {', '.join(SPLITS)}."
-        findings += [finding("split by another name", p, says) for p in _strange_splits(root)]
-    for split in splits or [None]:
-        place = root / (split or "")
-        for kind in ("images", "masks"):
-            if not (place / kind).is_dir():
-                raise DataError(f"{shown(place)}: there is no {kind}/ in it.", LAYOUT)
-        images = _by_stem(place / "images", root, findings)
-        masks = _by_stem(place / "masks", root, findings)
-        if images is None or masks is None:
+def _pairs_in(root: Path, split: str | None, findings: list[Finding]) -> Iterator[Pair]:
+    place, found = root / (split or ""), []
+    for half in HALVES:
+        try:
+            found.append(_by_stem(place / half, root, findings))
+        except PermissionError as error:
+            says = f"cannot be looked into ({error.strerror})."
+            findings.append(Finding("unreadable folder", place / half, says))
+            return
+    images, masks = found
+    for kind, here, other in (("mask", images, masks), ("image", masks, images)):
+        alike = {_alike(stem): path.name for stem, path in other.items()}
+        for stem in sorted(here.keys() - other.keys()):
+            says, near = f"no {kind} of that name in {kind}s/.", alike.get(_alike(stem))
+            if near:
+                says += f" {near} differs in capitals, or in how its letters are encoded."
+            findings.append(Finding(f"no {kind}", here[stem], says))
+    for stem in sorted(images.keys() & masks.keys()):
+        name = f"{split}/{stem}" if split else stem
+        yield Pair(name, split, images[stem], masks[stem])
+
+
+def _by_stem(folder: Path, root: Path, findings: list[Finding]) -> dict[str, Path]:
+    """Image files by name without suffix. Passes over hidden files and other kinds."""
+    paths, alike = {}, defaultdict(list)
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
             continue
-        findings += _alone("mask", images, masks)
-        findings += _alone("image", masks, images)
-        for stem in sorted(images.keys() & masks.keys()):
-            name = f"{split}/{stem}" if split else stem
-            pairs.append(Pair(name, split, images[stem], masks[stem]))
-    return pairs
-
-
-def _strange_splits(root: Path) -> list[Path]:
-    """Folders beside train/ that look like a split, such as val/, or like a whole data set."""
-    whole = [root / kind for kind in ("images", "masks") if (root / kind).is_dir()]
-    others = [path for path in sorted(root.iterdir()) if path.name not in SPLITS]
-    return whole + [path for path in others if path.is_dir() and (path / "images").is_dir()]
-
-
-def _by_stem(folder: Path, root: Path, findings: list[Finding]) -> dict[str, Path] | None:
-    """Image files by name without suffix; None where the folder may not be read. Passes over hidden
-    files and other kinds.
-    """
-    try:
-        entries = sorted(path for path in folder.iterdir() if path.name[0] != ".")
-    except OSError as error:
-        says = f"cannot be looked into ({error.strerror})."
-        findings.append(finding("unreadable folder", folder, says))
-        return None
-    paths, others = [], []
-    for path in entries:
-        is_image = path.suffix.lower() in SUFFIXES
-        if is_image and _is_text(path.name):
-            paths.append(path)
-            continue
-        others.append(path)
-        if is_image:
+        if path.suffix.lower() not in SUFFIXES:
+            if path.is_dir():
+                says = "is not looked into: images and masks lie side by side."
+                findings.append(Finding("folder within", path, says, "warning"))
+        elif any("\ud800" <= c <= "\udfff" for c in path.name):  # what Python makes of other bytes
             says = "its name is no text in UTF-8; give it another."
-            findings.append(finding("name that is no text", path, says))
-    findings += _twice(folder, paths)
-    findings += _leading_out(root, [folder, *paths])
-    says = "is not looked into: images and masks lie side by side."
-    for path in others:
-        if path.is_dir():
-            findings.append(finding("folder within", path, says, "warning"))
-    return {path.stem: path for path in paths}
-
-
-def _twice(folder: Path, paths: list[Path]) -> Iterator[Finding]:
-    """Files whose names are one without their suffix, or would be on a disk that makes no
-    difference between capitals.
-    """
-    alike: dict[str, list[Path]] = {}
-    for path in paths:
-        alike.setdefault(_alike(path.stem), []).append(path)
-    for _, files in sorted(alike.items()):
-        if len(files) > 1:
-            aside = ", capitals aside" if len({path.stem for path in files}) > 1 else ""
-            name = f"{shown(files[0].stem)}.*{aside}"
-            listed = ", ".join(shown(path.name) for path in files)
-            says = f"{shown(folder)}: more than one file is named {name}: {listed}."
-            yield Finding("one name twice", files[0], says)
-
-
-def _leading_out(root: Path, paths: list[Path]) -> Iterator[Finding]:
-    for path in paths:
+            findings.append(Finding("name that is no text", path, says))
+        else:
+            paths[path.stem] = path
+            alike[_alike(path.stem)].append(shown(path.name))
+    for _, (first, *others) in sorted(alike.items()):
+        if others:
+            says = f"has the same name as {', '.join(others)} (ignoring suffix and capitals)."
+            findings.append(Finding("one name twice", folder / first, says))
+    for path in (folder, *paths.values()):
         if path.is_symlink() and path.exists():
             end = path.resolve()
             if not end.is_relative_to(root.resolve()):
                 says = f"a link to {shown(end)}, outside the data set's folder."
-                yield finding("link that leads out", path, says, "warning")
-
-
-def _alone(kind: str, here: dict[str, Path], other: dict[str, Path]) -> Iterator[Finding]:
-    alike = {_alike(stem): path for stem, path in other.items() if stem not in here}
-    for stem in sorted(here.keys() - other.keys()):
-        near, hint = alike.get(_alike(stem)), ""
-        if near:
-            hint = f" {near.name} differs in capitals, or in how its letters are encoded."
-        yield finding(f"no {kind}", here[stem], f"no {kind} of that name in {kind}s/.{hint}")
+                findings.append(Finding("link that leads out", path, says, "warning"))
+    return paths
 
 
 def _alike(stem: str) -> str:
     """The same for names that some file systems take for one."""
     return unicodedata.normalize("NFC", stem).casefold()
-
-
-def _is_text(name: str) -> bool:
-    return not any("\ud800" <= c <= "\udfff" for c in name)  # what Python makes of other bytes
 
 
 # ---------------------------------------------------------------------- files
@@ -374,100 +281,82 @@ def _look_at(root: Path, pairs: list[Pair], watch: Watch) -> list[Look]:
         heads = pool.map(lambda pair: by_header(pair, cache), pairs)
         looks = list(watch(heads, "headers", len(pairs)))
         looks = list(watch(pool.map(_by_pixels, looks), "pixels", len(pairs)))
-    scans: dict[Path, FileScan | None] = {}
+    scans = {}
     for look in looks:
         scans |= {look.pair.image: look.image, look.pair.mask: look.mask}
     cache.save(scans)
-    _warn_of_ranges([look for look in looks if not look.problems])
     return looks
 
 
 def by_header(pair: Pair, cache: ScanCache) -> Look:
     """What can be told before a pixel is decoded."""
-    look = Look(pair, image=cache.get(pair.image), mask=cache.get(pair.mask))
-    image = mask = None
-    try:
-        image = look.image.header if look.image else header_of(pair.image)
-        if image.mode == "F":
-            raise ValueError(FLOATS)
-    except UNREADABLE as error:
-        look.findings.append(_unreadable(pair.image, "image", error))
-    try:
-        mask = look.mask.header if look.mask else header_of(pair.mask)
-        refuse_lossy(pair.mask, mask.format, mask.mode)
-    except (*UNREADABLE, DataError) as error:
-        look.findings.append(_unreadable(pair.mask, "mask", error))
-    if image and mask and image.size != mask.size and not _may_be_turned(image, mask):
-        tags = image.orientation, mask.orientation
-        look.findings.append(_sizes(pair, image.size, mask.size, tags))
+    look = Look(pair)
+    look.image = _read(look, "image", pair.image, cache.get)
+    look.mask = _read(look, "mask", pair.mask, cache.get)
+    # sizes that agree if one is turned are left to the pixels: a PNG may say behind them which way
+    # is up
+    if not look.findings and sorted(look.image.size) != sorted(look.mask.size):
+        look.findings += _compare(look)
     return look
 
 
 def _by_pixels(look: Look) -> Look:
-    """The look, completed by the pixels of what has no problem yet."""
-    pair = look.pair
-    bad = {found.path for found in look.findings}
-    try:
-        if look.image is None and pair.image not in bad:
-            look.image = _scan_image(pair.image)
-    except UNREADABLE as error:
-        look.findings.append(_unreadable(pair.image, "image", error))
-    try:
-        if look.mask is None and pair.mask not in bad:
-            look.mask = _scan_mask(pair.mask)
-    except (*UNREADABLE, DataError) as error:
-        look.findings.append(_unreadable(pair.mask, "mask", error))
-    if look.findings:
-        return look
-    image, mask = look.image, look.mask
-    tags = image.orientation, mask.orientation
-    if image.size != mask.size:
-        look.findings.append(_sizes(pair, image.size, mask.size, tags))
-        return look
-    for path, read in ((pair.image, image), (pair.mask, mask)):
-        for kind, says in read.warnings:
-            look.findings.append(finding(kind, path, says, "warning"))
-    square = image.size[0] == image.size[1]
-    if tags[0] != tags[1] and (square or (tags[0] >= 5) == (tags[1] >= 5)):
-        says = (
-            f"{_orientations(tags)}; each is turned upright by its own, and the sizes do not "
-            f"tell whether they match then. {_SAME_TAG}"
-        )
-        look.findings.append(finding("orientation differs", pair.image, says, "warning"))
+    """The look, completed by the pixels of what could be read so far."""
+    if look.image and not look.image.sha256:
+        look.image = _read(look, "image", look.pair.image, _scan_image)
+    if look.mask and not look.mask.sha256:
+        look.mask = _read(look, "mask", look.pair.mask, _scan_mask)
+    if look.image and look.mask:
+        look.findings = list(_compare(look))
     return look
+
+
+def _read(look: Look, kind: str, path: Path, read: Callable[[Path], FileScan]) -> FileScan | None:
+    """What a file holds; None, and a problem of its pair, where it cannot be read."""
+    try:
+        return read(path)
+    except UNREADABLE as error:
+        why = error
+        if isinstance(error, UnidentifiedImageError):
+            why = f"not a known image format ({path.stat().st_size} bytes)"
+        elif isinstance(error, OSError) and error.strerror:
+            why = error.strerror
+            if path.is_symlink():
+                why = f"a link that leads nowhere, to {shown(path.readlink())}"
+        look.findings.append(Finding(f"unreadable {kind}", path, f"cannot be read ({why})."))
+        return None
 
 
 def _scan_image(path: Path) -> FileScan:
     """An image as training sees it."""
-    start = _start(path)
+    stamp, sha256 = stamp_of(path), sha256_of(path)  # first: a file may be changed meanwhile
     with opened(path) as image:
-        stored_deep = image.format in {"PNG", "TIFF"} and ";16" in str(image.tile)
-        is_deep = stored_deep or image.mode.startswith("I")
+        stored_deep = image.format != "BMP" and ";16" in str(image.tile)
         orientation = orientation_of(image)
         rgb = to_rgb(image)
         warnings = (*_dropped(image), *_alpha(image))
-        deep = _largest(image) if is_deep else None
+        deep = {}
+        if image.mode.startswith("I"):
+            deep["grey"] = int(np.asarray(image).max())
+        elif stored_deep:  # a bound: Pillow drops the low byte
+            deep["colour"] = max(most for _, most in image.convert("RGB").getextrema()) << 8 | 255
     size = (rgb.height, rgb.width)
     pixels = hashlib.blake2b(repr(size).encode() + rgb.tobytes(), digest_size=16).hexdigest()
-    return FileScan(*start, size, orientation, warnings, pixels=pixels, deep=deep)
+    return FileScan(stamp, size, sha256, orientation, warnings, pixels, deep)
 
 
 def _scan_mask(path: Path) -> FileScan:
-    start = _start(path)
+    stamp, sha256 = stamp_of(path), sha256_of(path)
     with opened(path) as image:
-        refuse_lossy(path, image.format, image.mode)
         orientation = orientation_of(image)
-        raw = stored_values(path, image)
-        colors = image.getpalette() if image.mode == "P" else []
+        raw = stored_values(image)
+        is_color, colors = image.mode in COLOR, image.getpalette() or []
         warnings = (*_dropped(image), *_unread(image))
-    counts = _counted(raw)
+    values, pixels = np.unique(raw, return_counts=True)
+    counts = dict(zip(values.tolist(), pixels.tolist(), strict=True))
     palette = {i: tuple(colors[3 * i : 3 * i + 3]) for i in counts if 3 * i < len(colors)}
-    return FileScan(*start, raw.shape, orientation, warnings, counts=counts, palette=palette)
-
-
-def _start(path: Path) -> tuple[Stamp, str, Header]:
-    """Before the pixels: a file that is changed while it is read has another stamp then."""
-    return stamp_of(path), sha256_of(path), header_of(path)
+    seen = {"is_color": is_color, "counts": counts, "palette": palette}
+    return FileScan(stamp, raw.shape, sha256, orientation, warnings, **seen)
 
 
 def _dropped(image: Image.Image) -> Iterator[tuple[str, str]]:
@@ -492,66 +381,37 @@ def _alpha(image: Image.Image) -> Iterator[tuple[str, str]]:
 
 def _unread(image: Image.Image) -> Iterator[tuple[str, str]]:
     """An alpha channel that tells pixels of one colour apart, in a mask."""
-    if image.mode not in {"LA", "RGBA"} or len(image.getchannel("A").getcolors()) == 1:
+    if image.mode in WITH_ALPHA:
+        found = image.getcolors(image.width * image.height)
+        if len(found) > len({color[:-1] for _, color in found}):
+            hint = "Save it without alpha, or the alpha channel as the mask."
+            says = "its alpha channel differs where its colour does not, and is not read."
+            yield "alpha not read", f"{says} {hint}"
+
+
+def _compare(look: Look) -> Iterator[Finding]:
+    """What is found of a pair whose files can be read."""
+    pair, image, mask = look.pair, look.image, look.mask
+    a, b = image.orientation, mask.orientation
+    words = ["no EXIF orientation" if tag == 1 else f"EXIF orientation {tag}" for tag in (a, b)]
+    tags = f"the image has {words[0]}, its mask {words[1]}"
+    (height, width), turned = image.size, mask.size[::-1]
+    if image.size != mask.size:
+        sizes = f"image {width}x{height}, mask {turned[0]}x{turned[1]} pixels"
+        says = f"size differs from its image ({sizes})."
+        if a != b and image.size == turned:
+            says = f"size differs from its image ({sizes} once upright: {tags}). {_SAME_TAG}"
+        yield Finding("sizes differ", pair.mask, says)
         return
-    found = [color for _, color in image.getcolors(image.width * image.height)]
-    if len(found) > len({color[:-1] for color in found}):
-        hint = "Save it without alpha, or the alpha channel as the mask."
-        says = "its alpha channel differs where its colour does not, and is not read."
-        yield "alpha not read", f"{says} {hint}"
-
-
-def _largest(image: Image.Image) -> tuple[str, int]:
-    """How an image of more than 8 bits is stored, and its largest value; of colours a bound: Pillow
-    drops the low byte.
-    """
-    if image.mode.startswith("I"):
-        return "grey", int(np.asarray(image).max())
-    ranges = zip(image.getbands(), image.getextrema(), strict=True)
-    return "colour", max(most for band, (_, most) in ranges if band != "A") << 8 | 255
-
-
-def _counted(raw: np.ndarray) -> dict[int, int]:
-    """How many pixels hold which value."""
-    if raw.min() >= 0 and raw.max() < 65536:  # all but colours; many times as fast as sorting them
-        counts = np.bincount(raw.ravel())
-        values = counts.nonzero()[0]
-        counts = counts[values]
-    else:
-        values, counts = np.unique(raw, return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
-
-
-def _may_be_turned(image: Header, mask: Header) -> bool:
-    """Whether sizes may agree once upright: a PNG may say behind its pixels which way is up."""
-    return image.size == mask.size[::-1] and "PNG" in {image.format, mask.format}
-
-
-def _unreadable(path: Path, kind: str, error: Exception) -> Finding:
-    if isinstance(error, DataError):
-        return Finding(f"unreadable {kind}", path, str(error))
-    why: object = error
-    if isinstance(error, UnidentifiedImageError):
-        why = "no image of a known kind" if path.stat().st_size else "it is empty"
-    elif isinstance(error, OSError) and error.strerror:
-        why = error.strerror
-        if path.is_symlink():
-            why = f"a link that leads nowhere, to {shown(path.readlink())}"
-    what = {"image": "an image", "mask": "a mask"}[kind]
-    return finding(f"unreadable {kind}", path, f"cannot be read as {what} ({why}).")
-
-
-def _sizes(pair: Pair, image: Size, mask: Size, tags: tuple[int, int]) -> Finding:
-    sizes = f"image {image[1]}x{image[0]}, mask {mask[1]}x{mask[0]} pixels"
-    says = f"size differs from its image ({sizes})."
-    if image == mask[::-1] and tags[0] != tags[1]:
-        says = f"{says[:-2]} once upright: {_orientations(tags)}). {_SAME_TAG}"
-    return finding("sizes differ", pair.mask, says)
-
-
-def _orientations(tags: tuple[int, int]) -> str:
-    words = ["no EXIF orientation" if tag == 1 else f"EXIF orientation {tag}" for tag in tags]
-    return f"the image has {words[0]}, its mask {words[1]}"
+    for path, read in ((pair.image, image), (pair.mask, mask)):
+        for kind, says in read.warnings:
+            yield Finding(kind, path, says, "warning")
+    if a != b and (height == width or (a >= 5) == (b >= 5)):
+        says = (
+            f"{tags}; each is turned upright by its own, and the sizes do not "
+            f"tell whether they match then. {_SAME_TAG}"
+        )
+        yield Finding("orientation differs", pair.image, says, "warning")
 
 
 # ---------------------------------------------------------------------- all files together
@@ -560,12 +420,12 @@ def _orientations(tags: tuple[int, int]) -> str:
 def _warn_of_ranges(looks: list[Look]) -> None:
     """Add a warning to the look at the brightest 16-bit image, if even this one is dim."""
     for kind in ("grey", "colour"):
-        deep = [look for look in looks if look.image.deep and look.image.deep[0] == kind]
-        brightest = max(reversed(deep), key=lambda look: look.image.deep[1], default=None)
-        most = brightest.image.deep[1] if brightest else 0
-        bits, read = most.bit_length(), most >> 8
-        if kind == "grey":
-            read = round(most / 257)
+        deep = [look for look in looks if kind in look.image.deep]
+        if not deep:
+            continue
+        brightest = max(reversed(deep), key=lambda look: look.image.deep[kind])
+        most = brightest.image.deep[kind]
+        bits, read = most.bit_length(), round(most / 257) if kind == "grey" else most >> 8
         if 0 < bits <= DIM:
             among = f"{len(deep)} image{'s' * (len(deep) != 1)} stored as 16-bit {kind}"
             says = (
@@ -574,66 +434,48 @@ def _warn_of_ranges(looks: list[Look]) -> None:
                 f"save 8-bit images."
             )
             path = brightest.pair.image
-            brightest.findings.append(finding("range barely used", path, says, "warning"))
+            brightest.findings.append(Finding("range barely used", path, says, "warning"))
 
 
-def _of_one_kind(cfg: Folder, good: list[Look], findings: list[Finding]) -> list[Look]:
-    """Masks in colour and masks in grey cannot share a code: those of the kind that was not
-    declared, else of the rarer one, are problems.
+def _compare_modes(cfg: Folder, looks: list[Look]) -> bool:
+    """Whether masks hold colours: as is declared, else as most do. The others are problems, since
+    grey and colours cannot share a code.
     """
+    is_color = cfg.encoding == "rgb" or cfg.colors is not None
+    if cfg.encoding == "auto" and not is_color:
+        is_color = 2 * sum(look.mask.is_color for look in looks) > len(looks)
     words = ("grey", "in colour")
-    if cfg.encoding == "rgb" or cfg.colors is not None:
-        color, why = True, "colours are declared"
-    elif cfg.encoding != "auto":
-        color, why = False, f"encoding={cfg.encoding!r} is declared"
-    else:
-        color = 2 * sum(look.color for look in good) > len(good)
-        why = f"other masks are {words[color]}"
-    says = f"is {words[not color]}, where {why}."
-    same = []
-    for look in good:
-        if look.color is color:
-            same.append(look)
-        else:
-            findings.append(finding("masks of two kinds", look.pair.mask, says))
-    return same
+    for look in looks:
+        if look.mask.is_color is not is_color:
+            here, others = words[not is_color], words[is_color]
+            says = f"is {here}, where masks are declared, or mostly, {others}."
+            look.findings.append(Finding("masks of two kinds", look.pair.mask, says))
+    return is_color
 
 
-def _compare_palettes(good: list[Look], findings: list[Finding]) -> None:
+def _compare_palettes(looks: list[Look]) -> None:
     """Masks whose palette gives an index another colour than most palettes do are problems: the
     index may mean another class there.
     """
-    colors: dict[int, Counter[tuple[int, ...]]] = {}
-    for look in good:
+    colors = defaultdict(Counter)
+    for look in looks:
         for index, color in look.mask.palette.items():
-            colors.setdefault(index, Counter())[color] += 1
-    usual = {index: counts.most_common(1)[0] for index, counts in colors.items()}
-    for look in good:
-        for index, here in sorted(look.mask.palette.items()):
-            color, count = usual[index]
-            if here != color:
-                others = f"{color} in {count} other mask{'s' * (count != 1)}"
+            colors[index][color] += 1
+    for look in looks:
+        for index, here in look.mask.palette.items():
+            [(usual, count)] = colors[index].most_common(1)
+            if here != usual:
+                others = f"{usual} in {count} other mask{'s' * (count != 1)}"
                 says = f"palette differs: index {index} is {here} here and {others}. {_PLAIN}"
-                findings.append(finding("palette differs", look.pair.mask, says))
+                look.findings.append(Finding("palette differs", look.pair.mask, says))
                 break
 
 
 def _unknown(look: Look, code: MaskCode) -> Iterator[Finding]:
     counts = look.mask.counts
-    strange = code.unknown(set(counts))
+    strange = sorted(counts.keys() - code.values.keys())
     if strange:
         found = ", ".join(f"{code.show(v)} in {counts[v]} pixels" for v in strange[:6])
         allowed = ", ".join(code.show(v) for v in sorted(code.values)[:16])
         says = f"labels outside the classes: {found}; allowed: {allowed} ({code.description})."
-        yield finding("unknown label", look.pair.mask, says)
-
-
-def _report(root: Path, problems: list[Finding]) -> DataError:
-    lines = [f"{shown(root)}: {len(problems)} problem{'s' * (len(problems) > 1)}."]
-    lines += [problem.says for problem in problems[:20]]
-    if len(problems) > 20:
-        lines.append(f"... and {len(problems) - 20} more.")
-    declare = ""
-    if any("classes" in problem.says for problem in problems):
-        declare = ", or declare the classes in classes.json"
-    return DataError("\n  ".join(lines), f"\nMend or remove these files{declare}.")
+        yield Finding("unknown label", look.pair.mask, says)

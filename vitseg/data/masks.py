@@ -1,5 +1,5 @@
-"""From mask files to the classes that are trained: how they are stored, declared or detected from
-all masks together, and what the recipe makes of them.
+"""From mask files to the classes that are trained: which stored value is which class, declared or
+detected from all masks together, and what the recipe makes of the classes.
 """
 
 from __future__ import annotations
@@ -9,32 +9,29 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from vitseg.errors import ConfigError, DataError
 from vitseg.images import IGNORE, opened
 from vitseg.settings import Classes, Folder
-from vitseg.words import explain, json_of, shown
+from vitseg.words import explain
 
 MOST_CLASSES = 254
 COLOR = {"RGB", "RGBA"}
 """Modes in which a mask's values are colours."""
 
 _BINARY = {"binary_255": 255, "binary_1": 1}
-_CLASSES_FILE = (
-    "It is a JSON object with any of: classes, encoding, ignore_value, grey_factor, colors."
-)
+_OBJECT = TypeAdapter(dict[str, Any])
 
 
-@dataclass(frozen=True, slots=True)
-class MaskCode:
+class MaskCode(NamedTuple):
     """From stored values to class ids, and the class names. `description` says who decided:
     declared or detected.
     """
@@ -45,71 +42,60 @@ class MaskCode:
     is_color: bool = False
 
     def decode(self, raw: np.ndarray) -> np.ndarray:
-        """Stored values (h, w), or packed colours, as class ids (h, w) uint8. Every value must be
-        known.
+        """Stored values (h, w), or packed colours, as class ids (h, w) uint8. Raises ValueError for
+        values that are no class.
         """
         stored, inverse = np.unique(raw, return_inverse=True)
-        ids = np.array([self.values[value] for value in stored.tolist()], dtype=np.uint8)
-        return ids[inverse].reshape(raw.shape)
-
-    def counts(self, stored: Mapping[int, int]) -> dict[int, int]:
-        """Pixels by class id, IGNORE among them, of pixels by stored value."""
-        found: Counter[int] = Counter()
-        for value, count in stored.items():
-            found[self.values[value]] += count
-        return dict(found)
-
-    def unknown(self, stored: set[int]) -> list[int]:
-        return sorted(stored - self.values.keys())
+        values = stored.tolist()
+        strange = sorted(set(values) - self.values.keys())
+        if strange:
+            raise ValueError(f"the mask holds {strange[:6]}, which stand for no class")
+        return np.array([self.values[value] for value in values], dtype=np.uint8)[inverse]
 
     def show(self, value: int) -> str:
         """A stored value for the reader: a number, or a colour."""
-        return str(unpack(value)) if self.is_color else str(value)
+        return str(tuple(value.to_bytes(3)) if self.is_color else value)
 
 
 def read_raw(path: Path) -> np.ndarray:
+    """What `stored_values` gives of a file. Raises one of UNREADABLE."""
+    with opened(path) as image:
+        return stored_values(image)
+
+
+def stored_values(image: Image.Image) -> np.ndarray:
     """A mask's stored values (h, w) int64; colours are packed as red * 65536 + green * 256 + blue.
 
     Palette images give their indices: converting them to grey would turn labels 0, 1, 2 into 0, 76,
-    150.
+    150. Raises ValueError where the file cannot hold labels, or holds them in its alpha channel.
     """
-    with opened(path) as image:
-        refuse_lossy(path, image.format, image.mode)
-        return stored_values(path, image)
-
-
-def stored_values(path: Path, image: Image.Image) -> np.ndarray:
-    """What `read_raw` gives of a file that is open. Raises DataError if the mask is in the alpha
-    channel.
-    """
+    if image.format in {"JPEG", "MPO"}:
+        raise ValueError("a JPEG mask; compression invents labels; save masks as PNG")
+    if image.mode not in {*COLOR, "1", "L", "LA", "P", "I", "I;16"}:
+        hint = "save masks as 8- or 16-bit PNG, one value a class"
+        raise ValueError(f"a mask in mode {image.mode}; {hint}")
     if image.mode in {"LA", "RGBA"}:
-        *visible, alpha = image.getextrema()
-        if alpha[0] < alpha[1] and all(least == most for least, most in visible):
-            says = "a mask of one colour; only its alpha channel varies, which is not read."
-            hint = "Save the alpha channel as a grey mask: "
-            save = 'Image.open(path).getchannel("A").save(path).'
-            raise DataError(f"{shown(path)}: {says}", hint + save)
+        *visible, (least, most) = image.getextrema()
+        if least < most and all(low == high for low, high in visible):
+            raise ValueError(
+                "a mask of one colour; only its alpha channel varies, which is not read; save that "
+                'channel as a grey mask: Image.open(path).getchannel("A").save(path)'
+            )
     image = ImageOps.exif_transpose(image)
     if image.mode in COLOR:
-        channels = np.asarray(image.convert("RGB")).astype(np.int64)
-        return channels @ np.array([65536, 256, 1])
+        return np.asarray(image.convert("RGB")).astype(np.int64) @ (65536, 256, 1)
     if image.mode == "LA":
         image = image.getchannel("L")
     return np.asarray(image).astype(np.int64)
 
 
-def refuse_lossy(path: Path, file_format: str | None, mode: str) -> None:
-    """Raises DataError where a file so stored cannot hold labels."""
-    if file_format in {"JPEG", "MPO"}:
-        says = f"{shown(path)}: a JPEG mask; compression invents labels."
-        raise DataError(says, "Save masks as PNG.")
-    if mode not in {*COLOR, "1", "L", "LA", "P", "I", "I;16"}:
-        hint = "Save masks as 8- or 16-bit PNG, one value a class."
-        raise DataError(f"{shown(path)}: a mask in mode {mode}.", hint)
-
-
-def unpack(value: int) -> tuple[int, int, int]:
-    return value >> 16, value >> 8 & 255, value & 255
+def recounted(counts: Mapping[int, int], new: Mapping[int, int] | np.ndarray) -> dict[int, int]:
+    """Pixels by new id, ignored ones left out, of pixels by stored value or old id."""
+    found = Counter()
+    for old, pixels in counts.items():
+        found[int(new[old])] += pixels
+    found.pop(IGNORE, None)
+    return dict(found)
 
 
 # ---------------------------------------------------------------------- declared or detected
@@ -121,146 +107,115 @@ def with_classes_file(cfg: Folder) -> Folder:
     if not path.is_file():
         return cfg
     try:
-        declared = json_of(path.read_text(encoding="utf-8"))
-        if not isinstance(declared, dict):
-            raise ValueError(f"holds {type(declared).__name__}")
-        settings = declared | cfg.model_dump(exclude_defaults=True) | {"path": cfg.path}
-        return Folder.model_validate_json(json.dumps(settings))
+        declared = _OBJECT.validate_json(path.read_bytes())
+        declared |= cfg.model_dump(exclude_defaults=True) | {"path": cfg.path}
+        return Folder.model_validate_json(json.dumps(declared))
     except ValidationError as error:
-        says = explain(error, Folder).problem
-    except ValueError as error:
-        says = error
-    raise DataError(f"{path}: {says}", _CLASSES_FILE)
+        keys = "classes, encoding, ignore_value, grey_factor, colors"
+        hint = f"It is a JSON object with any of: {keys}."
+        raise DataError(f"{path}: {explain(error, Folder).problem}", hint) from None
 
 
-def find_code(cfg: Folder, stored: set[int], in_color: bool, stems: list[str]) -> MaskCode:
-    """The code of a folder's masks, given every value that occurs in them. Raises DataError when it
-    is ambiguous.
+def find_code(cfg: Folder, stored: set[int], is_color: bool, stems: list[str]) -> MaskCode:
+    """The code of a folder's masks, given every value that occurs in them. Raises ValueError when
+    it is ambiguous.
     """
-    if cfg.encoding == "rgb" or (cfg.encoding == "auto" and (in_color or cfg.colors is not None)):
-        return _color_code(cfg, stored)
-    stored, by = stored - {cfg.ignore_value}, "declared"
-    if cfg.encoding == "auto":
-        cfg, by = _detect(cfg, stored, stems)
+    by = "declared"
+    if is_color:
+        values, text = _colors(cfg, stored)
+    else:
+        stored = stored - {cfg.ignore_value}
+        declared = cfg.grey_factor or max(stored, default=0) < len(cfg.classes or ())
+        if cfg.encoding == "auto" and not declared:
+            settings, by = _detected(cfg, stored, stems)
+            cfg = cfg.model_copy(update=settings)
+        values, text = _greys(cfg, stored)
+    names = ("background", *(f"class {i}" for i in range(1, len(values))))
+    if cfg.encoding in _BINARY:
+        names = ("background", "foreground")
+    classes = tuple(cfg.classes or names)
+    if len(classes) != len(values):
+        says = f"{len(classes)} class names for {len(values)} classes. Name each class once."
+        raise ValueError(says)
+    ids = {value: i for i, value in enumerate(values)}
+    description, ignored = f"{text} ({by})", cfg.ignore_value
+    if ignored is not None:
+        if is_color:
+            ignored *= 0x010101
+        else:
+            description += f", {ignored} is ignored"
+        if ignored in ids:
+            raise ValueError(
+                f"ignore_value={cfg.ignore_value} is how class {classes[ids[ignored]]!r} is "
+                "stored; it would be lost. Leave ignore_value out, or store what is to be ignored "
+                "as a value of its own."
+            )
+        ids[ignored] = IGNORE
+    return MaskCode(ids, classes, description, is_color)
+
+
+def _greys(cfg: Folder, stored: set[int]) -> tuple[Sequence[int], str]:
+    """The value of each class, and this in words."""
     if cfg.encoding in _BINARY:
         top = _BINARY[cfg.encoding]
-        values, text, names = {0: 0, top: 1}, f"0 and {top}", ("background", "foreground")
-    else:
-        values, text = _grey_values(cfg, stored)
-        names = _numbered(len(values))
-    classes = cfg.classes or names
-    if len(classes) != len(values):
-        says = f"{cfg.path}: {len(classes)} class names for {len(values)} classes."
-        raise DataError(says, "Name each class once.")
-    ignored = ""
-    if cfg.ignore_value is not None:
-        _ignore(cfg, values, classes, cfg.ignore_value)
-        ignored = f", {cfg.ignore_value} is ignored"
-    return MaskCode(values, classes, f"{text} ({by}){ignored}")
-
-
-def _grey_values(cfg: Folder, stored: set[int]) -> tuple[dict[int, int], str]:
-    """Each class's id by its value, and this in words."""
+        return (0, top), f"0 and {top}"
     factor = cfg.grey_factor or 1
-    count = len(cfg.classes) if cfg.classes else max(stored, default=0) // factor + 1
+    count = len(cfg.classes or range(max(stored, default=0) // factor + 1))
     if count > MOST_CLASSES:
-        would = f"would make {count} classes (at most {MOST_CLASSES})."
-        hint = "Declare the encoding in classes.json, or give masks rather than photographs."
-        raise DataError(f"{cfg.path}: masks with values up to {max(stored)} {would}", hint)
+        raise ValueError(
+            f"masks with values up to {max(stored)} would make {count} classes (at most "
+            f"{MOST_CLASSES}). Declare the encoding in classes.json, or give masks rather than "
+            f"photographs."
+        )
     times = f" x {factor}" if factor > 1 else ""
-    return {i * factor: i for i in range(count)}, f"value = class{times}, {count} classes"
+    return range(0, count * factor, factor), f"value = class{times}, {count} classes"
 
 
-def _color_code(cfg: Folder, stored: set[int]) -> MaskCode:
+def _colors(cfg: Folder, stored: set[int]) -> tuple[Sequence[int], str]:
+    """The packed colour of each class, and this in words."""
     if cfg.grey_factor is not None:
-        says = f"grey_factor={cfg.grey_factor} has no effect: the masks are in colour."
-        raise DataError(f"{cfg.path}: {says}", "Leave it out.")
+        says = "has no effect: the masks are in colour. Leave it out."
+        raise ValueError(f"grey_factor={cfg.grey_factor} {says}")
     if cfg.colors is None:
-        found = ", ".join(str(unpack(value)) for value in sorted(stored)[:12])
-        says = f"the masks are RGB and no colour map is declared; colours found: {found}."
-        hint = 'List the colours in the order of the classes: "colors": [[r, g, b], ...] in '
-        raise DataError(f"{cfg.path}: {says}", hint + "classes.json.")
-    count = len(cfg.colors)
-    values = {(r << 16) + (g << 8) + b: i for i, (r, g, b) in enumerate(cfg.colors)}
-    classes = cfg.classes or _numbered(count)
-    if len(classes) != count:
-        says = f"{cfg.path}: {len(classes)} class names for {count} colours."
-        raise DataError(says, "Give one each.")
-    if cfg.ignore_value is not None:
-        if cfg.ignore_value > 255:
-            hint = "With colours it is a grey: (v, v, v), v in 0..255."
-            raise DataError(f"{cfg.path}: ignore_value={cfg.ignore_value} is no colour.", hint)
-        _ignore(cfg, values, classes, cfg.ignore_value * 0x010101)
-    return MaskCode(values, classes, f"{count} colours (declared)", is_color=True)
+        found = ", ".join(str(tuple(value.to_bytes(3))) for value in sorted(stored)[:12])
+        raise ValueError(
+            f"the masks are RGB and no colour map is declared; colours found: {found}. List the "
+            'colours in the order of the classes: "colors": [[r, g, b], ...] in classes.json.'
+        )
+    if (cfg.ignore_value or 0) > 255:
+        says = "is no colour. With colours it is a grey: (v, v, v), v in 0..255."
+        raise ValueError(f"ignore_value={cfg.ignore_value} {says}")
+    return [int.from_bytes(color) for color in cfg.colors], f"{len(cfg.colors)} colours"
 
 
-def _numbered(count: int) -> tuple[str, ...]:
-    return ("background", *(f"class {i}" for i in range(1, count)))
-
-
-def _ignore(cfg: Folder, values: dict[int, int], classes: tuple[str, ...], stored: int) -> None:
-    """Add the value of ignored pixels. Raises DataError where it would take a class's place."""
-    if stored in values:
-        name = classes[values[stored]]
-        lost = f"is how class {name!r} is stored; it would be lost."
-        hint = "Leave ignore_value out, or store what is to be ignored as a value of its own."
-        raise DataError(f"{cfg.path}: ignore_value={cfg.ignore_value} {lost}", hint)
-    values[stored] = IGNORE
-
-
-def _detect(cfg: Folder, stored: set[int], stems: list[str]) -> tuple[Folder, str]:
-    """The encoding that the values speak for, and by what."""
-    largest = max(stored, default=0)
-    if cfg.grey_factor:
-        return _changed(cfg, encoding="grey"), "declared"
-    if cfg.classes:
-        if largest < len(cfg.classes):
-            return _changed(cfg, encoding="index"), "declared"
-    elif largest > 1 and cfg.classes is None and cfg.ignore_value is None:
-        for known in json.loads((files("vitseg.data") / "known_sets.json").read_text("utf-8")):
-            if largest <= known["largest_value"] and _all_named(stems, known["stems"]):
-                found = {key: known[key] for key in ("encoding", "ignore_value")}
-                classes = tuple(known["classes"])
-                return _changed(cfg, classes=classes, **found), f"recognised: {known['name']}"
-    if stored <= {0, 255} and stored & {255}:
-        return _changed(cfg, encoding="binary_255"), "detected"
+def _detected(cfg: Folder, stored: set[int], stems: list[str]) -> tuple[dict[str, Any], str]:
+    """The settings that the values speak for, and who says so."""
+    if 255 in stored and stored <= {0, 255}:
+        return {"encoding": "binary_255"}, "detected"
     if stored <= {0, 1}:
-        return _changed(cfg, encoding="binary_1"), "detected"
+        return {"encoding": "binary_1"}, "detected"
+    if not cfg.classes and cfg.ignore_value is None:
+        for known in json.loads((files("vitseg.data") / "known_sets.json").read_text("utf-8")):
+            named = all(re.fullmatch(known["stems"], stem) for stem in stems)
+            if named and max(stored) <= known["largest_value"]:
+                return known["settings"], f"recognised: {known['name']}"
     factor = math.gcd(*stored)
-    _refuse_two_readings(cfg, stored, factor)
-    if factor >= 5:
-        return _changed(cfg, encoding="grey", grey_factor=factor), "detected"
-    return _changed(cfg, encoding="index"), "detected"
-
-
-def _all_named(stems: list[str], pattern: str) -> bool:
-    return all(re.fullmatch(pattern, stem) for stem in stems)
-
-
-def _refuse_two_readings(cfg: Folder, stored: set[int], factor: int) -> None:
-    values = ", ".join(map(str, sorted(stored)[:8])) + (", ..." if len(stored) > 8 else "")
     if 255 in stored:
-        hint = '{"ignore_value": 255} or {"encoding": "index", "classes": [...]}.'
         question = "is 255 a class, or to be ignored?"
+        answers = '{"ignore_value": 255} or {"encoding": "index", "classes": [...]}'
     elif 1 < factor < 5:
-        hint = f'{{"encoding": "index"}} or {{"encoding": "grey", "grey_factor": {factor}}}.'
         question = f"classes as they are, or class x {factor}?"
+        answers = f'{{"encoding": "index"}} or {{"encoding": "grey", "grey_factor": {factor}}}'
     else:
-        return
-    raise DataError(
-        f"{cfg.path}: mask values {values}: {question}", f"Say so in classes.json: {hint}"
-    )
-
-
-def _changed(cfg: Folder, **settings: object) -> Folder:
-    return Folder(**cfg.model_dump() | settings)
+        return {"grey_factor": factor}, "detected"
+    listed = ", ".join(map(str, sorted(stored)[:8])) + (", ..." if len(stored) > 8 else "")
+    raise ValueError(f"mask values {listed}: {question} Say so in classes.json: {answers}.")
 
 
 # ---------------------------------------------------------------------- merged, ignored, left out
 
 
-@dataclass(frozen=True, slots=True)
-class ClassMap:
+class ClassMap(NamedTuple):
     """From the class ids of the masks to those that are trained.
 
     `classes` are the new names, `table` (256,) uint8 the new id of every old one, IGNORE where its
@@ -274,29 +229,6 @@ class ClassMap:
     foreground: tuple[int, ...]
     description: str
 
-    def ids(self, old: np.ndarray) -> np.ndarray:
-        """New class ids of old ones (h, w) uint8."""
-        return self.table[old]
-
-    def counts(self, old: Mapping[int, int]) -> dict[int, int]:
-        """Pixels by new class id, ignored ones left out, of pixels by old id."""
-        new: Counter[int] = Counter()
-        for i, pixels in old.items():
-            new[int(self.table[i])] += pixels
-        new.pop(IGNORE, None)
-        return dict(new)
-
-    def binary_counts(self, counts: Mapping[int, int]) -> dict[int, int]:
-        """Pixels of background and foreground, of pixels by new class id."""
-        both = [0, 0]
-        for i, pixels in counts.items():
-            both[i in self.foreground] += pixels
-        return {i: pixels for i, pixels in enumerate(both) if pixels}
-
-    def keeps(self, old: Iterable[int]) -> bool:
-        """Whether an image with these old ids stays."""
-        return self.dropping.isdisjoint(old)
-
     def binary_ids(self) -> np.ndarray:
         """(256,) int64: 1 for the new ids of the foreground, 0 for the others, IGNORE for
         IGNORE.
@@ -305,44 +237,39 @@ class ClassMap:
         table[list(self.foreground)], table[IGNORE] = 1, IGNORE
         return table
 
-    def binary_classes(self) -> tuple[str, str]:
+    def binary_classes(self) -> tuple[str, ...]:
         """Names of the two classes of binary mode."""
-        ground, looked_for = [], []
-        for i, name in enumerate(self.classes):
-            side = looked_for if i in self.foreground else ground
-            side.append(name)
-        return (
-            ground[0] if len(ground) == 1 else "background",
-            looked_for[0] if len(looked_for) == 1 else "foreground",
-        )
+        names = ["background", "foreground"]
+        for side in (0, 1):
+            alone = [n for i, n in enumerate(self.classes) if (i in self.foreground) == side]
+            if len(alone) == 1:
+                names[side] = alone[0]
+        return tuple(names)
 
 
 def class_map(names: tuple[str, ...], cfg: Classes) -> ClassMap:
     """What `cfg` makes of the classes `names`. Raises ConfigError for a name that is not among
     them.
     """
-    merged = {}
-    for n, merge in enumerate(cfg.merge):
-        _known(f"data.classes.merge.{n}.classes", merge.classes, names)
-        merged.update(dict.fromkeys(merge.classes, merge.into))
-    _known("data.classes.ignore", cfg.ignore, names)
-    _known("data.classes.drop_images_with", cfg.drop_images_with, names)
-    new_of = {name: merged.get(name, name) for name in names}
-    for name in (*cfg.ignore, *cfg.drop_images_with):
-        del new_of[name]
+    merged = {name: merge.into for merge in cfg.merge for name in merge.classes}
+    refuse_unknown("data.classes.merge", merged, names)
+    refuse_unknown("data.classes.ignore", cfg.ignore, names)
+    refuse_unknown("data.classes.drop_images_with", cfg.drop_images_with, names)
+    left = [name for name in names if name not in cfg.ignore + cfg.drop_images_with]
+    new_of = {name: merged.get(name, name) for name in left}
     classes = tuple(dict.fromkeys(new_of.values()))
-    if len(classes) < 1 + (cfg.foreground is not None):
+    if not classes:
         given = cfg.model_dump(exclude_defaults=True)
         raise ConfigError("data.classes", given, "settings that leave some of the classes")
     for new in merged.values():
-        if new not in merged and new_of.get(new) == new:
+        if new not in merged and new in left:
             hint = "Merge that class as well, or choose another name."
             raise ConfigError("data.classes.merge", new, "a name that no other class keeps", hint)
     table = np.full(256, IGNORE, dtype=np.uint8)
     for name, new in new_of.items():
         table[names.index(name)] = classes.index(new)
-    foreground = cfg.foreground if cfg.foreground is not None else classes[1:]
-    _known("data.classes.foreground", foreground, classes)
+    foreground = cfg.foreground or classes[1:]
+    refuse_unknown("data.classes.foreground", foreground, classes)
     if len(foreground) == len(classes):
         allowed = "some of the classes, not all: nothing would be background"
         raise ConfigError("data.classes.foreground", foreground, allowed)
@@ -351,12 +278,13 @@ def class_map(names: tuple[str, ...], cfg: Classes) -> ClassMap:
     return ClassMap(classes, table, dropping, looked_for, _in_words(cfg))
 
 
-def _known(field: str, given: tuple[str, ...], names: tuple[str, ...]) -> None:
+def refuse_unknown(field: str, given: Collection[str], known: Collection[str]) -> None:
+    """Raises ConfigError, with the nearest name, for a name that is not known."""
     for name in given:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(field, name, ", ".join(names), hint)
+            raise ConfigError(field, name, ", ".join(known), hint)
 
 
 def _in_words(cfg: Classes) -> str:

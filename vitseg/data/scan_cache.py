@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,12 +18,12 @@ from PIL import Image, ImageFile
 from pydantic import TypeAdapter
 
 from vitseg.files import cache_folder
-from vitseg.images import Header, Size
+from vitseg.images import Size, header_of
 
 MOST_VALUES = 1024
 """Values in a mask above which it is not cached: a photograph among the masks holds 100,000."""
 
-_READERS = ("images.py", "data/masks.py", "data/folder.py", "data/scan_cache.py")
+READERS = ("images.py", "data/masks.py", "data/folder.py", "data/scan_cache.py")
 
 Stamp = tuple[int, int, int]
 """Size in bytes, time of the last change of the content, and of the file (permissions, say), in ns.
@@ -40,22 +38,22 @@ def stamp_of(path: Path) -> Stamp:
 
 @dataclass(frozen=True, slots=True)
 class FileScan:
-    """An image or a mask that can be read whole. All of it follows from the bytes of the file.
+    """What was read of an image or a mask; without `sha256`, its header alone.
 
     `size` is (height, width) once upright, and `warnings` are kinds and sentences. Of an image:
-    `pixels` is a digest of them; `deep` says how more than 8 bits are stored, and the largest value
-    of 65535. Of a mask: `counts` are pixels by stored value, `palette` the colours of the indices
-    that occur.
+    `pixels` is a digest of them; `deep` is the largest value of 65535, by how more than 8 bits are
+    stored. Of a mask: whether its values are colours, `counts` of pixels by stored value, and the
+    colours of the indices that occur, by `palette`.
     """
 
     stamp: Stamp
-    sha256: str
-    header: Header
     size: Size
-    orientation: int
-    warnings: tuple[tuple[str, str], ...]
+    sha256: str = ""
+    orientation: int = 1
+    warnings: tuple[tuple[str, str], ...] = ()
     pixels: str = ""
-    deep: tuple[str, int] | None = None
+    deep: dict[str, int] = field(default_factory=dict)
+    is_color: bool = False
     counts: dict[int, int] = field(default_factory=dict)
     palette: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
@@ -75,13 +73,14 @@ class ScanCache:
             if seal == _seal(content):
                 self.scans = _JSON.validate_json(content)
 
-    def get(self, path: Path) -> FileScan | None:
-        """The scan of a file; None if it has changed since, or was never scanned."""
-        scan = self.scans.get(self._key(path))
-        with contextlib.suppress(OSError):
-            if scan and scan.stamp == stamp_of(path):
-                return scan
-        return None
+    def get(self, path: Path) -> FileScan:
+        """The scan of a file; its header alone if it has changed since, or was never scanned.
+        Raises one of UNREADABLE.
+        """
+        stamp, scan = stamp_of(path), self.scans.get(path.relative_to(self.root).as_posix())
+        if scan and scan.stamp == stamp:
+            return scan
+        return FileScan(stamp, header_of(path).size)
 
     def save(self, scans: dict[Path, FileScan | None]) -> None:
         """Replace the cache, whole or not at all, by those of the files that could be read; where
@@ -90,31 +89,21 @@ class ScanCache:
         fresh = {}
         for path, scan in scans.items():
             if scan and len(scan.counts) <= MOST_VALUES:
-                fresh[self._key(path)] = scan
+                fresh[path.relative_to(self.root).as_posix()] = scan
         if fresh == self.scans:
             return
         content = _JSON.dump_json(fresh)
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.path.parent) as folder:
-                aside = Path(folder) / self.path.name
-                aside.write_bytes(_seal(content) + b"\n" + content)
-                aside.replace(self.path)
-
-    def _key(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
+            aside = self.path.with_suffix(f".{os.getpid()}")
+            aside.write_bytes(_seal(content) + b"\n" + content)
+            aside.replace(self.path)
 
 
 def _seal(content: bytes) -> bytes:
     """A digest of the content and of all that decides what a file is read as."""
     limits = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
-    reader = f"{_code()} {PIL.__version__} {limits}\n"
-    return hashlib.sha256(reader.encode() + content).hexdigest().encode()
-
-
-@cache
-def _code() -> str:
-    digest = hashlib.sha256()
-    for name in _READERS:
+    digest = hashlib.sha256(f"{PIL.__version__} {limits}\n".encode() + content)
+    for name in READERS:
         digest.update((files("vitseg") / name).read_bytes())
-    return digest.hexdigest()
+    return digest.hexdigest().encode()

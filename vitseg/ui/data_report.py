@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from tqdm.auto import tqdm
 
-from vitseg.data.check import Check, check_data
+from vitseg.data.check import Check
 from vitseg.data.folder import Finding
 from vitseg.errors import RunError
 from vitseg.images import UNREADABLE, open_rgb, overlay
@@ -115,7 +115,7 @@ class DataReport:
                 picture = _opened(c.image_of.get(found.path, found.path))
                 flagged[found.path] = self._short(found), picture
         some = list(c.whole)[:: max(1, len(c.whole) // PICTURES)][:PICTURES]
-        others = [(name, _opened(c.whole[name].image, partial(c.ids, name))) for name in some]
+        others = [(name, _opened(c.whole[name].pair.image, partial(c.ids, name))) for name in some]
         body = self._body(Flagged=list(flagged.values()), Others=others)
         return markup.page(f"Data: {shown(c.root)}", body)
 
@@ -133,7 +133,7 @@ def check(folder: str | Path | Data) -> DataReport:
         folder = Data(source=Folder(path=str(Path(folder).absolute())))
     # in a notebook, or on a terminal beside the output
     bar = partial(tqdm, unit="pair", leave=False, delay=MOMENT, disable=None)
-    return DataReport(check_data(folder, bar))
+    return DataReport(Check(folder, bar))
 
 
 def _opened(image: Path, ids: Callable[[], np.ndarray | None] = lambda: None) -> str:

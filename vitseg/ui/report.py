@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitseg.data.dataset import SegmentationData
-from vitseg.events import BatchEnded
 from vitseg.model.segmenter import load_segmenter
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.narrate import line
@@ -21,7 +20,6 @@ def report(folder: str | Path, shown: int = 6) -> Path:
     data = SegmentationData(run.recipe.data)
     run.check_split(data.splits)
     sheet = pictures.predictions(load_segmenter(run.best), data, data.splits["validation"][:shown])
-    steps = sum(isinstance(event, BatchEnded) for event in events)
     curves = charts.curves(events).to_html(full_html=False, config=theme.CONFIG)
     body = markup.render(
         "report",
@@ -30,7 +28,7 @@ def report(folder: str | Path, shown: int = 6) -> Path:
         results=table.results(summary),
         curves=curves,
         freeze_map=charts.freeze_map_of(events),
-        checks=panels.checks(events, steps),
+        checks=panels.checks(events),
         class_map=charts.class_map(events),
         classes=table.classes(summary),
         sheet=pictures.data_uri(sheet),

@@ -5,21 +5,27 @@ past.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import ipywidgets as w
 
 from vitseg.errors import RunError
-from vitseg.events import BatchEnded
-from vitseg.runs.folder import RunFolder
-from vitseg.ui import charts, panels, pictures, theme
+from vitseg.runs.folder import RunFolder, runs_root
+from vitseg.runs.narrate import number_or_na
+from vitseg.ui import charts, pictures, theme
 from vitseg.ui.curves import write_csv
 from vitseg.ui.live import current
+from vitseg.ui.panels import checks, html, lines
 from vitseg.ui.report import report
 from vitseg.ui.screen import Screen
 from vitseg.ui.session import Session, recent_runs
+from vitseg.ui.table import Table
 from vitseg.ui.widgets import FileLink
 
-NONE_YET = ("none yet", -1)
+_NO_PICTURES = (
+    "Validation images are predicted after every epoch of a run that is trained here; then look "
+    "back in time."
+)
 
 
 class Tabs:
@@ -29,103 +35,77 @@ class Tabs:
 
     def __init__(self, session: Session, screen: Screen, shown: Callable[[], None]):
         self.session, self._shown, self._filling = session, shown, False
-        self.epoch = w.SelectionSlider(
-            options=[NONE_YET],
-            value=NONE_YET[1],
-            description="Epoch",
-            layout={"width": "420px"},
-            disabled=True,
-            style=theme.HANDLE,
-        )
+        self.epoch = w.IntSlider(max=0, description="Epoch", style=theme.HANDLE)
         self.epoch.observe(lambda _: self._filling or screen.attempt(self._draw_pictures), "value")
-        layout = {"max_width": "100%", "align_self": "flex-start"}
-        self.picture = w.Image(format="png", layout=layout)
+        self.picture = w.Image(layout={"max_width": "100%", "align_self": "flex-start"})
         self.picture_note, self.classes = w.HTML(), w.HTML()
         self.checks, self.runs = w.HTML(), w.HTML()
-        self.said, self._on_screen = FileLink(), None
-        self.which = w.Dropdown(
-            description="Run folder",
-            layout={"width": "320px"},
-            style={"description_width": "initial"},
-        )
-        row = w.HBox(
-            [
-                self.which,
-                screen.button("Show", self.show),
-                screen.button("Export report", self.export_report),
-                screen.button("Export CSV", self.export_csv),
-            ]
-        )
+        self.said = FileLink()
+        self.which = w.Dropdown(description="Run folder")
+        buttons = [
+            screen.button("Show", self.show),
+            screen.button("Export report", self.export_report),
+            screen.button("Export CSV", self.export_csv),
+        ]
         self.box = w.Tab(
             [
                 w.VBox([self.epoch, self.picture_note, self.picture]),
                 self.classes,
                 self.checks,
-                w.VBox([row, self.said, self.runs]),
+                w.VBox([w.HBox([self.which, *buttons]), self.said, self.runs]),
             ],
             titles=("Predictions", "Classes", "Checks", "Runs"),
         )
 
     def draw(self) -> None:
-        """What changes once an epoch: classes, checks, pictures."""
+        """What changes once an epoch."""
         s = self.session
-        steps = sum(isinstance(event, BatchEnded) for event in s.events)
-        self.classes.value = panels.html(charts.class_map(s.events, most=24))
-        self.checks.value = panels.checks(s.events, steps, s.failure(), s.features)
-        if not s.predictions or self._offer_epochs(sorted(s.predictions)):
-            self._draw_pictures()
-
-    def _offer_epochs(self, epochs: list[int]) -> bool:
-        """Whether there are new ones. The slider follows the newest, unless somebody has gone back
-        in time.
-        """
-        offered, chosen = [epoch for _, epoch in self.epoch.options], self.epoch.value
-        if epochs == offered:
-            return False
-        if chosen == offered[-1] or chosen not in epochs:
-            chosen = epochs[-1]
-        self._filling = True
-        self.epoch.options = [(str(epoch), epoch) for epoch in epochs]
-        self.epoch.value, self.epoch.disabled = chosen, False
+        self.classes.value = html(charts.class_map(s.events, most=24))
+        self.checks.value = checks(s.events, s.failure(), s.features)
+        slider, self._filling = self.epoch, True
+        follows = slider.value == slider.max  # unless somebody has gone back in time
+        slider.max, slider.disabled = max(s.predictions, default=0), not s.predictions
+        if follows:
+            slider.value = slider.max
         self._filling = False
-        return True
+        if follows or not s.predictions:
+            self._draw_pictures()
+        self.draw_runs()
 
     def _draw_pictures(self) -> None:
         s, epoch = self.session, self.epoch.value
+        words, png = s.no_pictures or _NO_PICTURES, b""
         if epoch in s.predictions:
-            shown = pictures.comparison(s.job.data, s.samples, s.predictions[epoch], side=150)
-            self.picture.value, self.picture.layout.display = pictures.png(shown), None
             words = f"After epoch {epoch}. White: prediction and truth disagree."
-            self.picture_note.value = panels.html(f"<p>{words}</p>")
-            return
-        words = s.no_pictures or (
-            "Validation images are predicted after every epoch of a run that is trained here; then "
-            "look back in time."
-        )
-        self.picture_note.value = panels.lines([("quiet", "", words)])
+            masks = s.predictions[epoch]
+            png = pictures.png(pictures.comparison(s.job.data, s.samples, masks, side=150))
+        self.picture_note.value = lines([("quiet", "", words)])
+        self.picture.value = png
         # an empty image shows as a broken one
-        self.picture.value, self.picture.layout.display = b"", "none"
+        self.picture.layout.display = None if png else "none"
 
     def draw_runs(self) -> None:
-        runs, own = recent_runs(), self.session.run
-        paths = [run.path for run in runs]
-        if own and own.events_file.exists() and own.path not in paths:
-            runs.insert(0, own)
-            paths.insert(0, own.path)
-        self.runs.value = panels.runs_table([(run, _state_of(run)) for run in runs])
-        shown, chosen = self.session.path, self.which.value
-        if shown != self._on_screen:  # it follows the screen, until somebody chooses
-            chosen = shown
-        self.which.options = [(path.name, path) for path in paths]
-        if runs:
-            self.which.value = chosen if chosen in paths else paths[0]
-        if shown in paths:  # a new run has no log at first
-            self._on_screen = shown
+        """The run that is shown stands first, so that the list, where it is new, chooses it."""
+        runs, shown = recent_runs(), self.session.run
+        if shown and shown.events_file.exists():
+            runs = [shown, *(run for run in runs if run.path != shown.path)]
+        rows = []
+        for run in runs:
+            iou = ""
+            with suppress(RunError):  # it has not ended, or somebody wrote into it
+                iou = number_or_na(run.summary["best"]["iou"])
+            ended = ", ".join(map(str, run.ended_stages()))
+            rows.append((run.path.name, _state_of(run), ended, iou))
+        caption = f"In {runs_root()}" if rows else "No run has been recorded yet."
+        table = Table(("run", "state", "finished stages", "best IoU"), tuple(rows), caption)
+        self.runs.value = html(table)
+        self.which.options = [(run.path.name, run.path) for run in runs]
+        if runs and self.which.index is None:
+            self.which.index = 0
 
     def show(self) -> None:
         """Put the chosen run on the screen."""
         self.session.show(self._chosen().path)
-        self.epoch.options, self.epoch.disabled = [NONE_YET], True
         self._shown()
 
     def export_report(self) -> None:
@@ -139,7 +119,7 @@ class Tabs:
 
     def export_csv(self) -> None:
         run = self._chosen()
-        self.said.say("Curves written:", write_csv(run.path, list(run.events())))
+        self.said.say("Curves written:", write_csv(run.path, run.events()))
 
     def _chosen(self) -> RunFolder:
         """The run in the list beside the buttons."""
@@ -147,20 +127,19 @@ class Tabs:
             raise RunError("No run has been recorded yet.", "Press Start.")
         run = RunFolder(self.which.value)
         if run.is_held():
-            raise RunError(
-                f"{run.path.name} is being trained.", "Wait for its end, or choose another run."
-            )
+            words = f"{run.path.name} is being trained."
+            raise RunError(words, "Wait for its end, or choose another run.")
         return run
 
 
 def _state_of(run: RunFolder) -> str:
-    alive = current()
-    if alive and alive.name == run.path.name:
-        return f"{alive.state} here"
+    live = current()
+    if live and live.name == run.path.name:
+        return f"{live.state} here"
     if run.summary_file.exists():
         return "ended"
     if run.is_held():
         return "training elsewhere"
-    failed = run.failure()
-    ended = f"failed ({failed.kind})" if failed else "cut off or stopped"
+    failure = run.failure()
+    ended = f"failed ({failure.kind})" if failure else "cut off or stopped"
     return f"{ended}; Show, then Resume goes on with it"

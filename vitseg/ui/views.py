@@ -23,39 +23,28 @@ def show_views(data: SegmentationData, columns: int = 4, side: int = 190) -> w.V
     them.
     """
     count = _FRESH if data.cfg.views == "fresh" else data.cfg.views
-    views = [view_name(data.cfg, 1, epoch) for epoch in range(1, count + 1)]
-    images = []
-    for split, found in data.splits.items():
-        images += [(f"{name} ({split})", name) for name in found]
-    starts = [(views[i], i) for i in range(max(1, count - columns + 1))]
-    wide = {"width": "420px"}
-    image = w.Dropdown(
-        options=images, value=data.splits["train"][0], description="Image", layout=wide
-    )
-    first = w.SelectionSlider(
-        options=starts,
-        description="View",
-        disabled=len(starts) == 1,
-        layout=wide,
-        style=theme.HANDLE,
-    )
-    shown = w.HTML()
+    views, images = [view_name(data.cfg, 1, epoch) for epoch in range(1, count + 1)], []
+    for split, names in data.splits.items():
+        images += [(f"{name} ({split})", name) for name in names]
+    image = w.Dropdown(options=images, description="Image")
+    view = w.IntSlider(max=max(0, count - columns), description="View", style=theme.HANDLE)
+    view.disabled, shown = view.max == 0, w.HTML()
 
     def draw(_: object = None) -> None:
-        some = views[first.value : first.value + columns]
         try:
-            figures = [_figure(data, image.value, view, side) for view in some]
+            some = views[view.value :][:columns]
+            figures = [_figure(data, image.value, name, side) for name in some]
             key = pictures.legend(data.classes, columns * (side + 12))
             figures.append(("", pictures.data_uri(key)))
             body = markup.render("sheet", figures=figures)
         except VitsegError as error:
-            body = markup.render("lines", lines=[("bad", "", str(error))])
+            body = markup.render("lines", lines=[("bad", "", error)])
         shown.value = markup.html(body)
 
-    image.observe(draw, "value")
-    first.observe(draw, "value")
+    for control in (image, view):
+        control.observe(draw, "value")
     draw()
-    return w.VBox([w.HTML(markup.STYLE), image, first, shown])
+    return w.VBox([w.HTML(markup.STYLE), image, view, shown])
 
 
 def _figure(data: SegmentationData, name: str, view: str, side: int) -> tuple[str, str]:

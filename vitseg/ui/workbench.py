@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from html import escape
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,23 +15,21 @@ import plotly.graph_objects as go
 from IPython import get_ipython
 
 from vitseg.events import Event
-from vitseg.model.freeze import model_parts
-from vitseg.model.segmenter import Segmenter
+from vitseg.model.segmenter import Segmenter, load_segmenter
 from vitseg.plan import batch_notes
 from vitseg.presets import quick
 from vitseg.recipe import Recipe
 from vitseg.runs.folder import RunFolder
-from vitseg.ui import charts, panels, table
+from vitseg.ui import charts, table
 from vitseg.ui.console import progress, say
 from vitseg.ui.controls import Controls
-from vitseg.ui.curves import Band, Curves, Points
+from vitseg.ui.curves import Band, Points
 from vitseg.ui.live import current
+from vitseg.ui.panels import STYLE, cached_words, html, lines, stage_parts
 from vitseg.ui.screen import Screen, live_figure
 from vitseg.ui.session import Session
 from vitseg.ui.tabs import Tabs
 from vitseg.ui.widgets import Fit
-
-FORK = "Start the next run from the end of a finished stage of this one"
 
 _views: WeakKeyDictionary[Session, threading.Event] = WeakKeyDictionary()
 """What ends the drawing of the newest view of a session, once there is a newer one."""
@@ -51,25 +48,36 @@ class Workbench(Screen):
     session: Session
 
     def __init__(self, recipe_or_folder: Recipe | str | Path | None = None, *, reuse: bool = True):
-        asked, shown = _recipe_of(recipe_or_folder)
-        session = _attachable(asked, shown)
-        if session is None:
-            session = Session(asked)
-            session.desk.retrain = not reuse
-            if shown is not None:
-                session.show(shown)
-        super().__init__(
-            session,
-            start="Train what the controls say, in a new run folder",
-            stop="End after this batch; Resume goes on from there",
+        s = _session_of(recipe_or_folder, reuse)
+        super().__init__(s)
+        tip = "Start the next run from the end of a finished stage of this one"
+        self.add_button("Fork", self.fork, tip)
+        if s in _views:
+            _views[s].set()
+        _views[s] = self.closed
+        self.controls = Controls(s.desk, self._changed)
+        self.tabs = Tabs(s, self, self._turned_to_another)
+        self.heading, self.stage_table = w.HTML(), w.HTML()
+        self.freeze_map, self.notes = w.HTML(), w.HTML()
+        self._drawn: dict[str, tuple[Points, int]] = {}
+        self._bands: list[Band] = []
+        self.figure = live_figure(charts.curves_figure(s.curves, s.parent, charts.POINTS))
+        self.box = w.VBox(
+            [
+                w.HTML(STYLE + _what_is_trained(s)),
+                self.heading,
+                self.stage_table,
+                self.controls.box,
+                self.notes,
+                self.steering,
+                self.freeze_map,
+                self.figure,
+                Fit(),
+                self.tabs.box,
+            ]
         )
-        self.add_button("Fork", self.fork, FORK)
-        if session in _views:
-            _views[session].set()
-        _views[session] = self.closed
-        self._build()
         self.draw()
-        if session.alive:
+        if s.alive:
             self._paint_while_alive()
         self._time_batches()
         if shell := get_ipython():
@@ -86,10 +94,11 @@ class Workbench(Screen):
         self._changed()
 
     def _open(self) -> None:
-        if self.session.live is None:
-            ahead = self.session.forecast()
-            notes = table.memory_notes(ahead, self.session.job.machine)
-            say("\n".join([str(table.ahead(self.recipe, ahead)), *notes]))
+        s = self.session
+        if s.live is None:
+            ahead = s.forecast()
+            for words in (table.ahead(s.recipe, ahead), *table.memory_notes(ahead, s.job.machine)):
+                say(str(words))
             self.start()
 
     def _printed(self, events: Iterable[Event]) -> Iterator[Event]:
@@ -110,8 +119,13 @@ class Workbench(Screen):
 
     @property
     def model(self) -> Segmenter:
-        """A copy of the model as it is now, in eval mode, taken between two steps."""
-        return self.session.model
+        """A copy of the model as it is now, in eval mode, taken between two steps. Of a run of the
+        past, its best weights.
+        """
+        s = self.session
+        if s.live:
+            return s.live.between(lambda: s.job.model.snapshot())
+        return load_segmenter(s.path) if s.path else s.job.model.snapshot()
 
     @property
     def folder(self) -> Path | None:
@@ -120,35 +134,6 @@ class Workbench(Screen):
 
     # ---- the screen
 
-    def _build(self) -> None:
-        s = self.session
-        self.controls = Controls(s.desk, self._changed)
-        self._counts = {}
-        for name, part in model_parts(s.job.model).items():
-            self._counts[name] = sum(p.numel() for p in part.parameters)
-        self.heading, self.stage_table = w.HTML(), w.HTML()
-        self.freeze_map, self.notes = w.HTML(), w.HTML()
-        self._nothing = Curves()
-        self._drawn: dict[str, tuple[Points, int]] = {}
-        self._bands: list[Band] = []
-        self._known = ""
-        self.figure = live_figure(charts.curves_figure(s.curves, self._nothing, charts.POINTS))
-        self.tabs = Tabs(s, self, self._turned_to_another)
-        self.box = w.VBox(
-            [
-                w.HTML(panels.STYLE + _what_is_trained(s)),
-                self.heading,
-                self.stage_table,
-                self.controls.box,
-                self.notes,
-                self.steering,
-                self.freeze_map,
-                self.figure,
-                Fit(),
-                self.tabs.box,
-            ]
-        )
-
     def __str__(self) -> str:
         return (
             f"{table.stages(self.session.desk.recipe)}\n(A workbench: live in JupyterLab; "
@@ -156,63 +141,51 @@ class Workbench(Screen):
         )
 
     def _changed(self) -> None:
-        """A control was moved. A run that is under way goes on as it began."""
+        """A control was moved. A run that is under way goes on as it is."""
         with self.lock:
-            self.session.changed()
-            self._draw_stages()
-            if not self.session.alive:
-                self._draw_curves()
-                self.controls.offer_starts(self.session.starts())
-            self.draw_status()
+            self.session.preview = self.session.edited and not self.session.alive
+            self._draw_plan()
+            self.draw_news()
 
     def draw(self) -> None:
         with self.lock:
-            self._draw_stages()
-            if not self._drawn or not self.session.alive:
-                self.controls.offer_starts(self.session.starts())
+            self._draw_plan()
             self.tabs.draw()
-            self._known = ""
             self.draw_news()
 
     def draw_news(self) -> None:
         with self.lock:
-            if self._known != self.state:
-                self._known = self.state
-                self.tabs.draw_runs()
             self._draw_curves()
             self.draw_status()
 
-    def _draw_stages(self) -> None:
-        """Stage table, freeze map, and what is worth knowing about the schedule."""
-        s = self.session
-        new, edited = s.preview or s.trained is None, s.desk.stage
-        recipe = s.desk.recipe if new else s.trained
-        ahead = ()
-        if s.cost:
-            ahead = s.forecast() if new else s.forecast(recipe)
-        events, broken = ((), {}) if s.preview else (s.events, s.broken())
-        rows = panels.stage_parts(recipe, self._counts, s.desk.depth, events, broken)
-        self.stage_table.value = panels.html(table.stages(recipe, rows, ahead, edited))
-        self.freeze_map.value = panels.html(charts.freeze_map(rows, edited))
+    def _draw_plan(self) -> None:
+        """What may be chosen, stage table, freeze map, and what is worth knowing about a stage."""
+        s, recipe, edited = self.session, self.session.recipe, self.session.desk.stage
+        job, ahead = s.plan_of(recipe), s.forecast() if s.cost else []
+        rows = stage_parts(job)
+        if not s.preview:
+            rows = stage_parts(job, s.events, s.failure())
+        self.controls.offer(s.starts())
+        self.stage_table.value = html(table.stages(recipe, rows, ahead, edited))
+        self.freeze_map.value = html(charts.freeze_map(rows, edited))
         if edited > len(recipe.stages):
             notes = [f"Stage {edited} is not part of this run."]
         else:
-            notes = s.plan_of(recipe).notes(edited)
+            notes = job.notes(edited)
             if ahead and (recipe.cache or ahead[edited - 1].inherited):
-                notes.append(panels.kept_words(ahead[edited - 1]))
-        data = s.job.data
-        bad = data.warnings + batch_notes(recipe, len(data.splits["train"]))
-        if new:
+                notes.append(cached_words(ahead[edited - 1]))
+        bad = job.data.warnings + batch_notes(recipe, len(job.data.splits["train"]))
+        if s.preview:
             bad += table.memory_notes(ahead, s.job.machine)
-        said = [("bad", "", note) for note in bad]
-        said += [("quiet", "", note) for note in notes if note not in bad]
-        self.notes.value = panels.lines(said)
+        said = dict.fromkeys(bad + notes)
+        self.notes.value = lines(("bad" if n in bad else "quiet", "", n) for n in said)
 
     def _draw_curves(self) -> None:
         """Of the curves that are on the screen already, only those that have grown or moved."""
         s, figure, drawn = self.session, self.figure, self._drawn
-        curves = s.planned() if s.preview else s.curves
-        beneath = s.curves if s.preview and s.events else s.parent or self._nothing
+        curves, beneath = s.curves, s.parent
+        if s.preview:
+            curves, beneath = s.planned(s.desk.chosen()), s.curves
         with figure.batch_update():
             for trace in figure.data:
                 points = charts.points_of(trace.name, curves, beneath)
@@ -228,14 +201,9 @@ class Workbench(Screen):
 
     def draw_status(self) -> None:
         with self.lock:
-            s, fork = self.session, self.buttons["Fork"]
-            last = len(s.desk.base.stages)
-            fork.disabled = not any(end.stage < last for end in s.stage_ends())
-            why = ": there is no finished stage that another could follow"
-            fork.tooltip = FORK + why * fork.disabled
-            words, folder = s.heading()
-            place = f" <span class=quiet>{escape(folder)}</span>" if folder else ""
-            self.heading.value = panels.html(f"<p><b>{escape(words)}</b>{place}</p>")
+            s = self.session
+            self.buttons["Fork"].disabled = s.fork_point() is None
+            self.heading.value = lines([("heading", s.heading(), s.path or "")])
             super().draw_status()
 
     # ---- the rest
@@ -253,37 +221,35 @@ class Workbench(Screen):
             self.draw_status()
 
 
-def _attachable(asked: Recipe, shown: Path | None) -> Session | None:
-    """The session of the live run that a cell means: it asks for the recipe whose workbench started
-    it, or for its folder.
+def _session_of(asked: Recipe | str | Path | None, reuse: bool) -> Session:
+    """The session of the live run that a cell means, by the recipe whose workbench started it or by
+    its folder; else a new one.
     """
+    shown, recipe = None, asked
+    if not isinstance(asked, Recipe):
+        path = None if asked is None else Path(asked).expanduser().absolute()
+        if path and (path / "recipe.json").exists():
+            shown, recipe = path, RunFolder(path).recipe
+        else:
+            recipe = quick(path)
     live = current()
-    if live is None or not isinstance(live.owner, Session):
-        return None
-    session = live.owner
-    meant = session.asked == asked if shown is None else session.path == shown
-    return session if meant else None
+    if live and isinstance(live.owner, Session):
+        meant = shown or recipe
+        if meant in (live.owner.path, live.owner.asked):
+            return live.owner
+    session = Session(recipe)
+    session.desk.retrain = not reuse
+    if shown:
+        session.show(shown)
+    return session
 
 
 def _what_is_trained(session: Session) -> str:
     """Data, encoder, decoder and device in one line."""
     recipe, job = session.desk.base, session.job
-    source, splits = job.model.shape.source, job.data.splits
-    name = recipe.data.source.kind if recipe.data.source.kind == "generated" else recipe.name
-    encoder = f"{source['name']} ({source['source']})"
-    return panels.html(
-        f"<p><b>{escape(name)}</b> ({len(splits['train'])} / {len(splits['validation'])}) · "
-        f"{escape(encoder)} · {recipe.model.decoder} · {job.machine}</p>"
+    encoder, splits = job.model.shape.source, job.data.splits
+    words = (
+        f"{recipe.data.source.kind}, {len(splits['train'])} / {len(splits['validation'])} images · "
+        f"{encoder['name']} ({encoder['source']}) · {recipe.model.decoder} · {job.machine}"
     )
-
-
-def _recipe_of(asked: Recipe | str | Path | None) -> tuple[Recipe, Path | None]:
-    """The recipe, and the run folder to show if one was named."""
-    if isinstance(asked, Recipe):
-        return asked, None
-    if asked is None:
-        return quick(), None
-    path = Path(asked).expanduser().absolute()
-    if (path / "recipe.json").exists():
-        return RunFolder(path).recipe, path
-    return quick(path), None
+    return lines([("heading", recipe.name, words)])
