@@ -95,7 +95,7 @@ def caught() -> None:
             time.sleep(2)
             film.append((frame(lab), 250))
         lab.run_cell(0)
-        lab.wait_text("promise broken")
+        lab.wait_text("Stopped by the freeze audit")
         time.sleep(1)
         film.append((frame(lab), 5000))
     pictures, durations = zip(*film, strict=True)

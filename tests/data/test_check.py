@@ -199,7 +199,7 @@ def test_a_bar_is_shown_on_a_terminal_alone(
     monkeypatch.setattr(data_report, "MOMENT", 0)
     assert cli.main(["check", str(folder)]) == 1
     assert [f"{doing}: " in error.getvalue() for doing in ("headers", "pixels")] == [terminal] * 2
-    assert "1 problem" in capsys.readouterr().out and (terminal or not error.getvalue())
+    assert "problems: 1," in capsys.readouterr().out and (terminal or not error.getvalue())
 
 
 # ---------------------------------------------------------------------- the report

@@ -213,12 +213,10 @@ def test_words_wrap_numbers_do_not_and_the_caption_stands_outside_of_what_scroll
         ("a head", "b"), tuple((cell, "") for cell in numbers + words), "What it <says>"
     )._repr_html_()
     for number in numbers:
-        assert f"<td><span class=line>{number}</span></td>" in page
+        assert f"<td class=line>{number}</td>" in page
     for text in ("cosine restarts / batch", "2 (stopped early)", "&lt;b&gt;bold&lt;/b&gt;"):
         assert f"<td>{text}</td>" in page
     assert "<th>a head</th>" in page
     assert (
-        page.index("What it &lt;says&gt;")
-        < page.index("<div class='scroll'>")
-        < page.index("<table>")
+        page.index("What it &lt;says&gt;") < page.index("<div class=scroll>") < page.index("<table")
     )

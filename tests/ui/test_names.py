@@ -79,9 +79,10 @@ def test_on_the_report_of_a_run_and_in_each_of_its_tables(run):
         assert is_text(made._repr_html_()) and EVIL in str(made)
 
 
-def test_in_what_a_look_at_the_data_has_found(recipe):
+def test_in_what_a_look_at_the_data_has_found(recipe, tmp_path):
     report = vitseg.check(recipe.data)
-    assert is_text(report._page()) and is_text(report._repr_html_())
+    page = report.save(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert is_text(page) and is_text(report._repr_html_())
     assert EVIL in str(report)
 
 

@@ -25,7 +25,7 @@ def panel(columns: int = 3, **settings):
 
 
 def titles(shown) -> list[str]:
-    return re.findall(r"<b>view ([^<]*)</b>", shown.value)
+    return re.findall(r"<figcaption>view ([^:<]*):", shown.value)
 
 
 def test_views_stand_side_by_side_and_the_slider_moves_on():
@@ -43,7 +43,7 @@ def test_views_stand_side_by_side_and_the_slider_moves_on():
 
 def test_each_is_said_to_be_what_it_is():
     data, image, _, shown = panel(views=3, crop=Crop(p=1.0))
-    clean, *others = re.findall(r"</b><br>([^<]*)</figcaption>", shown.value)
+    clean, *others = re.findall(r": ([^<]*)</figcaption>", shown.value)
     assert clean == "clean"
     assert all(words.startswith("cropped, ") and "blur" in words for words in others)
     before = shown.value

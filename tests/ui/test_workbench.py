@@ -23,9 +23,9 @@ from vitseg.runs import checkpoint
 from vitseg.training import job as jobs
 from vitseg.training.device import Machine
 from vitseg.training.loop import StageTraining
-from vitseg.ui import charts, session
+from vitseg.ui import session
 from vitseg.ui.controls import ALL, ONE
-from vitseg.ui.curves import NAMES
+from vitseg.ui.curves import NAMES, Points
 from vitseg.ui.workbench import Workbench
 
 
@@ -47,7 +47,7 @@ def press(wb, label):
 
 
 def broken_cells(wb):
-    return re.findall(r"<td class=broken title='([^:]+):", wb.freeze_map.value)
+    return re.findall(r'<td title="([^:]+): [^"]*Promised, but not so', wb.freeze_map.value)
 
 
 def shown(wb):
@@ -107,7 +107,9 @@ def test_the_freeze_depth_is_seen_at_once(wb):
     control(wb, "Stage").value = 3
     control(wb, "Freeze depth").value = 4
     decoder, norm = 3, 2  # in every stage; in the two that unfreeze
-    assert wb.freeze_map.value.count("<td class=trains") == decoder + norm + 1 + 4
+    assert (
+        len(re.findall('<td title="[^"]+: trains, ', wb.freeze_map.value)) == decoder + norm + 1 + 4
+    )
 
 
 def test_stage_1_has_a_frozen_encoder_and_its_slider_is_off(wb):
@@ -201,7 +203,7 @@ def test_the_traces_are_the_events(wb):
     np.testing.assert_allclose(shown(wb)["train loss"].y, [e.loss for e in batches], rtol=1e-6)
     ended = [e.validation["iou"] for e in wb.events if isinstance(e, EpochEnded)]
     assert set(np.float32(ended)) <= set(np.asarray(shown(wb)["valid IoU"].y))
-    assert [t.name for t in wb.figure.data][: len(NAMES)] == list(NAMES)
+    assert [t.name for t in wb.figure.data][-len(NAMES) :] == list(NAMES)
     assert wb.bar.value == 1.0 and wb.tabs.checks.value.count("✓") == 7
 
 
@@ -435,7 +437,7 @@ def test_an_error_in_training_is_a_sentence_and_the_run_can_go_on(wb, monkeypatc
 
 
 def test_an_error_in_a_chart_does_not_stop_the_training(wb, monkeypatch):
-    monkeypatch.setattr(charts, "trace_data", lambda *_: 1 / 0)
+    monkeypatch.setattr(Points, "trace", lambda *_: 1 / 0)
     wb.start()
     assert wb.session.wait() == "ended"
     until(lambda: "The screen could not be drawn (ZeroDivisionError" in wb.status.value)
@@ -449,9 +451,8 @@ def test_a_freeze_breach_is_red_with_its_sentence(wb):
     until(lambda: "✗ Stopped by FreezeBreach" in wb.tabs.checks.value)
     assert "block 4" in wb.tabs.checks.value and "block 4" in wb.status.value
     until(lambda: broken_cells(wb) == ["block 4"])
-    assert "promise broken" in wb.freeze_map.value
     control(wb, "Learning rate").value = 5e-4  # the map shows what Start would do
-    assert broken_cells(wb) == [] and "promise broken" not in wb.freeze_map.value
+    assert broken_cells(wb) == []
 
 
 # ---------------------------------------------------------------------- in between
@@ -469,9 +470,7 @@ def test_fork_starts_from_the_end_of_stage_1_and_lays_the_curves_over_each_other
     assert wb.wait() == "ended" and wb.folder != parent
     assert [e.unfrozen_blocks for e in wb.events if isinstance(e, StageStarted)] == [0, 3, 2]
     assert json.loads((wb.folder / "fork.json").read_text())["parent"] == str(parent)
-    until(
-        lambda: shown(wb)["valid IoU, parent"].visible and len(shown(wb)["valid IoU, parent"].x) > 0
-    )
+    until(lambda: len(shown(wb)["valid IoU, parent"].x) > 0)
 
 
 def test_a_fork_that_changes_what_was_inherited_is_refused_beside_start_from(wb):
@@ -568,9 +567,9 @@ def test_a_shown_run_is_in_the_table_and_the_freeze_map_with_its_own_depths(wb, 
     other = Workbench(tiny_recipe)
     show(other, wb.folder)
     assert "all blocks" in other.stage_table.value or "last 4 blocks" in other.stage_table.value
-    assert "class=frozen title='block 1: frozen, " in other.freeze_map.value
+    assert 'title="block 1: frozen, ' in other.freeze_map.value
     cells = other.freeze_map.value.split("<td ")
-    assert not [c for c in cells if c.startswith("class=frozen") and "●" in c.split("</td>")[0]]
+    assert not [c for c in cells if ": frozen, " in c and "●" in c.split("</td>")[0]]
 
 
 def test_a_run_with_other_data_is_refused_with_the_way_to_open_it(wb, tiny_recipe, tmp_path):
@@ -845,10 +844,8 @@ def test_settings_that_timed_batches_depend_on_are_timed_again_after_show(wb, ti
 
 def test_furniture_of_the_chart_follows_the_number_of_stages_down_and_up(wb):
     def furniture():
-        titles, numbers = 3, [a.text for a in wb.figure.layout.annotations][3:]
-        assert len(wb.figure.layout.annotations) == titles + len(numbers) and len(
-            wb.figure.layout.shapes
-        ) == len(numbers)
+        numbers = [a.text for a in wb.figure.layout.annotations]
+        assert len(wb.figure.layout.shapes) == len(numbers)
         return numbers
 
     assert furniture() == ["<b>1</b>"] * 3 + ["<b>2</b>"] * 3 + ["<b>3</b>"] * 3
@@ -904,7 +901,8 @@ def test_a_device_that_no_batch_was_timed_on_has_no_forecast(wb, monkeypatch):
     )
     assert wb.session.forecast() == []
     wb.draw()
-    assert "<td>...</td>" in wb.stage_table.value
+    assert "<th>trains</th>" in wb.stage_table.value
+    assert "<th>memory</th>" not in wb.stage_table.value
 
 
 def test_the_run_in_training_is_among_the_runs_from_its_first_event_on(wb, monkeypatch):
@@ -988,7 +986,7 @@ def test_fifty_starts_at_once_begin_one_run_and_show_that_one(wb):
 
 
 def test_curves_that_cannot_be_gathered_do_not_end_the_training(wb, monkeypatch):
-    monkeypatch.setattr(wb.session.curves.__class__, "_batch", lambda *_: 1 / 0)
+    monkeypatch.setattr(wb.session.curves.__class__, "add", lambda *_: 1 / 0)
     wb.start()
     assert wb.wait() == "ended"
     assert "The curves are not complete (ZeroDivisionError" in wb.status.value

@@ -22,7 +22,7 @@ from vitseg.sweep.grid import make_grid
 from vitseg.sweep.local import Sweep, check_depths, facts_of
 from vitseg.training.job import Job
 from vitseg.ui import panels, sweep_charts, theme
-from vitseg.ui.report import page
+from vitseg.ui.markup import page
 from vitseg.ui.table import Table, number_or_na
 from vitseg.ui.trials import Trials, TrialsScreen
 
@@ -185,15 +185,15 @@ class Ablation(TrialsScreen):
 
     def report(self) -> Path:
         """Write `report.html` into the sweep's folder: it opens without a network."""
-        name, recipe = self.sweep.path.name, self.grid.recipe.model_dump_json(indent=2)
+        recipe = self.grid.recipe.model_dump_json(indent=2)
         body = [
-            f"<h1>{escape(name)}</h1>{panels.lines(self.notes())}{panels.html(self.table)}",
+            f"{panels.lines(self.notes())}{panels.html(self.table)}",
             self.show().to_html(full_html=False, include_plotlyjs=True, config=theme.CONFIG),
             f"<h2>Plan</h2>{panels.html(self.planned())}",
             f"<h2>Recipe</h2><pre>{escape(recipe)}</pre>",
         ]
         path = self.sweep.path / "report.html"
-        path.write_text(page(name, body), encoding="utf-8")
+        path.write_text(page(self.sweep.path.name, "\n".join(body)), encoding="utf-8")
         return path
 
     def notes(self) -> list[panels.Line]:

@@ -20,181 +20,94 @@ from vitseg.ui.table import Cell, Table
 POINTS = 1000
 """Of a longer curve, where it is drawn again and again, only the extremes are shown."""
 
+_HOVER = "%{y:.4~g} (step %{customdata})"
+_STYLE = {
+    "valid loss, parent": (2, theme.PLAN, {"width": 4, "dash": "dot"}),
+    "valid IoU, parent": (3, theme.PLAN, {"width": 4, "dash": "dot"}),
+    "LR (planned)": (1, theme.PLAN, {"width": 5}),
+    "LR": (1, theme.TRAIN, {}),
+    "LR, encoder": (1, theme.SECOND, {}),
+    "train loss": (2, theme.TRAIN, {"width": 1.2}),
+    "valid loss": (2, theme.VALID, {}),
+    "train IoU": (3, theme.TRAIN, {"dash": "dot"}),
+    "valid IoU": (3, theme.VALID, {}),
+    "valid F1": (3, theme.SECOND, {}),
+}
+"""Chart, colour and line of each curve, the lower ones first."""
+
 
 def curves(events: Iterable[Event], beneath: Iterable[Event] | None = None) -> go.Figure:
     """Learning rate, loss, IoU and F1 over epochs, a band for each stage; those of another run grey
     and dotted beneath.
     """
-    return curves_figure(Curves.of(events), None if beneath is None else Curves.of(beneath))
-
-
-_STYLE = {
-    "LR (planned)": (1, theme.PLAN, {"width": 5}, {"opacity": 0.45}),
-    "LR": (1, theme.TRAIN, {}, {}),
-    "LR, encoder": (1, theme.SECOND, {}, {}),
-    "train loss": (2, theme.TRAIN, {"width": 1.2}, {}),
-    "valid loss": (2, theme.VALID, {}, {"mode": "lines+markers"}),
-    "train IoU": (3, theme.TRAIN, {"dash": "dot"}, {"mode": "lines+markers"}),
-    "valid IoU": (3, theme.VALID, {}, {"mode": "lines+markers"}),
-    "valid F1": (3, theme.SECOND, {}, {"mode": "lines+markers"}),
-}
-"""Column, colour, line and the rest of each curve."""
-
-_TITLES = (
-    ("learning rate", (("planned", theme.PLAN), ("used", theme.TRAIN), ("encoder", theme.SECOND))),
-    ("loss", (("train", theme.TRAIN), ("valid", theme.VALID))),
-    ("IoU, F1", (("train IoU", theme.TRAIN), ("valid IoU", theme.VALID), ("F1", theme.SECOND))),
-)
-"""Each chart's title, and its curves in their colours."""
-
-_ABOVE = {"yref": "paper", "y": 1.0, "yanchor": "bottom", "showarrow": False}
-"""Of an annotation, to stand on top of a chart."""
-
-_PARENT = {"valid loss": 2, "valid IoU": 3}
-"""What is shown of another run laid beneath."""
+    return curves_figure(Curves.of(events), Curves.of(beneath or ()))
 
 
 def curves_figure(
     curves: Curves, beneath: Curves | None = None, most: int | None = None
 ) -> go.Figure:
-    """Three charts side by side on one epoch axis. `beneath`, the curves of another run, is drawn
-    grey and dotted.
+    """Three charts side by side on one epoch axis. Of `beneath`, the curves of another run, the
+    validation scores are drawn.
 
     `most` is the number of points of a curve above which it is thinned.
     """
+    beneath = beneath or Curves()
     figure = make_subplots(rows=1, cols=3, shared_xaxes="all", horizontal_spacing=0.07)
-    for name, (column, *_) in _STYLE.items():
-        figure.add_trace(_trace(name, curves, most), row=1, col=column)
-    if beneath is not None:
-        for name, column in _PARENT.items():
-            figure.add_trace(_parent_trace(name, beneath, most), row=1, col=column)
-    figure.update_xaxes(title={"text": "epoch", "font": {"size": 12}})
-    figure.update_yaxes(
-        type="log", exponentformat="power", dtick=1, tickfont={"size": 11}, row=1, col=1
-    )
-    figure.update_yaxes(rangemode="tozero", row=1, col=2)
-    figure.update_yaxes(range=[0, 1], row=1, col=3)
-    figure.update_layout(**around(curves, beneath))
-    margin = {"l": 52, "r": 12, "t": 76, "b": 48}
+    for name, (column, color, line) in _STYLE.items():
+        data = points_of(name, curves, beneath).trace(most)
+        line, legend = {"color": color} | line, f"legend{column + 1}"
+        trace = go.Scatter(data, name=name, line=line, legend=legend, hovertemplate=_HOVER)
+        figure.add_trace(trace, row=1, col=column)
+    figure.update_traces(line_shape="vh", col=1)
+    for column, axis in enumerate(figure.select_xaxes(), start=2):
+        place = {"x": axis.domain[0], "y": 1.06, "yanchor": "bottom", "font_size": 12}
+        figure.update_layout({f"legend{column}": place})
+    figure.update_xaxes(title_text="epoch")
+    for band in curves.bands:
+        _add_band(figure, band, f"<b>{band.stage}</b>")
     return figure.update_layout(
         template=theme.TEMPLATE,
-        height=352,
+        yaxis_type="log",
+        yaxis2_rangemode="tozero",
+        yaxis3_range=[0, 1],
+        height=380,
+        margin={"l": 52, "r": 12, "t": 104},
         hovermode="x",
-        margin=margin,
         uirevision="stay",
-        showlegend=False,
-        autosize=True,
     )
 
 
-def around(curves: Curves, beneath: Curves | None = None) -> dict[str, list]:
-    """Shapes and annotations of a figure: titles, and a coloured band with its number for each
-    stage in each chart.
-    """
-    shapes, words = [], _titles(beneath)
-    for band in curves.bands:
-        for column in ("", "2", "3"):
-            shapes.append(_ground(band, column))
-            words.append(_number(band, column))
-    return {"shapes": shapes, "annotations": words}
+def points_of(name: str, curves: Curves, beneath: Curves) -> Points:
+    """What a trace of `curves_figure` shows."""
+    own = name.removesuffix(", parent")
+    return (curves if name == own else beneath).points[own]
 
 
-def _ground(band: Band, column: str = "") -> dict[str, Any]:
-    """The band behind the curves of a stage."""
-    return {
-        "type": "rect",
-        "fillcolor": theme.stage_color(band.stage),
-        "opacity": 0.09,
-        "line": {"width": 0},
-        "layer": "below",
-        "xref": f"x{column}",
-        "x0": band.start,
-        "x1": band.end,
-        "yref": "paper",
-        "y0": 0,
-        "y1": 1,
-    }
-
-
-def _number(band: Band, column: str = "") -> dict[str, Any]:
-    """The stage's number above its band, and its name as the tooltip."""
-    return {
-        "text": f"<b>{band.stage}</b>",
-        "hovertext": f"stage {band.stage}: {theme.literal(band.name)}",
-        "font": {"color": theme.stage_color(band.stage), "size": 11},
-        "xref": f"x{column}",
-        "x": (band.start + band.end) / 2,
-        **_ABOVE,
-    }
-
-
-def _titles(beneath: Curves | None) -> list[dict[str, Any]]:
-    """Of each chart, and in place of a legend, which would take width, its curves in their
-    colours.
-    """
-    titles, drawn = [], set()
-    for name, column in _PARENT.items():
-        if beneath is not None and beneath.points[name].x:
-            drawn.add(column)
-    for column, (title, names) in enumerate(_TITLES, start=1):
-        if column in drawn:
-            names = (*names, ("earlier run", theme.PLAN))
-        words = " ".join(f'<span style="color:{color}">■ {name}</span>' for name, color in names)
-        where = {
-            "xref": f"x{column if column > 1 else ''} domain",
-            "x": 0,
-            "xanchor": "left",
-            "align": "left",
-            "yshift": 16,
-            "font": {"size": 12},
-        }
-        titles.append({"text": f"<b>{title}</b><br>{words}"} | where | _ABOVE)
-    return titles
-
-
-def trace_data(points: Points, most: int | None = None) -> dict[str, Any]:
-    """What changes of a trace while a run goes on."""
-    x, y, steps = points.arrays(most)
-    return {"x": x, "y": y, "customdata": steps}
-
-
-def _trace(name: str, curves: Curves, most: int | None) -> go.Scatter:
-    _, color, line, more = _STYLE[name]
-    shape, digits = ("vh", ".3g") if name.startswith("LR") else ("linear", ".3f")
-    line = {"color": color, "width": 2, "shape": shape} | line
-    hover = f"%{{y:{digits}}} (step %{{customdata}})"
-    more = {"mode": "lines", "marker": {"size": 6}, "hovertemplate": hover} | more
-    return go.Scatter(name=name, line=line, **more, **trace_data(curves.points[name], most))
-
-
-def _parent_trace(name: str, beneath: Curves, most: int | None) -> go.Scatter:
-    line, points = {"color": theme.PLAN, "width": 4, "dash": "dot"}, beneath.points[name]
-    more = {"mode": "lines", "visible": bool(points.x), "zorder": -1}
-    return go.Scatter(name=f"{name}, parent", line=line, **more, **trace_data(points, most))
+def _add_band(figure: go.Figure, band: Band, text: str) -> None:
+    """Behind the curves of a stage, the text above it, and its name as the tooltip."""
+    color = theme.stage_color(band.stage)
+    figure.add_vrect(
+        band.start,
+        band.end,
+        fillcolor=color,
+        opacity=0.09,
+        line_width=0,
+        layer="below",
+        annotation={"text": text, "hovertext": theme.literal(band.name), "font_color": color},
+        annotation_position="outside top",
+    )
 
 
 def planned_lr(recipe: Recipe, batches_per_epoch: int) -> go.Figure:
     """The promised LR of every step, before any training."""
-    planned, bands = plan.preview(recipe, batches_per_epoch), Curves(recipe).bands
-    figure = go.Figure()
-    for stage, band in zip(recipe.stages, bands, strict=True):
-        own = [p for p in planned if p.stage == band.stage]
-        name = f"{band.stage} {theme.literal(stage.name)}"
-        figure.add_scatter(
-            name=f"{name}: {plan.describe(stage)}",
-            x=[p.epoch for p in own],
-            y=[p.lr for p in own],
-            mode="lines",
-            line={"color": theme.stage_color(band.stage), "shape": "vh"},
-            customdata=[p.step for p in own],
-            hovertemplate="step %{customdata}: %{y:.3g}",
-        )
-        figure.add_shape(_ground(band))
-        figure.add_annotation(_number(band), text=name, font_size=13)
-    figure.update_yaxes(title_text="learning rate", type="log", exponentformat="power", dtick=1)
-    figure.update_xaxes(title_text="epoch")
-    legend = {"orientation": "h", "y": -0.25}
-    return figure.update_layout(template=theme.TEMPLATE, height=380, legend=legend)
+    planned = Curves(recipe, batches_per_epoch)
+    data = planned.points["LR (planned)"].trace()
+    figure = go.Figure(go.Scatter(data, name="planned", line_shape="vh", hovertemplate=_HOVER))
+    for stage, band in zip(recipe.stages, planned.bands, strict=True):
+        text = f"{band.stage} {theme.literal(stage.name)}<br>{plan.describe(stage)}"
+        _add_band(figure, band, text)
+    figure.update_layout(xaxis_title="epoch", yaxis={"title": "learning rate", "type": "log"})
+    return figure.update_layout(template=theme.TEMPLATE, height=380)
 
 
 def freeze_map(rows: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], edited: int = 0) -> Table:
@@ -204,28 +117,26 @@ def freeze_map(rows: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], edited: 
     A part has `name`, `block`, `trains` and `parameters`; once its stage runs, `in_optimizer`, how many of
     them the optimizer holds; and `broken` where a detector found it otherwise than promised.
     """
-    names = [str(p.get("block") or _SHORT.get(p["name"], p["name"])) for p in rows[0][1]]
-    cells, broken = [], ""
-    for label, parts in rows:
-        cells.append((label, *map(_part, parts)))
-        if any(part.get("broken") for part in parts):
-            broken = ", ✗ promise broken"
+    names = [str(part.get("block") or part["name"]) for part in rows[0][1]]
     caption = (
-        "Freeze map: E embeddings, N final norm, numbers the blocks. · frozen, ○ trains, "
-        f"● in the optimizer, counted when the stage began{broken}"
+        "Freeze map, blocks by number. · frozen, ○ trains, ● in the optimizer, counted when the "
+        "stage began, ✗ otherwise than promised"
     )
-    return Table(("", *names), tuple(cells), caption, "cells", edited)
+    cells = [(label, *map(_part, parts)) for label, parts in rows]
+    return Table(("", *names), cells, caption, "cells", edited)
 
 
 def _part(part: Mapping[str, Any]) -> Cell:
-    kind, mark = ("trains", "○") if part["trains"] else ("frozen", "·")
+    kind, mark, colors = "frozen", "·", theme.FROZEN
+    if part["trains"]:
+        kind, mark, colors = "trains", "○", theme.TRAINED
     words = f"{part['name']}: {kind}, {part['parameters']:,} parameters"
     if "in_optimizer" in part:
         words += f", {part['in_optimizer']:,} in the optimizer"
         mark = "●" if part["in_optimizer"] else mark
     if part.get("broken"):
-        kind, mark, words = "broken", "✗", f"{words}. Promised, but not so: see Checks"
-    return Cell(mark, kind, words, *_LOOKS[kind])
+        mark, colors, words = "✗", theme.BROKEN, f"{words}. Promised, but not so: see Checks"
+    return Cell(mark, words, *colors)
 
 
 def freeze_map_of(events: Iterable[Event]) -> Table:
@@ -234,40 +145,26 @@ def freeze_map_of(events: Iterable[Event]) -> Table:
     return freeze_map([(f"{e.stage} {e.name}", e.parts) for e in started])
 
 
-def class_map(events: Iterable[Event], most: int | None = None) -> Table:
+def class_map(events: Iterable[Event], most: int = 1000) -> Table:
     """Validation IoU of every class over epochs. Of more than `most` epochs, evenly many are
-    shown.
+    shown, the last among them.
     """
-    classes, ended = [], []
+    rows, ended = [], []
     for event in events:
         if isinstance(event, RunStarted):
-            classes = event.classes
+            rows = [[name] for name in event.classes]
         elif isinstance(event, EpochEnded):
             ended.append(event)
     if not ended:
         return Table((), (), "After the first epoch: the IoU of every class, epoch by epoch.")
-    if most and len(ended) > most:
-        ended = [ended[round(i * (len(ended) - 1) / (most - 1))] for i in range(most)]
-    heads, rows = ["epoch"], [[name] for name in classes]
+    apart = -(-len(ended) // most)
+    ended = ended[(len(ended) - 1) % apart :: apart]
     for event in ended:
-        heads.append(str(event.epoch))
         for row, iou in zip(rows, event.validation["per_class_iou"], strict=True):
-            row.append(_iou(f"{row[0]}, epoch {event.epoch}", iou))
+            cell = "n/a"
+            if iou is not None:
+                words = f"{row[0]}, epoch {event.epoch}: {iou:.3f}"
+                cell = Cell(f"{100 * iou:.0f}", words, *theme.heat(iou))
+            row.append(cell)
     caption = "Validation IoU in hundredths, images at their own size. n/a: absent from the truth."
-    return Table(tuple(heads), tuple(map(tuple, rows)), caption, "cells")
-
-
-def _iou(of: str, iou: float | None) -> Cell:
-    if iou is None:
-        return Cell("n/a", "absent", f"{of}: absent", "none", "inherit")
-    return Cell(f"{100 * iou:.0f}", "iou", f"{of}: {iou:.3f}", *theme.heat(iou))
-
-
-_LOOKS = {
-    "frozen": (theme.FROZEN, "#333"),
-    "trains": (theme.TRAINED, "#111"),
-    "broken": (theme.BROKEN, "#fff"),
-}
-"""Ground and ink of a cell."""
-
-_SHORT = {"embeddings": "E", "final norm": "N", "decoder": "decoder"}
+    return Table(("epoch", *(str(event.epoch) for event in ended)), rows, caption, "cells")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
-from vitseg.events import BatchEnded, Event, FeaturesUsed, RunStarted, StageEnded, StageStarted
+from vitseg.events import BatchEnded, Event, FeaturesUsed, StageEnded, StageStarted
 from vitseg.runs.narrate import line
 from vitseg.ui import charts
 from vitseg.ui.curves import Curves
@@ -19,44 +19,32 @@ def progress(events: Iterable[Event]) -> Iterator[Event]:
     """Pass events on and show them on standard output: what each stage is about to train, a line an
     epoch, a bar.
     """
-    bar: tqdm | None = None
-    batches, note = 0, ""
+    bar, epochs, said = tqdm(disable=True), 0, ""
     for event in events:
-        text = line(event)
-        match event:
-            case RunStarted():
-                batches = event.batches_per_epoch
-            case FeaturesUsed():
-                if event.note == note:
-                    text = ""
-                note = event.note or note
-            case StageEnded() if bar is not None:
-                bar.close()
-                bar = None
-        if text:
-            say(text)
         match event:
             case StageStarted():
-                bar = _bar(event.stage, event.epochs * batches)
+                epochs = event.epochs
             case BatchEnded():
-                batches = event.batches
-                if bar is None:  # the stage was resumed
-                    bar = _bar(event.stage)
+                if bar.disable:  # of a stage that was resumed, no total is known
+                    bar = tqdm(
+                        total=epochs * event.batches or None,
+                        desc=f"stage {event.stage}",
+                        unit="batch",
+                        file=sys.stdout,
+                        leave=False,
+                        mininterval=0.5,
+                    )
                 rate = event.lr["decoder"]
                 bar.set_postfix_str(f"loss {event.loss:.3f}, LR {rate:.2e}", refresh=False)
                 bar.update()
+            case StageEnded():
+                bar.close()
+        text = line(event)
+        if text and text != said:
+            say(text)
+        if isinstance(event, FeaturesUsed):
+            said = text or said
         yield event
-
-
-def _bar(stage: int, batches: int | None = None) -> tqdm:
-    return tqdm(
-        total=batches,
-        desc=f"stage {stage}",
-        unit="batch",
-        file=sys.stdout,
-        leave=False,
-        mininterval=0.5,
-    )
 
 
 def say(text: str) -> None:

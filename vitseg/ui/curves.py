@@ -11,8 +11,8 @@ import json
 import math
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,61 +32,48 @@ NAMES = (
 )
 
 
-@dataclass(slots=True)
 class Points:
     """One curve: fractional epochs, values (nan is a gap), and the steps behind them."""
 
-    x: array[float] = field(default_factory=lambda: array("d"))
-    y: array[float] = field(default_factory=lambda: array("d"))
-    steps: array[int] = field(default_factory=lambda: array("q"))
+    def __init__(self) -> None:
+        self._flat = array("d")
 
-    def add(self, x: float, y: float | None, step: int) -> None:
-        self.x.append(x)
-        self.y.append(math.nan if y is None else y)
-        self.steps.append(step)
+    def __len__(self) -> int:
+        return len(self._flat) // 3
 
-    def arrays(self, most: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """x, y and steps. Of more than `most` points every bucket's lowest and highest stay: no
-        spike is lost.
+    def add(self, epoch: float, value: float | None, step: int) -> None:
+        # in one call: another thread may be reading
+        self._flat.extend((epoch, math.nan if value is None else value, step))
+
+    def trace(self, most: int | None = None) -> dict[str, np.ndarray]:
+        """As plotly has it: `x` epochs, `y` values, `customdata` the steps. With `most` in single
+        precision, and of more points every bucket's lowest and highest: no spike is lost.
         """
-        n = len(self.steps)  # appended last: another thread may be adding a point
-        x, y, steps = (
-            np.frombuffer(self.x[:n]),
-            np.frombuffer(self.y[:n]),
-            np.frombuffer(self.steps[:n], np.int64),
-        )
-        if most is not None:
-            x, y, steps = x.astype(np.float32), y.astype(np.float32), steps.astype(np.int32)
-        if most is None or n <= most:
-            return x, y, steps
-        kept = _extremes(y, most // 2)
-        return x[kept], y[kept], steps[kept]
+        columns = np.frombuffer(self._flat[:]).reshape(-1, 3).T
+        if most and len(columns[0]) > most:
+            columns = columns[:, _extremes(columns[1], most // 2)]
+        if most:
+            columns = columns.astype(np.float32)
+        return dict(zip(("x", "y", "customdata"), columns, strict=True))
 
 
 def _extremes(y: np.ndarray, buckets: int) -> np.ndarray:
-    """Places of the first lowest and first highest value of each bucket, in order; the last bucket
-    may be shorter.
-    """
+    """Places of the first lowest and first highest value of each bucket, in order."""
     width = -(-len(y) // buckets)
-    padded = np.full(-(-len(y) // width) * width, np.nan)
-    padded[: len(y)] = y
-    rows = padded.reshape(-1, width)
-    starts = np.arange(len(rows)) * width
-    low, high = (
-        np.where(np.isnan(rows), np.inf, rows).argmin(1),
-        np.where(np.isnan(rows), -np.inf, rows).argmax(1),
-    )
-    return np.unique(np.concatenate([starts + low, starts + high, [len(y) - 1]]))
+    rows = np.pad(y, (0, -len(y) % width), constant_values=np.nan).reshape(-1, width)
+    starts = np.arange(0, len(y), width)
+    low = starts + np.nan_to_num(rows, nan=np.inf).argmin(1)
+    high = starts + np.nan_to_num(rows, nan=-np.inf).argmax(1)
+    return np.unique([*low, *high, len(y) - 1])
 
 
-@dataclass(frozen=True, slots=True)
-class Band:
+class Band(NamedTuple):
     """A stage on the epoch axis."""
 
     stage: int
     name: str
-    start: float
-    end: float
+    start: int
+    end: int
 
 
 class Curves:
@@ -98,10 +85,8 @@ class Curves:
 
     def __init__(self, recipe: Recipe | None = None, batches_per_epoch: int = 0):
         self.points = {name: Points() for name in NAMES}
-        self.bands: list[Band] = []
-        self._began: dict[int, tuple[int, int]] = {}
         self._took: dict[int, int] = {}
-        self.promise(recipe, batches_per_epoch)
+        self._promise(recipe, batches_per_epoch)
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> Curves:
@@ -110,63 +95,53 @@ class Curves:
             curves.add(event)
         return curves
 
-    def promise(self, recipe: Recipe | None, batches_per_epoch: int) -> None:
-        """Draw up the plan of `recipe`, around what has happened so far."""
-        self._recipe, self._n = recipe, batches_per_epoch
-        planned, bands, epoch, step = Points(), [], 0, 0
+    def _promise(self, recipe: Recipe | None, n: int) -> None:
+        """Draw up the plan of `recipe`, of `n` batches an epoch, around what has happened so
+        far.
+        """
+        self._recipe, self._n = recipe, n
+        planned, bands, epoch = Points(), [], 0
         for number, stage in enumerate(recipe.stages if recipe else (), start=1):
-            epoch, step = self._began.get(number, (epoch, step))
-            epochs = self._took.get(number, stage.epochs)
-            for batch in range(1, epochs * self._n + 1):
-                x = plan.epochs_done(epoch, batch, self._n)
-                planned.add(x, plan.planned_lr(stage, batch, self._n), step + batch)
-            bands.append(Band(number, stage.name, epoch, epoch + epochs))
-            epoch, step = epoch + epochs, step + epochs * self._n
-        self.points["LR (planned)"], self.bands = (
-            planned,
-            bands,
-        )  # whole: another thread may be drawing them
-
-    def stage_began(self, stage: int) -> tuple[int, int]:
-        """(epoch, step) of the whole run at which a stage began."""
-        return self._began[stage]
+            end = epoch + self._took.get(number, stage.epochs)
+            for batch in range(1, (end - epoch) * n + 1):
+                done, lr = plan.epochs_done(epoch, batch, n), plan.planned_lr(stage, batch, n)
+                planned.add(done, lr, epoch * n + batch)
+            bands.append(Band(number, stage.name, epoch, end))
+            epoch = end
+        # whole: another thread may be drawing them
+        self.points["LR (planned)"], self.bands = planned, bands
 
     def add(self, event: Event) -> None:
         match event:
             case RunStarted():
-                self.promise(
-                    Recipe.model_validate_json(json.dumps(event.recipe)), event.batches_per_epoch
-                )
+                recipe = Recipe.model_validate_json(json.dumps(event.recipe))
+                self._promise(recipe, event.batches_per_epoch)
             case StageStarted():
-                self._began[event.stage] = (event.epoch, event.step)
-                self.promise(self._recipe, self._n)
-                self._start(event)
+                if event.epoch:  # a gap, for the start weights' score begins a new piece
+                    self._validation(event, dict.fromkeys(event.validation))
+                self._validation(event, event.validation)
             case BatchEnded():
                 self._batch(event)
             case EpochEnded():
                 self.points["train IoU"].add(event.epoch, event.train["iou"], event.step)
-                self._validation(event.epoch, event.validation, event.step)
+                self._validation(event, event.validation)
             case StageEnded():
                 self._took[event.stage] = event.epochs
-                self.promise(self._recipe, self._n)
-
-    def _start(self, event: StageStarted) -> None:
-        """The start weights' score begins a new piece of each validation curve."""
-        if event.epoch:
-            for name in ("valid loss", "valid IoU", "valid F1"):
-                self.points[name].add(event.epoch, None, event.step)
-        self._validation(event.epoch, event.validation, event.step)
+                self._promise(self._recipe, self._n)
 
     def _batch(self, event: BatchEnded) -> None:
-        x, base = event.epoch - 1 + event.batch / event.batches, event.lr["decoder"]
-        own = [lr for name, lr in event.lr.items() if not name.startswith("decoder")]
-        self.points["LR"].add(x, base, event.step)
-        self.points["LR, encoder"].add(x, own[-1] if own and own[-1] != base else None, event.step)
-        self.points["train loss"].add(x, event.loss, event.step)
+        epoch, base = event.epoch - 1 + event.batch / event.batches, event.lr["decoder"]
+        encoder = base
+        for group, lr in event.lr.items():
+            if not group.startswith("decoder"):
+                encoder = lr
+        self.points["LR"].add(epoch, base, event.step)
+        self.points["LR, encoder"].add(epoch, encoder if encoder != base else None, event.step)
+        self.points["train loss"].add(epoch, event.loss, event.step)
 
-    def _validation(self, epoch: int, scores: dict, step: int) -> None:
+    def _validation(self, event: StageStarted | EpochEnded, scores: dict) -> None:
         for name, key in (("valid loss", "loss"), ("valid IoU", "iou"), ("valid F1", "f1")):
-            self.points[name].add(epoch, scores[key], step)
+            self.points[name].add(event.epoch, scores[key], event.step)
 
 
 def write_csv(folder: Path, events: Iterable[Event]) -> Path:
@@ -176,7 +151,7 @@ def write_csv(folder: Path, events: Iterable[Event]) -> Path:
         rows = csv.writer(file)
         rows.writerow(("curve", "epoch", "step", "value"))
         for name, points in Curves.of(events).points.items():
-            for x, y, step in zip(points.x, points.y, points.steps, strict=True):
-                if y == y:  # nan is a gap
-                    rows.writerow((name, x, step, y))
+            for epoch, value, step in zip(*points.trace().values(), strict=True):
+                if not math.isnan(value):
+                    rows.writerow((name, epoch, int(step), value))
     return path

@@ -4,7 +4,7 @@ taken for what.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 
 import ipywidgets as w
 from PIL import Image
@@ -28,11 +28,8 @@ def read(
     `by` says how: `vitseg.probabilities`, or `vitseg.flipped` for test-time augmentation. Raises
     ConfigError for a split that holds no images.
     """
-
-    def counted(names: list[str]) -> Iterator[str]:
-        return iter(tqdm(names, desc=split, unit="image", leave=False, delay=1.0, disable=None))
-
-    return read_images(model, data, split, by, counted)
+    bar = partial(tqdm, desc=split, unit="image", leave=False, delay=1.0, disable=None)
+    return read_images(model, data, split, by, bar)
 
 
 def gallery(
@@ -44,8 +41,8 @@ def gallery(
     iou = dict(zip(reading.names, map(number_or_na, reading.iou_by_image()), strict=True))
     parts, titles = [], []
     for kind, names in reading.examples(each).items():
-        scores = [f"{name} (IoU {iou[name]})" for name in names]
-        titles.append(f"{kind}: {', '.join(scores)}")
+        scores = ", ".join(f"{name} (IoU {iou[name]})" for name in names)
+        titles.append(f"{kind}: {scores}")
         parts.append(pictures.predictions(model, data, names, side))
     return pictures.column(parts, titles)
 
@@ -57,27 +54,24 @@ def show_confusions(
     it happened most.
     """
     names = [(name, i) for i, name in enumerate(reading.classes)]
-    figure = live_figure(result.confusion_figure(reading))
-    boxes, wide = [], {"width": "300px"}
-    for label, worst in zip(("Truth", "Prediction"), _worst_cell(reading), strict=True):
-        boxes.append(w.Dropdown(options=names, value=worst, description=label, layout=wide))
-    truth, prediction = boxes
-    shown = w.HTML()
+    mistakes = reading.matrix.clone().fill_diagonal_(0)
+    worst = divmod(int(mistakes.argmax()), len(names))
+    truth = w.Dropdown(options=names, value=worst[0], description="Truth")
+    prediction = w.Dropdown(options=names, value=worst[1], description="Prediction")
+    figure, shown = live_figure(result.confusion_figure(reading)), w.HTML()
 
     def draw(_: object = None) -> None:
         found = reading.confused(truth.value, prediction.value)
         words = (
-            f"{sum(n for _, n in found):,} pixels of {reading.classes[truth.value]!r} were taken "
-            f"for {reading.classes[prediction.value]!r}, "
-            f"in {len(found)} of {len(reading.names)} images"
+            f"{sum(n for _, n in found):,} pixels of {truth.label!r} were taken for "
+            f"{prediction.label!r}, in {len(found)} of {len(reading.names)} images"
         )
-        listed, picture = "", ""
+        picture = ""
         if found:
-            listed = ": " + ", ".join(f"{name} ({n:,})" for name, n in found[:most])
-            sheet = pictures.predictions(model, data, [name for name, _ in found[:most]], side)
-            picture = pictures.data_uri(sheet)
-        body = markup.render("picture", words=words, listed=listed, picture=picture)
-        shown.value = markup.html(body)
+            words += ": " + ", ".join(f"{name} ({n:,})" for name, n in found[:most])
+            some = [name for name, _ in found[:most]]
+            picture = pictures.data_uri(pictures.predictions(model, data, some, side))
+        shown.value = markup.html(markup.render("sheet", figures=[(words, picture)]))
 
     def clicked(_: object, points: object, __: object) -> None:
         if points.point_inds:
@@ -87,10 +81,4 @@ def show_confusions(
     truth.observe(draw, "value")
     prediction.observe(draw, "value")
     draw()
-    return w.VBox([w.HTML(markup.STYLE), figure, Fit(), w.HBox(boxes), shown])
-
-
-def _worst_cell(reading: Reading) -> tuple[int, int]:
-    """The commonest mistake."""
-    wrong = reading.matrix.clone().fill_diagonal_(0)
-    return divmod(int(wrong.argmax()), len(reading.classes))
+    return w.VBox([w.HTML(markup.STYLE), figure, Fit(), w.HBox([truth, prediction]), shown])

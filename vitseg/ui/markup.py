@@ -13,7 +13,6 @@ from vitseg.ui import theme
 TEMPLATES = Path(__file__).with_name("templates")
 _ENVIRONMENT = Environment(
     autoescape=True,
-    auto_reload=False,
     loader=FileSystemLoader(TEMPLATES),
     trim_blocks=True,
     lstrip_blocks=True,
@@ -36,3 +35,8 @@ STYLE = str(render("style"))
 def html(body: Any) -> str:
     """HTML, or a table, in the box to which `STYLE` applies."""
     return f"<div class='vitseg'>{Markup(body)}</div>"
+
+
+def page(title: str, body: str) -> str:
+    """A whole HTML page around `body`, which is HTML; it asks for nothing from outside."""
+    return render("page", title=title, body=body)

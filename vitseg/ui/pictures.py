@@ -10,14 +10,29 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from vitseg.data.dataset import SegmentationData
-from vitseg.images import IGNORE, color_of, fit_image, overlay
+from vitseg.images import IGNORE, color_of, overlay
 from vitseg.model.segmenter import Segmenter
 
 _GAP, _PAPER, _QUIET = 6, (255, 255, 255, 0), (122, 122, 122)
+
+
+def grid(images: Sequence[Image.Image], columns: int = 1) -> Image.Image:
+    """Rows of so many images on a transparent ground."""
+    places, left, top, right, bottom = [], 0, 0, 0, 0
+    for number, image in enumerate(images):
+        if number % columns == 0:
+            left, top = 0, bottom
+        places.append((left, top))
+        left += image.width + _GAP
+        right, bottom = max(right, left), max(bottom, top + image.height + _GAP)
+    canvas = Image.new("RGBA", (right - _GAP, bottom - _GAP), _PAPER)
+    for image, place in zip(images, places, strict=True):
+        canvas.paste(image, place)
+    return canvas
 
 
 def contact_sheet(
@@ -25,13 +40,12 @@ def contact_sheet(
 ) -> Image.Image:
     """Each image above its mask, laid over it in the class colours."""
     tiles = [with_mask(*data.load(name), side) for name in names]
-    rows = [_beside(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
-    return _below([*rows, legend(data.all_classes, rows[0].width)])
+    return grid([grid(tiles, columns), legend(data.all_classes, columns * side)])
 
 
 def with_mask(image: Image.Image, mask: np.ndarray, side: int) -> Image.Image:
     """An image above its mask (h, w), laid over it in the class colours."""
-    return _below([_tile(image, side), _tile(overlay(image, mask, 0.65), side)])
+    return grid([_tile(image, side), _tile(overlay(image, mask, 0.65), side)])
 
 
 def predictions(
@@ -47,33 +61,34 @@ def comparison(
     data: SegmentationData, names: Sequence[str], masks: Sequence[np.ndarray], side: int = 190
 ) -> Image.Image:
     """What `predictions` shows, of masks that have been predicted."""
-    rows = [_heads(("image", "truth", "prediction", "disagreement"), side)]
+    heads = ("image", "truth", "prediction", "disagreement")
+    columns = [[_label(head)] for head in heads]
     for name, predicted in zip(names, masks, strict=True):
         image, ids = data.load(name)
         truth = data.trained(torch.from_numpy(ids)).numpy()
-        wrong = (predicted != truth) & (truth != IGNORE)
-        map_of = Image.fromarray((wrong * 255).astype(np.uint8)).convert("RGB")
-        tiles = (image, overlay(image, truth, 0.65), overlay(image, predicted, 0.65), map_of)
-        rows.append(_beside([_tile(tile, side) for tile in tiles]))
-    return _below([*rows, legend(data.classes, rows[-1].width)])
+        wrong = Image.fromarray((predicted != truth) & (truth != IGNORE))
+        shown = image, overlay(image, truth, 0.65), overlay(image, predicted, 0.65), wrong
+        for tiles, tile in zip(columns, shown, strict=True):
+            tiles.append(_tile(tile, side))
+    sheet = grid(list(map(grid, columns)), len(columns))
+    return grid([sheet, legend(data.classes, sheet.width)])
 
 
 def strip(images: Sequence[Image.Image], titles: Sequence[str], height: int = 168) -> Image.Image:
     """Pictures of one height side by side, each below its title."""
-    columns = []
+    row = []
     for image, title in zip(images, titles, strict=True):
         size = (round(height * image.width / image.height), height)
-        scaled = image.convert("RGB").resize(size, Image.Resampling.NEAREST)
-        columns.append(column([scaled], [title]))
-    return _beside(columns)
+        row.append(column([image.resize(size, Image.Resampling.NEAREST)], [title]))
+    return grid(row, len(row))
 
 
 def column(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
     """Pictures one below the other, each below its title."""
     parts = []
     for image, title in zip(images, titles, strict=True):
-        parts += [_heads([title], image.width), image]
-    return _below(parts)
+        parts += [_label(title), image]
+    return grid(parts)
 
 
 def spotlight(image: Image.Image, heat: Tensor) -> Image.Image:
@@ -89,17 +104,12 @@ def picture(image: Tensor) -> Image.Image:
 
 def legend(classes: Sequence[str], width: int) -> Image.Image:
     """Class names beside their colours, in as many lines as they need."""
-    canvas = Image.new("RGBA", (width, 20 * (1 + len(classes))), _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    x, y = 0, 4
+    entries = []
     for number, name in enumerate(classes):
-        needed = 22 + int(draw.textlength(name, font_size=13)) + 16
-        if x + needed > width and x:
-            x, y = 0, y + 20
-        draw.rectangle((x, y + 2, x + 12, y + 14), fill=color_of(number), outline=_QUIET)
-        draw.text((x + 18, y), name, fill=_QUIET, font_size=13)
-        x += needed
-    return canvas.crop((0, 0, width, y + 20))
+        square = ImageOps.expand(Image.new("RGB", (12, 12), color_of(number)), 1, _QUIET)
+        entries.append(grid([square, _label(name)], 2))
+    widest = max(entry.width for entry in entries)
+    return grid(entries, max(1, width // (widest + _GAP)))
 
 
 def png(image: Image.Image) -> bytes:
@@ -114,38 +124,12 @@ def data_uri(image: Image.Image) -> str:
 
 
 def _tile(image: Image.Image, side: int) -> Image.Image:
-    """A square tile; what an image that is not square leaves free is transparent."""
-    height = round(side * image.height / image.width)
-    if height > side:
-        return fit_image(image, (side, side))
-    return image.resize((side, height), Image.Resampling.BILINEAR)
+    """As wide as `side`; only where it would be very high less."""
+    return ImageOps.contain(image.convert("RGB"), (side, 2 * side))
 
 
-def _heads(titles: Sequence[str], side: int) -> Image.Image:
-    canvas = Image.new("RGBA", (len(titles) * (side + _GAP) - _GAP, 18), _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    for i, title in enumerate(titles):
-        draw.text((i * (side + _GAP), 0), title, fill=_QUIET, font_size=13)
-    return canvas
-
-
-def _beside(images: Sequence[Image.Image]) -> Image.Image:
-    return _pasted(images, right=1, down=0)
-
-
-def _below(images: Sequence[Image.Image]) -> Image.Image:
-    return _pasted(images, right=0, down=1)
-
-
-def _pasted(images: Sequence[Image.Image], right: int, down: int) -> Image.Image:
-    """The images on a transparent ground, each a step (right, down) of its own size further."""
-    left, top, places = 0, 0, []
-    for image in images:
-        places.append((left, top))
-        left, top = left + right * (image.width + _GAP), top + down * (image.height + _GAP)
-    width = max(left - _GAP, *(image.width for image in images))
-    height = max(top - _GAP, *(image.height for image in images))
-    canvas = Image.new("RGBA", (width, height), _PAPER)
-    for image, place in zip(images, places, strict=True):
-        canvas.paste(image, place)
+def _label(text: str) -> Image.Image:
+    font = ImageFont.load_default(13)
+    canvas = Image.new("RGBA", (round(font.getlength(text)) + 10, 18), _PAPER)
+    ImageDraw.Draw(canvas).text((0, 0), text, _QUIET, font)
     return canvas

@@ -16,18 +16,13 @@ TEXT, GRID = "#7a7a7a", "rgba(128,128,128,0.22)"
 """TEXT has a contrast above 4 on white and on JupyterLab's dark page; backgrounds are transparent.
 """
 
-FROZEN, TRAINED, BROKEN = "#b8bec4", "#E69F00", "#B2182B"
+FROZEN, TRAINED, BROKEN = ("#b8bec4", "#333"), ("#E69F00", "#111"), ("#B2182B", "#fff")
+"""Ground and ink of a cell."""
 
 HANDLE = {"handle_color": TRAIN}
 """Of a slider: JupyterLab's own is white on white at the end of the scale."""
 
-_AXIS = {
-    "gridcolor": GRID,
-    "zeroline": False,
-    "linecolor": GRID,
-    "ticks": "outside",
-    "tickcolor": GRID,
-}
+_AXIS = {"gridcolor": GRID, "zeroline": False, "exponentformat": "power"}
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"color": TEXT, "size": 13, "family": "system-ui, sans-serif"},
@@ -35,10 +30,9 @@ TEMPLATE = go.layout.Template(
         "plot_bgcolor": "rgba(0,0,0,0)",
         "xaxis": _AXIS,
         "yaxis": _AXIS,
-        "legend": {"bgcolor": "rgba(0,0,0,0)"},
         "margin": {"l": 64, "r": 16, "t": 48, "b": 48},
         "hoverlabel": {"namelength": -1},
-        "colorway": list(STAGES),
+        "colorway": STAGES,
         "modebar": {"remove": ["sendChartToCloud", "select2d", "lasso2d"]},
     }
 )
@@ -62,6 +56,6 @@ def stage_color(stage: int) -> str:
 
 
 def heat(share: float) -> tuple[str, str]:
-    """Background and ink of a cell for a value in 0..1, after Cividis: from dark blue to yellow."""
+    """Ground and ink of a cell for a value in 0..1, after Cividis: from dark blue to yellow."""
     color = sample_colorscale("Cividis", [min(max(share, 0.0), 1.0)])[0]
     return color, "#fff" if share < 0.55 else "#111"

@@ -35,7 +35,8 @@ def show_views(data: SegmentationData, columns: int = 4, side: int = 190) -> w.V
             some = views[view.value :][:columns]
             figures = [_figure(data, image.value, name, side) for name in some]
             key = pictures.legend(data.classes, columns * (side + 12))
-            body = markup.render("sheet", figures=figures, key=pictures.data_uri(key))
+            figures.append(("", pictures.data_uri(key)))
+            body = markup.render("sheet", figures=figures)
         except VitsegError as error:
             body = markup.render("lines", lines=[("bad", "", error)])
         shown.value = markup.html(body)
@@ -46,10 +47,10 @@ def show_views(data: SegmentationData, columns: int = 4, side: int = 190) -> w.V
     return w.VBox([w.HTML(markup.STYLE), image, view, shown])
 
 
-def _figure(data: SegmentationData, name: str, view: str, side: int) -> tuple[str, str, str]:
-    """One view: its title, what was done, and image and overlay."""
+def _figure(data: SegmentationData, name: str, view: str, side: int) -> tuple[str, str]:
+    """One view: what was done, and image and overlay."""
     sample = data[name, view]
     mask = sample.binary_mask if data.mode == "binary" else sample.multiclass_mask
     picture = pictures.with_mask(pictures.picture(sample.image), mask.numpy(), side)
     done = description(data.foreground(sample.original.numpy()), data.cfg, name, view)
-    return f"view {view}", done, pictures.data_uri(picture)
+    return f"view {view}: {done}", pictures.data_uri(picture)

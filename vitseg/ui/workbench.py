@@ -23,7 +23,7 @@ from vitseg.runs.folder import RunFolder
 from vitseg.ui import charts, table
 from vitseg.ui.console import progress, say
 from vitseg.ui.controls import Controls
-from vitseg.ui.curves import Points
+from vitseg.ui.curves import Band, Points
 from vitseg.ui.live import current
 from vitseg.ui.panels import STYLE, cached_words, html, lines, stage_parts
 from vitseg.ui.screen import Screen, live_figure
@@ -60,7 +60,7 @@ class Workbench(Screen):
         self.heading, self.stage_table = w.HTML(), w.HTML()
         self.freeze_map, self.notes = w.HTML(), w.HTML()
         self._drawn: dict[str, tuple[Points, int]] = {}
-        self._around: dict[str, list] = {}
+        self._bands: list[Band] = []
         self.figure = live_figure(charts.curves_figure(s.curves, s.parent, charts.POINTS))
         self.box = w.VBox(
             [
@@ -166,7 +166,7 @@ class Workbench(Screen):
         if not s.preview:
             rows = stage_parts(job, s.events, s.failure())
         self.controls.offer(s.starts())
-        self.stage_table.value = html(table.desk(recipe, edited, rows, ahead))
+        self.stage_table.value = html(table.stages(recipe, rows, ahead, edited))
         self.freeze_map.value = html(charts.freeze_map(rows, edited))
         if edited > len(recipe.stages):
             notes = [f"Stage {edited} is not part of this run."]
@@ -188,20 +188,16 @@ class Workbench(Screen):
             curves, beneath = s.planned(s.desk.chosen()), s.curves
         with figure.batch_update():
             for trace in figure.data:
-                name = trace.name.removesuffix(", parent")
-                own = name == trace.name
-                points = (curves if own else beneath).points[name]
-                count = len(points.steps)  # before they are read: another thread adds to them
+                points = charts.points_of(trace.name, curves, beneath)
+                count = len(points)  # before they are read: another thread adds to them
                 before, had = drawn.get(trace.name, (None, 0))
                 if before is not points or had != count:
-                    trace.update(charts.trace_data(points, charts.POINTS))
-                    trace.visible = own or count > 0
+                    trace.update(points.trace(charts.POINTS))
                     drawn[trace.name] = points, count
-            around = charts.around(curves, beneath)
-            if around != self._around:  # assigned: `update` would never shorten a list
-                figure.layout.shapes = around["shapes"]
-                figure.layout.annotations = around["annotations"]
-                self._around = around
+            if curves.bands != self._bands:  # assigned: `update` would never shorten a list
+                layout = charts.curves_figure(curves, most=charts.POINTS).layout
+                figure.layout.shapes, figure.layout.annotations = layout.shapes, layout.annotations
+                self._bands = curves.bands
 
     def draw_status(self) -> None:
         with self.lock:

@@ -1,20 +1,19 @@
 function render({ model, el }) {
     const draw = () => {
-        const path = model.get("path"), page = document.getElementById("jupyter-config-data");
-        const { baseUrl = "", serverRoot = "" } = page ? JSON.parse(page.textContent) : {};
-        const root = `${serverRoot.replace(/^~/, model.get("home")).replace(/\/$/, "")}/`;
-        const served = baseUrl && path.startsWith(root);
-        const file = document.createElement(served ? "a" : "span");
+        const path = model.get("path"), file = document.createElement("a");
+        const page = JSON.parse(document.getElementById("jupyter-config-data")?.textContent ?? "{}");
+        const root = page.serverRoot?.replace(/^~/, model.get("home")).replace(/\/?$/, "/");
         file.textContent = path;
-        if (served) {
-            const parts = path.slice(root.length).split("/").map(encodeURIComponent);
-            Object.assign(file, { href: `${baseUrl}files/${parts.join("/")}`, target: "_blank", rel: "noopener" });
+        if (path.startsWith(root)) {
+            const served = encodeURI(path.slice(root.length)).replace(/[#?]/g, encodeURIComponent);
+            file.href = `${page.baseUrl}files/${served}`;
+            file.target = "_blank";
             file.style.textDecoration = "underline";
         }
         el.replaceChildren(`${model.get("words")} `, file);
-        el.setAttribute("role", "status");
     };
-    model.on("change:words change:path", draw);
+    el.role = "status";
+    model.on("change", draw);
     draw();
 }
 export default { render };

@@ -1,8 +1,7 @@
-function render({ el }) {
-    const tell = () => window.dispatchEvent(new Event("resize"));
-    const watch = new ResizeObserver(tell);
-    const start = () => el.isConnected ? watch.observe(el.parentElement) : requestAnimationFrame(start);
-    start();
-    return () => watch.disconnect();
-}
-export default { render };
+export default {
+    render({ el }) {
+        const watch = new ResizeObserver(() => window.dispatchEvent(new Event("resize")));
+        watch.observe(el);
+        return () => watch.disconnect();
+    },
+};
