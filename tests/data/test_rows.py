@@ -26,7 +26,7 @@ from vitseg.data.folder import read_folder
 from vitseg.data.masks import read_raw
 from vitseg.errors import ConfigError, DataError, RecipeError, RunError
 from vitseg.events import BatchEnded, EpochEnded
-from vitseg.images import IGNORE, header_of, open_rgb
+from vitseg.images import IGNORE, open_rgb, size_of
 from vitseg.model.segmenter import Segmenter, build_segmenter
 from vitseg.recipe import Recipe
 from vitseg.runs.run import resume, train
@@ -315,7 +315,7 @@ def test_row_48_exif_rotated_is_turned_for_image_and_mask(
             np.asarray(image)[..., 0], UPRIGHT * 100
         )
     if tagged == "in front" or suffix != ".png":
-        assert header_of(images[0]).size == (30, 20)
+        assert size_of(images[0]) == (30, 20)
     with Image.open(
         images[0]
     ) as raw:  # the negative control; of a TIFF Pillow itself turns the pixels
