@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageColor, ImageOps
@@ -62,19 +61,6 @@ enormous.
 """
 
 
-class Header(NamedTuple):
-    """What a file says of its picture before a pixel is decoded: its size once upright, and how the
-    pixels are stored.
-
-    `orientation` is 1 for a PNG whose EXIF chunk comes after the pixels.
-    """
-
-    size: Size
-    mode: str
-    format: str | None
-    orientation: int = 1
-
-
 @contextmanager
 def opened(path: str | Path) -> Iterator[Image.Image]:
     """The one picture of a file, no pixel decoded yet.
@@ -93,19 +79,6 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         if image.format in {"TIFF", "PNG", "WEBP", "GIF"} and image.n_frames > 1:
             raise ValueError(f"it holds {image.n_frames} pictures; save the one that is meant")
         yield image
-
-
-def header_of(path: str | Path) -> Header:
-    """The header of an image. Raises one of UNREADABLE where it can be told by the header that the
-    file is none.
-    """
-    with opened(path) as image:
-        orientation, size = 1, (image.height, image.width)
-        if image.format != "PNG" or "exif" in image.info:
-            orientation = orientation_of(image)
-        if orientation >= 5 and image.format != "TIFF":  # whose size Pillow gives upright
-            size = size[::-1]
-        return Header(size, image.mode, image.format, orientation)
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -175,11 +148,16 @@ def _check_range(values: np.ndarray) -> None:
 
 
 def size_of(path: str | Path) -> Size | None:
-    """(height, width) of an image once upright, from its header alone; None for what is no
-    image.
+    """(height, width) of an image once upright, from its header alone; None for what is no image.
+    Not turned where the EXIF chunk of a PNG comes after the pixels.
     """
     try:
-        return header_of(path).size
+        with opened(path) as image:
+            is_late = image.format == "PNG" and "exif" not in image.info
+            is_turned = not is_late and orientation_of(image) >= 5
+            if is_turned and image.format != "TIFF":  # whose size Pillow gives upright
+                return image.size
+            return image.height, image.width
     except UNREADABLE:
         return None
 

@@ -370,7 +370,7 @@ def test_a_palette_unlike_the_others_is_a_problem_that_names_its_file(
     skipped = SegmentationData(
         Data(source=Folder(path=str(folder), on_problem="skip"), size=(28, 28))
     )
-    assert sorted(skipped.pairs) == ["0", "1", "3"]
+    assert sorted(skipped.images) == ["0", "1", "3"]
     Image.fromarray(np.asarray(Image.open(problem.path))).save(problem.path)  # the hint
     assert found(folder) == [] and np.array_equal(data_of(folder).load("2")[1], 1 - TWO)
 

@@ -26,7 +26,7 @@ from vitseg.data.folder import read_folder
 from vitseg.data.masks import read_raw
 from vitseg.errors import ConfigError, DataError, RecipeError, RunError
 from vitseg.events import BatchEnded, EpochEnded
-from vitseg.images import IGNORE, header_of, open_rgb
+from vitseg.images import IGNORE, open_rgb, size_of
 from vitseg.model.segmenter import Segmenter, build_segmenter
 from vitseg.recipe import Recipe
 from vitseg.runs.run import resume, train
@@ -126,7 +126,7 @@ def test_row_39_spoilt_files_are_listed_with_their_reason_or_left_out_and_counte
     ):
         assert reason in line
     data = data_of(folder, on_problem="skip")
-    assert sorted(data.pairs) == list("efgh") and "4 files with problems" in data.masks
+    assert sorted(data.images) == list("efgh") and "4 files with problems" in data.masks
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -138,7 +138,7 @@ def test_row_40_sizes_that_differ_once_upright_are_both_named(orientation: int, 
     exif[0x0112] = orientation
     Image.new("RGB", (40, 20)).save(folder / "images" / "a.png", exif=exif)
     if orientation == 1:
-        assert len(read_folder(Folder(path=str(folder))).pairs) == 2
+        assert len(read_folder(Folder(path=str(folder))).looks) == 2
         return
     (line,) = refused(folder).problem.splitlines()[1:]
     says = (
@@ -315,7 +315,7 @@ def test_row_48_exif_rotated_is_turned_for_image_and_mask(
             np.asarray(image)[..., 0], UPRIGHT * 100
         )
     if tagged == "in front" or suffix != ".png":
-        assert header_of(images[0]).size == (30, 20)
+        assert size_of(images[0]) == (30, 20)
     with Image.open(
         images[0]
     ) as raw:  # the negative control; of a TIFF Pillow itself turns the pixels
@@ -395,7 +395,7 @@ def test_row_50_unusual_names_work_from_the_check_to_the_prediction(
     report = vitseg.check(folder)
     assert report.ok and report.check.found == len(places) and not report.check.warnings
     recipe = recipe_of(folder, batch_size=4)
-    assert set(SegmentationData(recipe.data).pairs) == set(places)
+    assert set(SegmentationData(recipe.data).images) == set(places)
     assert losses(list(train(recipe, tmp_path / "run", reuse=False)))
     vitseg.report(tmp_path / "run")
     assert (
@@ -433,7 +433,7 @@ def test_row_50_a_name_that_is_no_text_is_shown_in_escapes(tmp_path: Path, capsy
         and r"\udcff.png" in page.read_text("utf-8")
     )
     assert len(json.loads((tmp_path / "check.json").read_text("utf-8"))["problems"]) == 2
-    assert sorted(data_of(folder, on_problem="skip").pairs) == ["a", "b"]
+    assert sorted(data_of(folder, on_problem="skip").images) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -457,7 +457,7 @@ def test_row_52_links_are_followed_named_where_they_lead_out_and_refused_where_t
     assert [p.says for p in check.warnings if p.kind == "link that leads out"] == [
         f"{folder}/images/b.png: a link to {outside}, outside the data set's folder."
     ]
-    assert not check.problems and len(read_folder(Folder(path=str(folder))).pairs) == 4
+    assert not check.problems and len(read_folder(Folder(path=str(folder))).looks) == 4
     inside.unlink()
     for mask in (folder / "masks").glob("c.png"):
         mask.unlink()

@@ -86,10 +86,10 @@ def observed(folder: Path, **settings: Any) -> dict[str, Any]:
         made = SegmentationData(data)
     except DataError as error:
         return seen | {"refused": str(error)}
-    names = sorted(made.pairs)
+    names = sorted(made.images)
     return seen | {
-        "pairs": made.pairs,
-        "code": made.source.code._asdict(),
+        "pairs": {name: image.pair for name, image in made.images.items()},
+        "code": made.images[names[0]].code._asdict(),
         "classes": made.classes,
         "masks": made.masks,
         "splits": made.splits,
@@ -226,7 +226,7 @@ def test_files_that_come_and_go_are_noticed(cache, folder, decoded):
     for kind in ("images", "masks"):
         shutil.copy(folder / kind / "a.png", folder / kind / "i.png")
         (folder / kind / "b.png").unlink()
-    assert [pair.name for pair in scanned(folder).pairs] == list("acdefghi")
+    assert list(scanned(folder).looks) == list("acdefghi")
     assert sorted(decoded) == ["images/i.png", "masks/i.png"]
     assert "b.png" not in cache_file(cache).read_text()
     (folder / "masks" / "c.png").unlink()
@@ -318,7 +318,7 @@ import sys
 from vitseg.data.folder import scan
 from vitseg.settings import Folder
 for _ in range(50):
-    looks = scan(Folder(path=sys.argv[1])).looks
+    looks = scan(Folder(path=sys.argv[1])).looks.values()
     print([look.mask.counts for look in looks])
 """
 
@@ -333,7 +333,7 @@ def test_processes_that_scan_at_once_spoil_nothing(cache, folder, decoded):
         Image.new("RGB", (24, 24), (n, 0, 0)).save(aside, "PNG")
         aside.replace(folder / "images" / "h.png")
         time.sleep(0.01)
-    expected = f"{[look.mask.counts for look in scanned(folder).looks]}\n"
+    expected = f"{[look.mask.counts for look in scanned(folder).looks.values()]}\n"
     assert [process.communicate()[0] for process in scanning] == 2 * [50 * expected]
     del decoded[:]
     scanned(folder)

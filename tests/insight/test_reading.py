@@ -21,11 +21,10 @@ from vitseg.insight.reading import (
     Calibration,
     Reading,
     binned,
-    borders_of,
     flipped,
+    objects_of,
     probabilities,
     read_images,
-    things_of,
 )
 from vitseg.model.segmenter import build_segmenter
 from vitseg.presets import quick
@@ -130,9 +129,8 @@ PREDICTED = np.array(
 
 
 def test_objects_by_hand_corners_joined_ignored_pixels_of_no_class():
-    found = {
-        (t.class_id, t.pixels): (t.found, t.iou) for t in things_of("a", TRUTH, PREDICTED, (1, 2))
-    }
+    things, _ = objects_of("a", TRUTH, PREDICTED, (1, 2))
+    found = {(t.class_id, t.pixels): (t.found, t.iou) for t in things}
     assert found == {
         (1, 5): (
             pytest.approx(3 / 5),
@@ -151,7 +149,7 @@ def test_borders_are_those_of_monai_and_a_class_that_is_missing_has_none():
         for mask in (truth, predicted):
             top, left = rng.integers(2, 15, 2)
             mask[top : top + rng.integers(5, 20), left : left + rng.integers(5, 30)] = 1
-        border = borders_of("a", truth, predicted, (1, 2))
+        _, border = objects_of("a", truth, predicted, (1, 2))
         assert len(border) == 1
         both = [
             torch.nn.functional.one_hot(torch.from_numpy(m).long(), 2).permute(2, 0, 1)[None]
@@ -163,7 +161,7 @@ def test_borders_are_those_of_monai_and_a_class_that_is_missing_has_none():
         assert border[0].within == pytest.approx(
             compute_surface_dice(*both, class_thresholds=[TOLERANCE]).item(), abs=1e-5
         )
-    assert borders_of("a", TRUTH, np.zeros_like(TRUTH), (1, 2)) == []
+    assert objects_of("a", TRUTH, np.zeros_like(TRUTH), (1, 2))[1] == []
 
 
 def test_calibration_is_that_of_torchmetrics_and_adds_up():

@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from vitseg.errors import ConfigError
-from vitseg.model.segmenter import Segmenter, build_segmenter
-from vitseg.model.windows import window_logits, window_starts
+from vitseg.model.segmenter import Segmenter, build_segmenter, window_starts
 from vitseg.settings import Model
 
 SIZE = (42, 56)
@@ -37,9 +36,9 @@ def test_windows_cover_every_pixel_and_stay_inside(length: int, overlap: float):
 
 
 @pytest.mark.parametrize("overlap", [-0.1, 1.0, float("nan")])
-def test_an_overlap_that_would_leave_gaps_or_never_end_is_refused(overlap: float):
+def test_an_overlap_that_would_leave_gaps_or_never_end_is_refused(model: Segmenter, overlap: float):
     with pytest.raises(ConfigError, match="a share of a window"):
-        window_starts(20, 10, overlap)
+        model.predict_windows(photo(50, 60), overlap)
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.5, 0.8])
@@ -60,7 +59,7 @@ def test_logits_are_those_of_monai(model: Segmenter, size: tuple[int, int], over
         expected = sliding_window_inference(image[None], SIZE, 1, model, overlap, mode="constant")[
             0
         ]
-        found = window_logits(image, SIZE, overlap, lambda window: model(window[None])[0])
+    found = model.window_logits(photo(*size), overlap)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     mask = model.predict_windows(photo(*size), overlap)
     assert mask.shape == size and mask.dtype == np.uint8

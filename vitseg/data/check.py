@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitseg.data.folder import Finding, Look, Watch, ranked, scan, unwatched
+from vitseg.data.folder import Finding, Look, Watch, ranked, scan
 from vitseg.data.masks import class_map, read_raw, recounted
 from vitseg.data.splits import splits_of
 from vitseg.errors import ConfigError, DataError
@@ -44,21 +44,21 @@ class Check:
 
     problems, warnings, notes = ranked("problem"), ranked("warning"), ranked("note")
 
-    def __init__(self, cfg: Data, watch: Watch = unwatched):
+    def __init__(self, cfg: Data, watch: Watch = iter):
         if not isinstance(cfg.source, Folder):
             hint = "Generated images need no check."
             raise ConfigError("data.source", cfg.source, "a folder", hint)
         found = scan(cfg.source, watch)
         self.root, self.found, self.findings = found.root, len(found.looks), found.findings
-        self.image_of = {pair.mask: pair.image for pair in found.pairs}
-        self.whole = {look.pair.name: look for look in found.whole}
+        self.image_of = {look.pair.mask: look.pair.image for look in found.looks.values()}
+        self.whole = found.whole
         self.code, self.map, self.masks = found.code, None, "no code fits them"
         self._counts, dropped = defaultdict(dict), set()
         if self.code:
             self.map = class_map(self.code.classes, cfg.classes)
             self.masks = "; ".join(filter(None, (self.code.description, self.map.description)))
-            for look in found.whole:
-                name, stored = look.pair.name, recounted(look.mask.counts, self.code.values)
+            for name, look in found.whole.items():
+                stored = recounted(look.mask.counts, self.code.values)
                 self._counts[name] = recounted(stored, self.map.table)
                 if self.map.dropping & stored.keys():
                     dropped.add(name)

@@ -9,6 +9,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +21,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitseg.data.augment import CLEAN, crop_box, libraries, make_view
-from vitseg.data.folder import NO_ALPHA, Pair, in_brief, read_folder
-from vitseg.data.masks import class_map, read_raw, recounted
+from vitseg.data.folder import NO_ALPHA, Look, Pair, in_brief, read_folder
+from vitseg.data.masks import MaskCode, class_map, read_raw, recounted
 from vitseg.data.scan_cache import FileScan, stamp_of
 from vitseg.data.splits import Splits, drawn_by, rarity, splits_of
 from vitseg.data.synthetic import class_names, generate
 from vitseg.draws import NUMERICS, seed_for
 from vitseg.errors import ConfigError, DataError, VitsegError
 from vitseg.files import sha256_of
-from vitseg.images import UNREADABLE, Size, fit_image, fit_mask, fitted_size, open_rgb
-from vitseg.settings import Data, Folder, Generated
+from vitseg.images import UNREADABLE, fit_image, fit_mask, fitted_size, open_rgb
+from vitseg.settings import Data, Generated
 
 Key = tuple[str, str]
 """(image name, view name)"""
@@ -59,62 +61,50 @@ class Batch:
     originals: list[Tensor]
 
 
-class GeneratedSource:
-    """The built-in images, drawn when first asked for."""
+class GeneratedImage:
+    """A built-in image, drawn when first asked for."""
 
-    masks = "generated"
+    split = None
 
-    def __init__(self, cfg: Generated):
-        self.cfg, self.classes = cfg, class_names(cfg)
-        self.splits = dict.fromkeys(f"generated-{i:04d}" for i in range(cfg.images))
-        self.pairs, self.warnings = {}, []
-        self._drawn: dict[str, tuple[Image.Image, np.ndarray]] = {}
+    def __init__(self, cfg: Generated, number: int):
+        self.cfg, self.number, self.name = cfg, number, f"generated-{number:04d}"
+        self.size = cfg.side, cfg.side
 
-    def size(self, name: str) -> Size:
-        return self.cfg.side, self.cfg.side
+    @cached_property
+    def drawn(self) -> tuple[Image.Image, np.ndarray]:
+        return generate(self.cfg, self.number)
 
-    def counts(self, name: str) -> dict[int, int]:
-        found = np.unique(self.load(name)[1], return_counts=True)
+    def counts(self) -> dict[int, int]:
+        found = np.unique(self.drawn[1], return_counts=True)
         return dict(zip(*map(np.ndarray.tolist, found), strict=True))
 
-    def load(self, name: str) -> tuple[Image.Image, np.ndarray]:
-        if name not in self._drawn:
-            self._drawn[name] = generate(self.cfg, int(name.rpartition("-")[2]))
-        return self._drawn[name]
+    def load(self) -> tuple[Image.Image, np.ndarray]:
+        return self.drawn
 
-    def content(self, name: str) -> tuple[list[str], list[str]]:
-        drawn_from = [name, self.cfg.model_dump_json(exclude={"images"})]
+    def content(self) -> tuple[list[str], list[str]]:
+        drawn_from = [self.name, self.cfg.model_dump_json(exclude={"images"})]
         return drawn_from, drawn_from
 
 
-class FolderSource:
-    """The pairs of a folder. Raises DataError when anything is wrong with the files."""
+class FolderImage:
+    """An image of a folder. Raises DataError where a file was changed since it was looked at."""
 
-    def __init__(self, cfg: Folder):
-        found = read_folder(cfg)
-        self.code, self.classes = found.code, found.code.classes
-        self.masks = found.code.description
-        self._looks = {look.pair.name: look for look in found.looks}
-        self.pairs = {pair.name: pair for pair in found.pairs}
-        self.splits = {pair.name: pair.split for pair in found.pairs}
-        self.warnings = in_brief(warning for look in found.looks for warning in look.findings)
+    def __init__(self, look: Look, code: MaskCode):
+        self.look, self.code, self.pair = look, code, look.pair
+        self.split, self.size = look.pair.split, look.image.size
 
-    def size(self, name: str) -> Size:
-        return self._looks[name].image.size
+    def counts(self) -> dict[int, int]:
+        return recounted(self.look.mask.counts, self.code.values)
 
-    def counts(self, name: str) -> dict[int, int]:
-        return recounted(self._looks[name].mask.counts, self.code.values)
-
-    def load(self, name: str) -> tuple[Image.Image, np.ndarray]:
-        pair = self.pairs[name]
-        with _unchanged(pair):
-            image, ids = open_rgb(pair.image), self.code.decode(read_raw(pair.mask))
+    def load(self) -> tuple[Image.Image, np.ndarray]:
+        with _unchanged(self.pair):
+            image, ids = open_rgb(self.pair.image), self.code.decode(read_raw(self.pair.mask))
             if ids.shape != (image.height, image.width):
                 raise ValueError("sizes differ")
         return image, ids
 
-    def content(self, name: str) -> tuple[list[str], list[str]]:
-        pair, look = self.pairs[name], self._looks[name]
+    def content(self) -> tuple[list[str], list[str]]:
+        pair, look = self.pair, self.look
         with _unchanged(pair):
             image = [_digest_of(pair.image, look.image)]
             mask = [_digest_of(pair.mask, look.mask), str(self.code.values)]
@@ -124,11 +114,10 @@ class FolderSource:
         return image, mask
 
 
-Source = GeneratedSource | FolderSource
-"""Where images come from. `classes` are those of the masks, `masks` says how these are stored,
-`splits` where each image lies, if in any. By an image's name: its `size`, `counts` of pixels by
-class id, `load` (the image, and class ids (h, w) uint8), and the `content` that the pixels of the
-image, and those of its mask, follow from.
+SourceImage = GeneratedImage | FolderImage
+"""An image where it comes from: the `split` that it lies in, if in any, its `size`, `counts` of
+pixels by class id, `load` (the image, and class ids (h, w) uint8), and the `content` that the
+pixels of the image, and those of its mask, follow from.
 """
 
 
@@ -138,19 +127,30 @@ def _digest_of(path: Path, scan: FileScan) -> str:
 
 
 class SegmentationData(Dataset[Sample]):
-    """All images of a recipe, split. `classes` and `splits` (names by split) are what was found.
+    """All images of a recipe, split. `classes` and `splits` (names by split) are what was found,
+    `images` are by name, `masks` says how these are stored.
 
     `data[name, view]` is a Sample. Raises DataError when anything is wrong with the files.
     """
 
     def __init__(self, cfg: Data):
-        self.cfg = cfg
-        kind = GeneratedSource if isinstance(cfg.source, Generated) else FolderSource
-        self.source: Source = kind(cfg.source)
-        self.pairs, self.warnings = self.source.pairs, self.source.warnings
-        self.map = class_map(self.source.classes, cfg.classes)
+        self.cfg, source = cfg, cfg.source
+        self.images: dict[str, SourceImage] = {}
+        if isinstance(source, Generated):
+            classes, masks, self.warnings = class_names(source), "generated", []
+            for number in range(source.images):
+                image = GeneratedImage(source, number)
+                self.images[image.name] = image
+        else:
+            found = read_folder(source)
+            classes, masks = found.code.classes, found.code.description
+            looks = found.looks.values()
+            self.warnings = in_brief(chain.from_iterable(look.findings for look in looks))
+            for look in looks:
+                self.images[look.pair.name] = FolderImage(look, found.code)
+        self.map = class_map(classes, cfg.classes)
         self.all_classes, self._binary = self.map.classes, self.map.binary_ids()
-        self.masks = "; ".join(filter(None, (self.source.masks, self.map.description)))
+        self.masks = "; ".join(filter(None, (masks, self.map.description)))
         self.mode, self.classes = cfg.mode, self.all_classes
         if cfg.mode == "auto":
             self.mode = "binary" if len(self.all_classes) == 2 else "multiclass"
@@ -167,11 +167,11 @@ class SegmentationData(Dataset[Sample]):
     def _split(self) -> Splits:
         """Of the images that hold no class of `drop_images_with`."""
         placed, dropped, dropping = {}, set(), self.map.dropping
-        for name, side in self.source.splits.items():
-            if dropping and dropping & self.source.counts(name).keys():
+        for name, image in self.images.items():
+            if dropping and dropping & image.counts().keys():
                 dropped.add(name)
             else:
-                placed[name] = side
+                placed[name] = image.split
         if not placed:
             held = " or ".join(self.cfg.classes.drop_images_with)
             says = f"data.classes.drop_images_with: every image holds one of {held}."
@@ -180,7 +180,7 @@ class SegmentationData(Dataset[Sample]):
 
     def counts(self, name: str) -> dict[int, int]:
         """Pixels of an image by class id, ignored ones left out, at its own size."""
-        return recounted(self.source.counts(name), self.map.table)
+        return recounted(self.images[name].counts(), self.map.table)
 
     def pixels(self, split: str) -> dict[str, dict[int, float]]:
         """Pixels that each trained class takes on the canvas, by image; of the clean view, by its
@@ -188,7 +188,7 @@ class SegmentationData(Dataset[Sample]):
         """
         found = {}
         for name in self.splits[split]:
-            counts, size = self.counts(name), self.source.size(name)
+            counts, size = self.counts(name), self.images[name].size
             scale = math.prod(fitted_size(size, self.cfg.size)) / math.prod(size)
             if self.mode == "binary":
                 counts = recounted(counts, self._binary)
@@ -197,7 +197,7 @@ class SegmentationData(Dataset[Sample]):
 
     def load(self, name: str) -> tuple[Image.Image, np.ndarray]:
         """The image as it is, and its class ids (h, w) uint8."""
-        image, ids = self.source.load(name)
+        image, ids = self.images[name].load()
         return image, self.map.table[ids]
 
     def __getitem__(self, key: Key) -> Sample:
@@ -237,8 +237,9 @@ class SegmentationData(Dataset[Sample]):
     def loaded(self, chunks: list[list[Key]], workers: int = 0) -> Iterator[Batch]:
         """A batch for each chunk of keys."""
         loader = DataLoader(
-            _Batches(self, chunks),
-            batch_size=None,
+            self,
+            batch_sampler=chunks,
+            collate_fn=self._stacked,
             num_workers=workers,
             generator=torch.Generator().manual_seed(0),  # else it draws from the global one
             worker_init_fn=_deaf_to_interrupts,
@@ -255,6 +256,25 @@ class SegmentationData(Dataset[Sample]):
             hint = "Often there was too little memory for so many: set workers to 0, or fewer."
             raise DataError(says, hint) from None
 
+    def __getitems__(self, keys: list[Key]) -> list[Sample] | VitsegError:
+        """The samples of a batch, as torch asks for them. An error is a value: raised in a loader's
+        worker it would come back inside torch's own traceback.
+        """
+        try:
+            return [self[key] for key in keys]
+        except VitsegError as error:
+            return error
+
+    def _stacked(self, samples: list[Sample] | VitsegError) -> Batch | VitsegError:
+        if isinstance(samples, VitsegError):
+            return samples
+        return Batch(
+            [sample.name for sample in samples],
+            torch.stack([sample.image for sample in samples]),
+            torch.stack([self.trained(sample.multiclass_mask) for sample in samples]),
+            [self.trained(sample.original) for sample in samples],
+        )
+
     def fingerprint(self, name: str, view: str) -> tuple[str, str]:
         """Digests of all that a view's pixels, and its mask, follow from: content of the files,
         canvas, augmentation.
@@ -264,7 +284,7 @@ class SegmentationData(Dataset[Sample]):
         if view != CLEAN:
             place += [cfg.augment, cfg.effects, cfg.crop, libraries(cfg.effects)]
             place += [cfg.view_seed, name, view]
-        image, mask = self.source.content(name)
+        image, mask = self.images[name].content()
         mask = [self.map.table.tobytes().hex(), self.map.foreground, *mask]
         if cfg.crop and view != CLEAN:
             image = [*image, *mask]  # where to crop is for the mask to say
@@ -314,32 +334,6 @@ def _deaf_to_interrupts(worker: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the trainer's process may be holding it back
-
-
-@dataclass(frozen=True, slots=True)
-class _Batches(Dataset["Batch | VitsegError"]):
-    """A batch for each chunk of keys. Hands errors over as values: raised in a loader's worker,
-    they would come back inside torch's own traceback.
-    """
-
-    data: SegmentationData
-    chunks: list[list[Key]]
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-    def __getitem__(self, number: int) -> Batch | VitsegError:
-        names, images, masks, originals = [], [], [], []
-        try:
-            for key in self.chunks[number]:
-                sample = self.data[key]
-                names.append(sample.name)
-                images.append(sample.image)
-                masks.append(self.data.trained(sample.multiclass_mask))
-                originals.append(self.data.trained(sample.original))
-        except VitsegError as error:
-            return error
-        return Batch(names, torch.stack(images), torch.stack(masks), originals)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A folder of images and masks in one scan: names, headers, pixels, and all that is wrong.
+"""A folder of images and masks in one scan: names, pixels, and all that is wrong.
 
 The check and training read the same scan, so what one refuses the other refuses.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -105,39 +107,31 @@ class Look:
     problems = ranked("problem")
 
 
-Watch = Callable[[Iterator[Look], str, int], Iterator[Look]]
-"""Passes looks on, and shows how many of how many there have been, under a word for what is done.
-"""
-
-
-def unwatched(looks: Iterator[Look], doing: str, count: int) -> Iterator[Look]:
-    return looks
+Watch = Callable[[list[Pair]], Iterator[Pair]]
+"""Hands on the pairs as they are asked for: room for a progress bar."""
 
 
 @dataclass(slots=True)
 class Scan:
-    """A folder that has been scanned; `folder_findings` belong to no pair. `code` is None where no
-    code fits the masks.
+    """A folder that has been scanned: `looks` by the names of the pairs, and `folder_findings`,
+    which belong to no pair. `code` is None where no code fits the masks.
     """
 
     root: Path
-    looks: list[Look]
+    looks: dict[str, Look]
     folder_findings: list[Finding]
     code: MaskCode | None = None
     problems = ranked("problem")
 
     @property
-    def pairs(self) -> list[Pair]:
-        return [look.pair for look in self.looks]
-
-    @property
     def findings(self) -> list[Finding]:
-        return [*self.folder_findings, *(found for look in self.looks for found in look.findings)]
+        of_pairs = chain.from_iterable(look.findings for look in self.looks.values())
+        return [*self.folder_findings, *of_pairs]
 
     @property
-    def whole(self) -> list[Look]:
+    def whole(self) -> dict[str, Look]:
         """The pairs that have no problem."""
-        return [look for look in self.looks if not look.problems]
+        return {name: look for name, look in self.looks.items() if not look.problems}
 
 
 def read_folder(cfg: Folder) -> Scan:
@@ -165,7 +159,7 @@ def read_folder(cfg: Folder) -> Scan:
     return Scan(found.root, whole, [], code)
 
 
-def scan(cfg: Folder, watch: Watch = unwatched) -> Scan:
+def scan(cfg: Folder, watch: Watch = iter) -> Scan:
     """Find every pair, look at its files, and say all that is wrong. Raises DataError where there
     is no data set at all.
     """
@@ -173,9 +167,10 @@ def scan(cfg: Folder, watch: Watch = unwatched) -> Scan:
     pairs, findings = find_pairs(root)
     cfg = with_classes_file(cfg)
     found = Scan(root, _look_at(root, pairs, watch), findings)
-    _warn_of_ranges(found.whole)
-    is_color = _compare_modes(cfg, found.whole)
-    good = found.whole
+    good = found.whole.values()
+    _warn_of_ranges(good)
+    is_color = _compare_modes(cfg, good)
+    good = found.whole.values()
     _compare_palettes(good)
     stored = set().union(*(look.mask.counts for look in good))
     try:
@@ -272,59 +267,40 @@ def _alike(stem: str) -> str:
 # ---------------------------------------------------------------------- files
 
 
-def _look_at(root: Path, pairs: list[Pair], watch: Watch) -> list[Look]:
-    """A look at each pair: first at all headers, then, on all cores, at the pixels of every file
-    whose header is whole and that is not cached.
-    """
-    cache = ScanCache(root)
+def _look_at(root: Path, pairs: list[Pair], watch: Watch) -> dict[str, Look]:
+    """A look at each pair, by its name: on all cores, and from the cache where it can."""
+    cache, looks, scans = ScanCache(root), {}, {}
     with ThreadPoolExecutor() as pool:
-        heads = pool.map(lambda pair: by_header(pair, cache), pairs)
-        looks = list(watch(heads, "headers", len(pairs)))
-        looks = list(watch(pool.map(_by_pixels, looks), "pixels", len(pairs)))
-    scans = {}
-    for look in looks:
-        scans |= {look.pair.image: look.image, look.pair.mask: look.mask}
+        found = pool.map(partial(_look, cache), pairs)
+        for pair, look in zip(watch(pairs), found, strict=True):
+            looks[pair.name] = look
+            scans |= {pair.image: look.image, pair.mask: look.mask}
     cache.save(scans)
     return looks
 
 
-def by_header(pair: Pair, cache: ScanCache) -> Look:
-    """What can be told before a pixel is decoded."""
+def _look(cache: ScanCache, pair: Pair) -> Look:
     look = Look(pair)
-    look.image = _read(look, "image", pair.image, cache.get)
-    look.mask = _read(look, "mask", pair.mask, cache.get)
-    # sizes that agree if one is turned are left to the pixels: a PNG may say behind them which way
-    # is up
-    if not look.findings and sorted(look.image.size) != sorted(look.mask.size):
+    for kind, path, read in (("image", pair.image, _scan_image), ("mask", pair.mask, _scan_mask)):
+        try:
+            setattr(look, kind, cache.get(path) or read(path))
+        except UNREADABLE as error:
+            says = f"cannot be read ({_why(path, error)})."
+            look.findings.append(Finding(f"unreadable {kind}", path, says))
+    if look.image and look.mask:
         look.findings += _compare(look)
     return look
 
 
-def _by_pixels(look: Look) -> Look:
-    """The look, completed by the pixels of what could be read so far."""
-    if look.image and not look.image.sha256:
-        look.image = _read(look, "image", look.pair.image, _scan_image)
-    if look.mask and not look.mask.sha256:
-        look.mask = _read(look, "mask", look.pair.mask, _scan_mask)
-    if look.image and look.mask:
-        look.findings = list(_compare(look))
-    return look
-
-
-def _read(look: Look, kind: str, path: Path, read: Callable[[Path], FileScan]) -> FileScan | None:
-    """What a file holds; None, and a problem of its pair, where it cannot be read."""
-    try:
-        return read(path)
-    except UNREADABLE as error:
-        why = error
-        if isinstance(error, UnidentifiedImageError):
-            why = f"not a known image format ({path.stat().st_size} bytes)"
-        elif isinstance(error, OSError) and error.strerror:
-            why = error.strerror
-            if path.is_symlink():
-                why = f"a link that leads nowhere, to {shown(path.readlink())}"
-        look.findings.append(Finding(f"unreadable {kind}", path, f"cannot be read ({why})."))
-        return None
+def _why(path: Path, error: Exception) -> object:
+    """What made a file unreadable, for the reader."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"not a known image format ({path.stat().st_size} bytes)"
+    if isinstance(error, OSError) and error.strerror:
+        if path.is_symlink():
+            return f"a link that leads nowhere, to {shown(path.readlink())}"
+        return error.strerror
+    return error
 
 
 def _scan_image(path: Path) -> FileScan:
@@ -417,7 +393,7 @@ def _compare(look: Look) -> Iterator[Finding]:
 # ---------------------------------------------------------------------- all files together
 
 
-def _warn_of_ranges(looks: list[Look]) -> None:
+def _warn_of_ranges(looks: Collection[Look]) -> None:
     """Add a warning to the look at the brightest 16-bit image, if even this one is dim."""
     for kind in ("grey", "colour"):
         deep = [look for look in looks if kind in look.image.deep]
@@ -437,7 +413,7 @@ def _warn_of_ranges(looks: list[Look]) -> None:
             brightest.findings.append(Finding("range barely used", path, says, "warning"))
 
 
-def _compare_modes(cfg: Folder, looks: list[Look]) -> bool:
+def _compare_modes(cfg: Folder, looks: Collection[Look]) -> bool:
     """Whether masks hold colours: as is declared, else as most do. The others are problems, since
     grey and colours cannot share a code.
     """
@@ -453,7 +429,7 @@ def _compare_modes(cfg: Folder, looks: list[Look]) -> bool:
     return is_color
 
 
-def _compare_palettes(looks: list[Look]) -> None:
+def _compare_palettes(looks: Collection[Look]) -> None:
     """Masks whose palette gives an index another colour than most palettes do are problems: the
     index may mean another class there.
     """

@@ -18,7 +18,7 @@ from PIL import Image, ImageFile
 from pydantic import TypeAdapter
 
 from vitseg.files import cache_folder
-from vitseg.images import Size, header_of
+from vitseg.images import Size
 
 MOST_VALUES = 1024
 """Values in a mask above which it is not cached: a photograph among the masks holds 100,000."""
@@ -38,7 +38,7 @@ def stamp_of(path: Path) -> Stamp:
 
 @dataclass(frozen=True, slots=True)
 class FileScan:
-    """What was read of an image or a mask; without `sha256`, its header alone.
+    """What was read of an image or a mask.
 
     `size` is (height, width) once upright, and `warnings` are kinds and sentences. Of an image:
     `pixels` is a digest of them; `deep` is the largest value of 65535, by how more than 8 bits are
@@ -48,9 +48,9 @@ class FileScan:
 
     stamp: Stamp
     size: Size
-    sha256: str = ""
-    orientation: int = 1
-    warnings: tuple[tuple[str, str], ...] = ()
+    sha256: str
+    orientation: int
+    warnings: tuple[tuple[str, str], ...]
     pixels: str = ""
     deep: dict[str, int] = field(default_factory=dict)
     is_color: bool = False
@@ -73,14 +73,12 @@ class ScanCache:
             if seal == _seal(content):
                 self.scans = _JSON.validate_json(content)
 
-    def get(self, path: Path) -> FileScan:
-        """The scan of a file; its header alone if it has changed since, or was never scanned.
-        Raises one of UNREADABLE.
+    def get(self, path: Path) -> FileScan | None:
+        """The scan of a file; None if it has changed since, or was never scanned. Raises OSError
+        where there is no such file.
         """
         stamp, scan = stamp_of(path), self.scans.get(path.relative_to(self.root).as_posix())
-        if scan and scan.stamp == stamp:
-            return scan
-        return FileScan(stamp, header_of(path).size)
+        return scan if scan and scan.stamp == stamp else None
 
     def save(self, scans: dict[Path, FileScan | None]) -> None:
         """Replace the cache, whole or not at all, by those of the files that could be read; where

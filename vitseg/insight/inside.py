@@ -32,19 +32,19 @@ from vitseg.training.weights import load_weights
 
 def all_levels(model: Segmenter, image: Image.Image) -> Levels:
     """The tokens (1, N, D) of an image at every level, 0 .. L."""
-    encoder = model.encoder
+    encoder, padded = model.encoder, model.padded(model.shape.size)
+    every = set(range(encoder.depth + 1))
     with in_eval_mode(model), torch.no_grad():
-        pixels = model.normalise(model.canvas(image))
-        tokens, every = encoder.embed(pixels), set(range(encoder.depth + 1))
-        return encoder.run(tokens, 0, encoder.depth, every, tuple(pixels.shape[2:]))
+        tokens = encoder.embed(model.normalise(model.canvas(image)))
+        return encoder.run(tokens, 0, encoder.depth, every, padded)
 
 
 def attention(model: Segmenter, image: Image.Image, block: int) -> Tensor:
     """How much the class token looks at each patch of the image in block 1 .. L: (heads, h, w)."""
     encoder = model.encoder
     _check("block", block, 1, encoder.depth)
-    below, padded = all_levels(model, image)[block - 1], model.padded(model.shape.size)
-    table = encoder.attention(below, block, padded)  # (1, heads, N, N)
+    below = all_levels(model, image)[block - 1]
+    table = encoder.attention(below, block, model.padded(model.shape.size))  # (1, heads, N, N)
     return _on_patches(table[0, :, 0, encoder.prefix_tokens :], model, image)
 
 
@@ -56,23 +56,21 @@ def grad_cam(model: Segmenter, image: Image.Image, class_id: int, level: int) ->
     of the class's logits, summed over the pixels predicted as that class, or over all if there are
     none.
     """
-    encoder, depths = model.encoder, model.shape.skip_depths
-    _check("level", level, 0, depths[-1])
-    _check("class_id", class_id, 0, len(model.shape.classes) - 1)
-    levels, padded = all_levels(model, image), model.padded(model.shape.size)
-    height, width = fitted_size((image.height, image.width), model.shape.size)
+    shape = model.shape
+    _check("level", level, 0, shape.skip_depths[-1])
+    _check("class_id", class_id, 0, len(shape.classes) - 1)
+    levels = all_levels(model, image)
+    height, width = fitted_size((image.height, image.width), shape.size)
 
     def class_logits(tokens: Tensor) -> Tensor:
-        known = levels | encoder.run(tokens, level, depths[-1], set(depths), padded)
-        skips = [encoder.to_map(known[depth], padded) for depth in depths]
-        logits = model.decoder(skips, padded)[:, :, :height, :width]
+        logits = model.suffix(levels | {level: tokens}, shape.size, level)[:, :, :height, :width]
         predicted = likeliest(logits) == class_id
         return logits[:, class_id][predicted if predicted.any() else ...].sum()
 
     tokens = levels[level]
     with in_eval_mode(model), torch.no_grad():
         gradient = torch.func.grad(class_logits)(tokens)
-    patches, slopes = torch.cat([tokens, gradient])[:, encoder.prefix_tokens :]  # (h * w, D)
+    patches, slopes = torch.cat([tokens, gradient])[:, model.encoder.prefix_tokens :]  # (h * w, D)
     cam = _on_patches((patches @ slopes.mean(0)).relu(), model, image)
     return cam / cam.max().clamp(min=1e-12)
 

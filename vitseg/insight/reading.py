@@ -65,25 +65,6 @@ class Thing(NamedTuple):
     iou: float
 
 
-def things_of(
-    name: str, truth: np.ndarray, predicted: np.ndarray, classes: Iterable[int]
-) -> list[Thing]:
-    """The pieces of these classes in class ids (h, w); pixels that touch at a corner belong to one,
-    and ignored pixels are of no class in either.
-    """
-    things, corners = [], np.ones((3, 3))
-    for class_id in classes:
-        pieces, count = ndimage.label(truth == class_id, corners)
-        guesses, _ = ndimage.label(predicted == class_id, corners)
-        sizes = np.bincount(guesses.ravel())
-        for number in range(1, count + 1):
-            inside = guesses[pieces == number]
-            hit, pixels = inside[inside > 0], len(inside)
-            union = pixels + int(sizes[np.unique(hit)].sum()) - len(hit)
-            things.append(Thing(name, class_id, pixels, len(hit) / pixels, len(hit) / union))
-    return things
-
-
 class Border(NamedTuple):
     """How far the borders of one class in one image are apart. `distance` is the average symmetric
     surface distance: the mean way from a pixel of either border to the nearest of the other;
@@ -96,15 +77,24 @@ class Border(NamedTuple):
     within: float
 
 
-def borders_of(
+def objects_of(
     name: str, truth: np.ndarray, predicted: np.ndarray, classes: Iterable[int]
-) -> list[Border]:
-    """Of each of these classes that is in the truth and in the prediction; where one is missing
-    there is no way to go.
+) -> tuple[list[Thing], list[Border]]:
+    """Of these classes in class ids (h, w): the pieces, of which pixels that touch at a corner
+    belong to one, and the borders of those in the truth and in the prediction; where one is missing
+    there is no way to go. Ignored pixels are of no class in either.
     """
-    borders = []
+    things, borders, corners = [], [], np.ones((3, 3))
     for class_id in classes:
         regions = predicted == class_id, truth == class_id
+        guesses, _ = ndimage.label(regions[0], corners)
+        pieces, count = ndimage.label(regions[1], corners)
+        sizes = np.bincount(guesses.ravel())
+        for number in range(1, count + 1):
+            inside = guesses[pieces == number]
+            hit, pixels = inside[inside > 0], len(inside)
+            union = pixels + int(sizes[np.unique(hit)].sum()) - len(hit)
+            things.append(Thing(name, class_id, pixels, len(hit) / pixels, len(hit) / union))
         # of what is cut off by the frame the border ends there
         mine, theirs = (region & ~ndimage.binary_erosion(region) for region in regions)
         if mine.any() and theirs.any():
@@ -113,7 +103,7 @@ def borders_of(
             ways = np.concatenate([there, back])
             within = float((ways <= TOLERANCE).mean())
             borders.append(Border(name, class_id, float(ways.mean()), within))
-    return borders
+    return things, borders
 
 
 class Calibration(NamedTuple):
@@ -291,9 +281,9 @@ def read_images(
         matrices.append(confusion(predicted, truth, len(classes)))
         bins += binned(confidence, predicted, truth)
         predicted[truth == IGNORE] = IGNORE
-        both = truth.numpy(), predicted.byte().numpy()
-        things += things_of(name, *both, objects)
-        borders += borders_of(name, *both, objects)
+        found = objects_of(name, truth.numpy(), predicted.byte().numpy(), objects)
+        things += found[0]
+        borders += found[1]
     return Reading(
         classes,
         data.mode,

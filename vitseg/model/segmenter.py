@@ -8,6 +8,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,7 +29,6 @@ from vitseg.model.decoder import build_decoder
 from vitseg.model.encoder import Encoder, Levels
 from vitseg.model.freeze import EMBEDDINGS, model_parts, set_freeze_depth
 from vitseg.model.weights import load_folder, load_vit, write_color_statistics, write_index
-from vitseg.model.windows import window_logits
 from vitseg.settings import Model
 from vitseg.words import Words, explain
 
@@ -76,10 +76,10 @@ class Segmenter(nn.Module):
         encoder, skips, x = self.encoder, set(self.shape.skip_depths), self.normalise(images)
         return encoder.run(encoder.embed(x), 0, encoder.cut, skips, tuple(x.shape[2:]))
 
-    def suffix(self, levels: Levels, size: Size) -> Tensor:
-        """From the frozen levels on: logits (B, classes, *size)."""
+    def suffix(self, levels: Levels, size: Size, cut: int | None = None) -> Tensor:
+        """From the frozen levels on, or from the level `cut`: logits (B, classes, *size)."""
         encoder, padded, depths = self.encoder, self.padded(size), self.shape.skip_depths
-        cut = encoder.cut
+        cut = encoder.cut if cut is None else cut
         trained = encoder.run(levels[cut], cut, max(cut, *depths), set(depths), padded)
         skips = [encoder.to_map((levels | trained)[depth], padded) for depth in depths]
         return self.decoder(skips, padded)[:, :, : size[0], : size[1]]
@@ -143,10 +143,23 @@ class Segmenter(nn.Module):
         in training; with a crop in `data.crop`, say. `overlap` is the share of a window that the
         next one repeats. An image smaller than the canvas is one padded window.
         """
-        rgb, size = _as_rgb(image), self.shape.size
-        pixels = _pixels(padded_image(rgb, size))
-        logits = window_logits(pixels, size, overlap, self._logits_of)[:, : rgb.height, : rgb.width]
-        return likeliest(logits).to(torch.uint8).numpy()
+        return likeliest(self.window_logits(image, overlap)).to(torch.uint8).numpy()
+
+    def window_logits(self, image: Picture, overlap: float) -> Tensor:
+        """What `predict_windows` takes the largest of: logits (classes, h, w) of one image, the
+        mean where windows overlap.
+        """
+        rgb, (high, wide) = _as_rgb(image), self.shape.size
+        pixels = _pixels(padded_image(rgb, self.shape.size))
+        _, height, width = pixels.shape
+        total = torch.zeros(len(self.shape.classes), height, width)
+        seen = torch.zeros(height, width)
+        tops, lefts = window_starts(height, high, overlap), window_starts(width, wide, overlap)
+        for top, left in product(tops, lefts):
+            place = (..., slice(top, top + high), slice(left, left + wide))
+            total[place] += self._logits_of(pixels[place]).float().cpu()
+            seen[place] += 1
+        return (total / seen)[:, : rgb.height, : rgb.width]
 
     def _logits_of(self, pixels: Tensor) -> Tensor:
         """Of one image (3, H, W) uint8: logits (classes, H, W), in eval mode."""
@@ -176,6 +189,14 @@ def _as_rgb(image: Picture) -> Image.Image:
         return to_rgb(image) if isinstance(image, Image.Image) else open_rgb(image)
     except UNREADABLE as error:
         raise DataError(f"{image}: cannot be read as an image ({error}).") from None
+
+
+def window_starts(length: int, window: int, overlap: float) -> list[int]:
+    """Where windows begin along one side: `overlap` of a window apart, the last at the end."""
+    if not 0 <= overlap < 1:
+        raise ConfigError("overlap", overlap, "a share of a window, 0 <= overlap < 1")
+    step = max(1, int(window * (1 - overlap)))
+    return [*range(0, length - window, step), length - window]
 
 
 def _pixels(image: Image.Image) -> Tensor:

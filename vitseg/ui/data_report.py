@@ -132,7 +132,7 @@ def check(folder: str | Path | Data) -> DataReport:
     if not isinstance(folder, Data):
         folder = Data(source=Folder(path=str(Path(folder).absolute())))
     # in a notebook, or on a terminal beside the output
-    bar = partial(tqdm, unit="pair", leave=False, delay=MOMENT, disable=None)
+    bar = partial(tqdm, desc="pixels", unit="pair", leave=False, delay=MOMENT, disable=None)
     return DataReport(Check(folder, bar))
 
 
