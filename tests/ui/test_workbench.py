@@ -281,7 +281,7 @@ def test_pause_saves_the_step_that_it_pauses_after(wb, tiny_recipe, monkeypatch)
     assert checkpoint.steps_saved(vitseg.RunFolder(wb.folder)) == step
     clip = StageTraining.clip
     # steps of a second: the next save of its own, at the end of the epoch, is far away
-    monkeypatch.setattr(StageTraining, "clip", lambda stage: (time.sleep(1), clip(stage))[1])
+    monkeypatch.setattr(StageTraining, "clip", lambda *args: (time.sleep(1), clip(*args))[1])
     monkeypatch.setattr(checkpoint, "save_file", no_room)
     wb.resume()
     until(
@@ -300,10 +300,10 @@ def test_pause_saves_the_step_that_it_pauses_after(wb, tiny_recipe, monkeypatch)
 def test_a_pause_after_a_step_that_failed_saves_nothing_of_it(wb, monkeypatch):
     clip, left = StageTraining.clip, iter(range(7))
 
-    def fails(stage):
+    def fails(*args):
         if next(left, None) is None:
             raise RuntimeError("in the midst of step 8")
-        return clip(stage)
+        return clip(*args)
 
     monkeypatch.setattr(StageTraining, "clip", fails)
     wb.start()

@@ -54,12 +54,13 @@ def ablate(
     job = Job(recipe)
     grid = make_grid(recipe, axes, seeds, facts_of(job))
     check_depths((trial.recipe for trial in grid.trials), job)
-    source = sweep = Sweep(grid, folder)
-    if where == "ray":
+    if where == "here":
+        sweep = Sweep(grid, folder)
+    else:
         from vitseg.sweep.cluster import Spread  # needs an extra
 
-        source = Spread(sweep, address, gpus)
-    return Ablation(SweepSession(job, sweep, source).attached())
+        sweep = Spread(grid, folder, address, gpus)
+    return Ablation(SweepSession(job, sweep).attached())
 
 
 class SweepSession(Trials):
@@ -67,8 +68,8 @@ class SweepSession(Trials):
     been started.
     """
 
-    def __init__(self, job: Job, sweep: Sweep, source: Any):
-        super().__init__(source)
+    def __init__(self, job: Job, sweep: Sweep):
+        super().__init__(sweep)
         self.job, self.sweep, self.grid = job, sweep, sweep.grid
         self.curves = {name: list(found.curve) for name, found in sweep.results().items()}
         self._inherits, self._reached = dict(self.grid.shared), dict.fromkeys(self.grid.shared, 0.0)

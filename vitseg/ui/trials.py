@@ -19,7 +19,7 @@ from vitseg.ui.widgets import Fit
 
 
 class Trials(Task):
-    """The trials of a source: a `Sweep`, a `Spread` or a `Search`. `trial` is the one that is being
+    """The trials of a source: a `Sweep` or a `Search`. `trial` is the one that is being
     trained.
 
     Each kind defines `tally`, how many trials have ended, of how many, and by name why some have
