@@ -79,7 +79,7 @@ def _run(parsed: Namespace) -> None:
     inherited = first.parent["stage"] if first.parent else 0
     ahead = forecast(job, measure(job), inherited)
     notes = table.memory_notes(ahead, job.machine)
-    _say("\n".join([str(table.ahead(recipe, ahead)), *notes, ""]))
+    _say("\n".join([str(table.stages(recipe, (), ahead)), *notes, ""]))
     _finish(events, run, [first])
 
 

@@ -62,7 +62,7 @@ def logs(sweep):
 
 def test_a_node_is_killed_and_all_trials_have_the_bits_of_one_machine(two_nodes, grid, tmp_path):
     made, nodes = two_nodes
-    spread = Spread(Sweep(grid, tmp_path / "cluster" / "sweep"))
+    spread = Spread(grid, tmp_path / "cluster" / "sweep")
     events, killed = [], False
     for event in spread.events():
         events.append(event)
@@ -88,7 +88,7 @@ def test_a_node_is_killed_and_all_trials_have_the_bits_of_one_machine(two_nodes,
 
 
 def test_a_trial_that_fails_is_told_of_and_the_others_go_on(two_nodes, grid, tmp_path):
-    spread = Spread(Sweep(grid, tmp_path / "sweep"))
+    spread = Spread(grid, tmp_path / "sweep")
     first = grid.trials[0].name
     (tmp_path / "sweep" / "trials").mkdir(parents=True)
     (tmp_path / "sweep" / "trials" / first).write_text("a file where its folder should be")
@@ -116,23 +116,23 @@ def test_an_ablation_on_a_cluster_is_stopped_and_goes_on(two_nodes, recipe, tmp_
 
 def test_what_no_node_can_train_is_refused_before_anything_is_begun(two_nodes, grid, tmp_path):
     with pytest.raises(ConfigError, match="1 cores and 1 GPUs"):
-        next(Spread(Sweep(grid, tmp_path / "s"), gpus=1).events())
+        next(Spread(grid, tmp_path / "s", gpus=1).events())
     assert not (tmp_path / "s").exists()
 
 
 def test_what_a_cluster_cannot_do_is_said(tiny_recipe, grid, tmp_path):
     auto = make_grid(tiny_recipe.replace({"threads": "auto"}), AXES, 1, facts_of(Job(tiny_recipe)))
     with pytest.raises(ConfigError, match="threads: got 'auto'"):
-        Spread(Sweep(auto, tmp_path / "a"))
+        Spread(auto, tmp_path / "a")
     with pytest.raises(ConfigError, match="where: got 'slurm'; allowed: here, ray"):
         vitseg.ablate(tiny_recipe, AXES, where="slurm")
     with pytest.raises(ConfigError, match="nothing, unless where='ray'"):
         vitseg.ablate(tiny_recipe, AXES, gpus=1)
     for wrong in ({"gpus": -1}, {"gpus": "one"}, {"address": 5}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
-            Spread(Sweep(grid, tmp_path / "c"), **wrong)
+            Spread(grid, tmp_path / "c", **wrong)
     for address in ("auto", "nohost"):
         with pytest.raises(VitsegError, match="no Ray cluster answers there"):
-            next(Spread(Sweep(grid, tmp_path / "b"), address=address).events())
+            next(Spread(grid, tmp_path / "b", address=address).events())
     with pytest.raises(VitsegError, match="no Ray cluster answers there"):
-        next(Spread(Sweep(grid, tmp_path / "b"), address="127.0.0.1:1").events())
+        next(Spread(grid, tmp_path / "b", address="127.0.0.1:1").events())

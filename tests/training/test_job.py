@@ -95,7 +95,7 @@ for _ in range(2):
     wb.start()
     while not any(isinstance(event, BatchEnded) for event in wb.events):
         time.sleep(0.01)
-    counts.append(wb.session.live.between(encoders))
+    counts.append(wb.session.between(encoders))
     assert wb.wait() == "ended"
     counts.append(encoders())
     wb.session.desk.edit("seed", 1)

@@ -19,7 +19,7 @@ from vitseg.events import EpochEnded, Event, Polled, TrialStarted, TrialTold, fr
 from vitseg.files import held
 from vitseg.recipe import Recipe, parse
 from vitseg.runs.folder import RunFolder
-from vitseg.sweep.grid import Trial
+from vitseg.sweep.grid import Grid, Trial
 from vitseg.sweep.local import FAILURES, Sweep, train_or_resume
 
 try:
@@ -37,9 +37,8 @@ POLL_SECONDS, LEAVE_SECONDS = 1.0, 60.0
 RETRIES = 2
 
 
-class Spread:
-    """The trials of a sweep as tasks of a cluster: the same `path`, `left` and `events` as the
-    sweep itself.
+class Spread(Sweep):
+    """A sweep whose trials are tasks of a cluster.
 
     `address` is a running cluster's ("auto" for the one that this machine belongs to); without it
     one is started here and ended again, unless this process has joined one already. A trial takes
@@ -52,8 +51,15 @@ class Spread:
 
     elsewhere = True
 
-    def __init__(self, sweep: Sweep, address: str | None = None, gpus: float = 0):
-        if any(trial.recipe.threads == "auto" for trial in sweep.grid.trials):
+    def __init__(
+        self,
+        grid: Grid,
+        folder: str | Path | None = None,
+        address: str | None = None,
+        gpus: float = 0,
+    ):
+        super().__init__(grid, folder)
+        if any(trial.recipe.threads == "auto" for trial in grid.trials):
             hint = 'Nodes have different numbers of cores: recipe.replace({"threads": 2}).'
             raise ConfigError("threads", "auto", "a number, with where='ray'", hint)
         if type(gpus) not in (int, float) or not 0 <= gpus < math.inf:
@@ -62,10 +68,7 @@ class Spread:
         if not isinstance(address, str | None):
             allowed = 'that of a cluster, as in "auto" or "10.0.0.1:6379"'
             raise ConfigError("address", address, allowed)
-        self.sweep, self.path, self._address, self._gpus = sweep, sweep.path, address, gpus
-
-    def left(self) -> int:
-        return self.sweep.left()
+        self._address, self._gpus = address, gpus
 
     def events(self) -> Generator[Event]:
         """Train what has not ended; `TrialTold` says how far each trial is. Whoever is left saves
@@ -73,13 +76,13 @@ class Spread:
         """
         with cluster(self._address):
             self._refuse_what_fits_nowhere()
-            self.sweep.lay_out()
+            self.lay_out()
             with held(self.path):
                 yield from self._spread_out()
 
     def _spread_out(self) -> Generator[Event]:
         stop = self.path / f"stop-{uuid4().hex[:8]}"
-        waiting, running, seen = self.sweep.todo(), dict[Any, Trial](), Counter[str]()
+        waiting, running, seen = self.todo(), dict[Any, Trial](), Counter[str]()
         try:
             while waiting or running:
                 for trial in self._ready(waiting, running.values()):
@@ -88,7 +91,7 @@ class Spread:
                 done, _ = ray.wait(list(running), timeout=POLL_SECONDS)
                 yield from self._news(running.values(), seen)
                 for task in done:
-                    yield self.sweep.over(running.pop(task).name, outcome(task))
+                    yield self.over(running.pop(task).name, outcome(task))
                 yield Polled(len(running))
         finally:
             if running:
@@ -100,7 +103,7 @@ class Spread:
     def _refuse_what_fits_nowhere(self) -> None:
         """Raises ConfigError where no node has what a trial takes: it would wait without end."""
         nodes = [Counter(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-        for cores in {_cores(trial.recipe) for trial in self.sweep.grid.trials}:
+        for cores in {_cores(trial.recipe) for trial in self.grid.trials}:
             if not any(node["CPU"] >= cores and node["GPU"] >= self._gpus for node in nodes):
                 wanted = f"{cores} cores and {self._gpus:g} GPUs"
                 has = ", ".join(f"{node['CPU']:g} and {node['GPU']:g}" for node in nodes)
@@ -109,15 +112,15 @@ class Spread:
     def _ready(self, waiting: Iterable[Trial], running: Iterable[Trial]) -> list[Trial]:
         """Those that share no stage with a trial that has yet to train it."""
         found, yet = [], {trial.name for trial in (*waiting, *running)}
-        for trial in self.sweep.grid.trials:  # in an order in which those that share stand together
-            if not self.sweep.grid.shared[trial.name]:
+        for trial in self.grid.trials:  # in an order in which those that share stand together
+            if not self.grid.shared[trial.name]:
                 first = trial.name
             if trial in waiting and (trial.name == first or first not in yet):
                 found.append(trial)
         return found
 
     def _submit(self, trial: Trial, stop: Path) -> Any:
-        folders = map(str, (self.sweep.run_of(trial.name).path, self.path.parent, stop))
+        folders = map(str, (self.run_of(trial.name).path, self.path.parent, stop))
         needs = {"num_cpus": _cores(trial.recipe), "num_gpus": self._gpus}
         task = _trained.options(**needs, max_retries=RETRIES, scheduling_strategy="SPREAD")
         return task.remote(trial.recipe.model_dump_json(), *folders)
@@ -127,7 +130,7 @@ class Spread:
         again has none for a while.
         """
         for trial in trials:
-            new = epochs_of(self.sweep.run_of(trial.name))[seen[trial.name] :]
+            new = epochs_of(self.run_of(trial.name))[seen[trial.name] :]
             if new and not seen[trial.name]:
                 yield TrialStarted(trial.name)
             seen[trial.name] += len(new)

@@ -113,11 +113,15 @@ def make_grid(
         if same is not setting:
             notes.append(_left_out(axes, setting, same, idle.keys() | idle_there.keys()))
     _, settings, recipes, _ = zip(*first.values(), strict=True)
-    notes += _warnings(recipes, facts)
+    for changed in recipes:
+        batches = plan.batches_per_epoch(changed, facts.train_images)
+        for number, stage in enumerate(changed.stages, start=1):
+            notes += [f"Stage {number}: {warning}" for warning in plan.warnings(stage, batches)]
     for seed in seeds:
         trials += _trials(recipes, seed, facts)
     trials, shared = _in_order(trials, facts)
-    return Grid(recipe, axes, seeds, settings, places, tuple(trials), shared, tuple(notes))
+    notes = tuple(dict.fromkeys(notes))  # a doubtful schedule once
+    return Grid(recipe, axes, seeds, settings, places, tuple(trials), shared, notes)
 
 
 def _seeds(recipe: Recipe, seeds: int | Sequence[int]) -> tuple[int, ...]:
@@ -166,16 +170,6 @@ def _left_out(
             ignored.append(name)
     why = f": {', '.join(ignored)} has no effect there" if ignored else ""
     return f"Left out: {', '.join(these)} is the same training as {', '.join(those)}{why}."
-
-
-def _warnings(recipes: Sequence[Recipe], facts: Facts) -> list[str]:
-    """Doubtful schedules of the combinations, each named once."""
-    found = []
-    for recipe in recipes:
-        batches = plan.batches_per_epoch(recipe, facts.train_images)
-        for number, stage in enumerate(recipe.stages, start=1):
-            found += [f"Stage {number}: {warning}" for warning in plan.warnings(stage, batches)]
-    return list(dict.fromkeys(found))
 
 
 def training_of(recipe: Recipe, facts: Facts, stages: int | None = None) -> str:

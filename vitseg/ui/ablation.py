@@ -21,8 +21,7 @@ from vitseg.sweep.findings import Findings
 from vitseg.sweep.grid import make_grid
 from vitseg.sweep.local import Sweep, check_depths, facts_of
 from vitseg.training.job import Job
-from vitseg.ui import panels, sweep_charts, theme
-from vitseg.ui.markup import page
+from vitseg.ui import markup, sweep_charts, theme
 from vitseg.ui.table import Table, number_or_na
 from vitseg.ui.trials import Trials, TrialsScreen
 
@@ -55,12 +54,13 @@ def ablate(
     job = Job(recipe)
     grid = make_grid(recipe, axes, seeds, facts_of(job))
     check_depths((trial.recipe for trial in grid.trials), job)
-    source = sweep = Sweep(grid, folder)
-    if where == "ray":
+    if where == "here":
+        sweep = Sweep(grid, folder)
+    else:
         from vitseg.sweep.cluster import Spread  # needs an extra
 
-        source = Spread(sweep, address, gpus)
-    return Ablation(SweepSession(job, sweep, source).attached())
+        sweep = Spread(grid, folder, address, gpus)
+    return Ablation(SweepSession(job, sweep).attached())
 
 
 class SweepSession(Trials):
@@ -68,8 +68,8 @@ class SweepSession(Trials):
     been started.
     """
 
-    def __init__(self, job: Job, sweep: Sweep, source: Any):
-        super().__init__(source)
+    def __init__(self, job: Job, sweep: Sweep):
+        super().__init__(sweep)
         self.job, self.sweep, self.grid = job, sweep, sweep.grid
         self.curves = {name: list(found.curve) for name, found in sweep.results().items()}
         self._inherits, self._reached = dict(self.grid.shared), dict.fromkeys(self.grid.shared, 0.0)
@@ -156,6 +156,7 @@ class Ablation(TrialsScreen):
         super().__init__(session)
 
     def planned(self) -> Table:
+        """What is going to be trained."""
         return sweep_charts.plan_table(self.grid)
 
     @property
@@ -187,16 +188,16 @@ class Ablation(TrialsScreen):
         """Write `report.html` into the sweep's folder: it opens without a network."""
         recipe = self.grid.recipe.model_dump_json(indent=2)
         body = [
-            f"{panels.lines(self.notes())}{panels.html(self.table)}",
+            f"{markup.lines(self.notes())}{markup.html(self.table)}",
             self.show().to_html(full_html=False, include_plotlyjs=True, config=theme.CONFIG),
-            f"<h2>Plan</h2>{panels.html(self.planned())}",
+            f"<h2>Plan</h2>{markup.html(self.planned())}",
             f"<h2>Recipe</h2><pre>{escape(recipe)}</pre>",
         ]
         path = self.sweep.path / "report.html"
-        path.write_text(page(self.sweep.path.name, "\n".join(body)), encoding="utf-8")
+        path.write_text(markup.page(self.sweep.path.name, "\n".join(body)), encoding="utf-8")
         return path
 
-    def notes(self) -> list[panels.Line]:
+    def notes(self) -> list[markup.Line]:
         """What was found, what was left out, where it all is."""
         left_out = [("quiet", "", note) for note in self.grid.notes]
         return [("said", "", self.sentence), *left_out, *super().notes()]

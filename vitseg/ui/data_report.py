@@ -89,10 +89,9 @@ class DataReport:
         for row in c.classes:
             cells = {"class": row.name}
             for split in c.splits:
-                total = sum(other.pixels.get(split, 0) for other in c.classes)
-                share = row.pixels.get(split, 0) / (total or 1)
-                images = f"{row.images.get(split, 0):,}, {100 * share:.3g} %"
-                cells[f"{split}: images, pixels"] = images
+                total = sum(other.pixels[split] for other in c.classes)
+                share = 100 * row.pixels[split] / (total or 1)
+                cells[f"{split}: images, pixels"] = f"{row.images[split]:,}, {share:.3g} %"
             rows.append(cells)
         if rows:
             yield Table.of(rows, "Classes")

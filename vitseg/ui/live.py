@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import atexit
 import threading
-import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing
@@ -17,11 +15,8 @@ from typing import Any
 from vitseg.errors import RunError, TrainingError
 from vitseg.events import BatchEnded, Event
 
-OVER = frozenset({"stopped", "ended", "failed"})
-"""States from which nothing more comes."""
-
-LONGEST = 60.0
-"""Seconds that a step may take; more was a machine asleep."""
+OVER = frozenset({"", "stopped", "ended", "failed"})
+"""Phases in which nothing more comes."""
 
 Said = tuple[str, str]
 """The words of a status line, and "bad" where they are about something wrong."""
@@ -29,37 +24,99 @@ Said = tuple[str, str]
 launching = threading.RLock()
 """Held while a run is launched: buttons and cells may press Start from several threads at once."""
 
-_current: LiveRun | None = None
+_current: Task | None = None
 
 
-def current() -> LiveRun | None:
-    """The run that is training in this kernel, paused or not; None if there is none."""
-    return _current if _current and _current.state not in OVER else None
+def current() -> Task | None:
+    """The task that is training in this kernel, paused or not; None if there is none."""
+    return _current if _current and _current.alive else None
 
 
 def refuse_a_second() -> None:
     """Raises TrainingError if a run is alive: two would share the cores."""
     if other := current():
         raise TrainingError(
-            f"{other.name} is training in this kernel.", "Stop it first, or wait for its end."
+            f"{other.path.name} is training in this kernel.", "Stop it first, or wait for its end."
         )
 
 
-class LiveRun:
-    """Drains a stream of events on a thread of its own; `owner` takes each of them.
+class Task:
+    """What is trained in the background, and what a screen asks of it. A stream of events is drained
+    on a thread; between two events the thread pauses, stops, or does what `between` hands it.
 
-    `state` is running, pausing, paused or stopping, and in the end one of `OVER`. Between two
-    events the thread looks into its mailbox: it pauses, stops, or does what `between` hands it.
+    `phase` is running, pausing, paused or stopping, and in the end stopped, ended or failed, by
+    `error`; "" for what was not started here. `events` are all but the transient ones of the run
+    that is shown, `position` is the last event of any kind. `version` counts what happened, and
+    `turns` what is worth drawing everything anew. `incomplete` is why the screen does not show all
+    of it, `cost` what a forecast rests on; None until batches have been timed.
+
+    Each kind of task defines `idle`, its state while `phase` is ""; `_begin`, which launches what
+    Start trains; `_note`, which takes note of an event for curves and progress; `progress`, the
+    share that is done, 0..1, and the seconds left, once that can be said; and `sentence(note)`,
+    what is happening or what is wrong, `note` being what the last press came to.
     """
 
-    def __init__(self, stream: Generator[Event], name: str, owner: Task):
-        self.name, self.owner, self.state = name, owner, "running"
-        self.error: BaseException | None = None
-        self._stream, self._mail = stream, threading.Condition()
+    path: Path | None
+    """Its folder, once there is one."""
+
+    elsewhere = False
+    """Whether other processes train, which go on while nobody asks for events."""
+
+    resumable = False
+    """Whether what was cut off can be gone on with, by Resume."""
+
+    def __init__(self) -> None:
+        self._mail, self._thread = threading.Condition(), None
+        self.cost: Any = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self.phase, self.error = "", None
         self._jobs: list[Callable[[], None]] = []
-        self._thread = threading.Thread(target=self._drain, name=f"vitseg {name}", daemon=True)
-        atexit.register(self._at_exit)
-        self._thread.start()
+        self.events: list[Event] = []
+        self.position: Event | None = None
+        self.version = self.turns = 0
+        self.incomplete = ""
+
+    def measure(self) -> None:
+        """Time a few batches, once, where there is a forecast."""
+
+    # ---- what it is doing
+
+    @property
+    def state(self) -> str:
+        return self.phase or self.idle
+
+    @property
+    def alive(self) -> bool:
+        return self.phase not in OVER
+
+    @property
+    def startable(self) -> bool:
+        return not self.alive and not self.why_not_start()
+
+    @property
+    def stoppable(self) -> Task | None:
+        """What Stop ends."""
+        return self if self.alive else None
+
+    def why_not_start(self) -> str:
+        """Why Start is off; empty if it is not."""
+        try:
+            refuse_a_second()
+        except TrainingError as error:
+            return str(error)
+        return ""
+
+    # ---- what can be done
+
+    def start(self) -> None:
+        """Train in the background. Nothing happens while it does already. Raises TrainingError if
+        another run is alive.
+        """
+        with launching:
+            if not self.alive:
+                self._begin()
 
     def pause(self) -> None:
         """Stop asking for events after the batch that is under way."""
@@ -70,12 +127,36 @@ class LiveRun:
 
     def stop(self) -> None:
         """End after the batch that is under way. The run can be continued from there."""
-        self._move(running="stopping", pausing="stopping", paused="stopping")
+        if task := self.stoppable:
+            task._move(running="stopping", pausing="stopping", paused="stopping")
+
+    def _move(self, **moves: str) -> None:
+        """From one phase to another; in a phase not named nothing happens, so that a second click
+        does no harm.
+        """
+        if not self.phase:
+            raise RunError("Nothing has been started.", "Press Start.")
+        with self._mail:
+            self.phase = moves.get(self.phase, self.phase)
+            self._mail.notify_all()
 
     def wait(self, timeout: float | None = None) -> str:
         """Until nothing more comes, or `timeout` seconds have passed; returns the state."""
-        self._thread.join(timeout)
+        if self._thread:
+            self._thread.join(timeout)
         return self.state
+
+    def follow(self) -> Iterator[Event]:
+        """The events so far, and those to come, until the run is over."""
+        seen, events = 0, self.events
+        while True:
+            over = not self.alive or events is not self.events
+            while seen < len(events):
+                yield events[seen]
+                seen += 1
+            if over:
+                return
+            self.wait(0.2)
 
     def between(self, job: Callable[[], Any]) -> Any:
         """The result of `job`, done while no step is under way: also while paused, and after the
@@ -94,47 +175,52 @@ class LiveRun:
                 done.set_exception(error)
 
         with self._mail:
-            over = self.state in OVER
-            if not over:
+            alive = self.alive
+            if alive:
                 self._jobs.append(answer)
                 self._mail.notify_all()
-        if over:
+        if not alive:
             answer()
         return done
 
-    def _move(self, **moves: str) -> None:
-        """From one state to another; in a state not named nothing happens, so that a second click
-        does no harm.
-        """
-        with self._mail:
-            self.state = moves.get(self.state, self.state)
-            self._mail.notify_all()
+    # ---- the thread
 
-    def _drain(self) -> None:
+    def _launch(self, stream: Generator[Event]) -> None:
+        global _current
+        refuse_a_second()
+        self._clear()
+        self.phase, _current = "running", self
+        self._thread = threading.Thread(
+            target=self._drain, args=[stream], name=f"vitseg {self.path.name}", daemon=True
+        )
+        atexit.register(self._at_exit)
+        self._thread.start()
+
+    def _drain(self, stream: Generator[Event]) -> None:
         last = "stopped"
         try:
-            with closing(self._stream):  # which saves, and may fail to
+            with closing(stream):  # which saves, and may fail to
                 while self._may_go_on():
-                    self.owner.take(next(self._stream))
+                    self.take(next(stream))
         except StopIteration:
             last = "ended"
         except BaseException as error:  # a SystemExit, too: nobody would see it on this thread
             self.error, last = error, "failed"
-        with self._mail:
-            self.state = last
-        for job in self._jobs:
-            job()
         atexit.unregister(self._at_exit)
+        with self._mail:  # from here on another run may be launched, with jobs of its own
+            self.phase, jobs = last, self._jobs
+        for job in jobs:
+            job()
 
     def _may_go_on(self) -> bool:
         """Do the jobs, sit out a pause. False once it is to stop."""
         while True:
             with self._mail:
-                if self.state == "pausing":
-                    self.state = "paused"
-                self._mail.wait_for(lambda: self._jobs or self.state != "paused")
+                if self.phase == "pausing":
+                    self.phase = "paused"
+                self._mail.wait_for(lambda: self._jobs or self.phase != "paused")
                 if not self._jobs:
-                    return self.state != "stopping"
+                    return self.phase != "stopping"
                 job = self._jobs.pop(0)
             job()
 
@@ -144,129 +230,6 @@ class LiveRun:
         """
         self.stop()
         self._thread.join(5.0)
-
-
-class Task(ABC):
-    """What is trained in the background, one live run after another, and what a screen asks of it.
-
-    `events` are all but the transient ones of the run that is shown, `position` is the last event of
-    any kind. `version` counts what happened, and `turns` what is worth drawing everything anew.
-    `incomplete` is why the screen does not show all of it, `cost` what a forecast rests on; None
-    until batches have been timed.
-    """
-
-    path: Path | None
-    """Its folder, once there is one."""
-
-    elsewhere = False
-    """Whether other processes train, which go on while nobody asks for events."""
-
-    resumable = False
-    """Whether what was cut off can be gone on with, by Resume."""
-
-    def __init__(self) -> None:
-        self.live: LiveRun | None = None
-        self.cost: Any = None
-        self._clear()
-
-    def _clear(self) -> None:
-        self.events: list[Event] = []
-        self.position: Event | None = None
-        self.version = self.turns = 0
-        self.incomplete, self.pace = "", Pace()
-
-    # ---- what each kind says of itself
-
-    @property
-    @abstractmethod
-    def idle(self) -> str:
-        """The state of what was not started here."""
-
-    @abstractmethod
-    def _begin(self) -> None:
-        """Launch what Start trains."""
-
-    @abstractmethod
-    def _note(self, event: Event) -> None:
-        """Take note of an event, for curves and progress."""
-
-    def measure(self) -> None:  # noqa: B027
-        """Time a few batches, once, where there is a forecast."""
-
-    @abstractmethod
-    def progress(self) -> tuple[float, float | None]:
-        """The share that is done, 0..1, and the seconds left, once that can be said."""
-
-    @abstractmethod
-    def sentence(self, note: str = "") -> Said:
-        """What is happening, or what is wrong. `note` is what the last press came to."""
-
-    # ---- what all have in common
-
-    @property
-    def state(self) -> str:
-        return self.live.state if self.live else self.idle
-
-    @property
-    def alive(self) -> bool:
-        return self.live is not None and self.live.state not in OVER
-
-    @property
-    def startable(self) -> bool:
-        return not self.alive and not self.why_not_start()
-
-    @property
-    def stoppable(self) -> LiveRun | None:
-        """What Stop ends."""
-        return self.live if self.alive else None
-
-    def why_not_start(self) -> str:
-        """Why Start is off; empty if it is not."""
-        try:
-            refuse_a_second()
-        except TrainingError as error:
-            return str(error)
-        return ""
-
-    def start(self) -> None:
-        """Train in the background. Nothing happens while it does already. Raises TrainingError if
-        another run is alive.
-        """
-        with launching:
-            if not self.alive:
-                self._begin()
-
-    def pause(self) -> None:
-        """After the batch that is under way."""
-        self._started().pause()
-
-    def resume(self) -> None:
-        self._started().resume()
-
-    def _started(self) -> LiveRun:
-        if self.live is None:
-            raise RunError("Nothing has been started.", "Press Start.")
-        return self.live
-
-    def stop(self) -> None:
-        if live := self.stoppable:
-            live.stop()
-
-    def wait(self, timeout: float | None = None) -> str:
-        """Until the live run is over, or `timeout` seconds; returns the state."""
-        return self.live.wait(timeout) if self.live else self.idle
-
-    def follow(self) -> Iterator[Event]:
-        """The events so far, and those to come, until the live run is over."""
-        seen, events, live = 0, self.events, self.live
-        while True:
-            over = live is None or live.state in OVER
-            while seen < len(events):
-                yield events[seen]
-                seen += 1
-            if over:
-                return
-            live.wait(0.2)
 
     def take(self, event: Event) -> None:
         """What happens to an event: on the training thread, between two steps. No curve is a reason
@@ -281,28 +244,3 @@ class Task(ABC):
             self.turns += not isinstance(event, BatchEnded)
         self.position = event
         self.version += 1
-
-    def _launch(self, stream: Generator[Event], name: str) -> None:
-        global _current
-        refuse_a_second()
-        self._clear()
-        self.live = _current = LiveRun(stream, name, self)
-
-
-class Pace:
-    """How fast work goes: of events, each with the work that was done since the one before."""
-
-    def __init__(self) -> None:
-        self._last, self._seconds, self._done = time.monotonic(), 0.0, 0.0
-
-    def count(self, working: bool, work: float = 0.0) -> None:
-        """`working` is whether it went on all the time: a pause is no work."""
-        now = time.monotonic()
-        if working:
-            self._seconds += min(now - self._last, LONGEST)
-            self._done += work
-        self._last = now
-
-    def left(self, work: float) -> float | None:
-        """Seconds that so much work will take, once that can be said."""
-        return work * self._seconds / self._done if self._done else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ STYLE = str(render("style"))
 def html(body: Any) -> str:
     """HTML, or a table, in the box to which `STYLE` applies."""
     return f"<div class='vitseg'>{Markup(body)}</div>"
+
+
+Line = tuple[str, str, object]
+"""A CSS class, what is said in it first, and the text; without the former, all is in the class."""
+
+
+def lines(said: Iterable[Line]) -> str:
+    """A paragraph for each."""
+    return html(render("lines", lines=said))
 
 
 def page(title: str, body: str) -> str:

@@ -8,21 +8,9 @@ from typing import Any
 from vitseg.events import BatchEnded, Event, FeaturesUsed, RunStarted, StageEnded, StageStarted
 from vitseg.model.freeze import model_parts
 from vitseg.runs.folder import Failure
-from vitseg.runs.forecast import StageForecast
 from vitseg.runs.narrate import inherited_words
 from vitseg.training.job import Job
-from vitseg.ui.markup import STYLE, html, render
-from vitseg.ui.table import duration, size
-
-__all__ = ["STYLE", "cached_words", "checks", "duration", "html", "lines", "stage_parts"]
-
-Line = tuple[str, str, object]
-"""A CSS class, what is said in it first, and the text; without the former, all is in the class."""
-
-
-def lines(said: Iterable[Line]) -> str:
-    """A paragraph for each."""
-    return html(render("lines", lines=said))
+from vitseg.ui.markup import Line, lines
 
 
 def stage_parts(
@@ -48,19 +36,6 @@ def stage_parts(
             parts = [part | {"broken": part["name"] in failure.parts} for part in parts]
         rows.append((f"{plan.number} {plan.stage.name}", parts))
     return rows
-
-
-def cached_words(ahead: StageForecast) -> str:
-    """What the feature cache takes and gives in a stage, or what makes it needless."""
-    if ahead.inherited:
-        return (
-            "An earlier run has trained this stage alike: Start takes it from there, bit for bit."
-        )
-    room = f"+{size(ahead.kept)}" if ahead.kept else "all of them are there"
-    return (
-        f"Frozen features will be cached ({room}); steps of this stage then run {ahead.gain:.1f}x "
-        f"faster. The rest is mostly {ahead.bound}."
-    )
 
 
 def checks(

@@ -131,8 +131,8 @@ def _names(reading: Reading) -> list[str]:
 
 def _map(shares: Any, x: Sequence[str], y: Sequence[str], hover: str, title: str) -> go.Figure:
     """A heat map of shares, which stand in it; nan is empty."""
-    look = {"colorscale": "Cividis", "showscale": False, "texttemplate": "%{z:.3~p}"}
-    heat = go.Heatmap(z=shares, x=x, y=y, hovertemplate=f"{hover}<extra></extra>", **look)
+    hover, text = f"{hover}<extra></extra>", "%{z:.3~p}"
+    heat = go.Heatmap(z=shares, x=x, y=y, hovertemplate=hover, texttemplate=text)
     figure = _titled(go.Figure(heat), title).update_layout(height=170 + 36 * len(y))
     figure.update_xaxes(type="category")
     return figure.update_yaxes(type="category", autorange="reversed", automargin=True)

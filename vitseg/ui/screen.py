@@ -5,8 +5,7 @@ painter; and figures that are redrawn in place.
 from __future__ import annotations
 
 import threading
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
 from html import escape
@@ -20,17 +19,19 @@ from vitseg.errors import Interrupted, VitsegError
 from vitseg.events import Event
 from vitseg.ui import theme
 from vitseg.ui.live import Task, current
-from vitseg.ui.panels import duration, html
+from vitseg.ui.markup import html
+from vitseg.ui.table import duration
 
 REDRAW_SECONDS = 0.4
 
 
-class Screen(ABC):
+class Screen:
     """Buttons, progress and status of a task, by their widgets. `box` is all that is shown.
 
     `start`, `pause`, `resume`, `stop` and `wait` do what the buttons do. Whoever derives from it
     builds `box` around `steering`, and says what is drawn: `draw` everything, at turning points and
-    after the end, `draw_news` what changes with every batch.
+    after the end, `draw_news` what changes with every batch. Its `_printed` passes events on, and
+    prints how it goes.
     """
 
     box: w.VBox
@@ -141,17 +142,13 @@ class Screen(ABC):
                 "This cell was interrupted; the training goes on. Run the cell again to wait "
                 "for it."
             ) from None
-        if self.session.live and self.session.live.error is not None:
-            raise self.session.live.error
+        if self.session.error is not None:
+            raise self.session.error
         return self.session.path
 
     def _open(self) -> None:
         """What `finish` does first."""
         self.start()
-
-    @abstractmethod
-    def _printed(self, events: Iterable[Event]) -> Iterator[Event]:
-        """Pass events on, and print how it goes."""
 
     @property
     def state(self) -> str:
@@ -167,10 +164,6 @@ class Screen(ABC):
             self._time_batches()
         bundle = self.box._repr_mimebundle_(**more)
         return bundle | {"text/plain": str(self)} if isinstance(bundle, dict) else bundle
-
-    @abstractmethod
-    def draw(self) -> None:
-        """Everything."""
 
     def draw_news(self) -> None:
         self.draw_status()

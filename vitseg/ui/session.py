@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from functools import partial
@@ -34,9 +35,12 @@ from vitseg.runs.store import StageEnd, environment, stage_keys
 from vitseg.training.job import Job
 from vitseg.ui.curves import Curves
 from vitseg.ui.desk import Desk
-from vitseg.ui.live import LiveRun, Said, Task, current, launching, refuse_a_second
+from vitseg.ui.live import Said, Task, current, launching, refuse_a_second
 
 _BEGINS_AGAIN = "Stopped. Resume begins again: nothing had been saved."
+
+LONGEST = 60.0
+"""Seconds that a step may take; more was a machine asleep."""
 
 _SAME_COST = {"name", "stages", "batch_size", "seed"}
 """Settings that timed batches do not depend on."""
@@ -80,6 +84,7 @@ class Session(Task):
         self._training: TrainingRun | None = None
         self._inherited, self._epoch = 0, 0.0
         self._weights: list[float] = []
+        self._last, self._seconds, self._done = time.monotonic(), 0.0, 0.0
 
     # ---- what there is
 
@@ -108,7 +113,7 @@ class Session(Task):
         return self.run.path if self.run else None
 
     @property
-    def stoppable(self) -> LiveRun | None:
+    def stoppable(self) -> Task | None:
         """Also a run of another workbench, whose own button may be gone."""
         return current()
 
@@ -130,8 +135,8 @@ class Session(Task):
 
     def failure(self) -> Failure | None:
         """What ended the run that is shown: as it happened here, or as its folder remembers."""
-        if self.live and self.live.error:
-            return Failure.of(self.live.error)
+        if self.error:
+            return Failure.of(self.error)
         return self.run.failure() if self.state == "shown" else None
 
     def starts(self) -> list[StageEnd]:
@@ -175,11 +180,11 @@ class Session(Task):
 
         refuse_a_second()
         self.run, self.trained, self.preview = run, recipe, False
-        self._launch(stream(), run.path.name)
+        self._launch(stream())
 
     def pause(self) -> None:
         super().pause()
-        self.live.later(self._save)
+        self.later(self._save)
 
     def _save(self) -> None:
         """On the training thread: what is paused may never be resumed here."""
@@ -197,7 +202,7 @@ class Session(Task):
         """
         with launching:
             if self.alive:
-                self.live.resume()
+                super().resume()
                 self.turns += 1
             elif self.resumable:
                 recipe = self.run.resolved_recipe()
@@ -221,7 +226,7 @@ class Session(Task):
         controls.
         """
         if self.alive:
-            raise TrainingError(f"{self.live.name} is training.", "Stop it, or wait for its end.")
+            raise TrainingError(f"{self.path.name} is training.", "Stop it, or wait for its end.")
         run, base = RunFolder(folder), self.desk.base
         events, recipe = list(run.events()), run.recipe
         if (recipe.data, recipe.model) != (base.data, base.model):
@@ -234,7 +239,7 @@ class Session(Task):
         self.desk.take(recipe)
         self.desk.check()
         self._choice, self.predictions = self.desk.choice(), {}
-        self.run, self.trained, self.preview, self.live = run, recipe, False, None
+        self.run, self.trained, self.preview = run, recipe, False
         self._clear()
         for event in events:
             self.take(event)
@@ -260,7 +265,11 @@ class Session(Task):
         new = self._training and isinstance(event, StageEvent) and event.stage > self._inherited
         if new and isinstance(event, StageStarted | EpochEnded):
             self._predict(event.epoch)
-        self.pace.count(bool(new) and self.state == "running", work)
+        now = time.monotonic()
+        if new and self.phase == "running":  # a pause is no work
+            self._seconds += min(now - self._last, LONGEST)
+            self._done += work
+        self._last = now
         if not event.transient:
             self.curves.add(event)
 
@@ -322,7 +331,8 @@ class Session(Task):
             return 0.0, None
         for band in bands:
             work += max(0.0, band.end - max(band.start, self._epoch)) * self._weight(band.stage)
-        return self._epoch / bands[-1].end, self.pace.left(work)
+        left = work * self._seconds / self._done if self._done else None
+        return self._epoch / bands[-1].end, left
 
     # ---- what is said
 

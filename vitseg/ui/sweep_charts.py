@@ -158,8 +158,6 @@ def _heat(grid: Grid, findings: Findings) -> go.Heatmap:
         x=across,
         y=down,
         texttemplate="%{z:.3f}",
-        colorscale="Cividis",
-        showscale=False,
         zmin=min(means.values(), default=0) - 0.05,  # else a hundredth would be a whole rainbow
         zmax=max(means.values(), default=0) + 0.05,
     )

@@ -74,7 +74,7 @@ def stages(
     edited: int = 0,
 ) -> Table:
     """What a recipe is going to do, a row for each stage; with the rows of a freeze map also what
-    trains, with forecasts what that will take.
+    trains, with forecasts what that will take and what cached features change about it.
     """
     rows = []
     for number, stage in enumerate(recipe.stages):
@@ -93,30 +93,18 @@ def stages(
             share = trains / sum(part["parameters"] for part in parts)
             row["trains"] = f"{trains / 1e6:.1f} M ({100 * share:.0f} %)"
         if forecasts:
-            row |= _cost(forecasts[number])
+            f = forecasts[number]
+            row |= {
+                "steps": f"{f.steps:,}",
+                "time": "trained already" if f.inherited else duration(f.seconds),
+                "memory": size(f.memory),
+                "checkpoint": size(f.checkpoint),
+                "cached features": f"+{size(f.kept)}, {f.gain:.1f}x as fast",
+                "bound by": f.bound,
+            }
         rows.append(row)
-    return Table.of(rows, edited=edited)
-
-
-def ahead(recipe: Recipe, forecasts: Sequence[Any]) -> Table:
-    """What the stages of a recipe will take on this machine, and what kept features change about
-    it.
-    """
-    rows = []
-    for number, (stage, f) in enumerate(zip(recipe.stages, forecasts, strict=True), start=1):
-        row = {"stage": f"{number} {stage.name}"} | _cost(f)
-        row |= {"new features": size(f.kept), "with them": f"{f.gain:.1f} x as fast"}
-        rows.append(row | {"most of which is": f.bound})
-    return Table.of(rows, "Forecast, from a few timed batches")
-
-
-def _cost(forecast: Any) -> dict[str, str]:
-    return {
-        "steps": f"{forecast.steps:,}",
-        "time": "trained already" if forecast.inherited else duration(forecast.seconds),
-        "memory": size(forecast.memory),
-        "checkpoint": size(forecast.checkpoint),
-    }
+    caption = "Forecast, from a few timed batches" if forecasts else ""
+    return Table.of(rows, caption, edited)
 
 
 def results(summary: dict[str, Any]) -> Table:

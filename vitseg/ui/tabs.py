@@ -15,7 +15,8 @@ from vitseg.runs.narrate import number_or_na
 from vitseg.ui import charts, pictures, theme
 from vitseg.ui.curves import write_csv
 from vitseg.ui.live import current
-from vitseg.ui.panels import checks, html, lines
+from vitseg.ui.markup import html, lines
+from vitseg.ui.panels import checks
 from vitseg.ui.report import report
 from vitseg.ui.screen import Screen
 from vitseg.ui.session import Session, recent_runs
@@ -134,7 +135,7 @@ class Tabs:
 
 def _state_of(run: RunFolder) -> str:
     live = current()
-    if live and live.name == run.path.name:
+    if live and live.path == run.path:
         return f"{live.state} here"
     if run.summary_file.exists():
         return "ended"

@@ -24,6 +24,7 @@ HANDLE = {"handle_color": TRAIN}
 
 _AXIS = {"gridcolor": GRID, "zeroline": False, "exponentformat": "power"}
 TEMPLATE = go.layout.Template(
+    data={"heatmap": [{"colorscale": "Cividis", "showscale": False}]},
     layout={
         "font": {"color": TEXT, "size": 13, "family": "system-ui, sans-serif"},
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -34,7 +35,7 @@ TEMPLATE = go.layout.Template(
         "hoverlabel": {"namelength": -1},
         "colorway": STAGES,
         "modebar": {"remove": ["sendChartToCloud", "select2d", "lasso2d"]},
-    }
+    },
 )
 
 CONFIG = {"displaylogo": False, "showSendToCloud": False, "plotlyServerURL": ""}

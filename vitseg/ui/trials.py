@@ -4,26 +4,26 @@ that fills and a figure.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ipywidgets as w
-import plotly.graph_objects as go
 
 from vitseg.errors import RunError
 from vitseg.events import Event, Polled, StageEvent, TrialEnded
-from vitseg.ui import panels
+from vitseg.ui import markup
 from vitseg.ui.console import say
 from vitseg.ui.live import Said, Task, current
 from vitseg.ui.screen import Screen, live_figure, redraw
-from vitseg.ui.table import Table
 from vitseg.ui.widgets import Fit
 
 
 class Trials(Task):
-    """The trials of a source: a `Sweep`, a `Spread` or a `Search`. `trial` is the one that is being
+    """The trials of a source: a `Sweep` or a `Search`. `trial` is the one that is being
     trained.
+
+    Each kind defines `tally`, how many trials have ended, of how many, and by name why some have
+    failed; and `score_of(trial)`, the IoU of one that has ended.
     """
 
     def __init__(self, source: Any):
@@ -31,20 +31,11 @@ class Trials(Task):
         self.path, self.elsewhere = source.path, source.elsewhere
         super().__init__()
 
-    @abstractmethod
-    def tally(self) -> tuple[int, int, Mapping[str, str]]:
-        """How many trials have ended, of how many, and by name why some have failed."""
-
-    @abstractmethod
-    def score_of(self, trial: str) -> str:
-        """The IoU of a trial that has ended."""
-
     def attached(self) -> Trials:
         """These trials, or the live ones of the same kind and folder."""
         live = current()
-        if live and isinstance(live.owner, type(self)) and live.owner.path == self.path:
-            return live.owner
-        return self
+        same = isinstance(live, type(self)) and live.path == self.path
+        return live if same else self
 
     @property
     def idle(self) -> str:
@@ -56,7 +47,7 @@ class Trials(Task):
 
     def _begin(self) -> None:
         if self.source.left():
-            self._launch(self.source.events(), self.path.name)
+            self._launch(self.source.events())
 
     def pause(self) -> None:
         if self.elsewhere:
@@ -72,8 +63,8 @@ class Trials(Task):
         wrong += [f"{name} failed: {why}" for name, why in list(failed.items())[:3]]
         if self.alive:
             words.insert(0, self._doing())
-        elif self.live and self.live.error is not None:
-            wrong.append(f"Stopped by an error: {self.live.error}")
+        elif self.error is not None:
+            wrong.append(f"Stopped by an error: {self.error}")
         elif reason := self.why_not_start():
             wrong.append(f"Start is off: {reason}")
         elif left := self.source.left():
@@ -98,6 +89,9 @@ class Trials(Task):
 class TrialsScreen(Screen):
     """Plan, buttons, table and figure of trials. `start`, `pause`, `resume`, `stop` and `wait` do
     what the buttons do.
+
+    Each kind defines `planned`, a table of what is going to be trained; `table`, what has been
+    found, which fills while trials end; and `show`, the same as a static figure.
     """
 
     session: Trials
@@ -105,33 +99,20 @@ class TrialsScreen(Screen):
     def __init__(self, session: Trials):
         super().__init__(session)
         self.plan, self.results = w.HTML(), w.HTML()
-        self.figure, style = live_figure(self.show()), w.HTML(panels.STYLE)
+        self.figure, style = live_figure(self.show()), w.HTML(markup.STYLE)
         self.box = w.VBox([style, self.plan, self.steering, self.results, self.figure, Fit()])
         self.draw()
         if session.alive:
             self._paint_while_alive()
 
-    @abstractmethod
-    def planned(self) -> Table:
-        """What is going to be trained."""
-
-    @property
-    @abstractmethod
-    def table(self) -> Table:
-        """What has been found; it fills while trials end."""
-
-    @abstractmethod
-    def show(self) -> go.Figure:
-        """The same as a static figure."""
-
-    def notes(self) -> list[panels.Line]:
+    def notes(self) -> list[markup.Line]:
         """What is worth knowing beside plan and table."""
         return [("quiet", "", str(self.session.path))]
 
     def draw(self) -> None:
         with self.lock:
-            self.plan.value = panels.html(self.planned()) + panels.lines(self.notes())
-            self.results.value = panels.html(self.table)
+            self.plan.value = markup.html(self.planned()) + markup.lines(self.notes())
+            self.results.value = markup.html(self.table)
             redraw(self.figure, self.show())
             self.draw_status()
 

@@ -25,7 +25,8 @@ from vitseg.ui.console import progress, say
 from vitseg.ui.controls import Controls
 from vitseg.ui.curves import Band, Points
 from vitseg.ui.live import current
-from vitseg.ui.panels import STYLE, cached_words, html, lines, stage_parts
+from vitseg.ui.markup import STYLE, html, lines
+from vitseg.ui.panels import stage_parts
 from vitseg.ui.screen import Screen, live_figure
 from vitseg.ui.session import Session
 from vitseg.ui.tabs import Tabs
@@ -95,9 +96,12 @@ class Workbench(Screen):
 
     def _open(self) -> None:
         s = self.session
-        if s.live is None:
+        if not s.phase:
             ahead = s.forecast()
-            for words in (table.ahead(s.recipe, ahead), *table.memory_notes(ahead, s.job.machine)):
+            for words in (
+                table.stages(s.recipe, (), ahead),
+                *table.memory_notes(ahead, s.job.machine),
+            ):
                 say(str(words))
             self.start()
 
@@ -123,8 +127,8 @@ class Workbench(Screen):
         past, its best weights.
         """
         s = self.session
-        if s.live:
-            return s.live.between(lambda: s.job.model.snapshot())
+        if s.phase:
+            return s.between(lambda: s.job.model.snapshot())
         return load_segmenter(s.path) if s.path else s.job.model.snapshot()
 
     @property
@@ -172,8 +176,6 @@ class Workbench(Screen):
             notes = [f"Stage {edited} is not part of this run."]
         else:
             notes = job.notes(edited)
-            if ahead and (recipe.cache or ahead[edited - 1].inherited):
-                notes.append(cached_words(ahead[edited - 1]))
         bad = job.data.warnings + batch_notes(recipe, len(job.data.splits["train"]))
         if s.preview:
             bad += table.memory_notes(ahead, s.job.machine)
@@ -233,10 +235,10 @@ def _session_of(asked: Recipe | str | Path | None, reuse: bool) -> Session:
         else:
             recipe = quick(path)
     live = current()
-    if live and isinstance(live.owner, Session):
+    if isinstance(live, Session):
         meant = shown or recipe
-        if meant in (live.owner.path, live.owner.asked):
-            return live.owner
+        if meant in (live.path, live.asked):
+            return live
     session = Session(recipe)
     session.desk.retrain = not reuse
     if shown:
