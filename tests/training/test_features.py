@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -362,7 +363,7 @@ class TestNoRoom:
             ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True
         ).returncode
         monkeypatch.setattr(
-            "vitseg.training.cache._free", lambda folder: 10**12
+            "shutil.disk_usage", lambda folder: SimpleNamespace(free=10**12)
         )  # so that it is found out by writing
         write, written = Path.write_bytes, []
 
@@ -383,7 +384,7 @@ class TestNoRoom:
                 subprocess.run(["umount", disk], check=True)
 
     def test_the_reserve_stays_free(self, tiny_recipe, cache, tmp_path, monkeypatch):
-        monkeypatch.setattr("vitseg.training.cache._free", lambda folder: 1_500_000_000)
+        monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1_500_000_000))
         *_, used = result(tiny_recipe, tmp_path / "run")
         assert rows(cache) == []
         assert "has 1.5 GB left, and 2 GB stay free" in used[0].note

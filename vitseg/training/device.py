@@ -5,7 +5,7 @@ refused.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -15,8 +15,7 @@ from vitseg.recipe import Recipe
 from vitseg.training.parallel import launched
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(NamedTuple):
     """Where and how each process of a run computes. `amp` is the autocast type, None for full
     fp32.
     """
