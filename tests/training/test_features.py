@@ -424,17 +424,17 @@ class TestNoRoom:
         for n in range(3):
             ours.put("a", f"row{n}", tensors)
         late = FeatureCache(tmp_path / "rows", limit=1, reserve=0)
-        scandir = os.scandir
+        stat = Path.stat
 
-        def and_one_is_gone(path):
-            found = list(scandir(path))
-            (tmp_path / "rows" / "a" / "row1").unlink(missing_ok=True)
-            return found
+        def of_one_that_is_gone(path, **how):
+            if path.name == "row1":
+                path.unlink(missing_ok=True)
+            return stat(path, **how)
 
-        monkeypatch.setattr(os, "scandir", and_one_is_gone)
+        monkeypatch.setattr(Path, "stat", of_one_that_is_gone)
         late.put("a", "row9", tensors)
         assert "limit" in late.why_not and late.groups() == []
-        monkeypatch.setattr(os, "scandir", scandir)
+        monkeypatch.setattr(Path, "stat", stat)
         write = Path.write_bytes
 
         def and_all_is_cleared(path: Path, content: bytes) -> int:

@@ -5,7 +5,7 @@ refused.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -27,6 +27,10 @@ class Machine(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.device}{f', {self.processes} processes' * (self.processes > 1)}"
+
+    def facts(self) -> dict[str, Any]:
+        """What records say of it."""
+        return self._asdict() | {"device": str(self.device)}
 
     @property
     def amp(self) -> torch.dtype | None:
