@@ -30,9 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         if parsed.call in (_run, _resume) and "RANK" in os.environ:
-            from vitseg.runs.follow import follow_launched
+            from vitseg.runs.follow import follow, train_along
 
-            code = follow_launched()  # of torchrun's processes, number 0 does what is asked
+            code = follow(train_along)  # of torchrun's processes, number 0 does what is asked
             if code is not None:
                 return code
         return parsed.call(parsed) or 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -80,7 +78,7 @@ def test_what_is_kept_already_is_known(recipe, tmp_path):
     list(train(recipe, tmp_path / "run"))
     cost = measure(Job(recipe))
     assert cost.known == {"validation": 1, "0": 1, "1": 1} and 0 < cost.loading < 0.1
-    (one, *_) = forecast(job, replace(COST, known=cost.known))
+    (one, *_) = forecast(job, COST._replace(known=cost.known))
     assert one.kept == 0 and one.seconds == 2 * 10 * (0.25 + 10) + 3 * 2 * (0.25 + 4)
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -362,7 +363,7 @@ class TestNoRoom:
             ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True
         ).returncode
         monkeypatch.setattr(
-            "vitseg.training.cache._free", lambda folder: 10**12
+            "shutil.disk_usage", lambda folder: SimpleNamespace(free=10**12)
         )  # so that it is found out by writing
         write, written = Path.write_bytes, []
 
@@ -383,7 +384,7 @@ class TestNoRoom:
                 subprocess.run(["umount", disk], check=True)
 
     def test_the_reserve_stays_free(self, tiny_recipe, cache, tmp_path, monkeypatch):
-        monkeypatch.setattr("vitseg.training.cache._free", lambda folder: 1_500_000_000)
+        monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1_500_000_000))
         *_, used = result(tiny_recipe, tmp_path / "run")
         assert rows(cache) == []
         assert "has 1.5 GB left, and 2 GB stay free" in used[0].note
@@ -423,17 +424,17 @@ class TestNoRoom:
         for n in range(3):
             ours.put("a", f"row{n}", tensors)
         late = FeatureCache(tmp_path / "rows", limit=1, reserve=0)
-        scandir = os.scandir
+        stat = Path.stat
 
-        def and_one_is_gone(path):
-            found = list(scandir(path))
-            (tmp_path / "rows" / "a" / "row1").unlink(missing_ok=True)
-            return found
+        def of_one_that_is_gone(path, **how):
+            if path.name == "row1":
+                path.unlink(missing_ok=True)
+            return stat(path, **how)
 
-        monkeypatch.setattr(os, "scandir", and_one_is_gone)
+        monkeypatch.setattr(Path, "stat", of_one_that_is_gone)
         late.put("a", "row9", tensors)
         assert "limit" in late.why_not and late.groups() == []
-        monkeypatch.setattr(os, "scandir", scandir)
+        monkeypatch.setattr(Path, "stat", stat)
         write = Path.write_bytes
 
         def and_all_is_cleared(path: Path, content: bytes) -> int:

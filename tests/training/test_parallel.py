@@ -265,7 +265,7 @@ def test_whoever_stops_asking_for_events_lets_the_others_go(begin, each, recipe,
 OUT_OF_STEP = """
 import os, sys, torch
 from pathlib import Path
-from vitseg.training.parallel import follow_parent, process_group
+from vitseg.training.parallel import follow, process_group
 
 sizes = [int(size) for size in os.environ["SIZES"].split()]
 
@@ -275,7 +275,7 @@ def exchange(group):
         group.sum(torch.ones(sizes[group.rank]))
 
 if len(sys.argv) > 1:
-    sys.exit(follow_parent(exchange, sys.argv[1:]))
+    sys.exit(follow(exchange, Path(sys.argv[1])))
 with process_group(2, worker="out_of_step") as group:
     exchange(group)
 """

@@ -8,9 +8,9 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,12 +24,11 @@ from vitseg.model.segmenter import Segmenter
 from vitseg.training.audit import part_hashes
 from vitseg.training.cache import FeatureCache
 from vitseg.training.features import Features
-from vitseg.training.job import Job
+from vitseg.training.job import Job, StagePlan
 from vitseg.training.losses import SegmentationLoss
 
 
-@dataclass(frozen=True, slots=True)
-class StepMemory:
+class StepMemory(NamedTuple):
     """Bytes that a step over two images, and over four, saves for its backward pass: those of the
     decoder, of the first block that trains, and of each further one. It is a line through these
     for any number of images.
@@ -44,8 +43,7 @@ class StepMemory:
         return round(parts @ [1, unfrozen > 0, max(0, unfrozen - 1)])
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(NamedTuple):
     """Seconds an image, measured, and what a training step keeps in memory.
 
     `loading` is what reading cached features takes, `level_bytes` the room of one level of one
@@ -64,8 +62,7 @@ class Cost:
     known: dict[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class StageForecast:
+class StageForecast(NamedTuple):
     """What a stage will take. `memory` is weights, gradients, optimizer and activations;
     `checkpoint` and `kept` are on disk.
 
@@ -158,15 +155,12 @@ def _known(job: Job) -> dict[str, float]:
         return {}
     set_freeze_depth(job.model, 0)
     features, splits = Features(job, part_hashes(job.model), training=True), job.data.splits
-    views = job.recipe.data.views
-
-    def share(split: str, view: str) -> float:
-        keys = [(name, view) for name in splits[split]]
-        return 1 - len(features.missing([keys])[0]) / len(keys)
-
-    found = {"validation": share("validation", "0")}
+    views, found = job.recipe.data.views, {}
+    keys = {"validation": [(name, "0") for name in splits["validation"]]}
     for view in map(str, range(0 if views == "fresh" else views)):
-        found[view] = share("train", view)
+        keys[view] = [(name, view) for name in splits["train"]]
+    for view, wanted in keys.items():
+        found[view] = 1 - len(features.missing([wanted])[0]) / len(wanted)
     return found
 
 
@@ -231,7 +225,8 @@ def forecast(job: Job, cost: Cost, inherited: int = 0) -> list[StageForecast]:
         counts[name] = sum(p.numel() for p in part.parameters)
     step = min(recipe.batch_size * recipe.accumulate, train)
     portion = min(recipe.batch_size, math.ceil(step / recipe.processes))
-    found, frozen_parts = [], _frozen_parts(job, cost, inherited)
+    found, skips = [], set(job.model.shape.skip_depths)
+    cached_views = {view: (skips, share) for view, share in cost.known.items()}
     for plan in job.stages:
         block = cost.encoder / plan.depth
         parts = {
@@ -243,7 +238,7 @@ def forecast(job: Job, cost: Cost, inherited: int = 0) -> list[StageForecast]:
         whole = cached - cost.loading + cost.read + (plan.depth - plan.unfrozen) * block
         seconds, kept = 0.0, 0
         if plan.number > inherited:
-            seconds, kept = next(frozen_parts)
+            seconds, kept = _frozen_part(job, cost, plan, cached_views)
             look = validation * (cost.decoder + plan.unfrozen * block)
             seconds += plan.stage.epochs * (train * (cached - cost.loading) + look) + look
         trainable = sum(counts[name] for name in plan.trained)
@@ -270,36 +265,34 @@ def forecast(job: Job, cost: Cost, inherited: int = 0) -> list[StageForecast]:
     return found
 
 
-def _frozen_parts(job: Job, cost: Cost, inherited: int) -> Iterator[tuple[float, int]]:
-    """For each stage that trains, the seconds that its frozen blocks take and the bytes that are
-    newly cached, as stage follows on stage and the cache fills.
+def _frozen_part(
+    job: Job, cost: Cost, plan: StagePlan, cached: dict[str, tuple[set[int], float]]
+) -> tuple[float, int]:
+    """The seconds that the frozen blocks of a stage take and the bytes that it adds to the cache.
+    `cached` has by view the levels that are in it, of which share of the images; it is updated.
     """
-    recipe, splits, skips = job.recipe, job.data.splits, set(job.model.shape.skip_depths)
-    levels_of = dict.fromkeys(cost.known, skips)
-    share_of = dict(cost.known)
-    for plan in job.stages[inherited:]:
-        cut, epochs = plan.depth - plan.unfrozen, plan.stage.epochs
-        block = cost.encoder / plan.depth
-        whole = cost.read + cut * block
-        wanted = {level for level in skips if level <= cut} | {cut}
-        passes = Counter(view_name(recipe.data, plan.number, n) for n in range(1, epochs + 1))
-        passes["validation"] = epochs + 1
-        seconds, rows = 0.0, 0.0
-        for view, times in passes.items():
-            images, drawn = len(splits["validation"]), 1.0
-            if view != "validation":  # what is drawn with replacement may not come up at all
-                images, drawn = len(splits["train"]), 1 - (1 - job.data.distinct_share()) ** times
-            if not recipe.cache or (recipe.data.views == "fresh" and view != "validation"):
-                seconds += times * images * whole
-                continue
-            levels = levels_of.get(view, set())
-            base = max((level for level in levels if level <= cut), default=-1)
-            share = share_of.get(view, 0.0)
-            if base < 0 or (recipe.features == "half" and base < cut):
-                share = 0.0  # rounded rows are not climbed from
-            new, again = drawn * (1 - share), drawn * share
-            once = new * whole + again * (cut - base) * block
-            seconds += images * (once + (times - new) * cost.loading)
-            rows += images * (new * len(wanted) + again * len(wanted - levels))
-            levels_of[view], share_of[view] = levels | wanted, share + new
-        yield seconds, round(rows * cost.level_bytes)
+    recipe, splits, skips = job.recipe, job.data.splits, job.model.shape.skip_depths
+    cut, epochs = plan.depth - plan.unfrozen, plan.stage.epochs
+    block = cost.encoder / plan.depth
+    whole = cost.read + cut * block
+    wanted = {level for level in skips if level <= cut} | {cut}
+    passes = Counter(view_name(recipe.data, plan.number, n) for n in range(1, epochs + 1))
+    passes["validation"] = epochs + 1
+    seconds, rows = 0.0, 0.0
+    for view, times in passes.items():
+        images, drawn = len(splits["validation"]), 1.0
+        if view != "validation":  # what is drawn with replacement may not come up at all
+            images, drawn = len(splits["train"]), 1 - (1 - job.data.distinct_share()) ** times
+        if not recipe.cache or (recipe.data.views == "fresh" and view != "validation"):
+            seconds += times * images * whole
+            continue
+        levels, share = cached.get(view, (set(), 0.0))
+        base = max((level for level in levels if level <= cut), default=-1)
+        if base < 0 or (recipe.features == "half" and base < cut):
+            share = 0.0  # rounded rows are not climbed from
+        new, again = drawn * (1 - share), drawn * share
+        once = new * whole + again * (cut - base) * block
+        seconds += images * (once + (times - new) * cost.loading)
+        rows += images * (new * len(wanted) + again * len(wanted - levels))
+        cached[view] = levels | wanted, share + new
+    return seconds, round(rows * cost.level_bytes)

@@ -233,17 +233,17 @@ def _breach(parts: Sequence[PartAudit], holds: int) -> tuple[str, tuple[str, ...
 
 
 @torch.no_grad()
-def _sha256(part: Part) -> str:
-    digest = hashlib.sha256()
-    for parameter in part.parameters:
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def part_hashes(model: nn.Module, names: Collection[str] | None = None) -> dict[str, str]:
     """SHA-256 of the weights by part, as an audit has them; of all parts by default."""
-    parts = model_parts(model)
-    return {name: _sha256(parts[name]) for name in parts if name in (names or parts)}
+    digests = {}
+    for name, part in model_parts(model).items():
+        if names and name not in names:
+            continue
+        digest = hashlib.sha256()
+        for parameter in part.parameters:
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digests[name] = digest.hexdigest()
+    return digests
 
 
 def what_moved(report: AuditReport) -> str:

@@ -111,7 +111,8 @@ class FeatureCache:
             self._size = sum(stat.st_size for _, stat in self._files())
         if self._size + size > self.limit:
             self._drop_to(0.9 * self.limit - size)
-        free = _free(self.root)
+        places = (self.root, *self.root.parents)  # it may not be there yet
+        free = shutil.disk_usage(next(filter(Path.exists, places))).free
         if self._size + size > self.limit:
             limit = f"{self.limit / 1e9:g}"
             self.why_not = f"its limit of {limit} GB is reached; $VITSEG_CACHE_GB sets another"
@@ -132,11 +133,12 @@ class FeatureCache:
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         """All rows, group by group, and what a kill has left of others."""
-        for group in _entries(self.root):
-            for entry in _entries(group.path):
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                path = Path(folder, name)
                 with suppress(OSError):  # another process may drop it between the two calls
-                    if entry.name != _ABOUT:
-                        yield Path(entry.path), entry.stat()
+                    if name != _ABOUT:
+                        yield path, path.stat()
 
     # ---- for people
 
@@ -206,16 +208,3 @@ def _check(content: bytes) -> None:
     """Raises ValueError unless a row's content is what was written."""
     if len(content) < 4 or zlib.crc32(content[4:]) != int.from_bytes(content[:4], "big"):
         raise ValueError("the checksum differs")
-
-
-def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    try:
-        return list(os.scandir(folder))
-    except OSError:
-        return []
-
-
-def _free(folder: Path) -> int:
-    """Free bytes of the disk that `folder` is, or will be, on."""
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    return shutil.disk_usage(there).free

@@ -5,7 +5,7 @@ refused.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -15,8 +15,7 @@ from vitseg.recipe import Recipe
 from vitseg.training.parallel import launched
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(NamedTuple):
     """Where and how each process of a run computes. `amp` is the autocast type, None for full
     fp32.
     """
@@ -28,6 +27,10 @@ class Machine:
 
     def __str__(self) -> str:
         return f"{self.device}{f', {self.processes} processes' * (self.processes > 1)}"
+
+    def facts(self) -> dict[str, Any]:
+        """What records say of it."""
+        return self._asdict() | {"device": str(self.device)}
 
     @property
     def amp(self) -> torch.dtype | None:

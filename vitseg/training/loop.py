@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -93,9 +94,11 @@ class StageTraining:
         self.group.same("What the model holds", report.hashes)
         self.features = Features(self.job, report.hashes)
         self.train_features = Features(self.job, report.hashes, training=True)
+        how = {"stage": self.number, "features": self.features, "group": self.group}
+        score_at = partial(evaluate, self.job, "validation", **how)
         if self.best is None:  # at its start: epoch 0 is what the stage begins with
             self.hashes = report.hashes
-            score = yield from self._evaluate(0)
+            score = yield from score_at(epoch=self.epochs_before)
             self._keep_as_best(score)
             yield self._started(report, score)
         while not self._finished():
@@ -104,7 +107,7 @@ class StageTraining:
             yield self._features_used()
             if self.group.size > 1:
                 self.group.same("What the model holds", part_hashes(self.model, self.plan.trained))
-            score = yield from self._evaluate(self.epoch + 1)
+            score = yield from score_at(epoch=self.epochs_before + self.epoch + 1)
             yield self._end_epoch(score)
         yield self._ended()
 
@@ -317,16 +320,6 @@ class StageTraining:
         """The place in the step of the first image that is this process's."""
         size = self.recipe.batch_size * self.recipe.accumulate
         return self.group.part(range(min(size, self.job.images - self.batch * size))).start
-
-    def _evaluate(self, epoch: int) -> Generator[Event, None, dict[str, Any]]:
-        return evaluate(
-            self.job,
-            "validation",
-            stage=self.number,
-            epoch=self.epochs_before + epoch,
-            features=self.features,
-            group=self.group,
-        )
 
     def _keep_as_best(self, score: dict[str, Any]) -> None:
         self.best, self.best_epoch, self.best_weights = score, self.epoch, self.trained_weights()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
 from typing import Any
 
 import torch
@@ -31,19 +31,19 @@ def scores(matrix: Tensor, mode: str, score_background: bool = True) -> dict[str
     """
     counts = matrix.double()
     hit, truth, predicted = counts.diag(), counts.sum(1), counts.sum(0)
-    present, binary = truth > 0, mode == "binary"
+    absent, binary = truth == 0, mode == "binary"
     f1 = 2 * hit / (truth + predicted)
-    per_iou, per_f1 = _where(present, hit / (truth + predicted - hit)), _where(present, f1)
-    counted = present.nonzero().flatten().tolist()
+    per_iou = _known((hit / (truth + predicted - hit)).masked_fill(absent, math.nan))
+    per_f1 = _known(f1.masked_fill(absent, math.nan))
+    counted = truth.nonzero().flatten().tolist()
     if not (binary or score_background):
         counted = [i for i in counted if i > 0]
     iou, macro = (mean_of_known([of[i] for i in counted]) for of in (per_iou, per_f1))
-    total, support = truth.sum(), truth[counted].sum()
+    support = truth[counted].sum()  # where it is 0, so is all that is divided by it
     micro = 2 * hit[counted].sum() / (support + predicted[counted].sum())
     weighted = (f1 * truth)[counted].sum() / support
-    micro, weighted, accuracy = _where(
-        (support > 0, support > 0, total > 0), (micro, weighted, hit.sum() / total)
-    )
+    accuracy = hit.sum() / truth.sum()
+    micro, weighted, accuracy = _known(torch.stack([micro, weighted, accuracy]))
     return {
         "iou": per_iou[1] if binary else iou,
         "f1": per_f1[1] if binary else macro,
@@ -56,9 +56,9 @@ def scores(matrix: Tensor, mode: str, score_background: bool = True) -> dict[str
     }
 
 
-def _where(present: Iterable[Tensor], values: Iterable[Tensor]) -> list[float | None]:
-    """The values that there are, None for the others."""
-    return [float(v) if there else None for there, v in zip(present, values, strict=True)]
+def _known(values: Tensor) -> list[float | None]:
+    """The values as numbers, None where there is none."""
+    return [None if math.isnan(value) else value for value in values.tolist()]
 
 
 def mean_of_known(values: list[float | None]) -> float | None:

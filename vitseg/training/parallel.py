@@ -218,7 +218,7 @@ def _start_workers(size: int, worker: str, stack: ExitStack) -> tuple[str, list[
     a private folder, and them.
     """
     private = tempfile.TemporaryDirectory(prefix="vitseg-", ignore_cleanup_errors=True)
-    folder = Path(stack.enter_context(private))
+    meeting = Path(stack.enter_context(private)) / "meeting"
     loopback = {"lo", "lo0"} & set(chain.from_iterable(socket.if_nameindex()))
     if loopback and _INTERFACE not in os.environ:  # on one machine nobody listens to any other
         os.environ[_INTERFACE] = loopback.pop()
@@ -226,10 +226,10 @@ def _start_workers(size: int, worker: str, stack: ExitStack) -> tuple[str, list[
     started = []
     for rank in range(1, size):
         numbers = map(str, (rank, size, rank, size))
-        log = folder / f"{rank}.log"
+        log = meeting.with_name(f"{rank}.log")
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", worker, str(folder)],
+                [sys.executable, "-m", worker, str(meeting)],
                 env=os.environ | dict(zip(_TORCHRUN, numbers, strict=True)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
@@ -238,11 +238,7 @@ def _start_workers(size: int, worker: str, stack: ExitStack) -> tuple[str, list[
             )
         stack.callback(_stop, process)
         started.append((process, log))
-    return _meeting(folder), started
-
-
-def _meeting(folder: Path) -> str:
-    return (folder / "meeting").as_uri()
+    return meeting.as_uri(), started
 
 
 def _stop(process: subprocess.Popen) -> None:
@@ -285,14 +281,22 @@ Work = Callable[[ProcessGroup], None]
 """What the processes other than number 0 do in their group."""
 
 
-def follow(work: Work, meeting: str = "env://") -> int:
+def follow(work: Work, meeting: Path | None = None) -> int | None:
     """Join the group as the process that the environment says, and do its `work`. Returns an exit
-    code.
+    code; None where this is process 0, or the only one.
+
+    A worker that `process_group` has started is given the file where they meet. It ends when its
+    standard input does, and so with its parent, even if that is killed.
     """
+    if meeting:
+        folder = meeting.parent
+        threading.Thread(target=_end_with_the_parent, args=(folder,), daemon=True).start()
     launch = launched()
+    if not launch or not launch.rank:
+        return None
     if launch.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(launch.local_rank)
-    group = _join(meeting, launch.rank, launch.size)
+    group = _join(meeting.as_uri() if meeting else "env://", launch.rank, launch.size)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # process 0 answers, between two steps
     try:
@@ -308,15 +312,6 @@ def follow(work: Work, meeting: str = "env://") -> int:
     finally:
         _close()
     return 0
-
-
-def follow_parent(work: Work, arguments: Sequence[str]) -> int:
-    """`follow` in a worker that `process_group` has started, with its command line's arguments. It
-    ends when its standard input does, and so with its parent, even if that is killed.
-    """
-    folder = Path(*arguments)
-    threading.Thread(target=_end_with_the_parent, args=(folder,), daemon=True).start()
-    return follow(work, _meeting(folder))
 
 
 def _end_with_the_parent(folder: Path) -> None:
