@@ -114,6 +114,7 @@ class RunFolder:
     @property
     def summary(self) -> dict[str, Any]:
         """The run in numbers. Raises RunError while it has not ended."""
+        self._existing("recipe.json")
         if not self.summary_file.exists():
             hint = "Resume it: vitseg.resume(folder)."
             raise RunError(f"{self.path}: this run has not ended.", hint)

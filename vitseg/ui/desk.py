@@ -100,9 +100,9 @@ class Desk:
         for refusal in error.refusals:
             path = refusal.field.split(".")
             about = [label for label, setting in SETTINGS.items() if setting in path]
-            says = f"{refusal} {error.mend}"
-            if path[0] == "stages" and len(path) > 2:
-                says = f"Stage {int(path[1]) + 1}, {path[2]}: {refusal.says} {error.mend}"
+            if path[0] == "stages" and len(path) > 1:
+                path[:2] = [f"stage {int(path[1]) + 1}"]
+            says = f"{'.'.join(path)}: {refusal.says} {error.mend}"
             self.problems[about[0] if about else "Start"] = says.strip()
 
     def _check_start(self) -> None:

@@ -24,6 +24,7 @@ def report(folder: str | Path, shown: int = 6) -> Path:
     body = markup.render(
         "report",
         opening=line(events[0]),
+        generated=summary["data"] == "generated",
         encoder=summary["encoder"],
         results=table.results(summary),
         curves=curves,
