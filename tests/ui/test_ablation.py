@@ -50,7 +50,7 @@ def test_a_sweep_from_start_to_sentence(recipe):
     ablation = vitseg.ablate(recipe, AXES, seeds=2)
     ablation.buttons["Start"].click()
     assert ablation.wait() == "ended"
-    until(lambda: "6 of 6 trials have ended. Folder" in ablation.status.value)
+    until(lambda: "6 of 6 trials have ended." in ablation.status.value)
     assert ablation.bar.value == 1.0
     frame = ablation.frame()
     assert (

@@ -39,7 +39,7 @@ def test_a_search_from_start_to_figures(recipe, tmp_path, capsys):
         assert figure.layout.template == theme.TEMPLATE
     with pytest.raises(RunError, match="cannot be said of 3 trials"):
         page.importance()
-    assert "3 of 3 trials have ended. Folder" in page.status.value
+    assert "3 of 3 trials have ended." in page.status.value
     again = vitseg.search(recipe, SPACE, 3, tmp_path / "s", sampler="random", pruner="none")
     assert again.state == "ended" and again.buttons["Start"].disabled
 

@@ -69,8 +69,6 @@ class Trials(Task):
             wrong.append(f"Start is off: {reason}")
         elif left := self.source.left():
             words.append(f"Start trains the remaining {left}.")
-        else:
-            words.append(f"Folder: {self.path}")
         return " ".join(filter(None, words + wrong)), "bad" if any(wrong) else ""
 
     def _doing(self) -> str:
