@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,20 +113,22 @@ def key_of(folder: Path) -> str:
 
 def trained_already(keys: list[str], reuse: bool | str | Path = True) -> StageEnd | None:
     """The run that has finished the most of the stages with these keys, in the runs root or in the
-    folder that `reuse` names; None if there is none, or `reuse` is False.
+    folder that `reuse` names, the newest of several; None if there is none, or `reuse` is False.
     """
     if not reuse:
         return None
     places = {runs_root()}
     if reuse is not True:
         places.add(Path(reuse).expanduser().absolute())
-    stages: dict[str, list[Path]] = {}
-    for place in sorted(places):
+    stages: dict[str, list[tuple[float, Path]]] = {}
+    for place in places:
         for pattern in ("*/stages/*", "*/trials/*/stages/*"):
-            for folder in sorted(place.glob(pattern)):
-                stages.setdefault(key_of(folder), []).append(folder)
+            for file in place.glob(f"{pattern}/{KEY_FILE}"):
+                with suppress(OSError):  # somebody deletes the run this instant
+                    found = file.stat().st_mtime, file.parent
+                    stages.setdefault(key_of(file.parent), []).append(found)
     for number in range(len(keys), 0, -1):
-        for folder in stages.get(keys[number - 1], ()):
+        for _, folder in sorted(stages.get(keys[number - 1], ()), reverse=True):
             end = StageEnd(folder.parents[1], number)
             if _is_whole(end):
                 return end
