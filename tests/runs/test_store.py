@@ -5,7 +5,9 @@ what training gives.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,6 +113,16 @@ def test_what_goes_on_from_a_stored_stage_is_what_it_would_have_been(
     assert lines(root / "second") == lines(tmp_path / "alone") and weights(
         root / "second"
     ) == weights(tmp_path / "alone")
+
+
+def test_of_several_runs_that_trained_it_the_newest_is_named(tiny_recipe, root):
+    for name in ("b", "a", "c"):  # neither the first nor the last by name
+        list(train(tiny_recipe, root / name, reuse=False))
+        file = root / name / "stages" / "1" / store.KEY_FILE
+        assert file.exists()
+        os.utime(file, (0, "acb".index(name)))
+    with closing(train(tiny_recipe.replace({"stages.1.lr": 5e-4}), root / "d")) as events:
+        assert next(events).parent == {"run": "b", "stage": 1}
 
 
 def test_a_stage_that_was_inherited_is_found_again_when_the_first_run_is_gone(
