@@ -21,6 +21,7 @@ from transformers import AutoModel
 import vitseg
 from vitseg.errors import FreezeBreach, RunError
 from vitseg.events import BatchEnded, EpochEnded, RunEnded, RunStarted, StageEnded, StageStarted
+from vitseg.files import held
 from vitseg.runs import folder
 from vitseg.runs import run as runs
 from vitseg.runs.checkpoint import newest_checkpoint
@@ -206,6 +207,22 @@ def test_an_ended_run_is_not_resumed_and_a_used_folder_not_overwritten(tiny_reci
         next(iter(vitseg.resume(tmp_path / "run")))
     with pytest.raises(RunError, match="holds a run already"):
         next(iter(vitseg.train(tiny_recipe, tmp_path / "run")))
+
+
+def test_a_run_that_ends_as_it_is_about_to_be_resumed_is_left_alone(
+    tiny_recipe, tmp_path, monkeypatch
+):
+    events = iter(vitseg.train(tiny_recipe, tmp_path / "run"))
+    next(events)
+
+    def late(folder):
+        list(events)
+        return held(folder)
+
+    monkeypatch.setattr(runs, "held", late)
+    with pytest.raises(RunError, match="has ended"):
+        next(iter(vitseg.resume(tmp_path / "run")))
+    assert isinstance(list(vitseg.replay(tmp_path / "run"))[-1], RunEnded)
 
 
 def test_a_test_split_is_scored_once_at_the_end(tiny_recipe, tmp_path):

@@ -19,6 +19,7 @@ from background import trial_that_fails
 import vitseg
 from vitseg.errors import ConfigError, RecipeError, RunError
 from vitseg.events import BatchEnded, EpochEnded, TrialEnded, TrialStarted
+from vitseg.files import is_held
 from vitseg.settings import Constant, CosineRestarts
 
 optuna = pytest.importorskip("optuna")
@@ -302,6 +303,30 @@ def test_processes_that_open_a_new_search_at_the_same_moment_share_its_trials(re
     assert [t.state for t in search.results()] == [TrialState.COMPLETE] * 3 and len(
         search.study.get_trials()
     ) == 3
+
+
+@pytest.mark.parametrize("ask", [lambda search: search.claim()[0].number, Search.left])
+def test_a_trial_that_ends_while_another_process_looks_for_one_is_not_taken_over(
+    ask, recipe, tmp_path, monkeypatch
+):
+    mine, theirs = (Search(recipe, SPACE, 2, tmp_path / "s") for _ in range(2))
+    trial, claim = mine.claim()
+    ended = []
+
+    def then_it_ends(look):
+        def looked(*what):
+            seen = look(*what)
+            if not ended:
+                ended.append(mine.study.tell(trial, 0.5))
+                claim.close()
+            return seen
+
+        return looked
+
+    monkeypatch.setattr("vitseg.sweep.search.is_held", then_it_ends(is_held))
+    monkeypatch.setattr(Search, "results", then_it_ends(Search.results))
+    assert ask(theirs) == 1  # the second trial's number, and how many are left
+    assert ended and theirs.results()[0].state == TrialState.COMPLETE
 
 
 def test_a_trial_without_an_iou_is_told_of_as_a_failure(recipe, tmp_path, monkeypatch):

@@ -250,6 +250,12 @@ class RunFolder:
         """Whether this process or another is training the run."""
         return is_held(self.path)
 
+    def is_cut_off(self) -> bool:
+        """Whether it has not ended and nobody trains it. Its lock is asked first, since it may end
+        between the two looks.
+        """
+        return not (self.is_held() or self.summary_file.exists())
+
     def ended_stages(self) -> list[int]:
         """Numbers of the stages whose weights are kept."""
         return sorted(int(p.name) for p in (self.path / "stages").glob("*") if p.name.isdecimal())

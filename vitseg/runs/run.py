@@ -154,11 +154,12 @@ def _new(
 @contextmanager
 def _resumed(run: RunFolder, job: Job | None, allow_inexact: bool) -> Iterator[Started]:
     recipe = run.resolved_recipe()
-    if run.summary_file.exists():
-        run.drop_checkpoints()  # a kill may have come between the two
-        raise RunError(f"{run.path}: this run has ended.", "Read it with vitseg.replay(folder).")
     refuse_a_second_group(recipe.processes)
     with held(run.path):
+        if run.summary_file.exists():
+            run.drop_checkpoints()  # a kill may have come between the two
+            hint = "Read it with vitseg.replay(folder)."
+            raise RunError(f"{run.path}: this run has ended.", hint)
         sweep(run.path)
         state, skipped = newest_checkpoint(run)
         if state:

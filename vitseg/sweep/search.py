@@ -172,7 +172,8 @@ class Search:
 
     def left(self) -> int:
         """How many trials have not ended and are trained by no process."""
-        taken = [t for t in self.results() if t.state.is_finished() or is_held(self._claim_of(t))]
+        trained = self._trained_now()
+        taken = [t for t in self.results() if t.state.is_finished() or t.number in trained]
         return max(0, self.trials - len(taken))
 
     @staticmethod
@@ -234,20 +235,23 @@ class Search:
                 self.study.sampler = SAMPLERS[self.sampler](seed)
                 trial = self.study.ask(self.space)
             trial.set_user_attr("attempts", trial.user_attrs.get("attempts", 0) + 1)
-            claim, folder = ExitStack(), self._claim_of(trial)
+            claim, folder = ExitStack(), self.path / "claims" / str(trial.number)
             folder.mkdir(parents=True, exist_ok=True)
             claim.enter_context(held(folder))
             return trial, claim
 
-    def _claim_of(self, trial: Trial | FrozenTrial) -> Path:
-        return self.path / "claims" / str(trial.number)
+    def _trained_now(self) -> Set[int]:
+        """The numbers of the trials that some process trains: their claims are locks, which the
+        system releases. To be asked before the study, else a trial that ends in between would look
+        like one whose process is gone.
+        """
+        return {int(claim.name) for claim in (self.path / "claims").glob("*") if is_held(claim)}
 
     def _cut_off(self) -> Trial | None:
-        """A trial whose process is gone: its claim is a lock, which the system releases. One that
-        has been attempted too often fails.
-        """
+        """A trial whose process is gone. One that has been attempted too often fails."""
+        trained = self._trained_now()
         for found in self.results():
-            if found.state == TrialState.RUNNING and not is_held(self._claim_of(found)):
+            if found.state == TrialState.RUNNING and found.number not in trained:
                 trial = Trial(self.study, found._trial_id)
                 if trial.user_attrs.get("attempts", 0) < ATTEMPTS:
                     return trial

@@ -123,7 +123,7 @@ class Session(Task):
         run = self.run
         if run is None or self.alive or not run.events_file.exists():
             return False
-        return not run.summary_file.exists() and not run.is_held()
+        return run.is_cut_off()
 
     @property
     def edited(self) -> bool:

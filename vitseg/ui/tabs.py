@@ -137,10 +137,8 @@ def _state_of(run: RunFolder) -> str:
     live = current()
     if live and live.path == run.path:
         return f"{live.state} here"
-    if run.summary_file.exists():
-        return "ended"
-    if run.is_held():
-        return "training elsewhere"
+    if not run.is_cut_off():
+        return "ended" if run.summary_file.exists() else "training elsewhere"
     failure = run.failure()
     ended = f"failed ({failure.kind})" if failure else "cut off or stopped"
     return f"{ended}; Show, then Resume goes on with it"
