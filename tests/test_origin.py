@@ -41,7 +41,7 @@ def test_the_bare_snippet_of_the_fix_report_is_read(as_given: str, tmp_path: Pat
     assert reading.recipe.stages[0].schedule == CosineRestarts(T_0=15, T_mult=1, eta_min=1e-7)
     assert fates(reading) == {
         "scheduler_type": "honoured",
-        "cosine_restart_config.T_0": "mapped",
+        "cosine_restart_config.T_0": "honoured",
         "cosine_restart_config.T_mult": "honoured",
         "cosine_restart_config.eta_min": "honoured",
     }
@@ -82,7 +82,8 @@ LANDS = [
     ({"stage2_unfreeze_layers": 4}, "stages.1.unfrozen_blocks", 4),
     ({"stage3_unfreeze_layers": "all"}, "stages.2.unfrozen_blocks", "all"),
     ({"model_size": "large"}, "model.encoder", "facebook/dinov2-large"),
-    ({"model_size": "large"}, "model.skip_depths", (6, 12, 18, 24)),
+    ({"model_size": "large"}, "model.skip_depths", None),  # quarters of its depth
+    ({"model_size": "giant"}, "model.skip_depths", (10, 20, 30, 40)),
     ({"mixed_precision": False}, "precision", "fp32"),
     ({"image_size": 518}, "data.size", (518, 518)),
     ({"resize": [280, 350]}, "data.size", (280, 350)),
@@ -172,7 +173,7 @@ def test_all_refused_keys_are_named_at_once():
     [
         ({"gamma": "0.9"}, "stages.1.schedule.gamma: got '0.9'"),
         ({"cosine_restart_config": {"T_0": 1.5}}, "stages.0.schedule.T_0: got 1.5"),
-        ({"optimizer": "lion"}, "optimizer: got 'lion'; known: AdamW, SGD"),
+        ({"optimizer": "lion"}, "optimizer: got 'lion'; known: adamw, sgd"),
         ({"model_size": "huge"}, "model_size: got 'huge'; known: small, base, large, giant"),
         ({"loss_function": "tversky"}, "loss_function: got 'tversky'"),
         ({"batch_size": 0}, "batch_size: got 0"),

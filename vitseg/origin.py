@@ -5,19 +5,28 @@ ignored.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vitseg.errors import RecipeError
 from vitseg.presets import giant
 from vitseg.recipe import Recipe
-from vitseg.settings import SGD, AdamW, CosineRestarts, Exponential
+from vitseg.settings import SGD, Exponential
 
-_SETTINGS = {
+_PATHS = {
+    "cosine_restart_config.T_0": "stages.0.schedule.T_0",
     "cosine_restart_config.T_mult": "stages.0.schedule.T_mult",
     "cosine_restart_config.eta_min": "stages.0.schedule.eta_min",
+    "gamma": "stages.{}.schedule.gamma",
+    "drop_path_rate": "stages.{}.drop_path",
+    "early_stopping_patience": "stages.{}.patience",
+    "stage1_epochs": "stages.0.epochs",
+    "stage2_epochs": "stages.1.epochs",
+    "stage3_epochs": "stages.2.epochs",
+    "stage2_unfreeze_layers": "stages.1.unfrozen_blocks",
+    "stage3_unfreeze_layers": "stages.2.unfrozen_blocks",
     "weight_decay": "optimizer.weight_decay",
+    "gradient_clipping": "clip_norm",
     "batch_size": "batch_size",
     "num_workers": "workers",
     "seed": "seed",
@@ -25,105 +34,57 @@ _SETTINGS = {
     "class_weights": "loss.class_weights",
     "focal_gamma": "loss.focal_gamma",
     "dropout": "model.dropout",
-    "gradient_clipping": "clip_norm",
-    "stage1_epochs": "stages.0.epochs",
-    "stage2_epochs": "stages.1.epochs",
-    "stage3_epochs": "stages.2.epochs",
     "mode": "data.mode",
+    "image_size": "data.size",
     "horizontal_flip": "data.augment.flip_horizontal",
     "vertical_flip": "data.augment.flip_vertical",
+    "rotation_degrees": "data.augment.rotate_degrees",
     "brightness": "data.augment.brightness",
     "contrast": "data.augment.contrast",
     "saturation": "data.augment.saturation",
 }
-"""Honoured as they stand."""
-
-_STAGES = {
-    "gamma": ("schedule.gamma", [1, 2]),
-    "drop_path_rate": ("drop_path", [1, 2]),
-    "early_stopping_patience": ("patience", [1, 2]),
-    "stage2_unfreeze_layers": ("unfrozen_blocks", [1]),
-    "stage3_unfreeze_layers": ("unfrozen_blocks", [2]),
-}
-"""A setting of these stages, counted from 0."""
+"""The setting that a key's value goes to; {} stands for each of stages 2 and 3, counted from 0."""
 
 _CHOICES = {
-    "scheduler_type": (
-        "honoured",
-        "schedule of stage 1; the origin's stages 2 and 3 are exponential whatever this says",
-        ["stages.0.schedule"],
-        {"cosine_restarts": [CosineRestarts()], "exponential": [Exponential()]},
-    ),
-    "optimizer": (
-        "honoured",
-        "optimizer",
-        ["optimizer"],
-        {"AdamW": [AdamW(weight_decay=1e-5)], "SGD": [SGD()]},
-    ),
-    "loss_function": (
-        "mapped",
-        "loss.dice and loss.focal, at lambda 5",
-        ["loss.dice", "loss.focal"],
-        {"ce": [0.0, 0.0], "ce_dice": [5.0, 0.0], "ce_focal": [0.0, 5.0]},
-    ),
-    "model_size": (
-        "mapped",
-        "model.encoder and model.skip_depths",
-        ["model.encoder", "model.skip_depths"],
-        {
-            "small": ["facebook/dinov2-small", [3, 6, 9, 12]],
-            "base": ["facebook/dinov2-base", [3, 6, 9, 12]],
-            "large": ["facebook/dinov2-large", [6, 12, 18, 24]],
-            "giant": ["facebook/dinov2-giant", [10, 20, 30, 40]],
-        },
-    ),
-    "mixed_precision": (
-        "mapped",
-        "precision",
-        ["precision"],
-        {"true": ["auto"], "false": ["fp32"]},
-    ),
+    "scheduler_type": {  # of stage 1; the origin's later stages are exponential whatever it says
+        "cosine_restarts": {},
+        "exponential": {"stages.0.schedule": Exponential()},
+    },
+    "optimizer": {"adamw": {}, "sgd": {"optimizer": SGD()}},
+    "loss_function": {
+        "ce": {"loss.dice": 0.0},
+        "ce_dice": {},
+        "ce_focal": {"loss.dice": 0.0, "loss.focal": 5.0},
+    },
+    "model_size": {
+        size: {"model.encoder": f"facebook/dinov2-{size}", "model.skip_depths": None}
+        for size in ("small", "base", "large")
+    }
+    | {"giant": {}},
+    "mixed_precision": {"true": {}, "false": {"precision": "fp32"}},
+    "cosine_restart_config.last_epoch": {"-1": {}},
+    "progressive_training": {"true": {}},
+    "use_ema": {"false": {}},
+    "f1_average": {"macro": {}},
+    "random_split": {"false": {}},
 }
-"""Names that stand for several settings: what becomes of the key, what it means, the settings and
-their values by name. Read before the keys that change one of these settings.
+"""Values that stand for settings: those in which they differ from `giant()`. Read before the keys
+that change one of these settings.
 """
 
-_FIXED = {
-    "cosine_restart_config.last_epoch": (
-        -1,
-        "a fresh start",
-        "ignored by the origin; resume a run instead",
-    ),
-    "progressive_training": (
-        True,
-        "three stages",
-        "there are always stages; make a recipe with one",
-    ),
-    "use_ema": (
-        False,
-        "no moving average",
-        "the origin copied the weights and never updated the copy",
-    ),
-    "f1_average": (
-        "macro",
-        "f1 is the mean over classes",
-        "ignored by the origin; all three F1 are always given",
-    ),
-    "random_split": (
-        False,
-        "the split follows data.split_seed",
-        "a split by the clock cannot be repeated",
-    ),
-}
-"""Honoured while they ask for what is so anyway; what to say then, and otherwise."""
-
 _REFUSED = {
+    "cosine_restart_config.last_epoch": "ignored by the origin; resume a run instead",
+    "progressive_training": "there are always stages; make a recipe with one",
+    "use_ema": "the origin copied the weights and never updated the copy",
+    "f1_average": "ignored by the origin; all three F1 are always given",
+    "random_split": "a split by the clock cannot be repeated; data.split_seed decides",
     "loss_functions": "ignored by the origin; set loss_function, or sweep over losses",
     "metrics": "ignored by the origin; IoU, F1 and accuracy are always given",
     "dice_loss_mode": "ignored by the origin; the mode follows data.mode",
     "final_model_epoch": "ignored by the origin; best/ holds the best epoch",
     "normalization": "ignored by the origin; the encoder's own statistics are used",
 }
+"""Why a key is refused, if it has no choice, or not that one."""
 
 _EFFECTS = {
     "rot90": "right_angle",
@@ -144,27 +105,11 @@ _ALIASES = {
     "resize": "image_size",
 } | {f"{name}.p": name for name in _EFFECTS}
 
-_NEEDS = {
-    "lambda": ("loss_function", ["ce_dice", "ce_focal"]),
-    **dict.fromkeys(
-        (
-            "cosine_restart_config.T_0",
-            "cosine_restart_config.T_mult",
-            "cosine_restart_config.eta_min",
-            "cosine_restart_config.last_epoch",
-        ),
-        ("scheduler_type", ["cosine_restarts"]),
-    ),
-}
-"""Keys without effect unless another, if it is there, has one of these values."""
-
-
 Config = str | Path | dict[str, Any]
 """A path, JSON text, or what it says."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyFate:
+class KeyFate(NamedTuple):
     """What became of one key: "honoured" as it stands, "mapped" to a setting of ours, or
     "refused".
     """
@@ -175,8 +120,7 @@ class KeyFate:
     meaning: str
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """An origin-style configuration, read: what became of every key, and the recipe it makes."""
 
     keys: tuple[KeyFate, ...]
@@ -187,10 +131,8 @@ class Reading:
         """The recipe. Raises RecipeError, naming every refused key."""
         refused = [f"{k.key}: {k.meaning}" for k in self.keys if k.fate == "refused"]
         if refused:
-            raise RecipeError(
-                f"training_config: {'; '.join(refused)}.",
-                "Take these keys out, or do what stands after each.",
-            )
+            problem = f"training_config: {'; '.join(refused)}."
+            raise RecipeError(problem, "Take these keys out, or do what stands after each.")
         return giant().replace(self.changes)
 
 
@@ -200,20 +142,19 @@ def from_training_config(config: Config, preprocessing: Config | None = None) ->
     Starts from `giant()`, the origin's own settings, and says of every key whether it is honoured,
     mapped or refused. A fragment, such as the one in the origin's fix report, is enough.
     """
-    values = _flat(_read(config))
-    if preprocessing is not None:
-        values |= _flat(_read(preprocessing))
-    keys, changes = {}, {}
+    values = _flat(_read(config)) | _flat(_read(preprocessing or {}))
+    keys, changes = {}, {"data.effects": []}
     for key in sorted(values, key=lambda k: k not in _CHOICES):
+        value, settings = values[key], {}
         try:
-            fate, meaning, settings = _fate(key, values)
-        except (TypeError, ValueError):
-            meaning = f"got {values[key]!r}, which means nothing here"
-            fate, settings = "refused", {}
-        keys[key] = KeyFate(key, values[key], fate, meaning)
-        if effects := changes.get("data.effects"):  # each key adds its own
-            settings["data.effects"] = effects + settings.get("data.effects", [])
-        changes |= settings
+            settings = _settings(key, values)
+            fate = "honoured" if all(s == value for s in settings.values()) else "mapped"
+            meaning = ", ".join(f"{path}={s!r}" for path, s in settings.items())
+        except (TypeError, ValueError) as error:
+            fate, meaning = "refused", f"got {value!r}; {error}"
+        keys[key] = KeyFate(key, value, fate, meaning or "as in giant()")
+        effects = changes["data.effects"] + settings.get("data.effects", [])
+        changes |= settings | {"data.effects": effects}
     return Reading(tuple(keys[key] for key in values), changes)
 
 
@@ -228,10 +169,8 @@ def _read(config: Config) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError(f"it holds {type(found).__name__}, not an object")
     except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"{str(config)[:80]}: cannot be read as JSON ({error}).",
-            "Give a path, JSON text or a dict.",
-        ) from None
+        problem = f"{str(config)[:80]}: cannot be read as JSON ({error})."
+        raise RecipeError(problem, "Give a path, JSON text or a dict.") from None
     return found
 
 
@@ -246,73 +185,33 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-Fate = tuple[str, str, dict[str, Any]]
-"""What becomes of a key, what it means here, and the settings that it changes."""
-
-
-def _fate(key: str, values: dict[str, Any]) -> Fate:
-    name, value = _ALIASES.get(key, key), values[key]
-    reason = _in_the_way(key, name, values) or _REFUSED.get(name)
-    if reason:
-        return "refused", reason, {}
-    if path := _SETTINGS.get(name):
-        return "honoured", path, {path: value}
-    if name in _FIXED:
-        wanted, meaning, otherwise = _FIXED[name]
-        if value == wanted:
-            return "honoured", meaning, {}
-        return "refused", otherwise, {}
-    if name in _CHOICES:
-        fate, meaning, paths, choices = _CHOICES[name]
-        for choice, settings in choices.items():
-            if choice.lower() == str(value).lower():
-                return fate, meaning, dict(zip(paths, settings, strict=True))
-        return "refused", f"got {value!r}; known: {', '.join(choices)}", {}
-    if name in _STAGES:
-        setting, stages = _STAGES[name]
-        if name == "gamma" and values.get("scheduler_type") == "exponential":
-            stages = [0, *stages]
-        where = ", ".join(str(i + 1) for i in stages)
-        meaning = f"{setting} of stages {where}"
-        return "mapped", meaning, {f"stages.{i}.{setting}": value for i in stages}
-    return _computed(name, value, values)
-
-
-def _in_the_way(key: str, name: str, values: dict[str, Any]) -> str:
-    """Another key that keeps this one from having an effect."""
+def _settings(key: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a key changes, by path. Raises TypeError or ValueError with the reason for
+    which it is refused.
+    """
+    name, value, stages = _ALIASES.get(key, key), values[key], [1, 2]
     for other in values:
         if other != key and _ALIASES.get(other, other) == name:
-            return f"says the same as {other}; keep one"
-    other, wanted = _NEEDS.get(name, ("", []))
-    if other in values and values[other] not in wanted:
-        return f"has no effect with {other} {values[other]!r}"
-    return ""
-
-
-def _computed(name: str, value: Any, values: dict[str, Any]) -> Fate:
-    if effect := _EFFECTS.get(name):
-        if value in (False, 0):
-            return "honoured", "off", {}
-        settings = {"kind": effect}
-        if value is not True:
-            settings["p"] = value
-        return "mapped", f"data.effects, its {effect}", {"data.effects": [settings]}
-    match name:
-        case "cosine_restart_config.T_0":
-            path = "stages.0.schedule.T_0"
-            return "mapped", f"{path}, in batches", {path: value}
-        case "learning_rate":
-            rates = {f"stages.{i}.lr": value * f for i, f in enumerate((1.0, 0.3, 0.05))}
-            return "mapped", "lr of stages 1, 2, 3, times 1, 0.3, 0.05", rates
-        case "lambda":
-            path = "loss.dice"
-            if values.get("loss_function") == "ce_focal":
-                path = "loss.focal"
-            return "mapped", path, {path: float(value)}
-        case "image_size":
-            size = [value, value] if isinstance(value, int) else list(value)
-            return "mapped", "data.size (height, width)", {"data.size": size}
-        case "rotation_degrees":
-            path = "data.augment.rotate_degrees"
-            return "mapped", path, {path: float(value)}
-    return "refused", "no setting of that name is known here", {}
+            raise ValueError(f"it says the same as {other}; keep one")
+    choices = _CHOICES.get(name, {})
+    if str(value).lower() in choices:
+        return choices[str(value).lower()]
+    if choices or name in _REFUSED:
+        raise ValueError(_REFUSED.get(name) or f"known: {', '.join(choices)}")
+    if name in _EFFECTS:
+        effect = {"kind": _EFFECTS[name]} | ({} if value is True else {"p": value})
+        return {"data.effects": [effect]} if value else {}
+    if name == "learning_rate":
+        return {f"stages.{i}.lr": value * f for i, f in enumerate((1.0, 0.3, 0.05))}
+    if name == "lambda":
+        loss = str(values.get("loss_function", "ce_dice")).lower()
+        if loss not in {"ce_dice", "ce_focal"}:
+            raise ValueError(f"it has no effect with loss_function {loss}")
+        return {f"loss.{loss.removeprefix('ce_')}": value}
+    if name == "image_size" and isinstance(value, int):
+        value = [value, value]
+    if name == "gamma" and values.get("scheduler_type") == "exponential":
+        stages = [0, 1, 2]
+    if name not in _PATHS:
+        raise ValueError("no setting of that name is known here")
+    return {_PATHS[name].format(stage): value for stage in stages}

@@ -5,17 +5,15 @@ object.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from vitseg.errors import ConfigError
 from vitseg.recipe import Recipe
-from vitseg.settings import Constant, CosineRestarts, Exponential, Stage, WarmupPoly
+from vitseg.settings import CosineRestarts, Exponential, Stage, WarmupPoly
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
+class Planned(NamedTuple):
     """One batch that will be: its stage, step and fractional epoch over the whole run, and its base
     LR.
     """
@@ -38,41 +36,24 @@ def planned_lr(stage: Stage, batch: int, batches_per_epoch: int, skipped: int = 
     batches.
     """
     schedule, lr = stage.schedule, stage.lr
-    if isinstance(schedule, CosineRestarts | WarmupPoly):
-        batch -= skipped
     match schedule:
-        case Constant():
-            return lr
-        case Exponential():
-            return lr * schedule.gamma ** ((batch - 1) // batches_per_epoch)
-        case CosineRestarts():
-            t, period = _cosine_position(schedule, batch, batches_per_epoch)
-            return (
-                schedule.eta_min
-                + (lr - schedule.eta_min) * (1 + math.cos(math.pi * t / period)) / 2
-            )
-        case WarmupPoly():
-            warmup, total = schedule.warmup_batches, stage.epochs * batches_per_epoch
+        case Exponential(gamma=gamma):
+            return lr * gamma ** ((batch - 1) // batches_per_epoch)
+        case CosineRestarts(T_0=period, eta_min=lowest):  # t and period are SGDR's T_cur and T_i
+            t: float = max(0, batch - skipped - 1 - schedule.burn_in_batches)
+            if schedule.unit == "epoch":
+                t /= batches_per_epoch
+            if schedule.T_mult == 1:
+                t %= period
+            while t >= period:
+                t, period = t - period, period * schedule.T_mult
+            return lowest + (lr - lowest) * (1 + math.cos(math.pi * t / period)) / 2
+        case WarmupPoly(warmup_batches=warmup):
+            batch, falling = batch - skipped, stage.epochs * batches_per_epoch - warmup
             if batch <= warmup:
                 return lr * batch / warmup
-            return (
-                lr * (1 - min(1.0, (batch - 1 - warmup) / max(1, total - warmup))) ** schedule.power
-            )
-
-
-def _cosine_position(
-    schedule: CosineRestarts, batch: int, batches_per_epoch: int
-) -> tuple[float, int]:
-    """Position in the current cycle and the cycle's length (SGDR's T_cur and T_i)."""
-    t: float = max(0, batch - 1 - schedule.burn_in_batches)
-    if schedule.unit == "epoch":
-        t /= batches_per_epoch
-    period = schedule.T_0
-    if schedule.T_mult == 1:
-        return t % period, period
-    while t >= period:
-        t, period = t - period, period * schedule.T_mult
-    return t, period
+            return lr * (1 - min(1.0, (batch - 1 - warmup) / max(1, falling))) ** schedule.power
+    return lr
 
 
 def rates(stage: Stage, batches_per_epoch: int) -> list[float]:
@@ -86,9 +67,8 @@ def preview(recipe: Recipe, batches_per_epoch: int) -> list[Planned]:
     stage sooner.
     """
     if not isinstance(recipe, Recipe):
-        raise ConfigError(
-            "recipe", recipe, "a Recipe", "Put stages into one: vitseg.Recipe(stages=(stage,))."
-        )
+        hint = "Put stages into one: vitseg.Recipe(stages=(stage,))."
+        raise ConfigError("recipe", recipe, "a Recipe", hint)
     planned, epochs_before = [], 0
     for number, stage in enumerate(recipe.stages, start=1):
         for batch, lr in enumerate(rates(stage, batches_per_epoch), start=1):
@@ -98,7 +78,7 @@ def preview(recipe: Recipe, batches_per_epoch: int) -> list[Planned]:
     return planned
 
 
-_CHANGES_NO_NUMBER = {"name", "workers", "cache", "recompute"}
+_LEFT_OUT = {"name", "workers", "cache", "recompute", "device", "precision", "threads", "processes"}
 
 
 def effective(
@@ -109,9 +89,7 @@ def effective(
     What changes no number is not among them; a schedule is the learning rates it comes to, "all"
     the number of blocks.
     """
-    tree = recipe.model_dump(
-        mode="json", exclude=_CHANGES_NO_NUMBER | {"device", "precision", "threads", "processes"}
-    )
+    tree = recipe.model_dump(mode="json", exclude=_LEFT_OUT)
     tree["stages"] = tree["stages"][:stages]
     for stage, settings in zip(recipe.stages, tree["stages"], strict=False):
         settings["name"] = settings["lr"] = None
@@ -131,9 +109,7 @@ def epochs_done(before: int, batch: int, batches_per_epoch: int) -> float:
 
 
 def restarts(stage: Stage, batches_per_epoch: int) -> int:
-    """How often the LR jumps back up within the stage; 0 for schedules without restarts."""
-    if not isinstance(stage.schedule, CosineRestarts):
-        return 0
+    """How often the LR of a cosine jumps back up within the stage."""
     return sum(after > before for before, after in pairwise(rates(stage, batches_per_epoch)))
 
 
@@ -149,15 +125,32 @@ def batch_notes(recipe: Recipe, images: int) -> list[str]:
     step = recipe.batch_size * recipe.accumulate
     if step <= images:
         return []
-    return [
-        f"A batch of {step:,} is larger than the {images:,} training images: "
-        f"each epoch is one step over all of them."
-    ]
+    problem = f"A batch of {step:,} is larger than the {images:,} training images"
+    return [f"{problem}: each epoch is one step over all of them."]
 
 
 def notes(stage: Stage, batches_per_epoch: int) -> list[str]:
-    """What a reader should know about the stage's schedule before it runs."""
-    return warnings(stage, batches_per_epoch) or _course(stage, batches_per_epoch)
+    """What a reader should know about the stage's schedule before it runs: that it is hardly meant,
+    or how the LR moves.
+    """
+    schedule, said = stage.schedule, warnings(stage, batches_per_epoch)
+    if said:
+        return said
+    if isinstance(schedule, CosineRestarts):
+        n = restarts(stage, batches_per_epoch)
+        course = f"{n} warm restart{'s' * (n != 1)}"
+        if n == 0:
+            course = "One cosine, which does not come to a restart,"
+        unit = "batches" if schedule.unit == "batch" else "epochs"
+        cycle = f"T_0 = {schedule.T_0} {unit}, after a burn-in of {schedule.burn_in_batches}"
+        return [f"{course} in {stage.epochs * batches_per_epoch} batches ({cycle})."]
+    if not isinstance(schedule, Exponential):
+        return []
+    first, last = f"{stage.lr:.3g}", f"{rates(stage, batches_per_epoch)[-1]:.3g}"
+    if stage.epochs == 1:
+        return [f"The LR is {last} throughout: it would fall after the stage's only epoch."]
+    course = f"from {first} in the first epoch to {last} in the last"
+    return [f"The LR falls {course} (gamma = {schedule.gamma:g})."]
 
 
 def warnings(stage: Stage, batches_per_epoch: int) -> list[str]:
@@ -168,37 +161,11 @@ def warnings(stage: Stage, batches_per_epoch: int) -> list[str]:
         return [f"The warm-up of {warmup} batches does not end within the stage's {batches}."]
     if not isinstance(schedule, CosineRestarts) or len(set(rates(stage, batches_per_epoch))) > 1:
         return []
-    if batches > schedule.burn_in_batches + 1:
-        return [
-            f"The cosine never moves: a cycle of T_0 = {schedule.T_0} is over before it falls. "
-            f"Lengthen schedule.T_0."
-        ]
-    return [
-        f"The cosine never moves: the burn-in is {schedule.burn_in_batches} batches, the one after "
-        f"it still has the full rate, and the stage has {batches}. "
+    why = (
+        f"the burn-in is {schedule.burn_in_batches} batches, the one after it still has the full "
+        f"rate, and the stage has {batches}. "
         f"Train more epochs or shorten schedule.burn_in_batches."
-    ]
-
-
-def _course(stage: Stage, batches_per_epoch: int) -> list[str]:
-    """How the LR of an exponential or a cosine moves within the stage, in a sentence."""
-    schedule, batches = stage.schedule, stage.epochs * batches_per_epoch
-    if isinstance(schedule, CosineRestarts):
-        n = restarts(stage, batches_per_epoch)
-        course = f"{n} warm restart{'s' * (n != 1)}"
-        if n == 0:
-            course = "One cosine, which does not come to a restart,"
-        unit = "batches" if schedule.unit == "batch" else "epochs"
-        return [
-            f"{course} in {batches} batches (T_0 = {schedule.T_0} {unit}, "
-            f"after a burn-in of {schedule.burn_in_batches})."
-        ]
-    if not isinstance(schedule, Exponential):
-        return []
-    last = rates(stage, batches_per_epoch)[-1]
-    if stage.epochs == 1:
-        return [f"The LR is {last:.3g} throughout: it would fall after the stage's only epoch."]
-    return [
-        f"The LR falls from {stage.lr:.3g} in the first epoch to {last:.3g} in the last "
-        f"(gamma = {schedule.gamma:g})."
-    ]
+    )
+    if batches > schedule.burn_in_batches + 1:
+        why = f"a cycle of T_0 = {schedule.T_0} is over before it falls. Lengthen schedule.T_0."
+    return [f"The cosine never moves: {why}"]

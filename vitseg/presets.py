@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from vitseg.images import size_of
 from vitseg.recipe import Recipe
@@ -34,15 +36,12 @@ def quick(folder: str | Path | None = None) -> Recipe:
     6 and at most 28. Rates and depth as in decision 25.
     """
     if folder is None:
-        return Recipe(
-            name="quick", data=Data(source=Generated()), batch_size=6, stages=_careful_stages()
-        )
+        return Recipe(name="quick", batch_size=6, stages=_careful_stages())
     files = _images(Path(folder).expanduser())
-    height, width = _canvas(files[:25])
-    source = _folder(folder)
-    data = Data(source=source, size=(height, width), views=6, augment=Augment(zoom=0.4))
+    source, size = _folder(folder), _canvas(files[:25])
+    data = Data(source=source, size=size, views=6, augment=Augment(zoom=0.4))
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(source.path).name).strip("-._")[:40] or "run"
-    patches = max(1, len(files)) * (height // 14) * (width // 14)
+    patches = max(1, len(files)) * math.prod(size) // 14**2
     epochs = min(28, max(6, 1_000_000 // patches))
     batches = -(-round(0.8 * len(files)) // 4) or 25
     return Recipe(name=name, data=data, batch_size=4, stages=_deep_stages(epochs, batches))
@@ -65,26 +64,35 @@ def _images(folder: Path) -> list[Path]:
         return []
 
 
-def _canvas(files: list[Path], shorter: int = 252, patch: int = 14) -> tuple[int, int]:
-    """(height, width) in whole patches, in the median proportions of the images, 1:2 at most;
-    square without any.
+def _canvas(files: list[Path]) -> tuple[int, int]:
+    """(height, width) in whole patches, the shorter side 252 pixels, in the median proportions of
+    the images, 1:2 at most; square without any.
     """
     ratio = median([height / width for height, width in filter(None, map(size_of, files))] or [1.0])
-    longer = round(shorter * min(max(ratio, 1 / ratio), 2.0) / patch) * patch
-    return (longer, shorter) if ratio > 1 else (shorter, longer)
+    longer = round(252 * min(max(ratio, 1 / ratio), 2.0) / 14) * 14
+    return (longer, 252) if ratio > 1 else (252, longer)
+
+
+def _stages(*rows: tuple[Any, ...], **encoder: Any) -> tuple[Stage, ...]:
+    """Stages by name, depth, epochs, LR and schedule; `encoder` goes to those that train some of
+    it.
+    """
+    stages = []
+    for row in rows:
+        settings = dict(zip(Stage.model_fields, row, strict=False))
+        stages.append(Stage(**settings, **encoder if row[1] else {}))
+    return tuple(stages)
 
 
 def _careful_stages() -> tuple[Stage, ...]:
     """Four blocks at most, at a tenth of the decoder's rate, on both kinds of schedule: stages to
     be watched.
     """
-    deep = {"epochs": 3, "schedule": Exponential(gamma=0.8), "encoder_lr_factor": 0.1}
-    return (
-        Stage(
-            name="Frozen encoder", unfrozen_blocks=0, epochs=6, lr=2e-3, schedule=CosineRestarts()
-        ),
-        Stage(name="Last blocks", unfrozen_blocks=2, lr=6e-4, **deep),
-        Stage(name="Deeper", unfrozen_blocks=4, lr=1e-4, **deep),
+    return _stages(
+        ("Frozen encoder", 0, 6, 2e-3, CosineRestarts()),
+        ("Last blocks", 2, 3, 6e-4, Exponential(gamma=0.8)),
+        ("Deeper", 4, 3, 1e-4, Exponential(gamma=0.8)),
+        encoder_lr_factor=0.1,
     )
 
 
@@ -93,19 +101,17 @@ def _deep_stages(epochs: int, batches_per_epoch: int) -> tuple[Stage, ...]:
     two, four and three ninths.
     """
     first, third = round(epochs * 2 / 9), round(epochs * 3 / 9)
+    second = epochs - first - third
 
-    def stage(name: str, unfrozen: int, epochs: int, lr: float, **encoder: float) -> Stage:
-        warmup = min(20, epochs * batches_per_epoch // 5)
-        schedule = WarmupPoly(warmup_batches=warmup)
-        return Stage(
-            name=name, unfrozen_blocks=unfrozen, epochs=epochs, lr=lr, schedule=schedule, **encoder
-        )
+    def fifth(epochs: int) -> WarmupPoly:
+        return WarmupPoly(warmup_batches=min(20, epochs * batches_per_epoch // 5))
 
-    encoder = {"encoder_lr_factor": 0.1, "layer_decay": 0.8}
-    return (
-        stage("Frozen encoder", 0, first, 2e-3),
-        stage("Last blocks", 6, epochs - first - third, 1e-3, **encoder),
-        stage("Deeper", 8, third, 5e-4, **encoder),
+    return _stages(
+        ("Frozen encoder", 0, first, 2e-3, fifth(first)),
+        ("Last blocks", 6, second, 1e-3, fifth(second)),
+        ("Deeper", 8, third, 5e-4, fifth(third)),
+        encoder_lr_factor=0.1,
+        layer_decay=0.8,
     )
 
 
@@ -121,19 +127,11 @@ def whole_encoder(folder: str | Path | None = None) -> Recipe:
     recipe = quick(folder)
     epochs = sum(stage.epochs for stage in recipe.stages)
     first = max(1, round(epochs / 6))
-    stages = (
-        Stage(
-            name="Decoder warms up", unfrozen_blocks=0, epochs=first, lr=2e-3, schedule=Constant()
-        ),
-        Stage(
-            name="Whole encoder",
-            unfrozen_blocks="all",
-            epochs=epochs - first,
-            lr=1e-3,
-            schedule=WarmupPoly(),
-            encoder_lr_factor=0.1,
-            layer_decay=0.8,
-        ),
+    stages = _stages(
+        ("Decoder warms up", 0, first, 2e-3, Constant()),
+        ("Whole encoder", "all", epochs - first, 1e-3, WarmupPoly()),
+        encoder_lr_factor=0.1,
+        layer_decay=0.8,
     )
     return recipe.replace({"name": f"{recipe.name[:26]}-whole-encoder", "stages": stages})
 
@@ -146,13 +144,13 @@ def giant(folder: str | Path | None = None) -> Recipe:
     GPU, and the hub.
     """
     source = Generated(classes=10, side=384) if folder is None else _folder(folder)
-    lr, deep = 2e-4, {"drop_path": 0.1, "patience": 15}
-    stages = (
-        Stage(
-            name="Frozen encoder", unfrozen_blocks=0, epochs=30, lr=lr, schedule=CosineRestarts()
-        ),
-        Stage(name="Last 8 blocks", unfrozen_blocks=8, epochs=30, lr=lr * 0.3, **deep),
-        Stage(name="Last 16 blocks", unfrozen_blocks=16, epochs=40, lr=lr * 0.05, **deep),
+    lr = 2e-4
+    stages = _stages(
+        ("Frozen encoder", 0, 30, lr, CosineRestarts()),
+        ("Last 8 blocks", 8, 30, lr * 0.3, Exponential()),
+        ("Last 16 blocks", 16, 40, lr * 0.05, Exponential()),
+        drop_path=0.1,
+        patience=15,
     )
     return Recipe(
         name="giant",

@@ -4,16 +4,15 @@ disk.
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError
 
 from vitseg.errors import RecipeError
 from vitseg.settings import AdamW, Count, Data, Loss, Model, Optimizer, Stage
-from vitseg.words import Words, explain, register
+from vitseg.words import KNOWN, Words, explain, nearest, settings_of
 
 
 class Recipe(Words):
@@ -29,64 +28,54 @@ class Recipe(Words):
     the images of every step, each on a GPU of its own, or on `threads` cores.
     """
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
     data: Data = Data()
     model: Model = Model()
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    stages: tuple[Stage, ...] = Field(min_length=1)
     loss: Loss = Loss()
-    optimizer: Optimizer = AdamW()
+    optimizer: Optimizer = Field(AdamW(), discriminator="kind")
     batch_size: Count = 8
     accumulate: Count = 1
-    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    clip_norm: float | None = Field(1.0, gt=0)
     seed: int = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: Count | Literal["auto"] = "auto"
     processes: Count = 1
-    workers: Annotated[int, Field(ge=0, le=64)] = 0
+    workers: int = Field(0, ge=0, le=64)
     features: Literal["exact", "half"] = "exact"
     cache: bool = True
     recompute: bool = False
 
-    @model_validator(mode="after")
-    def _settings_go_together(self) -> Self:
+    def model_post_init(self, context: object) -> None:
         if self.stages[0].start_from != "best":
-            raise ValueError(
-                "stages.0.start_from has no effect: there is no stage before it; leave it out"
-            )
+            says = "stages.0.start_from has no effect: there is no stage before it; leave it out"
+            raise ValueError(says)
+        wholes = {
+            'loss.dice_over="batch"': self.loss.dice_over == "batch",
+            'model.decoder="linear", which has a BatchNorm,': self.model.decoder == "linear",
+        }
         for setting in ("accumulate", "processes"):
-            if getattr(self, setting) == 1:
-                continue
-            if self.loss.dice_over == "batch":
-                raise ValueError(
-                    f'loss.dice_over="batch" needs the whole batch at once; set {setting} to 1'
-                )
-            if self.model.decoder == "linear":
-                raise ValueError(
-                    f'model.decoder="linear" has a BatchNorm, which needs the whole batch; '
-                    f"set {setting} to 1"
-                )
+            for what, whole in wholes.items():
+                if whole and getattr(self, setting) > 1:
+                    raise ValueError(f"{what} needs the whole batch at once; set {setting} to 1")
         images = self.batch_size * self.accumulate
         if self.processes > images:
-            raise ValueError(
-                f"processes={self.processes} for steps of {images}: some would get no image; "
-                f"set processes to {images}"
-            )
-        return self
+            says = f"processes={self.processes} for steps of {images}: some would get no image"
+            raise ValueError(f"{says}; set processes to {images}")
 
     def replace(self, changes: dict[str, Any]) -> Recipe:
         """A copy with settings changed by path: `recipe.replace({"stages.1.lr": 1e-4})`. Checked
         like a new one.
         """
-        tree = json.loads(self.model_dump_json())
+        tree = plain(self)
         for path, value in changes.items():
             _set(tree, path, plain(value))
         try:
             return parse(json.dumps(tree))
         except TypeError as error:
-            raise RecipeError(
-                f"{', '.join(changes)}: {error}.", "Give numbers, strings, tuples or settings."
-            ) from None
+            hint = "Give numbers, strings, tuples or settings."
+            raise RecipeError(f"{', '.join(changes)}: {error}.", hint) from None
 
     def settle(self, changes: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
         """Like `replace`; settings that have no effect any more are put back to their defaults, and
@@ -108,7 +97,7 @@ class Recipe(Words):
         Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-register(Recipe)
+KNOWN.update(settings_of(Recipe))
 
 
 def parse(text: str | bytes) -> Recipe:
@@ -124,9 +113,8 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         return parse(Path(path).read_bytes())
     except OSError as error:
-        raise RecipeError(
-            f"{path}: cannot be read ({error.strerror}).", "Give the path of a recipe.json."
-        ) from None
+        problem = f"{path}: cannot be read ({error.strerror})."
+        raise RecipeError(problem, "Give the path of a recipe.json.") from None
     except RecipeError as error:
         raise RecipeError(f"{path}: {error.problem}", error.mend) from None
 
@@ -142,28 +130,18 @@ def _set(tree: Any, path: str, value: Any) -> None:
     """Write `value` at a dotted path. A name that does not exist is left to validation, which knows
     the spelling.
     """
-    *parents, last = path.split(".")
-    name = last
+    *parents, last = [int(name) if name.isdecimal() else name for name in path.split(".")]
+    place = last
     try:
-        for name in parents:
-            tree = tree[_place(tree, name)]
-        tree[_place(tree, last)] = value
-    except (KeyError, IndexError, ValueError, TypeError):
-        here, close = "none", []
+        for place in parents:
+            tree = tree[place]
+        tree[last] = value
+    except (LookupError, TypeError):
+        here, close = "none", ""
         if isinstance(tree, list):
             here = f"0..{len(tree) - 1}"
         elif isinstance(tree, dict):
-            here, close = ", ".join(tree), difflib.get_close_matches(name, tree, n=1)
-        meant = f" did you mean {close[0]}?" if close else ""
-        raise RecipeError(
-            f"{path}: there is no such setting;{meant} possible at that place: {here}."
-        ) from None
-
-
-def _place(tree: Any, name: str) -> int | str:
-    """A list's position, counted from 0, or a name."""
-    if not isinstance(tree, list):
-        return name
-    if not name.isdecimal():
-        raise ValueError(name)
-    return int(name)
+            here, close = ", ".join(tree), nearest(str(place), tree)
+        meant = f" did you mean {close}?" if close else ""
+        problem = f"{path}: there is no such setting;{meant} possible at that place: {here}."
+        raise RecipeError(problem) from None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import chain
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from vitseg.effects import Crop, Effect
-from vitseg.words import Conflict, Words
+from vitseg.words import Words, conflict
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=14, le=4096)]
 
 
 class Augment(Words):
@@ -20,7 +22,7 @@ class Augment(Words):
 
     flip_horizontal: bool = True
     flip_vertical: bool = False
-    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
+    rotate_degrees: float = Field(15.0, ge=0, le=180)
     zoom: Fraction = 0.2
     brightness: Fraction = 0.2
     contrast: Fraction = 0.2
@@ -33,9 +35,9 @@ class Generated(Words):
     """
 
     kind: Literal["generated"] = "generated"
-    images: Annotated[int, Field(ge=4)] = 150
-    classes: Annotated[int, Field(ge=2, le=10)] = 5
-    side: Annotated[int, Field(ge=32, le=2048)] = 168
+    images: int = Field(150, ge=4)
+    classes: int = Field(5, ge=2, le=10)
+    side: int = Field(168, ge=32, le=2048)
     seed: int = 0
 
 
@@ -52,22 +54,17 @@ class Folder(Words):
     path: str
     encoding: Literal["auto", "index", "binary_255", "binary_1", "grey", "rgb"] = "auto"
     classes: tuple[str, ...] | None = None
-    ignore_value: Annotated[int, Field(ge=0, le=65535)] | None = None
-    grey_factor: Annotated[int, Field(ge=2, le=255)] | None = None
+    ignore_value: int | None = Field(None, ge=0, le=65535)
+    grey_factor: int | None = Field(None, ge=2, le=255)
     colors: tuple[tuple[int, int, int], ...] | None = None
     on_problem: Literal["refuse", "skip"] = "refuse"
 
-    @model_validator(mode="after")
-    def _settings_have_an_effect(self) -> Self:
+    def model_post_init(self, context: object) -> None:
         self._refuse_without_effect(self.encoding not in {"auto", "grey"}, "grey_factor")
         self._refuse_without_effect(self.encoding not in {"auto", "rgb"}, "colors")
-        for field in ("classes", "colors"):
-            named = getattr(self, field) or ()
-            if len(set(named)) < len(named):
-                raise ValueError(f"{field} names one of them twice: {named}")
+        self._refuse_twice("classes", "colors")
         if self.encoding == "grey" and self.grey_factor is None:
             raise ValueError('encoding="grey" needs grey_factor: the value of class 1')
-        return self
 
 
 class Merge(Words):
@@ -75,16 +72,12 @@ class Merge(Words):
     class alone is renamed.
     """
 
-    into: Annotated[str, Field(min_length=1)]
-    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    into: str = Field(min_length=1)
+    classes: tuple[str, ...] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _changes_something(self) -> Self:
+    def model_post_init(self, context: object) -> None:
         if self.classes == (self.into,):
-            raise ValueError(
-                f"into={self.into!r} is what the class is called already; leave it out"
-            )
-        return self
+            raise ValueError(f"into={self.into!r} is the class's name already; leave it out")
 
 
 class Classes(Words):
@@ -97,21 +90,16 @@ class Classes(Words):
     merge: tuple[Merge, ...] = ()
     ignore: tuple[str, ...] = ()
     drop_images_with: tuple[str, ...] = ()
-    foreground: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    foreground: tuple[str, ...] | None = Field(None, min_length=1)
 
-    @model_validator(mode="after")
-    def _one_fate_a_class(self) -> Self:
+    def model_post_init(self, context: object) -> None:
         merged = (merge.classes for merge in self.merge)
-        named = list(chain(*merged, self.ignore, self.drop_images_with))
-        looked_for = self.foreground or ()
-        if len(set(looked_for)) < len(looked_for):
-            raise ValueError(f"foreground names one of them twice: {looked_for}")
-        if twice := sorted({name for name in named if named.count(name) > 1}):
-            raise ValueError(
-                f"{', '.join(twice)}: named twice; "
-                "a class can be merged, ignored, or its images dropped"
-            )
-        return self
+        named = Counter(chain(*merged, self.ignore, self.drop_images_with))
+        twice = ", ".join(sorted(name for name in named if named[name] > 1))
+        if twice:
+            allowed = "a class can be merged, ignored, or its images dropped"
+            raise ValueError(f"{twice}: named twice; {allowed}")
+        self._refuse_twice("foreground")
 
 
 class Data(Words):
@@ -130,19 +118,16 @@ class Data(Words):
     those with rare classes more often.
     """
 
-    source: Annotated[Generated | Folder, Field(discriminator="kind")] = Generated()
-    size: tuple[Annotated[int, Field(ge=14, le=4096)], Annotated[int, Field(ge=14, le=4096)]] = (
-        168,
-        168,
-    )
+    source: Generated | Folder = Field(Generated(), discriminator="kind")
+    size: tuple[Side, Side] = (168, 168)
     mode: Literal["auto", "binary", "multiclass"] = "auto"
     classes: Classes = Classes()
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    validation_fraction: float = Field(0.2, gt=0, lt=1)
     test_fraction: Fraction = 0.0
     group: str | None = None
-    group_file: Annotated[str, Field(min_length=1)] | None = None
+    group_file: str | None = Field(None, min_length=1)
     stratify: bool = False
-    split_file: Annotated[str, Field(min_length=1)] | None = None
+    split_file: str | None = Field(None, min_length=1)
     sampler: Literal["shuffle", "rarity"] = "shuffle"
     views: Count | Literal["fresh"] = 4
     augment: Augment = Augment()
@@ -152,28 +137,21 @@ class Data(Words):
     split_seed: int = 0
     view_seed: int = 0
 
-    @model_validator(mode="after")
-    def _settings_have_an_effect(self) -> Self:
+    def model_post_init(self, context: object) -> None:
         if self.views == 1 and self.augment != Augment():
-            raise ValueError(
-                "augment has no effect with views=1, the clean view alone; "
-                "leave it out, or ask for more views"
-            )
+            says = "augment has no effect with views=1, the clean view alone"
+            raise ValueError(f"{says}; leave it out, or ask for more views")
         self._refuse_without_effect(self.views == 1, "view_seed", "effects", "crop")
         self._refuse_without_effect(self.mode == "binary", "score_background")
         drawn = ("validation_fraction", "test_fraction", "group", "group_file", "stratify")
         self._refuse_without_effect(self.split_file is not None, *drawn, "split_seed")
         self._refuse_without_effect(self.group is not None, "group_file")
         if self.mode != "binary" and self.classes.foreground is not None:
-            raise ValueError(
-                'classes.foreground has no effect unless mode is "binary"; leave it out'
-            )
+            says = 'classes.foreground has no effect unless mode is "binary"; leave it out'
+            raise ValueError(says)
         if self.validation_fraction + self.test_fraction >= 1:
-            raise ValueError(
-                "validation_fraction and test_fraction leave nothing to train on; "
-                "together they must be below 1"
-            )
-        return self
+            says = "validation_fraction and test_fraction leave nothing to train on"
+            raise ValueError(f"{says}; together they must be below 1")
 
 
 class Model(Words):
@@ -186,11 +164,9 @@ class Model(Words):
     skip_depths: tuple[Count, Count, Count, Count] | None = None
     dropout: Fraction = 0.1
 
-    @model_validator(mode="after")
-    def _skips_rise(self) -> Self:
+    def model_post_init(self, context: object) -> None:
         if self.skip_depths and list(self.skip_depths) != sorted(set(self.skip_depths)):
             raise ValueError(f"skip_depths must rise, as in (3, 6, 9, 12); got {self.skip_depths}")
-        return self
 
 
 class CosineRestarts(Words):
@@ -205,18 +181,14 @@ class CosineRestarts(Words):
     kind: Literal["cosine_restarts"] = "cosine_restarts"
     T_0: Count = 15
     T_mult: Count = 1
-    eta_min: Annotated[float, Field(ge=0)] = 1e-7
-    burn_in_batches: Annotated[int, Field(ge=0)] = 60
+    eta_min: NonNegativeFloat = 1e-7
+    burn_in_batches: NonNegativeInt = 60
     unit: Literal["batch", "epoch"] = "batch"
 
-    @model_validator(mode="after")
-    def _pytorch_finds_the_cycle(self) -> Self:
+    def model_post_init(self, context: object) -> None:
         if self.unit == "epoch" and self.T_mult > 2:
-            raise ValueError(
-                'T_mult is 1 or 2 with unit="epoch": '
-                "PyTorch misses restarts of other growth by rounding"
-            )
-        return self
+            why = "PyTorch misses restarts of other growth by rounding"
+            raise ValueError(f'T_mult is 1 or 2 with unit="epoch": {why}')
 
 
 class Exponential(Words):
@@ -238,13 +210,11 @@ class WarmupPoly(Words):
     """Linear warm-up over `warmup_batches`, then polynomial decay to 0 at the end of the stage."""
 
     kind: Literal["warmup_poly"] = "warmup_poly"
-    warmup_batches: Annotated[int, Field(ge=0)] = 20
-    power: Annotated[float, Field(gt=0, le=10)] = 0.9
+    warmup_batches: NonNegativeInt = 20
+    power: float = Field(0.9, gt=0, le=10)
 
 
-Schedule = Annotated[
-    CosineRestarts | Exponential | Constant | WarmupPoly, Field(discriminator="kind")
-]
+Schedule = CosineRestarts | Exponential | Constant | WarmupPoly
 
 
 class Stage(Words):
@@ -257,18 +227,17 @@ class Stage(Words):
     """
 
     name: str
-    unfrozen_blocks: Annotated[int, Field(ge=0)] | Literal["all"]
+    unfrozen_blocks: NonNegativeInt | Literal["all"]
     epochs: Count
     lr: Rate
-    schedule: Schedule = Exponential()
+    schedule: Schedule = Field(Exponential(), discriminator="kind")
     encoder_lr_factor: Rate = 1.0
     layer_decay: Rate = 1.0
     drop_path: Fraction = 0.0
     patience: Count | None = None
     start_from: Literal["best", "last"] = "best"
 
-    @model_validator(mode="after")
-    def _settings_have_an_effect(self) -> Self:
+    def model_post_init(self, context: object) -> None:
         self._refuse_without_effect(
             self.unfrozen_blocks == 0, "encoder_lr_factor", "layer_decay", "drop_path"
         )
@@ -276,8 +245,7 @@ class Stage(Words):
         if isinstance(self.schedule, CosineRestarts) and self.schedule.eta_min >= self.lr:
             eta_min = self.schedule.eta_min
             says = f"schedule.eta_min={eta_min} must be below lr={self.lr}"
-            raise Conflict("schedule.eta_min", says)
-        return self
+            raise conflict(says, field="schedule.eta_min")
 
 
 class ByFrequency(Words):
@@ -289,7 +257,7 @@ class ByFrequency(Words):
     """
 
     kind: Literal["inverse", "median"] = "inverse"
-    largest: Annotated[float, Field(gt=0, le=1000)] | None = None
+    largest: float | None = Field(None, gt=0, le=1000)
 
 
 class Loss(Words):
@@ -300,32 +268,28 @@ class Loss(Words):
     the batch first.
     """
 
-    cross_entropy: Annotated[float, Field(ge=0)] = 1.0
-    dice: Annotated[float, Field(ge=0)] = 1.0
-    focal: Annotated[float, Field(ge=0)] = 0.0
-    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    cross_entropy: NonNegativeFloat = 1.0
+    dice: NonNegativeFloat = 1.0
+    focal: NonNegativeFloat = 0.0
+    focal_gamma: NonNegativeFloat = 2.0
     label_smoothing: Fraction = 0.0
-    class_weights: tuple[Annotated[float, Field(gt=0)], ...] | ByFrequency | None = None
+    class_weights: tuple[PositiveFloat, ...] | ByFrequency | None = None
     dice_over: Literal["image", "batch"] = "image"
 
-    @model_validator(mode="after")
-    def _settings_have_an_effect(self) -> Self:
+    def model_post_init(self, context: object) -> None:
         if self.cross_entropy + self.dice + self.focal == 0:
-            raise ValueError(
-                "cross_entropy, dice and focal are all 0: there is nothing to minimise"
-            )
+            raise ValueError("cross_entropy, dice, focal are all 0: there is nothing to minimise")
         self._refuse_without_effect(self.focal == 0, "focal_gamma")
         self._refuse_without_effect(self.dice == 0, "dice_over")
         self._refuse_without_effect(self.cross_entropy + self.focal == 0, "class_weights")
         self._refuse_without_effect(self.cross_entropy == 0, "label_smoothing")
-        return self
 
 
 class AdamW(Words):
     """AdamW (Loshchilov & Hutter 2019). No weight decay on norms, biases and layer scale."""
 
     kind: Literal["adamw"] = "adamw"
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    weight_decay: float = Field(0.01, ge=0, le=1)
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
 
 
@@ -335,8 +299,8 @@ class SGD(Words):
     """
 
     kind: Literal["sgd"] = "sgd"
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-5
+    weight_decay: float = Field(1e-5, ge=0, le=1)
     momentum: Fraction = 0.9
 
 
-Optimizer = Annotated[AdamW | SGD, Field(discriminator="kind")]
+Optimizer = AdamW | SGD

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import json
 import unicodedata
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
 
 from vitseg.errors import RecipeError, Refusal
 
@@ -36,22 +37,18 @@ def shown(path: str | Path) -> str:
     )
 
 
-class Conflict(ValueError):
-    """A setting that does not go together with others; `field` is its path from where it is
-    checked.
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Which of the names may have been meant; "" if none is near."""
+    found = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(name.lower(), found, n=1)
+    return found[close[0]] if close else ""
+
+
+def conflict(says: str, field: str, **more: object) -> PydanticCustomError:
+    """That a setting does not go together with others; `field` is its path from where it is
+    checked, `default`, if given, the value that would do.
     """
-
-    def __init__(self, field: str, says: str):
-        self.field = field
-        super().__init__(says)
-
-
-class NoEffect(Conflict):
-    """A setting that does nothing, given the others."""
-
-    def __init__(self, field: str, value: object, default: object):
-        self.default = default
-        super().__init__(field, f"{field}={value!r} has no effect here; leave it out")
+    return PydanticCustomError("conflict", says, {"field": field, **more})
 
 
 class _Plainly(type(BaseModel)):
@@ -71,7 +68,9 @@ class Strict(BaseModel):
 
 
 class Words(Strict, metaclass=_Plainly):
-    """Base of all settings: what is refused is said in plain words."""
+    """Base of all settings: what is refused is said in plain words. What has to do with several of
+    them is checked in `model_post_init`.
+    """
 
     def _refuse_without_effect(self, condition: bool, *fields: str) -> None:
         """Refuse settings that differ from their default although `condition` makes them do
@@ -80,97 +79,81 @@ class Words(Strict, metaclass=_Plainly):
         for field in fields:
             value, default = getattr(self, field), type(self).model_fields[field].default
             if condition and value != default:
-                raise NoEffect(field, value, default)
+                says = f"{field}={value!r} has no effect here; leave it out"
+                raise conflict(says, field, default=default)
+
+    def _refuse_twice(self, *fields: str) -> None:
+        for field in fields:
+            named = getattr(self, field) or ()
+            if len(set(named)) < len(named):
+                raise ValueError(f"{field} names one of them twice: {named}")
 
 
-_KNOWN: dict[str, type[BaseModel]] = {}
-"""The kinds of settings that a recipe is made of, by name."""
+KNOWN: dict[str, str] = {}
+"""The settings of a recipe by name, and the kind of settings that each belongs to."""
 
 
-def register(recipe: type[BaseModel]) -> None:
-    """Make all settings of a recipe known to whoever misspells one."""
-    _KNOWN.update(_with_inner(recipe))
-
-
-def _with_inner(annotation: Any) -> dict[str, type[BaseModel]]:
-    """Settings and the settings within them, by name."""
-    found, inner = {}, get_args(annotation)
+def settings_of(annotation: Any) -> dict[str, str]:
+    """The same of the settings within an annotation; of two with one name the outer."""
+    found, inner, own = {}, get_args(annotation), {}
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        found[annotation.__name__] = annotation
+        own = dict.fromkeys(annotation.model_fields, annotation.__name__)
         inner = [field.annotation for field in annotation.model_fields.values()]
     for each in inner:
-        found |= _with_inner(each)
-    return found
+        found |= settings_of(each)
+    return found | own
 
 
 def explain(error: ValidationError, cls: type[BaseModel]) -> RecipeError:
     """What pydantic refused, one sentence a setting: its path, the value, what is allowed, the
     nearest spelling.
     """
-    known = _KNOWN | _with_inner(cls)
-    known[cls.__name__] = known.pop(cls.__name__)  # last: of two with such a setting, this one
-    found: dict[tuple[str, str], Refusal] = {}
-    idle = {}
+    known = KNOWN | settings_of(cls)
+    found, idle, refusals = {}, {}, []
     for problem in error.errors():
-        refusal = _refusal(problem, known)
-        cause = problem.get("ctx", {}).get("error")
-        if isinstance(cause, NoEffect):
-            idle[refusal.field] = cause.default
-        before = found.setdefault((refusal.place, refusal.says), refusal)
+        place, says, allowed = _refusal(problem, known)
+        context = problem.get("ctx", {})
+        field = f"{place}.{context.get('field', '')}".strip(".")
+        if "default" in context:
+            idle[field] = context["default"]
         # a value that may be of several kinds is refused once for each
-        if refusal.allowed not in before.allowed:
-            allowed = f"{before.allowed} or {refusal.allowed}"
-            found[refusal.place, refusal.says] = replace(before, allowed=allowed)
-    refusals = []
-    for refusal in found.values():
-        if refusal.allowed:
-            refusal = replace(refusal, says=f"{refusal.says}; allowed: {refusal.allowed}.")
-        refusals.append(refusal)
+        *_, kinds = found.setdefault((place, says), (field, problem["input"], {}))
+        kinds[allowed] = None
+    for (place, says), (field, got, kinds) in found.items():
+        allowed = " or ".join(kinds)
+        if allowed:
+            says = f"{says}; allowed: {allowed}."
+        refusals.append(Refusal(field, got, allowed, says, place))
     words = " ".join(map(str, refusals))
     refused = RecipeError(f"{cls.__name__} refused. {words}", "", tuple(refusals))
     refused.idle |= idle
     return refused
 
 
-def _refusal(error: dict[str, Any], known: dict[str, type[BaseModel]]) -> Refusal:
-    """One of pydantic's errors; what is allowed is not in the sentence yet."""
-    place, got, allowed = _place(error, known), error["input"], ""
-    field, cause = place, error.get("ctx", {}).get("error")
-    if isinstance(cause, Conflict):
-        field = f"{place}.{cause.field}".lstrip(".")
-    match error["type"]:
+def _refusal(problem: dict[str, Any], known: dict[str, str]) -> tuple[str, str, str]:
+    """Of one of pydantic's errors: the path of the setting, as `Recipe.replace` takes it, what is
+    wrong, and what is allowed.
+    """
+    way, allowed = problem["loc"], ""
+    match problem["type"]:
         case "missing":
             says = "needs a value."
         case "extra_forbidden":
-            says = f"unknown setting{_nearest(str(error['loc'][-1]), known)}"
-        case "value_error":
-            says = f"{cause}."
+            owner, close = known.get(way[-1]), nearest(way[-1], known)
+            says = "unknown setting."
+            if owner:
+                says = f"unknown setting; {way[-1]} is a setting of {owner}."
+            elif close:
+                says = f"unknown setting; did you mean {close} (of {known[close]})?"
+            known = {*known, way[-1]}
+        case "value_error" | "conflict":
+            says = f"{problem['msg'].removeprefix('Value error, ')}."
         case _:
-            says = repr(got)
-            if len(says) > 80:
-                says = f"{says[:80]}..."
-            says = f"got {says}"
-            allowed = error["msg"].removeprefix("Input should be ")
+            says = f"got {problem['input']!r}"
+            if len(says) > 84:
+                says = f"{says[:84]}..."
+            allowed = problem["msg"].removeprefix("Input should be ")
             allowed = allowed.replace("a valid array", "a list, such as [1, 2]")
-    return Refusal(field, got, allowed, says, place)
-
-
-def _place(error: dict[str, Any], known: dict[str, type[BaseModel]]) -> str:
-    """The dotted path of a setting, as `Recipe.replace` takes it; pydantic names the kinds on the
-    way too.
-    """
-    passed = {"int", "constrained-int", "literal", "constrained-str"}
-    for cls in known.values():
-        if "kind" in cls.model_fields:
-            passed.add(cls.model_fields["kind"].default)
-    return ".".join(name for name in map(str, error["loc"]) if name.partition("[")[0] not in passed)
-
-
-def _nearest(name: str, known: dict[str, type[BaseModel]]) -> str:
-    """Whose setting that is, or which one may have been meant."""
-    owners = {field: kind for kind, cls in known.items() for field in cls.model_fields}
-    if name in owners:
-        return f"; {name} is a setting of {owners[name]}."
-    close = difflib.get_close_matches(name, owners, n=1, cutoff=0.6)
-    close += [field for field in owners if field.lower() == name.lower()]
-    return f"; did you mean {close[0]} (of {owners[close[0]]})?" if close else "."
+    # pydantic names the kinds on the way, too
+    place = ".".join(str(name) for name in way if isinstance(name, int) or name in known)
+    return place, says, allowed

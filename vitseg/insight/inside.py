@@ -34,7 +34,7 @@ def all_levels(model: Segmenter, image: Image.Image) -> Levels:
     """The tokens (1, N, D) of an image at every level, 0 .. L."""
     encoder, padded = model.encoder, model.padded(model.shape.size)
     every = set(range(encoder.depth + 1))
-    with in_eval_mode(model), torch.no_grad():
+    with in_eval_mode(model):
         tokens = encoder.embed(model.normalise(model.canvas(image)))
         return encoder.run(tokens, 0, encoder.depth, every, padded)
 
@@ -68,7 +68,7 @@ def grad_cam(model: Segmenter, image: Image.Image, class_id: int, level: int) ->
         return logits[:, class_id][predicted if predicted.any() else ...].sum()
 
     tokens = levels[level]
-    with in_eval_mode(model), torch.no_grad():
+    with in_eval_mode(model):
         gradient = torch.func.grad(class_logits)(tokens)
     patches, slopes = torch.cat([tokens, gradient])[:, model.encoder.prefix_tokens :]  # (h * w, D)
     cam = _on_patches((patches @ slopes.mean(0)).relu(), model, image)

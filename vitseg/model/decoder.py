@@ -8,6 +8,8 @@ channels: it goes to the logits directly.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,19 +20,22 @@ _PYRAMIDS = {"lean": (1, (128, 128, 64, 32), (1, 2, 4)), "unet": (2, (256, 128, 
 """Convolutions a level, channels from the deepest map on, and each level's size in patch grids."""
 
 
+def _layers(inputs: int, width: int, size: int) -> list[nn.Module]:
+    """A convolution with GroupNorm: batches are small and may be split."""
+    convolution = nn.Conv2d(inputs, width, size, padding=size // 2, bias=False)
+    return [convolution, nn.GroupNorm(8, width), nn.ReLU()]
+
+
 class _Meet(nn.Module):
-    """Upsample the map from below, join the skip, convolve. GroupNorm: batches are small and may be
-    split.
-    """
+    """Upsample the map from below, join the skip, convolve."""
 
     def __init__(self, below: int, skip: int, width: int, scale: int, convolutions: int):
         super().__init__()
         self.scale = scale
         self.project = nn.Conv2d(skip, width, 1)
-        layers: list[nn.Module] = []
-        for inputs in (below + width, *[width] * (convolutions - 1)):
-            convolution = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
-            layers += [convolution, nn.GroupNorm(8, width), nn.ReLU()]
+        layers = _layers(below + width, width, 3)
+        for _ in range(1, convolutions):
+            layers += _layers(width, width, 3)
         self.convolve = nn.Sequential(*layers)
 
     def forward(self, below: Tensor, skip: Tensor) -> Tensor:
@@ -51,13 +56,10 @@ class PyramidDecoder(nn.Module):
     def __init__(self, name: str, width: int, classes: int, dropout: float):
         super().__init__()
         convolutions, widths, scales = _PYRAMIDS[name]
-        self.start = nn.Sequential(
-            nn.Conv2d(width, widths[0], 1, bias=False), nn.GroupNorm(8, widths[0]), nn.ReLU()
-        )
-        self.levels = nn.ModuleList(
-            _Meet(below, width, out, scale, convolutions)
-            for below, out, scale in zip(widths[:-1], widths[1:], scales, strict=True)
-        )
+        self.start = nn.Sequential(*_layers(width, widths[0], 1))
+        self.levels = nn.ModuleList()
+        for (below, out), scale in zip(pairwise(widths), scales, strict=True):
+            self.levels.append(_Meet(below, width, out, scale, convolutions))
         self.dropout = KeyedDropout(dropout, "decoder")
         self.classify = nn.Conv2d(widths[-1], classes, 1)
         self.direct = nn.Conv2d(4 * width, classes, 1)
@@ -67,7 +69,9 @@ class PyramidDecoder(nn.Module):
         x = self.start(skips[-1])
         for level, skip in zip(self.levels, reversed(skips[:-1]), strict=True):
             x = level(x, skip)
-        return _enlarge(self.classify(self.dropout(x)), size) + _enlarge(self.read(skips), size)
+        deep, direct = self.classify(self.dropout(x)), self.read(skips)
+        # a loss is slow on logits that lie channels last
+        return _resize(deep.contiguous(), size) + _resize(direct.contiguous(), size)
 
     def read(self, skips: list[Tensor]) -> Tensor:
         """The direct reading (B, classes, h, w): `direct` of the four maps, each normed as a
@@ -130,10 +134,6 @@ def _normed(x: Tensor) -> Tensor:
     """
     x = x.permute(0, 2, 3, 1)
     return F.layer_norm(x, x.shape[1:]).permute(0, 3, 1, 2)
-
-
-def _enlarge(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    return _resize(logits.contiguous(), size)  # a loss is slow on logits that lie channels last
 
 
 def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:

