@@ -519,7 +519,7 @@ COMMANDS = {
     ),
     "unknown path": (
         "run quick {run} --set stage.0.lr=1",
-        "stage.0.lr: there is no such setting; did you mean stages? possible at that place: name",
+        "stage: unknown setting; did you mean stages (of Recipe)?",
     ),
     "data with a recipe": (
         "run {root}/r.json {run} --data {data}",

@@ -45,7 +45,7 @@ _PUBLIC = {
     "vitseg.errors": ("VitsegError", "FreezeBreach", "LRBreach"),
     "vitseg.data.dataset": ("SegmentationData",),
     "vitseg.data.fetch": ("fetch",),
-    "vitseg.model.segmenter": ("Segmenter", "build_segmenter"),
+    "vitseg.model.segmenter": ("Segmenter", "build_segmenter", "load"),
     "vitseg.model.freeze": ("set_freeze_depth", "freeze_report"),
     "vitseg.training.audit": ("LRContract", "audit"),
     "vitseg.training.job": ("Job",),
@@ -77,8 +77,6 @@ _PUBLIC = {
     "vitseg.ui.workbench": ("Workbench",),
 }
 _WHERE = {name: module for module, names in _PUBLIC.items() for name in names}
-_WHERE["load"] = "vitseg.model.segmenter"
-_NAMES = {"load": "load_segmenter"}
 
 __all__ = sorted(_WHERE)  # noqa: PLE0605
 
@@ -87,7 +85,7 @@ def __getattr__(name: str) -> object:
     """Public names are imported when first used, so that reading a log needs no torch (PEP 562)."""
     if name not in _WHERE:
         raise AttributeError(f"module 'vitseg' has no attribute {name!r}")
-    return getattr(import_module(_WHERE[name]), _NAMES.get(name, name))
+    return getattr(import_module(_WHERE[name]), name)
 
 
 def __dir__() -> list[str]:

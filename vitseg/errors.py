@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """A setting that was refused: its path in the recipe, the value, what is allowed there, and a
-    sentence that says so of `place`: the path, or where it meets what it does not go together with.
+    sentence that says so.
     """
 
     field: str
     got: object
     allowed: str
     says: str
-    place: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.says}" if self.place else self.says
+        return f"{self.field}: {self.says}" if self.field else self.says
 
 
 class VitsegError(Exception):
@@ -62,7 +60,7 @@ class ConfigError(VitsegError):
     def __init__(self, field: str, got: object, allowed: str, mend: str = ""):
         self.field, self.got, self.allowed = field, got, allowed
         says = f"got {got!r}; allowed: {allowed}."
-        self.refusals = (Refusal(field, got, allowed, says, place=field),)
+        self.refusals = (Refusal(field, got, allowed, says),)
         super().__init__(f"{field}: {says}", mend)
 
 

@@ -163,8 +163,8 @@ def _read(config: Config) -> dict[str, Any]:
         return config
     try:
         text = str(config)
-        if isinstance(config, Path) or not text.lstrip().startswith(("{", "[")):
-            text = Path(config).read_text(encoding="utf-8")
+        if not text.lstrip().startswith(("{", "[")):
+            text = Path(text).read_text(encoding="utf-8")
         found = json.loads(text)
         if not isinstance(found, dict):
             raise ValueError(f"it holds {type(found).__name__}, not an object")
@@ -178,10 +178,8 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested objects as dotted keys; a list is a value."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {}
+        flat |= inner or {f"{prefix}{key}": value}
     return flat
 
 

@@ -8,11 +8,12 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
+from pydantic_core import to_jsonable_python
 
 from vitseg.errors import RecipeError
 from vitseg.settings import AdamW, Count, Data, Loss, Model, Optimizer, Stage
-from vitseg.words import KNOWN, Words, explain, nearest, settings_of
+from vitseg.words import KNOWN, Words, settings_of
 
 
 class Recipe(Words):
@@ -51,14 +52,12 @@ class Recipe(Words):
         if self.stages[0].start_from != "best":
             says = "stages.0.start_from has no effect: there is no stage before it; leave it out"
             raise ValueError(says)
-        wholes = {
-            'loss.dice_over="batch"': self.loss.dice_over == "batch",
-            'model.decoder="linear", which has a BatchNorm,': self.model.decoder == "linear",
-        }
-        for setting in ("accumulate", "processes"):
-            for what, whole in wholes.items():
-                if whole and getattr(self, setting) > 1:
-                    raise ValueError(f"{what} needs the whole batch at once; set {setting} to 1")
+        if self.accumulate * self.processes > 1:
+            whole = "needs the whole batch at once; set accumulate and processes to 1"
+            if self.loss.dice_over == "batch":
+                raise ValueError(f'loss.dice_over="batch" {whole}')
+            if self.model.decoder == "linear":
+                raise ValueError(f'model.decoder="linear" has a BatchNorm, which {whole}')
         images = self.batch_size * self.accumulate
         if self.processes > images:
             says = f"processes={self.processes} for steps of {images}: some would get no image"
@@ -69,13 +68,13 @@ class Recipe(Words):
         like a new one.
         """
         tree = plain(self)
-        for path, value in changes.items():
-            _set(tree, path, plain(value))
         try:
-            return parse(json.dumps(tree))
-        except TypeError as error:
+            for path, value in changes.items():
+                _set(tree, path, plain(value))
+        except ValueError as error:
             hint = "Give numbers, strings, tuples or settings."
-            raise RecipeError(f"{', '.join(changes)}: {error}.", hint) from None
+            raise RecipeError(f"{path}: {error}.", hint) from None
+        return parse(json.dumps(tree))
 
     def settle(self, changes: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
         """Like `replace`; settings that have no effect any more are put back to their defaults, and
@@ -100,12 +99,7 @@ class Recipe(Words):
 KNOWN.update(settings_of(Recipe))
 
 
-def parse(text: str | bytes) -> Recipe:
-    """A recipe from JSON text. Raises RecipeError with a line for each setting refused."""
-    try:
-        return Recipe.model_validate_json(text)
-    except ValidationError as error:
-        raise explain(error, Recipe) from None
+parse = Recipe.read
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -119,29 +113,20 @@ def load_recipe(path: str | Path) -> Recipe:
         raise RecipeError(f"{path}: {error.problem}", error.mend) from None
 
 
-def plain(value: Any) -> Any:
-    """Settings as the tree that JSON holds, also within tuples and lists."""
-    if isinstance(value, BaseModel):
-        return json.loads(value.model_dump_json())
-    return [plain(v) for v in value] if isinstance(value, tuple | list) else value
+plain = to_jsonable_python
+"""Settings as the tree that JSON holds, also within tuples and lists."""
 
 
 def _set(tree: Any, path: str, value: Any) -> None:
-    """Write `value` at a dotted path. A name that does not exist is left to validation, which knows
-    the spelling.
+    """Write `value` at a dotted path. Names that do not exist are left to validation, which knows
+    their spelling.
     """
     *parents, last = [int(name) if name.isdecimal() else name for name in path.split(".")]
-    place = last
     try:
         for place in parents:
-            tree = tree[place]
+            tree = tree.setdefault(place, {}) if isinstance(tree, dict) else tree[place]
         tree[last] = value
     except (LookupError, TypeError):
-        here, close = "none", ""
-        if isinstance(tree, list):
-            here = f"0..{len(tree) - 1}"
-        elif isinstance(tree, dict):
-            here, close = ", ".join(tree), nearest(str(place), tree)
-        meant = f" did you mean {close}?" if close else ""
-        problem = f"{path}: there is no such setting;{meant} possible at that place: {here}."
+        here = f"0..{len(tree) - 1}" if isinstance(tree, list) else "none"
+        problem = f"{path}: there is no such setting; possible at that place: {here}."
         raise RecipeError(problem) from None

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from itertools import chain
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic_core import PydanticCustomError
 
 from vitseg.effects import Crop, Effect
-from vitseg.words import Words, conflict
+from vitseg.words import Words
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=14, le=4096)]
+
+
+def _refuse_twice(fields: str, names: Iterable[object] | None) -> None:
+    twice = [str(name) for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{fields}: {', '.join(twice)} is named twice")
 
 
 class Augment(Words):
@@ -62,7 +70,8 @@ class Folder(Words):
     def model_post_init(self, context: object) -> None:
         self._refuse_without_effect(self.encoding not in {"auto", "grey"}, "grey_factor")
         self._refuse_without_effect(self.encoding not in {"auto", "rgb"}, "colors")
-        self._refuse_twice("classes", "colors")
+        _refuse_twice("classes", self.classes)
+        _refuse_twice("colors", self.colors)
         if self.encoding == "grey" and self.grey_factor is None:
             raise ValueError('encoding="grey" needs grey_factor: the value of class 1')
 
@@ -94,12 +103,11 @@ class Classes(Words):
 
     def model_post_init(self, context: object) -> None:
         merged = (merge.classes for merge in self.merge)
-        named = Counter(chain(*merged, self.ignore, self.drop_images_with))
-        twice = ", ".join(sorted(name for name in named if named[name] > 1))
-        if twice:
-            allowed = "a class can be merged, ignored, or its images dropped"
-            raise ValueError(f"{twice}: named twice; {allowed}")
-        self._refuse_twice("foreground")
+        _refuse_twice(
+            "merge, ignore, drop_images_with",
+            [*chain(*merged), *self.ignore, *self.drop_images_with],
+        )
+        _refuse_twice("foreground", self.foreground)
 
 
 class Data(Words):
@@ -138,10 +146,7 @@ class Data(Words):
     view_seed: int = 0
 
     def model_post_init(self, context: object) -> None:
-        if self.views == 1 and self.augment != Augment():
-            says = "augment has no effect with views=1, the clean view alone"
-            raise ValueError(f"{says}; leave it out, or ask for more views")
-        self._refuse_without_effect(self.views == 1, "view_seed", "effects", "crop")
+        self._refuse_without_effect(self.views == 1, "augment", "view_seed", "effects", "crop")
         self._refuse_without_effect(self.mode == "binary", "score_background")
         drawn = ("validation_fraction", "test_fraction", "group", "group_file", "stratify")
         self._refuse_without_effect(self.split_file is not None, *drawn, "split_seed")
@@ -243,9 +248,8 @@ class Stage(Words):
         )
         self._refuse_without_effect(self.unfrozen_blocks == 1, "layer_decay")
         if isinstance(self.schedule, CosineRestarts) and self.schedule.eta_min >= self.lr:
-            eta_min = self.schedule.eta_min
-            says = f"schedule.eta_min={eta_min} must be below lr={self.lr}"
-            raise conflict(says, field="schedule.eta_min")
+            says = f"got {self.schedule.eta_min}; allowed: below lr={self.lr}"
+            raise PydanticCustomError("conflict", says, {"field": "schedule.eta_min"})
 
 
 class ByFrequency(Words):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
@@ -27,12 +26,9 @@ def shown(path: str | Path) -> str:
     """A path for the reader, on one line: line breaks, reversals of the writing and bytes that are
     no text as escapes.
     """
-    hidden = {"Cc", "Cf", "Cs", "Zl", "Zp"}
     joiners = "\u200c\u200d"  # which emoji and some scripts are made with
     return "".join(
-        c.encode("unicode_escape").decode()
-        if unicodedata.category(c) in hidden and c not in joiners
-        else c
+        c if c.isprintable() or c in joiners else c.encode("unicode_escape").decode()
         for c in str(path)
     )
 
@@ -42,13 +38,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     found = {each.lower(): each for each in known}
     close = difflib.get_close_matches(name.lower(), found, n=1)
     return found[close[0]] if close else ""
-
-
-def conflict(says: str, field: str, **more: object) -> PydanticCustomError:
-    """That a setting does not go together with others; `field` is its path from where it is
-    checked, `default`, if given, the value that would do.
-    """
-    return PydanticCustomError("conflict", says, {"field": field, **more})
 
 
 class _Plainly(type(BaseModel)):
@@ -66,6 +55,14 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    @classmethod
+    def read(cls, text: str | bytes) -> Self:
+        """From JSON text. Raises RecipeError with a line for each setting refused."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise explain(error, cls) from None
+
 
 class Words(Strict, metaclass=_Plainly):
     """Base of all settings: what is refused is said in plain words. What has to do with several of
@@ -79,14 +76,8 @@ class Words(Strict, metaclass=_Plainly):
         for field in fields:
             value, default = getattr(self, field), type(self).model_fields[field].default
             if condition and value != default:
-                says = f"{field}={value!r} has no effect here; leave it out"
-                raise conflict(says, field, default=default)
-
-    def _refuse_twice(self, *fields: str) -> None:
-        for field in fields:
-            named = getattr(self, field) or ()
-            if len(set(named)) < len(named):
-                raise ValueError(f"{field} names one of them twice: {named}")
+                says = f"got {value!r}, which has no effect here; leave it out"
+                raise PydanticCustomError("conflict", says, {"field": field, "default": default})
 
 
 KNOWN: dict[str, str] = {}
@@ -111,19 +102,18 @@ def explain(error: ValidationError, cls: type[BaseModel]) -> RecipeError:
     known = KNOWN | settings_of(cls)
     found, idle, refusals = {}, {}, []
     for problem in error.errors():
-        place, says, allowed = _refusal(problem, known)
+        field, says, allowed = _refusal(problem, known)
         context = problem.get("ctx", {})
-        field = f"{place}.{context.get('field', '')}".strip(".")
         if "default" in context:
             idle[field] = context["default"]
         # a value that may be of several kinds is refused once for each
-        *_, kinds = found.setdefault((place, says), (field, problem["input"], {}))
+        _, kinds = found.setdefault((field, says), (problem["input"], {}))
         kinds[allowed] = None
-    for (place, says), (field, got, kinds) in found.items():
+    for (field, says), (got, kinds) in found.items():
         allowed = " or ".join(kinds)
         if allowed:
             says = f"{says}; allowed: {allowed}."
-        refusals.append(Refusal(field, got, allowed, says, place))
+        refusals.append(Refusal(field, got, allowed, says))
     words = " ".join(map(str, refusals))
     refused = RecipeError(f"{cls.__name__} refused. {words}", "", tuple(refusals))
     refused.idle |= idle
@@ -134,26 +124,28 @@ def _refusal(problem: dict[str, Any], known: dict[str, str]) -> tuple[str, str, 
     """Of one of pydantic's errors: the path of the setting, as `Recipe.replace` takes it, what is
     wrong, and what is allowed.
     """
-    way, allowed = problem["loc"], ""
+    way, allowed = [*problem["loc"]], ""
+    message, context = problem["msg"], problem.get("ctx", {})
     match problem["type"]:
         case "missing":
             says = "needs a value."
         case "extra_forbidden":
-            owner, close = known.get(way[-1]), nearest(way[-1], known)
-            says = "unknown setting."
-            if owner:
-                says = f"unknown setting; {way[-1]} is a setting of {owner}."
-            elif close:
+            name, says = way[-1], "unknown setting."
+            if name in known:
+                says = f"unknown setting; {name} is a setting of {known[name]}."
+            elif close := nearest(name, known):
                 says = f"unknown setting; did you mean {close} (of {known[close]})?"
-            known = {*known, way[-1]}
+            known = {*known, name}
         case "value_error" | "conflict":
-            says = f"{problem['msg'].removeprefix('Value error, ')}."
+            says = f"{message.removeprefix('Value error, ')}."
         case _:
             says = f"got {problem['input']!r}"
             if len(says) > 84:
                 says = f"{says[:84]}..."
-            allowed = problem["msg"].removeprefix("Input should be ")
+            allowed = message.removeprefix("Input should be ")
             allowed = allowed.replace("a valid array", "a list, such as [1, 2]")
     # pydantic names the kinds on the way, too
-    place = ".".join(str(name) for name in way if isinstance(name, int) or name in known)
-    return place, says, allowed
+    names = [str(name) for name in way if isinstance(name, int) or name in known]
+    if "field" in context:
+        names.append(context["field"])
+    return ".".join(names), says, allowed

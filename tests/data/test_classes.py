@@ -75,7 +75,7 @@ def test_a_class_that_is_not_there_is_an_error_with_the_nearest_name(cfg: Classe
 
 
 def test_two_things_cannot_be_done_with_one_class():
-    with pytest.raises(RecipeError, match="ink: named twice"):
+    with pytest.raises(RecipeError, match="ink is named twice"):
         Classes(ignore=("ink",), drop_images_with=("ink",))
     with pytest.raises(RecipeError, match="foreground has no effect"):
         Data(mode="multiclass", classes=Classes(foreground=("ink",)))

@@ -132,7 +132,7 @@ def test_portions_of_these_images_do_differ_in_the_number_of_pixels_that_count(b
 def test_dice_over_the_batch_refuses_portions(recipe):
     with pytest.raises(
         RecipeError,
-        match=r'loss\.dice_over="batch" needs the whole batch at once; set accumulate to 1',
+        match=r'dice_over="batch" needs the whole batch at once; set accumulate and processes',
     ):
         recipe.replace({"loss.dice_over": "batch", "accumulate": 2})
 

@@ -349,15 +349,11 @@ def test_a_gradient_that_nobody_has_stays_none(each):
     [
         (
             {"model.decoder": "linear"},
-            (
-                'model.decoder="linear" has a BatchNorm, which needs the whole batch; set '
-                "processes "
-                "to 1"
-            ),
+            'model.decoder="linear" has a BatchNorm, which needs the whole batch at once; set',
         ),
         (
             {"loss.dice_over": "batch"},
-            'loss.dice_over="batch" needs the whole batch at once; set processes to 1',
+            'loss.dice_over="batch" needs the whole batch at once; set accumulate and processes to',
         ),
         (
             {"processes": 5},

@@ -8,6 +8,7 @@ channels: it goes to the logits directly.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -41,8 +42,8 @@ class _Meet(nn.Module):
     def forward(self, below: Tensor, skip: Tensor) -> Tensor:
         """below (B, C, h, w), skip (B, D, gh, gw) to (B, width, gh * scale, gw * scale)."""
         size = (skip.shape[2] * self.scale, skip.shape[3] * self.scale)
-        skip = _resize(self.project(skip), size)  # 1x1 first: on the patch grid it is cheapest
-        return self.convolve(torch.cat([_resize(below, size), skip], dim=1))
+        skip = resize(self.project(skip), size)  # 1x1 first: on the patch grid it is cheapest
+        return self.convolve(torch.cat([resize(below, size), skip], dim=1))
 
 
 class PyramidDecoder(nn.Module):
@@ -71,7 +72,7 @@ class PyramidDecoder(nn.Module):
             x = level(x, skip)
         deep, direct = self.classify(self.dropout(x)), self.read(skips)
         # a loss is slow on logits that lie channels last
-        return _resize(deep.contiguous(), size) + _resize(direct.contiguous(), size)
+        return resize(deep.contiguous(), size) + resize(direct.contiguous(), size)
 
     def read(self, skips: list[Tensor]) -> Tensor:
         """The direct reading (B, classes, h, w): `direct` of the four maps, each normed as a
@@ -93,29 +94,25 @@ class LinearDecoder(nn.Module):
 
     def forward(self, skips: list[Tensor], size: tuple[int, int]) -> Tensor:
         x = self.norm(torch.cat(skips, dim=1))
-        return _resize(self.classify(self.dropout(x)), size)
-
-
-def build_decoder(name: str, width: int, classes: int, dropout: float, seed: int) -> nn.Module:
-    """A decoder by its recipe name, its weights drawn from `seed` alone."""
-    with torch.device("meta"):  # no memory, and no draw from the global generator
-        if name == "linear":
-            decoder = LinearDecoder(width, classes, dropout)
-        else:
-            decoder = PyramidDecoder(name, width, classes, dropout)
-    return _initialise(decoder.to_empty(device="cpu"), torch.Generator().manual_seed(seed))
+        return resize(self.classify(self.dropout(x)), size)
 
 
 @torch.no_grad()
-def _initialise(decoder: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Convolutions after He et al. 2015, norms at identity; the direct reading begins at 0 and adds
+def build_decoder(name: str, width: int, classes: int, dropout: float, seed: int) -> nn.Module:
+    """A decoder by its recipe name, its weights drawn from `seed` alone.
+
+    Convolutions after He et al. 2015, norms at identity; the direct reading begins at 0 and adds
     nothing yet.
     """
-    for name, module in decoder.named_modules():
+    kind = LinearDecoder if name == "linear" else partial(PyramidDecoder, name)
+    with torch.device("meta"):  # no memory, and no draw from the global generator
+        decoder = kind(width, classes, dropout)
+    generator = torch.Generator().manual_seed(seed)
+    for path, module in decoder.to_empty(device="cpu").named_modules():
         if isinstance(module, nn.Conv2d):
-            follows = "linear" if name == "classify" else "relu"
+            follows = "linear" if path == "classify" else "relu"
             nn.init.kaiming_normal_(module.weight, nonlinearity=follows, generator=generator)
-            if name == "direct":
+            if path == "direct":
                 module.weight.zero_()
             if module.bias is not None:
                 module.bias.zero_()
@@ -136,7 +133,8 @@ def _normed(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[1:]).permute(0, 3, 1, 2)
 
 
-def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (B, C, h, w) at another size, bilinear."""
     if x.shape[2:] == size:
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +13,7 @@ from transformers import PreTrainedModel
 
 from vitseg.model.noise import KeyedDropPath
 
-
-class Family(NamedTuple):
-    """What the constructor of a ViT family of transformers is given, and its embeddings."""
-
-    load: dict[str, Any]
-    embed: dict[str, Any]
-
-
-FAMILIES = {
-    "dinov2": Family({}, {}),
-    "dinov2_with_registers": Family({}, {}),
-    "dinov3_vit": Family({}, {}),
-    "vit": Family({"add_pooling_layer": False}, {"interpolate_pos_encoding": True}),
-}
+FAMILIES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
 
 Levels = dict[int, Tensor]
 """Hidden states (B, N, D) by level: 0 is after the embeddings, l after block l; before the final
@@ -48,8 +35,8 @@ class Encoder(nn.Module):
         self.vit, self.patch = vit, config.patch_size
         self.depth, self.width = config.num_hidden_layers, config.hidden_size
         self.prefix_tokens = 1 + (config.to_dict().get("num_register_tokens") or 0)
-        names = [f"block {number}" for number in range(1, self.depth + 1)]
-        self.drop_paths = nn.ModuleList(KeyedDropPath(0.0, name) for name in names)
+        numbers = range(1, self.depth + 1)
+        self.drop_paths = nn.ModuleList(KeyedDropPath(0.0, f"block {n}") for n in numbers)
         self.unfrozen_blocks, self.frozen, self.recompute = 0, list[nn.Module](), False
 
     @property
@@ -58,7 +45,7 @@ class Encoder(nn.Module):
 
     @property
     def norm(self) -> nn.Module:
-        return next(child for child in self.vit.children() if isinstance(child, nn.LayerNorm))
+        return find_norm(self.vit)
 
     @property
     def cut(self) -> int:
@@ -67,7 +54,9 @@ class Encoder(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W), H and W multiples of the patch, to tokens (B, N, D)."""
-        return self.vit.embeddings(images, **FAMILIES[self.vit.config.model_type].embed)
+        # the positions of `vit` have one size, unless it is asked to interpolate them
+        more = {"interpolate_pos_encoding": True} if self.vit.config.model_type == "vit" else {}
+        return self.vit.embeddings(images, **more)
 
     def run(
         self, tokens: Tensor, first: int, last: int, keep: set[int], size: tuple[int, int]
@@ -149,3 +138,9 @@ def find_blocks(vit: PreTrainedModel) -> nn.ModuleList | None:
             stages = any(isinstance(module, nn.ModuleList) for module in found[0].modules())
             return None if stages else found
     return None
+
+
+def find_norm(vit: PreTrainedModel) -> nn.LayerNorm | None:
+    """The final norm: the only one among the children of a ViT itself."""
+    norms = (child for child in vit.children() if isinstance(child, nn.LayerNorm))
+    return next(norms, None)

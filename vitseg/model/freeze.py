@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from vitseg.errors import ConfigError
-from vitseg.model.encoder import find_blocks
+from vitseg.model.encoder import find_blocks, find_norm
 
 if TYPE_CHECKING:
     from vitseg.model.segmenter import Segmenter
@@ -101,24 +101,24 @@ def model_parts(model: nn.Module) -> dict[str, Part]:
     Works on any module that holds a transformers ViT: what is outside it counts as decoder; what is
     in it, but neither block nor final norm, as embeddings.
     """
-    vit, norms, blocks = _find_vit(model)
-    parts = [Part(EMBEDDINGS, None, *_outside(vit, nn.ModuleList([*blocks, *norms])))]
+    vit, blocks, norm = _find_vit(model)
+    parts = [Part(EMBEDDINGS, None, *_outside(vit, nn.ModuleList([*blocks, norm])))]
     for number, block in enumerate(blocks, start=1):
         parts.append(Part(f"block {number}", number, [block], list(block.parameters())))
-    parts.append(Part(NORM, None, [*norms], list(norms.parameters())))
+    parts.append(Part(NORM, None, [norm], list(norm.parameters())))
     parts.append(Part(DECODER, None, *_outside(model, vit)))
     return {part.name: part for part in parts}
 
 
-def _find_vit(model: nn.Module) -> tuple[PreTrainedModel, nn.ModuleList, nn.ModuleList]:
+def _find_vit(model: nn.Module) -> tuple[PreTrainedModel, nn.ModuleList, nn.LayerNorm]:
     """The ViT itself, not a transformers model with a head around it: the one whose own child is
-    the final norm. With that, and the blocks.
+    the final norm. With its blocks and that.
     """
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            norms = [child for child in module.children() if isinstance(child, nn.LayerNorm)]
-            if norms and (blocks := find_blocks(module)):
-                return module, nn.ModuleList(norms), blocks
+            blocks, norm = find_blocks(module), find_norm(module)
+            if blocks and norm:
+                return module, blocks, norm
     allowed = "a plain ViT of transformers: one list of like blocks, then a LayerNorm"
     hint = "DINOv2, DINOv3, ViT and DeiT are such; Swin (stages) and BEiT (no last norm) are not."
     raise ConfigError("model", type(model).__name__, allowed, hint)

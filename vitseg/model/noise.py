@@ -21,16 +21,17 @@ class _KeyedNoise(nn.Module):
         self.key: tuple[object, ...] | None = None
         self.first_sample = 0
 
-    def keep(self, samples: int, units: int, like: Tensor) -> Tensor:
-        """Factors (samples, units): 0 where dropped, else 1 / (1 - rate), so that the mean
-        stays.
+    def keep(self, x: Tensor, units: int) -> Tensor:
+        """Factors for x (B, ...), as (B, units, 1, ...): 0 where dropped, else 1 / (1 - rate), so
+        that the mean stays.
         """
         if self.key is None:
             hint = "Call key_noise(model, seed, step) before each step."
             raise TrainingError("Dropout in training mode has no key.", hint)
         generator = torch.Generator().manual_seed(seed_for(*self.key, self.layer))
-        draws = torch.rand(self.first_sample + samples, units, generator=generator)
-        return ((draws[self.first_sample :] >= self.rate) / (1 - self.rate)).to(like)
+        draws = torch.rand(self.first_sample + len(x), units, generator=generator)
+        draws = draws[self.first_sample :].view(len(x), units, *[1] * (x.ndim - 2))
+        return ((draws >= self.rate) / (1 - self.rate)).to(x)
 
 
 class KeyedDropout(_KeyedNoise):
@@ -39,7 +40,7 @@ class KeyedDropout(_KeyedNoise):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        return x * self.keep(x.shape[0], x.shape[1], x)[:, :, None, None]
+        return x * self.keep(x, x.shape[1])
 
 
 class KeyedDropPath(_KeyedNoise):
@@ -51,7 +52,7 @@ class KeyedDropPath(_KeyedNoise):
         """`before` and `after` the block, (B, N, D)."""
         if not self.training or self.rate == 0:
             return after
-        return before + (after - before) * self.keep(before.shape[0], 1, before)[:, :, None]
+        return before + (after - before) * self.keep(before, 1)
 
 
 def key_noise(model: nn.Module, *key: object, first_sample: int = 0) -> None:

@@ -16,21 +16,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vitseg.draws import seed_for
-from vitseg.errors import ConfigError, DataError, WeightsError
+from vitseg.errors import ConfigError, DataError, RecipeError, WeightsError
+from vitseg.files import write_text
 from vitseg.images import UNREADABLE, Size, fit_image, fitted_size, open_rgb, padded_image, to_rgb
-from vitseg.model.decoder import build_decoder
+from vitseg.model.decoder import build_decoder, resize
 from vitseg.model.encoder import Encoder, Levels
-from vitseg.model.freeze import DECODER, EMBEDDINGS, model_parts, set_freeze_depth
-from vitseg.model.weights import load_folder, load_vit, write_color_statistics, write_index
+from vitseg.model.freeze import EMBEDDINGS, model_parts, set_freeze_depth
+from vitseg.model.weights import load_folder, load_vit, write_encoder
 from vitseg.settings import Fraction, Model
-from vitseg.words import Words, explain
+from vitseg.words import Words
 
 _VIT, _DECODER = "encoder.vit.", "decoder."
 
@@ -95,7 +96,7 @@ class Segmenter(nn.Module):
 
     def padded(self, size: Size) -> Size:
         patch = self.encoder.patch
-        return -(-size[0] // patch) * patch, -(-size[1] // patch) * patch
+        return tuple(-(-side // patch) * patch for side in size)
 
     @property
     def device(self) -> torch.device:
@@ -172,11 +173,10 @@ class Segmenter(nn.Module):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = self.shape.model_dump_json(indent=2) + "\n"
-        (folder / "config.json").write_text(config, encoding="utf-8")
+        write_text(folder / "config.json", self.shape.model_dump_json(indent=2) + "\n")
         where = save_parts(self, self.state_dict(), folder)
-        write_index(self.encoder.vit, where, folder / "encoder")
-        write_color_statistics(folder / "encoder", self.shape.mean, self.shape.std)
+        shape, vit = self.shape, self.encoder.vit
+        write_encoder(folder / "encoder", vit, where, shape.mean, shape.std)
 
 
 def _as_rgb(image: Picture) -> Image.Image:
@@ -218,10 +218,7 @@ def in_eval_mode(model: Segmenter) -> Iterator[None]:
 def restored(logits: Tensor, original: Size) -> Tensor:
     """Logits (classes, H, W) of a canvas, at the image's original size (classes, h, w)."""
     height, width = fitted_size(original, tuple(logits.shape[1:]))
-    inside = logits[None, :, :height, :width].float()
-    if (height, width) != original:
-        inside = F.interpolate(inside, size=original, mode="bilinear", align_corners=False)
-    return inside[0]
+    return resize(logits[None, :, :height, :width].float(), original)[0]
 
 
 def restore(logits: Tensor, original: Size) -> Tensor:
@@ -243,13 +240,14 @@ def save_parts(model: Segmenter, weights: dict[str, Tensor], folder: Path) -> di
     own, files, where = model.state_dict(keep_vars=True), defaultdict(dict), {}
     part_of = {p: name for name, part in model_parts(model).items() for p in part.parameters}
     for name, tensor in weights.items():
-        path, inner = DECODER, name.removeprefix(_DECODER)
-        if inner == name:  # its buffers count as embeddings
+        file, inner = "decoder.safetensors", name.removeprefix(_DECODER)
+        if inner == name:
             part, inner = part_of.get(own[name], EMBEDDINGS), name.removeprefix(_VIT)
-            path, where[inner] = f"encoder/{part}", f"{part}.safetensors".replace(" ", "-")
-        files[path.replace(" ", "-")][inner] = tensor.contiguous()
+            where[inner] = f"{part.replace(' ', '-')}.safetensors"
+            file = f"encoder/{where[inner]}"
+        files[file][inner] = tensor.contiguous()
     for path, tensors in files.items():
-        file = folder / f"{path}.safetensors"
+        file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)  # another run may have a link to it
         save_file(tensors, file, {"format": "pt"})
@@ -298,21 +296,24 @@ def load_segmenter(folder: str | Path) -> Segmenter:
     folder = folder / "best" if (folder / "best").is_dir() else folder
     file = folder / "config.json"
     try:
-        shape = Shape.model_validate_json(file.read_bytes())
+        shape = Shape.read(file.read_bytes())
         model = _assembled(load_folder(folder / "encoder"), shape, seed=0)
         file = folder / "decoder.safetensors"
         model.decoder.load_state_dict(load_file(file))
-    except (ValidationError, ConfigError, OSError, SafetensorError, RuntimeError) as error:
-        why = explain(error, Shape).problem if isinstance(error, ValidationError) else error
-        problem = f"{file}: not that of a vitseg model ({why})."
+    except (RecipeError, ConfigError, OSError, SafetensorError, RuntimeError) as error:
+        problem = f"{file}: not that of a vitseg model ({error})."
         raise WeightsError(problem, "Give a run folder that has ended, or its best/.") from None
     return model
+
+
+load = load_segmenter
+"""Its public name."""
 
 
 def _assembled(vit: PreTrainedModel, shape: Shape, seed: int) -> Segmenter:
     """A model of that shape around a ViT, its decoder drawn from `seed`."""
     encoder, depths = Encoder(vit), shape.skip_depths
-    if sorted({*depths, 0, encoder.depth + 1}) != [0, *depths, encoder.depth + 1]:
+    if not 1 <= min(depths) <= max(depths) <= encoder.depth:
         allowed = f"four rising numbers in 1..{encoder.depth}"
         raise ConfigError("model.skip_depths", depths, allowed, "One for each skip.")
     classes = len(shape.classes)

