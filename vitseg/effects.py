@@ -23,7 +23,7 @@ class Crop(Words):
     """
 
     p: Chance = 0.5
-    margin: Annotated[float, Field(ge=0, le=10)] = 0.25
+    margin: float = Field(0.25, ge=0, le=10)
 
 
 class RightAngle(Words):
@@ -40,7 +40,7 @@ class Hue(Words):
 
     kind: Literal["hue"] = "hue"
     p: Chance = 0.5
-    degrees: Annotated[float, Field(ge=1.5, le=180)] = 15.0  # a step of 8-bit hue is 1.4 degrees
+    degrees: float = Field(15.0, ge=1.5, le=180)  # a step of 8-bit hue is 1.4 degrees
 
 
 class Blur(Words):
@@ -48,7 +48,7 @@ class Blur(Words):
 
     kind: Literal["blur"] = "blur"
     p: Chance = 0.5
-    sigma_pixels: Annotated[float, Field(gt=0, le=50)] = 1.5
+    sigma_pixels: float = Field(1.5, gt=0, le=50)
 
 
 class Elastic(Words):
@@ -58,9 +58,7 @@ class Elastic(Words):
 
     kind: Literal["elastic"] = "elastic"
     p: Chance = 0.5
-    strength: Annotated[float, Field(gt=0, le=0.4)] = (
-        0.25  # from 0.5 on two neighbours could change places
-    )
+    strength: float = Field(0.25, gt=0, le=0.4)  # from 0.5 on two neighbours could change places
     cells: Cells = 6
 
 
@@ -71,7 +69,7 @@ class GridDistortion(Words):
 
     kind: Literal["grid_distortion"] = "grid_distortion"
     p: Chance = 0.5
-    strength: Annotated[float, Field(gt=0, le=0.9)] = 0.3
+    strength: float = Field(0.3, gt=0, le=0.9)
     cells: Cells = 5
 
 
@@ -82,9 +80,7 @@ class OpticalDistortion(Words):
 
     kind: Literal["optical_distortion"] = "optical_distortion"
     p: Chance = 0.5
-    strength: Annotated[float, Field(gt=0, le=0.3)] = (
-        0.15  # from 1/3 on r (1 + k r^2) would turn back
-    )
+    strength: float = Field(0.15, gt=0, le=0.3)  # from 1/3 on r (1 + k r^2) would turn back
 
 
 class CoarseDropout(Words):
@@ -96,8 +92,8 @@ class CoarseDropout(Words):
 
     kind: Literal["coarse_dropout"] = "coarse_dropout"
     p: Chance = 0.5
-    holes: Annotated[int, Field(ge=1, le=100)] = 6
-    side: Annotated[float, Field(gt=0, le=0.5)] = 0.15
+    holes: int = Field(6, ge=1, le=100)
+    side: float = Field(0.15, gt=0, le=0.5)
 
 
 class Clahe(Words):
@@ -109,7 +105,7 @@ class Clahe(Words):
 
     kind: Literal["clahe"] = "clahe"
     p: Chance = 0.5
-    clip_limit: Annotated[float, Field(ge=1, le=40)] = 4.0
+    clip_limit: float = Field(4.0, ge=1, le=40)
     cells: Cells = 8
 
 

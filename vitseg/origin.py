@@ -143,11 +143,13 @@ def from_training_config(config: Config, preprocessing: Config | None = None) ->
     mapped or refused. A fragment, such as the one in the origin's fix report, is enough.
     """
     values = _flat(_read(config)) | _flat(_read(preprocessing or {}))
-    keys, changes = {}, {"data.effects": []}
+    keys, first, changes = {}, {}, {"data.effects": []}
     for key in sorted(values, key=lambda k: k not in _CHOICES):
-        value, settings = values[key], {}
+        name, value, settings = _ALIASES.get(key, key), values[key], {}
         try:
-            settings = _settings(key, values)
+            if first.setdefault(name, key) != key:
+                raise ValueError(f"it says the same as {first[name]}; keep one")
+            settings = _settings(name, value, values)
             fate = "honoured" if all(s == value for s in settings.values()) else "mapped"
             meaning = ", ".join(f"{path}={s!r}" for path, s in settings.items())
         except (TypeError, ValueError) as error:
@@ -183,33 +185,30 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _settings(key: str, values: dict[str, Any]) -> dict[str, Any]:
+def _settings(name: str, value: Any, values: dict[str, Any]) -> dict[str, Any]:
     """The settings that a key changes, by path. Raises TypeError or ValueError with the reason for
     which it is refused.
     """
-    name, value, stages = _ALIASES.get(key, key), values[key], [1, 2]
-    for other in values:
-        if other != key and _ALIASES.get(other, other) == name:
-            raise ValueError(f"it says the same as {other}; keep one")
-    choices = _CHOICES.get(name, {})
-    if str(value).lower() in choices:
-        return choices[str(value).lower()]
+    choices, choice, stages = _CHOICES.get(name, {}), str(value).lower(), [1, 2]
+    if choice in choices:
+        return choices[choice]
     if choices or name in _REFUSED:
-        raise ValueError(_REFUSED.get(name) or f"known: {', '.join(choices)}")
+        raise ValueError(_REFUSED.get(name, f"known: {', '.join(choices)}"))
     if name in _EFFECTS:
         effect = {"kind": _EFFECTS[name]} | ({} if value is True else {"p": value})
         return {"data.effects": [effect]} if value else {}
-    if name == "learning_rate":
-        return {f"stages.{i}.lr": value * f for i, f in enumerate((1.0, 0.3, 0.05))}
-    if name == "lambda":
-        loss = str(values.get("loss_function", "ce_dice")).lower()
-        if loss not in {"ce_dice", "ce_focal"}:
-            raise ValueError(f"it has no effect with loss_function {loss}")
-        return {f"loss.{loss.removeprefix('ce_')}": value}
-    if name == "image_size" and isinstance(value, int):
-        value = [value, value]
-    if name == "gamma" and values.get("scheduler_type") == "exponential":
-        stages = [0, 1, 2]
+    match name:
+        case "learning_rate":
+            return {f"stages.{i}.lr": value * f for i, f in enumerate((1.0, 0.3, 0.05))}
+        case "lambda":
+            loss = values.get("loss_function", "ce_dice")
+            if loss not in ("ce_dice", "ce_focal"):
+                raise ValueError(f"it has no effect with loss_function {loss!r}")
+            return {f"loss.{loss.removeprefix('ce_')}": value}
+        case "image_size" if isinstance(value, int):
+            value = [value, value]
+        case "gamma" if values.get("scheduler_type") == "exponential":
+            stages = [0, 1, 2]
     if name not in _PATHS:
         raise ValueError("no setting of that name is known here")
     return {_PATHS[name].format(stage): value for stage in stages}

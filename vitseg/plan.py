@@ -108,11 +108,6 @@ def epochs_done(before: int, batch: int, batches_per_epoch: int) -> float:
     return before + whole + (rest + 1) / batches_per_epoch
 
 
-def restarts(stage: Stage, batches_per_epoch: int) -> int:
-    """How often the LR of a cosine jumps back up within the stage."""
-    return sum(after > before for before, after in pairwise(rates(stage, batches_per_epoch)))
-
-
 def describe(stage: Stage) -> str:
     """The schedule and its clock in words, for tables: "cosine restarts / batch"."""
     kind = stage.schedule.kind
@@ -137,7 +132,7 @@ def notes(stage: Stage, batches_per_epoch: int) -> list[str]:
     if said:
         return said
     if isinstance(schedule, CosineRestarts):
-        n = restarts(stage, batches_per_epoch)
+        n = sum(after > before for before, after in pairwise(rates(stage, batches_per_epoch)))
         course = f"{n} warm restart{'s' * (n != 1)}"
         if n == 0:
             course = "One cosine, which does not come to a restart,"

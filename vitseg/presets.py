@@ -36,9 +36,10 @@ def quick(folder: str | Path | None = None) -> Recipe:
     6 and at most 28. Rates and depth as in decision 25.
     """
     if folder is None:
-        return Recipe(name="quick", batch_size=6, stages=_careful_stages())
-    files = _images(Path(folder).expanduser())
-    source, size = _folder(folder), _canvas(files[:25])
+        return Recipe(name="quick", batch_size=6, stages=_CAREFUL)
+    source = _folder(folder)
+    files = _images(Path(source.path))
+    size = _canvas(files[:25])
     data = Data(source=source, size=size, views=6, augment=Augment(zoom=0.4))
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(source.path).name).strip("-._")[:40] or "run"
     patches = max(1, len(files)) * math.prod(size) // 14**2
@@ -84,16 +85,15 @@ def _stages(*rows: tuple[Any, ...], **encoder: Any) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _careful_stages() -> tuple[Stage, ...]:
-    """Four blocks at most, at a tenth of the decoder's rate, on both kinds of schedule: stages to
-    be watched.
-    """
-    return _stages(
-        ("Frozen encoder", 0, 6, 2e-3, CosineRestarts()),
-        ("Last blocks", 2, 3, 6e-4, Exponential(gamma=0.8)),
-        ("Deeper", 4, 3, 1e-4, Exponential(gamma=0.8)),
-        encoder_lr_factor=0.1,
-    )
+_CAREFUL = _stages(
+    ("Frozen encoder", 0, 6, 2e-3, CosineRestarts()),
+    ("Last blocks", 2, 3, 6e-4, Exponential(gamma=0.8)),
+    ("Deeper", 4, 3, 1e-4, Exponential(gamma=0.8)),
+    encoder_lr_factor=0.1,
+)
+"""Four blocks at most, at a tenth of the decoder's rate, on both kinds of schedule: stages to be
+watched.
+"""
 
 
 def _deep_stages(epochs: int, batches_per_epoch: int) -> tuple[Stage, ...]:
@@ -145,13 +145,6 @@ def giant(folder: str | Path | None = None) -> Recipe:
     """
     source = Generated(classes=10, side=384) if folder is None else _folder(folder)
     lr = 2e-4
-    stages = _stages(
-        ("Frozen encoder", 0, 30, lr, CosineRestarts()),
-        ("Last 8 blocks", 8, 30, lr * 0.3, Exponential()),
-        ("Last 16 blocks", 16, 40, lr * 0.05, Exponential()),
-        drop_path=0.1,
-        patience=15,
-    )
     return Recipe(
         name="giant",
         data=Data(source=source, size=(384, 384)),
@@ -161,7 +154,13 @@ def giant(folder: str | Path | None = None) -> Recipe:
             skip_depths=(10, 20, 30, 40),
             dropout=0.5,
         ),
-        stages=stages,
+        stages=_stages(
+            ("Frozen encoder", 0, 30, lr, CosineRestarts()),
+            ("Last 8 blocks", 8, 30, lr * 0.3, Exponential()),
+            ("Last 16 blocks", 16, 40, lr * 0.05, Exponential()),
+            drop_path=0.1,
+            patience=15,
+        ),
         loss=Loss(dice=5.0),
         optimizer=AdamW(weight_decay=1e-5),
         clip_norm=0.1,

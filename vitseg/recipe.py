@@ -13,7 +13,7 @@ from pydantic_core import to_jsonable_python
 
 from vitseg.errors import RecipeError
 from vitseg.settings import AdamW, Count, Data, Loss, Model, Optimizer, Stage
-from vitseg.words import KNOWN, Words, settings_of
+from vitseg.words import ROOTS, Words
 
 
 class Recipe(Words):
@@ -96,7 +96,7 @@ class Recipe(Words):
         Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-KNOWN.update(settings_of(Recipe))
+ROOTS.append(Recipe)
 
 
 parse = Recipe.read

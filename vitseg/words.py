@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
@@ -80,27 +81,26 @@ class Words(Strict, metaclass=_Plainly):
                 raise PydanticCustomError("conflict", says, {"field": field, "default": default})
 
 
-KNOWN: dict[str, str] = {}
-"""The settings of a recipe by name, and the kind of settings that each belongs to."""
+ROOTS: list[type[BaseModel]] = []
+"""The recipe: whose settings are known to whoever misspells one."""
 
 
-def settings_of(annotation: Any) -> dict[str, str]:
-    """The same of the settings within an annotation; of two with one name the outer."""
-    found, inner, own = {}, get_args(annotation), {}
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        own = dict.fromkeys(annotation.model_fields, annotation.__name__)
-        inner = [field.annotation for field in annotation.model_fields.values()]
-    for each in inner:
-        found |= settings_of(each)
-    return found | own
+@cache
+def _owners(root: type[BaseModel]) -> dict[str, str]:
+    """The settings in a class by name, and the class that each is of; of two the outer."""
+    schema, owners = root.model_json_schema(), {}
+    for kind in (*schema.get("$defs", {}).values(), schema):
+        owners |= dict.fromkeys(kind["properties"], kind["title"])
+    return owners
 
 
 def explain(error: ValidationError, cls: type[BaseModel]) -> RecipeError:
     """What pydantic refused, one sentence a setting: its path, the value, what is allowed, the
     nearest spelling.
     """
-    known = KNOWN | settings_of(cls)
-    found, idle, refusals = {}, {}, []
+    known, found, idle, refusals = {}, {}, {}, []
+    for root in (*ROOTS, cls):
+        known |= _owners(root)
     for problem in error.errors():
         field, says, allowed = _refusal(problem, known)
         context = problem.get("ctx", {})
@@ -124,7 +124,7 @@ def _refusal(problem: dict[str, Any], known: dict[str, str]) -> tuple[str, str, 
     """Of one of pydantic's errors: the path of the setting, as `Recipe.replace` takes it, what is
     wrong, and what is allowed.
     """
-    way, allowed = [*problem["loc"]], ""
+    way, allowed = problem["loc"], ""
     message, context = problem["msg"], problem.get("ctx", {})
     match problem["type"]:
         case "missing":

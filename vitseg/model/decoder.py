@@ -41,7 +41,7 @@ class _Meet(nn.Module):
 
     def forward(self, below: Tensor, skip: Tensor) -> Tensor:
         """below (B, C, h, w), skip (B, D, gh, gw) to (B, width, gh * scale, gw * scale)."""
-        size = (skip.shape[2] * self.scale, skip.shape[3] * self.scale)
+        size = tuple(self.scale * side for side in skip.shape[2:])
         skip = resize(self.project(skip), size)  # 1x1 first: on the patch grid it is cheapest
         return self.convolve(torch.cat([resize(below, size), skip], dim=1))
 

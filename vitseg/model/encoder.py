@@ -108,14 +108,10 @@ class Encoder(nn.Module):
         """Tokens (B, N, D), normed, class and register tokens removed, on the patch grid (B, D, h,
         w).
         """
-        patches = self.norm(tokens)[:, self.prefix_tokens :]
-        height, width = size[0] // self.patch, size[1] // self.patch
+        patches = self.norm(tokens)[:, self.prefix_tokens :].transpose(1, 2)
+        grid = patches.unflatten(2, (size[0] // self.patch, -1))
         # channels last, as tokens lie anyway: which decoders are faster on (docs/decisions/0017)
-        return (
-            patches.transpose(1, 2)
-            .unflatten(2, (height, width))
-            .contiguous(memory_format=torch.channels_last)
-        )
+        return grid.contiguous(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> Encoder:
         super().train(mode)

@@ -7,16 +7,13 @@ same model.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from vitseg.errors import ConfigError
 from vitseg.model.encoder import find_blocks, find_norm
-
-if TYPE_CHECKING:
-    from vitseg.model.segmenter import Segmenter
 
 DECODER, EMBEDDINGS, NORM = "decoder", "embeddings", "final norm"
 
@@ -39,7 +36,7 @@ class FreezeReport(NamedTuple):
         return f"{trainable} ({percent:.1f} %), {frozen}; trains: {self.in_words or 'nothing'}"
 
 
-def set_freeze_depth(model: Segmenter, unfrozen_blocks: int | Literal["all"]) -> FreezeReport:
+def set_freeze_depth(model: nn.Module, unfrozen_blocks: int | Literal["all"]) -> FreezeReport:
     """Train the decoder and the last `unfrozen_blocks` encoder blocks; freeze everything else.
 
     The final norm trains together with the last block; embeddings never train. Frozen modules are

