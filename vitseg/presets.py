@@ -31,15 +31,18 @@ def quick(folder: str | Path | None = None) -> Recipe:
     """Three stages on DINOv2-small. Without a folder: the built-in generated images, minutes on two
     CPU cores.
 
-    With a folder of images and masks: more pixels, in the images' own proportions, and as many
-    epochs as 20 minutes of CPU time allow: those of about a million image patches in all, at least
-    6 and at most 28. Rates and depth as in decision 25.
+    With a folder of images and masks: more pixels, whole patches in the images' own proportions,
+    1:2 at most, and as many epochs as 20 minutes of CPU time allow: those of about a million image
+    patches in all, at least 6 and at most 28. Rates and depth as in decision 25.
     """
     if folder is None:
         return Recipe(name="quick", batch_size=6, stages=_CAREFUL)
     source = _folder(folder)
     files = _images(Path(source.path))
-    size = _canvas(files[:25])
+    ratios = [height / width for height, width in filter(None, map(size_of, files[:25]))]
+    ratio = median(ratios or [1.0])
+    longer = round(252 * min(max(ratio, 1 / ratio), 2.0) / 14) * 14
+    size = (longer, 252) if ratio > 1 else (252, longer)
     data = Data(source=source, size=size, views=6, augment=Augment(zoom=0.4))
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(source.path).name).strip("-._")[:40] or "run"
     patches = max(1, len(files)) * math.prod(size) // 14**2
@@ -63,15 +66,6 @@ def _images(folder: Path) -> list[Path]:
         return sorted(next((p for p in places if p.is_dir()), folder).glob("[!.]*"))
     except OSError:  # a name too long, or a folder that may not be looked into
         return []
-
-
-def _canvas(files: list[Path]) -> tuple[int, int]:
-    """(height, width) in whole patches, the shorter side 252 pixels, in the median proportions of
-    the images, 1:2 at most; square without any.
-    """
-    ratio = median([height / width for height, width in filter(None, map(size_of, files))] or [1.0])
-    longer = round(252 * min(max(ratio, 1 / ratio), 2.0) / 14) * 14
-    return (longer, 252) if ratio > 1 else (252, longer)
 
 
 def _stages(*rows: tuple[Any, ...], **encoder: Any) -> tuple[Stage, ...]:

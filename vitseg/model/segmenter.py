@@ -28,7 +28,7 @@ from vitseg.images import UNREADABLE, Size, fit_image, fitted_size, open_rgb, pa
 from vitseg.model.decoder import build_decoder, resize
 from vitseg.model.encoder import Encoder, Levels
 from vitseg.model.freeze import EMBEDDINGS, model_parts, set_freeze_depth
-from vitseg.model.weights import COLORS, load_folder, load_vit, quietly
+from vitseg.model.weights import COLORS, guarded, load_folder, load_vit
 from vitseg.settings import Fraction, Model
 from vitseg.words import Words
 
@@ -301,10 +301,10 @@ def load_segmenter(folder: str | Path) -> Segmenter:
     folder = folder / "best" if (folder / "best").is_dir() else folder
     config, decoder = folder / "config.json", folder / "decoder.safetensors"
     hint = "Give a run folder that has ended, or its best/."
-    with quietly(f"{config}: not that of a vitseg model", hint):
+    with guarded(f"{config}: not that of a vitseg model", hint):
         shape = Shape.read(config.read_bytes())
         model = _assembled(load_folder(folder / "encoder"), shape, seed=0)
-    with quietly(f"{decoder}: not that of a vitseg model", hint):
+    with guarded(f"{decoder}: not that of a vitseg model", hint):
         model.decoder.load_state_dict(load_file(decoder))
     return model
 

@@ -93,7 +93,7 @@ def load_vit(name: str) -> LoadedViT:
         problem = f"{name!r} is neither a folder nor the name of an encoder.{meant}"
         raise WeightsError(f"model.encoder: {problem}", _OFFLINE_HINT)
     vit, file = load_folder(folder), folder / COLORS
-    with quietly(f"{file}: no colour statistics", "Download it again, or remove it."):
+    with guarded(f"{file}: no colour statistics", "Download it again, or remove it."):
         colors = ColorStatistics.read(file.read_bytes() if file.exists() else "{}")
     digests = [sha256_of(part) for part in sorted(folder.glob("*.safetensors"))]
     if len(digests) > 1:
@@ -112,7 +112,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
     """A ViT from a `save_pretrained` folder, every key accounted for, every dropout and drop-path
     rate 0.
     """
-    with quietly(f"{folder}: no usable config.json", "Give a save_pretrained folder."):
+    with guarded(f"{folder}: no usable config.json", "Give a save_pretrained folder."):
         config = AutoConfig.from_pretrained(folder)
     if config.model_type not in FAMILIES:
         problem = f"{folder}: the family {config.model_type!r} is not supported."
@@ -121,7 +121,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
         if name.endswith(("dropout_prob", "dropout", "drop_path_rate")):
             setattr(config, name, 0.0)  # they would draw from torch's global generator
     more = {"add_pooling_layer": False} if config.model_type == "vit" else {}
-    with quietly(f"{folder}: the weights do not load", "Is the download complete?"):
+    with guarded(f"{folder}: the weights do not load", "Is the download complete?"):
         vit, report = AutoModel.from_pretrained(
             folder,
             config=config,
@@ -206,7 +206,7 @@ def _from_hub(name: str) -> Path:
 
     terms = f"accept the terms at https://huggingface.co/{name}, then run: hf auth login"
     hint = f"Check the spelling. If it is gated, {terms}. {_OFFLINE_HINT}"
-    with quietly(f"model.encoder: {name!r} cannot be fetched from the hub", hint):
+    with guarded(f"model.encoder: {name!r} cannot be fetched from the hub", hint):
         cached = try_to_load_from_cache(name, _ONE)
         if isinstance(cached, str):
             return Path(cached).parent
@@ -216,7 +216,7 @@ def _from_hub(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def quietly(problem: str, hint: str) -> Iterator[None]:
+def guarded(problem: str, hint: str) -> Iterator[None]:
     """transformers and the hub without their progress bars and loading reports. What goes wrong is
     a WeightsError of that problem: it may be anything, for a spoilt value fails where a network is
     built from it, and the hub's errors share no base class.
@@ -251,17 +251,17 @@ def convert_encoder(file: str | Path, like: str, folder: str | Path) -> None:
     wanted = loaded.vit.state_dict()
     known = max(wanted, key=len)
     start = min((n.removesuffix(known) for n in stored if n.endswith(known)), default="")
-    with quietly(f"{file}: is no {like}", "Name an encoder of the same make."):
+    with guarded(f"{file}: is no {like}", "Name an encoder of the same make."):
         found = {name: stored[start + name] for name in wanted if start + name in stored}
         loaded.vit.load_state_dict(found)
-    with quietly(f"{place}: cannot be written", "Choose another folder, or make room."):
+    with guarded(f"{place}: cannot be written", "Choose another folder, or make room."):
         loaded.vit.save_pretrained(place)
         write_json(place / COLORS, {"image_mean": loaded.mean, "image_std": loaded.std})
 
 
 def _pickled(file: Path) -> dict[str, Tensor]:
     hint = "Save its state_dict alone, where it was made; nothing in the file was run."
-    with quietly(f"{file}: cannot be read as weights alone", hint):
+    with guarded(f"{file}: cannot be read as weights alone", hint):
         found: Any = torch.load(file, map_location="cpu", weights_only=True)
     found = found if isinstance(found, dict) else {}
     for name in _UNDER:
