@@ -150,7 +150,7 @@ def test_a_run_s_split_is_used_again_and_the_seed_does_not_matter(tmp_path):
     file.write_text(json.dumps(first.splits), encoding="utf-8")
     again = SegmentationData(Data(source=Generated(images=20, side=32), split_file=str(file)))
     assert again.splits == first.splits
-    with pytest.raises(RecipeError, match=r"test_fraction=0\.2 has no effect"):
+    with pytest.raises(RecipeError, match=r"test_fraction: got 0\.2, which has no effect"):
         Data(split_file=str(file), test_fraction=0.2)
 
 
