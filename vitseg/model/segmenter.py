@@ -171,9 +171,8 @@ class Segmenter(nn.Module):
         itself: a file for each part, so that parts that are equal can be stored once.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.json", self.shape.model_dump_json(indent=2) + "\n")
         where = save_parts(self, self.state_dict(), folder)
+        write_text(folder / "config.json", self.shape.model_dump_json(indent=2) + "\n")
         vit, colors = self.encoder.vit, {"image_mean": self.shape.mean, "image_std": self.shape.std}
         size = sum(tensor.nbytes for tensor in vit.state_dict().values())
         index = {"metadata": {"total_size": size}, "weight_map": where}
