@@ -1,7 +1,5 @@
 """Every error a user can cause, as one sentence: what, where, what is allowed, and the mend."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

@@ -1,7 +1,5 @@
 """Recipes to begin with: a quick one, the same in a warm-up instead of stages, and the origin's."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

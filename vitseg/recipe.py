@@ -2,8 +2,6 @@
 disk.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -63,7 +61,7 @@ class Recipe(Words):
             says = f"processes={self.processes} for steps of {images}: some would get no image"
             raise ValueError(f"{says}; set processes to {images}")
 
-    def replace(self, changes: dict[str, Any]) -> Recipe:
+    def replace(self, changes: dict[str, Any]) -> "Recipe":
         """A copy with settings changed by path: `recipe.replace({"stages.1.lr": 1e-4})`. Checked
         like a new one.
         """
@@ -76,7 +74,7 @@ class Recipe(Words):
             raise RecipeError(f"{path}: {error}.", hint) from None
         return parse(json.dumps(tree))
 
-    def settle(self, changes: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+    def settle(self, changes: dict[str, Any]) -> tuple["Recipe", dict[str, Any]]:
         """Like `replace`; settings that have no effect any more are put back to their defaults, and
         named.
 

@@ -1,7 +1,5 @@
 """The parts of a recipe: data, model, stages and their schedules, loss, optimizer."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from itertools import chain

@@ -1,7 +1,5 @@
 """The base of all settings: immutable, strict, and plain-spoken about what it refuses."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Iterable

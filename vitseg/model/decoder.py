@@ -6,8 +6,6 @@ those at x8 set the price. What the encoder knows already need not squeeze throu
 channels: it goes to the logits directly.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from itertools import pairwise
 

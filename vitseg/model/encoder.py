@@ -1,7 +1,5 @@
 """One adapter for all ViT families: embeddings, blocks, final norm, and the patch grid."""
 
-from __future__ import annotations
-
 import copy
 from functools import partial
 from typing import Any
@@ -113,7 +111,7 @@ class Encoder(nn.Module):
         # channels last, as tokens lie anyway: which decoders are faster on (docs/decisions/0017)
         return grid.contiguous(memory_format=torch.channels_last)
 
-    def train(self, mode: bool = True) -> Encoder:
+    def train(self, mode: bool = True) -> "Encoder":
         super().train(mode)
         for module in self.frozen:
             module.eval()

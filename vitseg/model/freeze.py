@@ -4,8 +4,6 @@ What is to train is said absolutely, never as a change, so calling twice or out 
 same model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 

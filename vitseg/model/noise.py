@@ -5,8 +5,6 @@ Other cells of a notebook draw from torch's global generator while training runs
 never touch it.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

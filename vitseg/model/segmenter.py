@@ -2,8 +2,6 @@
 size.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import defaultdict
 from collections.abc import Iterator
@@ -110,7 +108,7 @@ class Segmenter(nn.Module):
         attention = vit.config._attn_implementation
         return [config, attention, str(vit.dtype), self.shape.mean, self.shape.std]
 
-    def snapshot(self) -> Segmenter:
+    def snapshot(self) -> "Segmenter":
         """A copy in eval mode, for other cells to use while this one trains. Take it between two
         steps.
         """

@@ -5,8 +5,6 @@ A name never silently becomes another one, and what was loaded is checked: no mi
 mismatched key.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import re
