@@ -113,7 +113,7 @@ class Spread(Sweep):
         """Those that share no stage with a trial that has yet to train it."""
         found, yet = [], {trial.name for trial in (*waiting, *running)}
         for trial in self.grid.trials:  # in an order in which those that share stand together
-            if not self.grid.shared[trial.name]:
+            if not trial.shared:
                 first = trial.name
             if trial in waiting and (trial.name == first or first not in yet):
                 found.append(trial)

@@ -8,15 +8,14 @@ speak of initialisation, order and dropout on these images, and not of other ima
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from operator import sub
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+import numpy as np
 from scipy.special import stdtrit
 
-from vitseg.sweep.grid import Grid, short_path, total_epochs
+from vitseg.sweep.grid import Grid, total_epochs
 
 LEVEL = 0.95
 
@@ -87,50 +86,41 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 class Findings:
-    """What the trials of a grid that have ended, `results` by name, say about its settings. `iou`
-    is that of every trial, nan where it is not known.
-    """
+    """What the trials of a grid that have ended, `results` by name, say about its settings."""
 
     def __init__(self, grid: Grid, results: Mapping[str, Result]):
-        self.grid, self.iou = grid, dict[str | None, float]({None: math.nan})
-        for trial in grid.trials:
-            known = results.get(trial.name)
-            unknown = known is None or known.iou is None
-            self.iou[trial.name] = math.nan if unknown else known.iou
-        # by setting, a value for each seed
-        self._ious, self._gains = defaultdict(list), defaultdict(list)
-        for trial in grid.trials:
-            iou = self.iou[trial.name]
-            self._ious[trial.setting].append(iou)
-            self._gains[trial.setting].append(iou - self.iou[trial.control])
+        self.grid = grid
+        known = {name: found.iou for name, found in results.items()}
+        own = [trial for trial in grid.trials if trial.setting is not None]
+        own.sort(key=lambda trial: trial.setting)
+        pairs = [(known.get(trial.name), known.get(trial.control)) for trial in own]
+        ious = np.array(pairs, float)  # nan where it is not known
+        ious = ious.reshape(len(grid.settings), len(grid.seeds), 2)
+        self._ious, self._gains = ious[..., 0], ious[..., 0] - ious[..., 1]
 
     def scores(self, setting: int) -> dict[int, float]:
         """IoU of a combination by seed, of the trials that have ended."""
-        found = zip(self.grid.seeds, self._ious[setting], strict=True)
+        found = zip(self.grid.seeds, self._ious[setting].tolist(), strict=True)
         return {seed: iou for seed, iou in found if not math.isnan(iou)}
 
     def gain(self, setting: int) -> Estimate | None:
         """IoU of a combination over that of its control, the same number of epochs wholly in stage
         1.
         """
-        return _mean_over_seeds([self._gains[setting]])
+        return _mean_over_seeds(self._gains[[setting]])
 
     def main_effects(self) -> list[Effect]:
         """Of every value but the first of each axis, unless the axis has no effect anywhere. Only
         seeds in which all its pairs have ended count.
         """
         found, grid = [], self.grid
-        for axis, (path, words) in enumerate(zip(grid.axes, grid.labels, strict=True)):
-            along = defaultdict(list)  # the axis, by the levels of all others
-            for levels, setting in grid.places.items():
-                along[levels[:axis] + levels[axis + 1 :]].append(self._ious[setting])
-            for level in range(1, len(words)):
-                # where the axis has an effect: else both are one training
-                apart = {at: ious for at, ious in along.items() if ious[level] is not ious[0]}
-                rows = {at: map(sub, ious[level], ious[0]) for at, ious in apart.items()}
-                if rows:
-                    names = short_path(path), words[level], words[0], _where(grid, axis, rows)
-                    found.append(Effect(*names, _mean_over_seeds(rows.values())))
+        for axis, (name, words) in enumerate(grid.labels.items()):
+            first, *others = np.moveaxis(grid.places, axis, 0)
+            for word, level in zip(words[1:], others, strict=True):
+                apart = level != first  # elsewhere both are one training
+                if apart.any():
+                    gain = _mean_over_seeds(self._ious[level[apart]] - self._ious[first[apart]])
+                    found.append(Effect(name, word, words[0], _where(grid, axis, apart), gain))
         return found
 
     def unfreezing(self) -> Estimate | None:
@@ -171,19 +161,19 @@ def _mean_over_seeds(rows: Iterable[Iterable[float]]) -> Estimate | None:
     return estimate([mean for mean in means if not math.isnan(mean)])
 
 
-def _where(grid: Grid, axis: int, pairs: Collection[tuple[int, ...]]) -> str:
-    """At which values of the other axes the pairs lie: by axis, or one by one where that would name
-    others, too.
+def _where(grid: Grid, axis: int, apart: np.ndarray) -> str:
+    """At which values of the other axes an axis has an effect: by axis, or one by one where that
+    would name others, too.
     """
-    others, named = list(zip(map(short_path, grid.axes), grid.labels, strict=True)), []
+    others, pairs, named = list(grid.labels.items()), np.argwhere(apart), []
     del others[axis]
-    taken = [sorted(set(column)) for column in zip(*pairs, strict=True)]
+    taken = [np.unique(levels) for levels in pairs.T]
     if len(pairs) < math.prod(map(len, taken)):
         for levels in pairs:
             words = [labels[i] for (_, labels), i in zip(others, levels, strict=True)]
             named.append(" · ".join(words))
         return f"at {', '.join(named)}"
-    for (path, labels), levels in zip(others, taken, strict=True):
+    for (name, labels), levels in zip(others, taken, strict=True):
         if len(levels) < len(labels):
-            named.append(f"{path} {', '.join([labels[level] for level in levels])}")
+            named.append(f"{name} {', '.join([labels[level] for level in levels])}")
     return f"at {' and '.join(named)}" if named else ""

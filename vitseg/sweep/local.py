@@ -14,21 +14,16 @@ from typing import Any
 
 from vitseg.errors import RunError, VitsegError
 from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted
-from vitseg.files import held, write_json
+from vitseg.files import held, write_json, written
 from vitseg.recipe import Recipe, plain
 from vitseg.runs.folder import RunFolder, runs_root
 from vitseg.runs.run import TrainingRun, resume, train
 from vitseg.sweep.findings import Result
-from vitseg.sweep.grid import Facts, Grid, Trial
+from vitseg.sweep.grid import Grid, Trial
 from vitseg.training.job import Job, unfrozen_in
 
 FAILURES = (VitsegError, OSError, RuntimeError)
 """What a trial may fail with, so that the others go on."""
-
-
-def facts_of(job: Job) -> Facts:
-    source = job.model.shape.source.get("name")
-    return Facts(len(job.data.splits["train"]), job.model.encoder.depth, source)
 
 
 def check_depths(recipes: Iterable[Recipe], job: Job) -> None:
@@ -118,6 +113,11 @@ class Sweep:
     def left(self) -> int:
         return len(self.todo())
 
+    def tally(self) -> tuple[int, int, dict[str, str]]:
+        """How many trials have ended, of how many, and why some have failed, by name."""
+        total = len(self.grid.trials)
+        return total - self.left(), total, self.failures
+
     def events(self) -> Generator[Event]:
         """Train what has not ended yet, in order. The error of a trial that fails stands in its
         TrialEnded, and the others go on.
@@ -147,13 +147,9 @@ class Sweep:
         """The folder, and a recipe for each trial: in `recipes/1/` of those that go first, in
         `recipes/2/` of the others.
         """
-        try:
-            (self.path / "trials").mkdir(parents=True, exist_ok=True)
-            write_json(self.file, self._described)
+        with written(self.path):
             for trial in self.grid.trials:
-                turn = self.path / "recipes" / ("2" if self.grid.shared[trial.name] else "1")
+                turn = self.path / "recipes" / ("2" if trial.shared else "1")
                 turn.mkdir(parents=True, exist_ok=True)
                 trial.recipe.save(turn / f"{trial.name}.json")
-        except OSError as error:
-            problem = f"{self.path}: cannot be written ({error.strerror})."
-            raise RunError(problem, "Choose another folder.") from None
+            write_json(self.file, self._described)

@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 from collections.abc import Generator, Iterator, Mapping, Set
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vitseg.files import held, is_held, write_json
 from vitseg.recipe import Recipe, plain
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.run import kept_events
-from vitseg.sweep.grid import value_words, variants
+from vitseg.sweep.grid import check_paths, value_words, variants
 from vitseg.sweep.local import place_of, refuse_another, train_or_resume
 
 try:
@@ -34,9 +35,14 @@ try:
         IntDistribution,
         distribution_to_json,
     )
+    from optuna.pruners import MedianPruner, NopPruner
+    from optuna.samplers import RandomSampler, TPESampler
     from optuna.trial import FrozenTrial, Trial, TrialState
 except ModuleNotFoundError:
     optuna = None  # `Search` says how to install it
+else:
+    SAMPLERS = {"tpe": partial(TPESampler, n_startup_trials=5), "random": RandomSampler}
+    PRUNERS = {"median": MedianPruner(n_startup_trials=4), "none": NopPruner()}
 
 Space = Mapping[str, Any]
 """A setting's path, and the values it may have: a list of them, or one of Optuna's distributions,
@@ -46,14 +52,6 @@ A list is always values, [1e-5, 1e-3] just two of them. A tuple of two numbers, 
 often is a range, is refused for a setting that is continuous.
 """
 
-SAMPLERS = {
-    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=5),
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-}
-PRUNERS = {
-    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4),
-    "none": lambda: optuna.pruners.NopPruner(),
-}
 ATTEMPTS = 3
 """How often a trial is started whose process is killed: the trial itself may be what kills it."""
 
@@ -89,12 +87,10 @@ class Search:
     ):
         if optuna is None:
             raise VitsegError("search: Optuna is not installed.", "pip install 'vitseg[search]'")
-        named = isinstance(space, Mapping) and all(isinstance(path, str) for path in space)
-        example = 'paths of settings with their values: {"stages.1.unfrozen_blocks": [0, 2, 4]}'
+        check_paths("space", space)
         url = "the URL of a database, as in postgresql://user@host/name"
         for field, value, fits, allowed in (
             ("recipe", recipe, isinstance(recipe, Recipe), "a Recipe, as load_recipe(path) gives"),
-            ("space", space, space and named, example),
             ("trials", trials, type(trials) is int and trials > 0, "how many, at least 1"),
             ("sampler", sampler, sampler in [*SAMPLERS], ", ".join(SAMPLERS)),
             ("pruner", pruner, pruner in [*PRUNERS], ", ".join(PRUNERS)),
@@ -122,7 +118,7 @@ class Search:
                 described["storage"] = url and url.render_as_string()  # without its password
                 refuse_another(file, described)
                 write_json(file, described)
-                self.study = _open_study(storage, self.path, key, PRUNERS[pruner]())
+                self.study = _open_study(storage, self.path, key, PRUNERS[pruner])
 
     def _read(self, path: str, values: Any) -> Any:
         """Take up what a setting may be; what `search.json` says of it."""
@@ -155,7 +151,7 @@ class Search:
             with claim:
                 try:
                     yield TrialStarted(self.name_of(trial))
-                    error = yield from self._try(trial)
+                    error = yield from self._train(trial)
                 except (GeneratorExit, OSError, RunError):
                     with suppress(RunError), _readable_errors(self.path):
                         trial.set_user_attr("attempts", 0)  # it does not kill its process
@@ -167,7 +163,7 @@ class Search:
         with _readable_errors(self.path):
             found = self.study.get_trials(deepcopy=False)
         # in older studies one that was cut off has failed, and goes on under another number
-        started = [t for t in found if t.state != TrialState.FAIL or self.error_of(t)]
+        started = [t for t in found if t.state != TrialState.FAIL or "error" in t.user_attrs]
         return [t for t in started if t.state != TrialState.WAITING]
 
     def left(self) -> int:
@@ -176,10 +172,14 @@ class Search:
         taken = [t for t in self.results() if t.state.is_finished() or t.number in trained]
         return max(0, self.trials - len(taken))
 
-    @staticmethod
-    def error_of(trial: FrozenTrial) -> str | None:
-        """Why a trial has failed, if it has."""
-        return trial.user_attrs.get("error")
+    def tally(self) -> tuple[int, int, dict[str, str]]:
+        """How many trials have ended, of how many, and why some have failed, by name."""
+        ended, failed = 0, {}
+        for trial in self.results():
+            ended += trial.state.is_finished()
+            if "error" in trial.user_attrs:
+                failed[self.name_of(trial)] = trial.user_attrs["error"]
+        return ended, self.trials, failed
 
     def recipe_of(self, trial: Trial | FrozenTrial) -> Recipe:
         """The recipe of a trial; settings without effect beside the proposed ones are put back to
@@ -232,7 +232,7 @@ class Search:
                 return None
             if trial is None:
                 seed = seed_for(self.recipe.seed, "search", len(self.results())) % 2**32
-                self.study.sampler = SAMPLERS[self.sampler](seed)
+                self.study.sampler = SAMPLERS[self.sampler](seed=seed)
                 trial = self.study.ask(self.space)
             trial.set_user_attr("attempts", trial.user_attrs.get("attempts", 0) + 1)
             claim, folder = ExitStack(), self.path / "claims" / str(trial.number)
@@ -261,17 +261,31 @@ class Search:
 
     # ---- one trial
 
-    def _try(self, trial: Trial) -> Generator[Event, None, str | None]:
-        """Train it, and tell the study how it has ended; returns why it failed, if it did."""
+    def _train(self, trial: Trial) -> Generator[Event, None, str | None]:
+        """From its checkpoint, if it has one; tells the study how it has ended, and returns why it
+        failed, if it did.
+        """
         run = self.run_of(self.name_of(trial))
         try:
-            if (yield from self._train(trial, run)):
-                self._end(trial, TrialState.PRUNED)
-            else:
+            recipe = self.recipe_of(trial)
+            if run.events_file.exists() and run.recipe != recipe:
+                problem = "is the run of other settings; the study was lost, or changed"
+                raise RunError(f"{run.path}: {problem}.", "Choose another folder.")
+            if not run.summary_file.exists():  # else killed before the study was told
+                for event in kept_events(run.path):
+                    self._should_prune(trial, event)
+                with closing(train_or_resume(run, recipe, self.path.parent)) as events:
+                    for event in events:
+                        yield event
+                        if self._should_prune(trial, event):
+                            break
+            if run.summary_file.exists():
                 best, took = run.summary["best"], run.summary["seconds"]
                 if best["iou"] is None:
                     raise TrainingError("The validation images have no IoU: their masks are void.")
                 self._end(trial, TrialState.COMPLETE, best["iou"], f1=best["f1"], seconds=took)
+            else:
+                self._end(trial, TrialState.PRUNED)
         except (OSError, RunError):  # of the disk or the folder: no fault of these settings
             raise
         except (VitsegError, RuntimeError) as failure:
@@ -280,24 +294,6 @@ class Search:
             return error
         shutil.rmtree(run.checkpoints, ignore_errors=True)  # nothing is left to resume
         return None
-
-    def _train(self, trial: Trial, run: RunFolder) -> Generator[Event, None, bool]:
-        """From its checkpoint, if it has one; returns whether it was pruned."""
-        recipe = self.recipe_of(trial)
-        if run.events_file.exists():
-            if run.recipe != recipe:
-                problem = "is the run of other settings; the study was lost, or changed"
-                raise RunError(f"{run.path}: {problem}.", "Choose another folder.")
-            if run.summary_file.exists():  # killed before the study was told
-                return False
-            for event in kept_events(run.path):
-                self._should_prune(trial, event)
-        with closing(train_or_resume(run, recipe, self.path.parent)) as events:
-            for event in events:
-                yield event
-                if self._should_prune(trial, event):
-                    return True
-        return False
 
     def _should_prune(self, trial: Trial, event: Event) -> bool:
         if not isinstance(event, EpochEnded) or event.validation["iou"] is None:
@@ -348,7 +344,7 @@ def quiet() -> Iterator[None]:
 
 
 def _open_study(
-    url: str | None, folder: Path, name: str, pruner: optuna.pruners.BasePruner
+    url: str | None, folder: Path, name: str, pruner: MedianPruner | NopPruner
 ) -> optuna.Study:
     """The folder's study, created if it is not there. Without a URL it is `study.db`.
 
@@ -357,9 +353,9 @@ def _open_study(
     """
     how: dict[str, Any] = {}
     if url is None:  # a URL would read meanings into some characters of the folder's name
-        file, how["poolclass"] = folder / "study.db", sqlalchemy.NullPool
         options = {"timeout": LOCKED_SECONDS, "check_same_thread": False}
-        how["creator"] = lambda: sqlite3.connect(file, **options)
+        how["creator"] = partial(sqlite3.connect, folder / "study.db", **options)
+        how["poolclass"] = sqlalchemy.NullPool
     with quiet():
         study = optuna.create_study(
             storage=optuna.storages.RDBStorage(url or "sqlite://", engine_kwargs=how),
