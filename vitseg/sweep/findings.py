@@ -17,8 +17,6 @@ from scipy.special import stdtrit
 
 from vitseg.sweep.grid import Grid, total_epochs
 
-LEVEL = 0.95
-
 
 class Result(NamedTuple):
     """What one trial ended with: IoU and F1 of its best weights, and (epoch, valid IoU) over the
@@ -45,43 +43,13 @@ class Estimate(NamedTuple):
         low, high = self.mean - self.half, self.mean + self.half
         return f"{self.mean:+.3f} ({low:+.3f} to {high:+.3f})"
 
-    @property
-    def covers_0(self) -> bool:
-        """Whether the data leave open if there is a difference at all; one seed always does."""
-        return self.half is None or abs(self.mean) <= self.half
-
-
-class Effect(NamedTuple):
-    """What a value of an axis gains over the axis's first, averaged over pairs of settings that are
-    alike in everything else.
-
-    Where the axis has no effect both values are one training, which is no pair. `where` says at
-    which values of the other axes the pairs lie, "" if at all of them; every combination of those
-    weighs the same. `gain` is None until all pairs have ended with some seed.
-    """
-
-    axis: str
-    value: str
-    first: str
-    where: str
-    gain: Estimate | None
-
-    @property
-    def name(self) -> str:
-        """ "stage 2 lr 0.001, against 0.1, at stage 2 unfrozen_blocks 2, 4" """
-        where = f", {self.where}" if self.where else ""
-        return f"{self.axis} {self.value}, against {self.first}{where}"
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.gain or 'not known'}"
-
 
 def estimate(values: Sequence[float]) -> Estimate | None:
     """Mean and half the interval: t(0.975, n - 1) s / sqrt(n) (Student 1908). None of no values."""
     n = len(values)
     if n < 2:
         return Estimate(values[0], None, 1) if values else None
-    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * stdev(values) / math.sqrt(n)
+    half = float(stdtrit(n - 1, 0.975)) * stdev(values) / math.sqrt(n)
     return Estimate(fmean(values), half, n)
 
 
@@ -109,18 +77,23 @@ class Findings:
         """
         return _mean_over_seeds(self._gains[[setting]])
 
-    def main_effects(self) -> list[Effect]:
-        """Of every value but the first of each axis, unless the axis has no effect anywhere. Only
-        seeds in which all its pairs have ended count.
+    def main_effects(self) -> list[tuple[str, Estimate | None]]:
+        """What each value of an axis but the first gains over that, averaged over pairs of settings
+        that are alike in everything else; None until all pairs have ended with some seed.
+
+        Where the axis has no effect both values are one training, which is no pair. A name says at
+        which values of the other axes the pairs lie, unless at all: "stage 2 lr 0.001, against 0.1,
+        at stage 2 unfrozen_blocks 2, 4". Every combination of those weighs the same.
         """
         found, grid = [], self.grid
         for axis, (name, words) in enumerate(grid.labels.items()):
             first, *others = np.moveaxis(grid.places, axis, 0)
             for word, level in zip(words[1:], others, strict=True):
-                apart = level != first  # elsewhere both are one training
+                apart = level != first
                 if apart.any():
-                    gain = _mean_over_seeds(self._ious[level[apart]] - self._ious[first[apart]])
-                    found.append(Effect(name, word, words[0], _where(grid, axis, apart), gain))
+                    gains = self._ious[level[apart]] - self._ious[first[apart]]
+                    name_there = f"{name} {word}, against {words[0]}{_where(grid, axis, apart)}"
+                    found.append((name_there, _mean_over_seeds(gains)))
         return found
 
     def unfreezing(self) -> Estimate | None:
@@ -147,7 +120,7 @@ class Findings:
         if found.half is None:
             return f"Unfreezing changed the IoU {against}: nothing can be said about chance."
         verdict = f"lies {'above' if found.mean > 0 else 'below'} 0, on these validation images"
-        if found.covers_0:
+        if abs(found.mean) <= found.half:
             verdict = "covers 0: these seeds do not show that it helps, or harms"
         over = f"(mean and 95 % interval over {found.n} seeds)"
         return f"Unfreezing changed the IoU {against} {over}. The interval {verdict}."
@@ -172,8 +145,8 @@ def _where(grid: Grid, axis: int, apart: np.ndarray) -> str:
         for levels in pairs:
             words = [labels[i] for (_, labels), i in zip(others, levels, strict=True)]
             named.append(" · ".join(words))
-        return f"at {', '.join(named)}"
+        return f", at {', '.join(named)}"
     for (name, labels), levels in zip(others, taken, strict=True):
         if len(levels) < len(labels):
             named.append(f"{name} {', '.join([labels[level] for level in levels])}")
-    return f"at {' and '.join(named)}" if named else ""
+    return f", at {' and '.join(named)}" if named else ""

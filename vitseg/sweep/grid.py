@@ -41,7 +41,7 @@ class Trial(NamedTuple):
 
 class Grid(NamedTuple):
     """The trials in the order in which they are trained, those that share first stages side by
-    side.
+    side; the order is the same for every seed.
 
     `axes` holds a setting's path and its values, `labels` its name and the values as text,
     `settings` one text of each axis for every combination that is trained. `places`, with a

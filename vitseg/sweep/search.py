@@ -5,7 +5,6 @@ some. Needs the extra `search`.
 from __future__ import annotations
 
 import math
-import shutil
 import sqlite3
 from collections.abc import Generator, Iterator, Mapping, Set
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -124,7 +123,7 @@ class Search:
         """Take up what a setting may be; what `search.json` says of it."""
         if isinstance(values, FloatDistribution | IntDistribution):
             self.extremes += variants("space", self.recipe, path, [values.low, values.high])
-            self.space[path] = values
+            self.space[path], self.choices[path] = values, {}
             return distribution_to_json(values)
         listed = values.choices if isinstance(values, CategoricalDistribution) else values
         self.extremes += variants("space", self.recipe, path, listed)
@@ -149,22 +148,16 @@ class Search:
         while claimed := self.claim():
             trial, claim = claimed
             with claim:
-                try:
-                    yield TrialStarted(self.name_of(trial))
-                    error = yield from self._train(trial)
-                except (GeneratorExit, OSError, RunError):
-                    with suppress(RunError), _readable_errors(self.path):
-                        trial.set_user_attr("attempts", 0)  # it does not kill its process
-                    raise
-                yield TrialEnded(self.name_of(trial), error)
+                yield from self._train(trial)
 
     def results(self) -> list[FrozenTrial]:
-        """All trials that have started."""
+        """All trials that have started. In older studies one that was cut off has failed, and goes
+        on under another number.
+        """
         with _readable_errors(self.path):
             found = self.study.get_trials(deepcopy=False)
-        # in older studies one that was cut off has failed, and goes on under another number
-        started = [t for t in found if t.state != TrialState.FAIL or "error" in t.user_attrs]
-        return [t for t in started if t.state != TrialState.WAITING]
+        still = TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED
+        return [t for t in found if t.state in still or "error" in t.user_attrs]
 
     def left(self) -> int:
         """How many trials have not ended and are trained by no process."""
@@ -197,9 +190,8 @@ class Search:
             return set()
 
     def _settle(self, trial: Trial | FrozenTrial) -> tuple[Recipe, dict[str, Any]]:
-        values = dict(trial.params)
-        for path in values.keys() & self.choices.keys():
-            values[path] = self.choices[path][values[path]]
+        chosen = trial.params.items()
+        values = {path: self.choices[path].get(value, value) for path, value in chosen}
         return self.recipe.settle(values)
 
     @property
@@ -211,7 +203,7 @@ class Search:
         if not done:
             hint = "Try some: for event in search.events(): ..."
             raise RunError(f"{self.path}: no trial has ended yet.", hint)
-        return self.recipe_of(max(done, key=lambda t: t.value)).replace({"name": self.recipe.name})
+        return self._settle(max(done, key=lambda t: t.value))[0]
 
     @staticmethod
     def name_of(trial: Trial | FrozenTrial) -> str:
@@ -261,12 +253,12 @@ class Search:
 
     # ---- one trial
 
-    def _train(self, trial: Trial) -> Generator[Event, None, str | None]:
-        """From its checkpoint, if it has one; tells the study how it has ended, and returns why it
-        failed, if it did.
-        """
-        run = self.run_of(self.name_of(trial))
+    def _train(self, trial: Trial) -> Generator[Event]:
+        """From its checkpoint, if it has one; tells the study how it has ended."""
+        name, error = self.name_of(trial), None
+        run = self.run_of(name)
         try:
+            yield TrialStarted(name)
             recipe = self.recipe_of(trial)
             if run.events_file.exists() and run.recipe != recipe:
                 problem = "is the run of other settings; the study was lost, or changed"
@@ -286,14 +278,16 @@ class Search:
                 self._end(trial, TrialState.COMPLETE, best["iou"], f1=best["f1"], seconds=took)
             else:
                 self._end(trial, TrialState.PRUNED)
-        except (OSError, RunError):  # of the disk or the folder: no fault of these settings
+                run.drop_checkpoints()
+        # of the disk or the folder: no fault of these settings, and it does not kill its process
+        except (GeneratorExit, OSError, RunError):
+            with suppress(RunError), _readable_errors(self.path):
+                trial.set_user_attr("attempts", 0)
             raise
         except (VitsegError, RuntimeError) as failure:
             error = f"{type(failure).__name__}: {failure}"
             self._end(trial, TrialState.FAIL, error=error)
-            return error
-        shutil.rmtree(run.checkpoints, ignore_errors=True)  # nothing is left to resume
-        return None
+        yield TrialEnded(name, error)
 
     def _should_prune(self, trial: Trial, event: Event) -> bool:
         if not isinstance(event, EpochEnded) or event.validation["iou"] is None:

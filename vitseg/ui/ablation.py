@@ -169,11 +169,9 @@ class Ablation(TrialsScreen):
         cells = {self.session.trial: "..."} if self.session.alive else {}
         cells |= dict.fromkeys(self.sweep.failures, "failed")
         cells |= {name: number_or_na(found.iou) for name, found in results.items()}
-        alike: dict[str, list[Trial]] = {}  # a trial for each seed
-        for trial in sorted(grid.trials, key=lambda trial: (trial.setting is None, trial.setting)):
-            alike.setdefault(trial.name.partition("-")[0], []).append(trial)
-        rows = []
-        for trials in alike.values():
+        rows, each = [], len(grid.trials) // len(grid.seeds)
+        for number in range(each):
+            trials = grid.trials[number::each]  # one for each seed
             setting = trials[0].setting
             if setting is None:
                 words, over = self._control_words(trials[0]), ""

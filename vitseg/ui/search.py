@@ -82,8 +82,8 @@ class SearchSession(Trials):
         if self.alive and isinstance(self.position, StageEvent):
             epochs = total_epochs(self.source.run_of(self.trial).recipe)
             done += max(0, self.position.epoch - 1) / epochs
-        known = [trial.user_attrs for trial in self.source.results()]
-        took = [facts["seconds"] for facts in known if "seconds" in facts]
+        ends = [trial.user_attrs for trial in self.source.results()]
+        took = [end["seconds"] for end in ends if "seconds" in end]
         if took:
             left = fmean(took) * (total - done)
         return min(1.0, done / total), left
@@ -115,9 +115,8 @@ class SearchPage(TrialsScreen):
         """What may be proposed, how many trials, by whom."""
         rows, search = [], self.search
         for path, allowed in search.space.items():
-            if path in search.choices:
-                words = ", ".join(map(value_words, search.choices[path]))
-            else:
+            words = ", ".join(map(value_words, search.choices[path]))
+            if not words:
                 scale = ", evenly on a log scale" if allowed.log else ""
                 words = f"{value_words(allowed.low)} to {value_words(allowed.high)}{scale}"
             rows.append((short_path(path), words))

@@ -91,8 +91,7 @@ def _gains(findings: Findings) -> go.Scatter:
     """A dot with its interval for each value of each axis against the axis's first, from below; on
     top unfreezing against the controls.
     """
-    effects = reversed(findings.main_effects())
-    rows = [(effect.name, effect.gain) for effect in effects]
+    rows = findings.main_effects()[::-1]
     rows.append(("unfreezing, against the same epochs in stage 1", findings.unfreezing()))
     return go.Scatter(
         x=[known and known.mean for _, known in rows],

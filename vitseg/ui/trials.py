@@ -42,10 +42,10 @@ class Trials(Task):
 
     @property
     def startable(self) -> bool:
-        return super().startable and self.source.left() > 0
+        return super().startable and self.idle == "ready"
 
     def _begin(self) -> None:
-        if self.source.left():
+        if self.idle == "ready":
             self._launch(self.source.events())
 
     def pause(self) -> None:
