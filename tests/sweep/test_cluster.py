@@ -9,7 +9,7 @@ from background import until
 
 import vitseg
 from vitseg.errors import ConfigError, RunError, VitsegError
-from vitseg.events import TrialEnded, TrialTold
+from vitseg.events import EpochEnded, TrialEnded, TrialStarted
 from vitseg.sweep.grid import make_grid
 from vitseg.sweep.local import Sweep
 from vitseg.training.job import Job
@@ -71,7 +71,7 @@ def test_a_node_is_killed_and_all_trials_have_the_bits_of_one_machine(two_nodes,
     events, killed = [], False
     for event in spread.events():
         events.append(event)
-        if isinstance(event, TrialTold) and not killed:
+        if isinstance(event, EpochEnded) and not killed:
             made.remove_node(nodes[0], allow_graceful=False)  # kill -9
             made.add_node(num_cpus=1)
             killed = True
@@ -81,10 +81,12 @@ def test_a_node_is_killed_and_all_trials_have_the_bits_of_one_machine(two_nodes,
     alone = Sweep(grid, tmp_path / "alone" / "sweep")
     list(alone.events())
     assert logs(spread) == logs(alone)
-    told = {
-        t.name: [e.epoch for e in events if isinstance(e, TrialTold) and e.trial == t.name]
-        for t in grid.trials
-    }
+    told = {t.name: [] for t in grid.trials}
+    for event in events:
+        if isinstance(event, TrialStarted):
+            trial = event.trial
+        elif isinstance(event, EpochEnded):
+            told[trial].append(event.epoch)
     assert all(epochs == [1, 2, 3, 4, 5, 6] for epochs in told.values())
     shared = [t.name for t in grid.trials if t.shared]
     assert shared and all(
@@ -107,7 +109,7 @@ def test_a_trial_that_fails_is_told_of_and_the_others_go_on(two_nodes, grid, tmp
 def test_an_ablation_on_a_cluster_is_stopped_and_goes_on(two_nodes, recipe, tmp_path):
     ablation = vitseg.ablate(recipe, AXES, seeds=1, folder=tmp_path / "sweep", where="ray")
     ablation.start()
-    until(lambda: any(isinstance(e, TrialTold) for e in ablation.session.events), 120)
+    until(lambda: any(isinstance(e, EpochEnded) for e in ablation.session.events), 120)
     assert ablation.buttons["Pause"].disabled
     with pytest.raises(RunError, match="cannot be paused"):
         ablation.pause()

@@ -18,7 +18,7 @@ FACTS = {"images": 10, "blocks": 4}
 
 def filled(grid, iou):
     """Results by `iou(setting or None, seed)`."""
-    return {t.name: Result(iou(t.setting, t.seed), 0.5, (), 1.0) for t in grid.trials}
+    return {t.name: Result(iou(t.setting, t.seed), 0.5, {}, 1.0) for t in grid.trials}
 
 
 @pytest.fixture

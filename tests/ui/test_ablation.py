@@ -165,10 +165,10 @@ def sweep_figures(recipe):
         len(grid.trials) + 1
     ):  # each message is of a curve, the heat map, the gains, or some of them
         results = {
-            t.name: Result(0.5 + 0.01 * n, 0.5, (), 1.0) for n, t in enumerate(grid.trials[:ended])
+            t.name: Result(0.5 + 0.01 * n, 0.5, {}, 1.0) for n, t in enumerate(grid.trials[:ended])
         }
         yield sweep_charts.figure(
-            grid, results, {name: [(1, 0.4), (2, r.iou)] for name, r in results.items()}
+            grid, results, {name: {1: 0.4, 2: r.iou} for name, r in results.items()}
         )
 
 

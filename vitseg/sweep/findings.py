@@ -19,13 +19,13 @@ from vitseg.sweep.grid import Grid, total_epochs
 
 
 class Result(NamedTuple):
-    """What one trial ended with: IoU and F1 of its best weights, and (epoch, valid IoU) over the
-    whole run.
+    """What one trial ended with: IoU and F1 of its best weights, and the valid IoU by epoch over
+    the whole run.
     """
 
     iou: float | None
     f1: float | None
-    curve: tuple[tuple[int, float | None], ...]
+    curve: dict[int, float | None]
     seconds: float
 
 

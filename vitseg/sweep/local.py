@@ -102,7 +102,7 @@ class Sweep:
             if trial.name not in self._results and run.summary_file.exists():
                 best, seconds = run.summary["best"], run.summary["seconds"]
                 epochs = [e for e in run.events() if isinstance(e, EpochEnded)]
-                curve = tuple((e.epoch, e.validation["iou"]) for e in epochs)
+                curve = {e.epoch: e.validation["iou"] for e in epochs}
                 self._results[trial.name] = Result(best["iou"], best["f1"], curve, seconds)
         return dict(self._results)
 

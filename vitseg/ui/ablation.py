@@ -4,6 +4,7 @@ the end.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,7 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from vitseg.errors import ConfigError
-from vitseg.events import EpochEnded, Event, Polled, RunStarted, TrialStarted, TrialTold
+from vitseg.events import EpochEnded, Event, Polled, RunStarted, TrialStarted
 from vitseg.recipe import Recipe
 from vitseg.runs.forecast import forecast, measure
 from vitseg.runs.run import kept_events
@@ -64,14 +65,14 @@ def ablate(
 
 
 class SweepSession(Trials):
-    """An ablation without its widgets. `curves` holds (epoch, valid IoU) of every trial that has
-    been started.
-    """
+    """An ablation without its widgets. `curves` holds the valid IoU of every trial by epoch."""
 
     def __init__(self, job: Job, sweep: Sweep):
         super().__init__(sweep)
         self.job, self.sweep = job, sweep
-        self.curves = {name: list(found.curve) for name, found in sweep.results().items()}
+        self.curves = defaultdict[str, dict[int, float | None]](dict)
+        for name, found in sweep.results().items():
+            self.curves[name] |= found.curve
         self._beside, self._inherits, self._stages = 1, {}, {}
         for trial in sweep.grid.trials:
             self._inherits[trial.name] = trial.shared
@@ -81,16 +82,14 @@ class SweepSession(Trials):
     def _note(self, event: Event) -> None:
         match event:
             case TrialStarted(trial):
-                self.trial, self.curves[trial] = trial, []
+                self.trial = trial
                 if not self.elsewhere:  # elsewhere all will be told
                     for earlier in kept_events(self.sweep.run_of(trial).path):
                         self._note(earlier)
             case RunStarted():
                 self._inherits[self.trial] = event.parent["stage"] if event.parent else 0
             case EpochEnded():
-                self.curves[self.trial].append((event.epoch, event.validation["iou"]))
-            case TrialTold():
-                self.curves[event.trial].append((event.epoch, event.iou))
+                self.curves[self.trial][event.epoch] = event.validation["iou"]
             case Polled():
                 self._beside = max(1, event.running)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from itertools import product
 from statistics import fmean
@@ -16,7 +16,7 @@ from vitseg.sweep.findings import Findings, Result
 from vitseg.sweep.grid import Grid, Trial
 from vitseg.ui import theme
 
-Curve = Sequence[tuple[int, float | None]]
+Curve = Mapping[int, float | None]
 _TITLES = ("valid IoU over epochs", "IoU, mean over seeds", "gain in IoU, 95 % interval")
 
 
@@ -25,7 +25,7 @@ def figure(grid: Grid, results: Mapping[str, Result], curves: Mapping[str, Curve
     findings = Findings(grid, results)
     found = make_subplots(rows=1, cols=3, horizontal_spacing=0.08, subplot_titles=_TITLES)
     for trial in grid.trials:
-        found.add_trace(_curve(grid, trial, curves.get(trial.name, ())), row=1, col=1)
+        found.add_trace(_curve(grid, trial, curves.get(trial.name, {})), row=1, col=1)
     gains = _gains(findings)
     found.add_trace(_heat(grid, findings), row=1, col=2)
     found.add_trace(gains, row=1, col=3)
@@ -52,13 +52,13 @@ def _curve(grid: Grid, trial: Trial, curve: Curve) -> go.Scatter:
     else:
         name = " · ".join(grid.settings[trial.setting])
         line = {"color": theme.stage_color(trial.setting + 1), "width": 1.4}
-    ious = dict(curve)
+    curve = dict(curve)  # that of a trial under way grows meanwhile
     return go.Scatter(
         name=theme.literal(name),
         legendgroup=name,
         showlegend=trial.seed == grid.seeds[0],
-        x=list(ious),
-        y=list(ious.values()),
+        x=list(curve),
+        y=list(curve.values()),
         mode="lines",
         line=line,
         hovertemplate=f"seed {trial.seed}, epoch %{{x}}: %{{y:.3f}}",
