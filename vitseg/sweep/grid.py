@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain, product
 from typing import Any, NamedTuple
@@ -25,7 +26,8 @@ _HINTS = {"seed": "Give seeds=(...) instead.", "name": "Trials are named by the 
 
 class Trial(NamedTuple):
     """One training. `setting` counts combinations from 0; a control, which has no combination, has
-    None.
+    None. `words` are its values as text, one for each axis; of a control those on which all
+    combinations agree that are compared with it.
 
     `control` is the name of the trial that spends this one's epochs wholly in stage 1, with the
     same seed. `shared` says how many first stages it has in common with one before it.
@@ -35,6 +37,7 @@ class Trial(NamedTuple):
     seed: int
     recipe: Recipe
     setting: int | None
+    words: Sequence[str]
     control: str | None
     shared: int
 
@@ -95,15 +98,15 @@ def make_grid(
             ignored = [short_path(path) for path in axes if path in idle | idle_there]
             why = f": {', '.join(ignored)} has no effect there" if ignored else ""
             notes.append(f"Left out: {named(words)} is the same training as {named(same)}{why}.")
-    _, settings, recipes, _ = zip(*first.values(), strict=True)
-    for changed in recipes:
+    for _, _, changed, _ in first.values():
         batches = plan.batches_per_epoch(changed, images)
         for number, stage in enumerate(changed.stages, start=1):
             notes += [f"Stage {number}: {warning}" for warning in plan.warnings(stage, batches)]
     places = np.reshape(places, [len(values) for values in axes.values()])
-    trials = _trials(recipes, seeds, trainings)
+    settings = [words for _, words, *_ in first.values()]
+    trials = _trials(first.values(), seeds, trainings)
     notes = list(dict.fromkeys(notes))  # a doubtful schedule once
-    return Grid(recipe, axes, seeds, labels, list(settings), places, trials, notes)
+    return Grid(recipe, axes, seeds, labels, settings, places, trials, notes)
 
 
 def _seeds(recipe: Recipe, seeds: int | Sequence[int]) -> tuple[int, ...]:
@@ -159,32 +162,37 @@ def _trainings(base: Recipe, images: int, blocks: int, recipe: Recipe) -> list[s
 
 
 def _trials(
-    recipes: Sequence[Recipe], seeds: Sequence[int], trainings: Callable[[Recipe], list[str]]
+    settings: Iterable[tuple], seeds: Sequence[int], trainings: Callable[[Recipe], list[str]]
 ) -> list[Trial]:
     """The combinations and their controls, of every seed: those that share their first stages side
     by side, otherwise as they came. Combinations of equal length share a control.
     """
-    rows, controls = [], dict[str, tuple]()
-    for number, recipe in enumerate(recipes):
+    rows, controls, compared = [], dict[str, tuple[str, Recipe]](), defaultdict(list)
+    for number, words, recipe, _ in settings:
         control = None
         if len(recipe.stages) > 1:
             wholly = {"stages": recipe.stages[:1], "stages.0.epochs": total_epochs(recipe)}
             alone = recipe.replace(wholly)
-            new = f"control{len(controls) + 1}", alone, None, None
-            control, *_ = controls.setdefault(trainings(alone)[0], new)
-        rows.append((f"{number + 1:02d}", recipe, number, control))
-    rows += controls.values()
-    beginnings = [trainings(recipe) for _, recipe, *_ in rows]
+            new = f"control{len(controls) + 1}", alone
+            control, _ = controls.setdefault(trainings(alone)[0], new)
+            compared[control].append(words)
+        rows.append((f"{number + 1:02d}", recipe, number, words, control))
+    for name, alone in controls.values():
+        columns = map(set, zip(*compared[name], strict=True))
+        words = ["" if len(column) > 1 else column.pop() for column in columns]
+        words[0] = f"control: {alone.stages[0].epochs} epochs in stage 1"
+        rows.append((name, alone, None, words, None))
+    beginnings = [trainings(row[1]) for row in rows]
     rank = list(chain(*beginnings)).index
     ordered = sorted(zip(beginnings, rows, strict=True), key=lambda row: list(map(rank, row[0])))
     trials = []
     for seed in seeds:
         trained = set[str]()
-        for digests, (row, recipe, setting, control) in ordered:
+        for digests, (row, recipe, setting, words, control) in ordered:
             name, against = f"{row}-seed{seed}", control and f"{control}-seed{seed}"
             own = recipe.replace({"name": name, "seed": seed})
             shared = len(trained.intersection(digests))
-            trials.append(Trial(name, seed, own, setting, against, shared))
+            trials.append(Trial(name, seed, own, setting, words, against, shared))
             trained.update(digests)
     return trials
 

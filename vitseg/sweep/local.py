@@ -61,8 +61,8 @@ def refuse_another(file: Path, described: dict[str, Any]) -> None:
     if not file.exists():
         return
     try:
-        found, own = json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(described))
-        other = [name for name in own if found.get(name) != own[name]]
+        found = json.loads(file.read_text(encoding="utf-8"))
+        other = [name for name in described if found.get(name) != described[name]]
     except (OSError, ValueError, AttributeError):
         other = ["all of it"]
     if other:
@@ -84,7 +84,7 @@ class Sweep:
     def __init__(self, grid: Grid, folder: str | Path | None = None):
         axes = [[path, plain(values)] for path, values in grid.axes.items()]
         recipe = grid.recipe.model_dump(mode="json")
-        self._described = {"recipe": recipe, "axes": axes, "seeds": grid.seeds}
+        self._described = {"recipe": recipe, "axes": axes, "seeds": list(grid.seeds)}
         self.grid = grid
         self.path, _ = place_of("sweep", self._described, folder)
         self.file = self.path / "sweep.json"

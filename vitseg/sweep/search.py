@@ -307,12 +307,10 @@ class Search:
 
 def _refuse_what_may_be_a_range(recipe: Recipe, path: str, values: tuple) -> None:
     """Raises ConfigError for two numbers if those between them are values of the setting, too."""
-    if len(values) != 2 or not all(isinstance(value, int | float) for value in values):
-        return
-    low, high = sorted(map(float, values))
     try:
+        low, high = sorted(map(float, values))
         recipe.settle({path: low + (high - low) / math.pi})
-    except RecipeError:
+    except (TypeError, ValueError, RecipeError):
         return
     scale = ", log=True" if low > 0 and high >= 10 * low else ""
     allowed = "a distribution or a list; a tuple of two numbers could be a range or two values"

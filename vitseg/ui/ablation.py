@@ -19,7 +19,7 @@ from vitseg.recipe import Recipe
 from vitseg.runs.forecast import forecast, measure
 from vitseg.runs.run import kept_events
 from vitseg.sweep.findings import Findings, estimate
-from vitseg.sweep.grid import Trial, make_grid, total_epochs
+from vitseg.sweep.grid import make_grid, total_epochs
 from vitseg.sweep.local import Sweep, check_depths
 from vitseg.training.job import Job
 from vitseg.ui import markup, sweep_charts, theme
@@ -170,31 +170,18 @@ class Ablation(TrialsScreen):
         cells |= {name: number_or_na(found.iou) for name, found in results.items()}
         rows, each = [], len(grid.trials) // len(grid.seeds)
         for number in range(each):
-            trials = grid.trials[number::each]  # one for each seed
-            setting = trials[0].setting
-            if setting is None:
-                words, over = self._control_words(trials[0]), ""
-            else:
-                words, over = grid.settings[setting], str(known.gain(setting) or "")
+            first, *_ = trials = grid.trials[number::each]  # one for each seed
+            over = "" if first.setting is None else str(known.gain(first.setting) or "")
             found = [results[trial.name].iou for trial in trials if trial.name in results]
             mean = estimate([iou for iou in found if iou is not None])
             seeds = [cells.get(trial.name, "") for trial in trials]
-            rows.append((*words, *seeds, number_or_na(mean and mean.mean), over))
+            rows.append((*first.words, *seeds, number_or_na(mean and mean.mean), over))
         heads = *grid.labels, *map("seed {}".format, grid.seeds), "mean over seeds"
         caption = (
             "IoU of the best weights of the whole run; a trial whose later stages were no better "
             "ends on those that it inherited"
         )
         return Table((*heads, "gain over control (95 %)"), rows, caption)
-
-    def _control_words(self, control: Trial) -> list[str]:
-        """What it is, and the values of the other axes on which all settings agree that are
-        compared with it; "" where they differ.
-        """
-        settings, trials = self.grid.settings, self.grid.trials
-        compared = [settings[trial.setting] for trial in trials if trial.control == control.name]
-        agreed = [words[0] if len({*words}) == 1 else "" for words in zip(*compared, strict=True)]
-        return [f"control: {total_epochs(control.recipe)} epochs in stage 1", *agreed[1:]]
 
     @property
     def sentence(self) -> str:
@@ -215,7 +202,7 @@ class Ablation(TrialsScreen):
             row["epochs"] = total_epochs(trial.recipe)
             row["error"] = self.sweep.failures.get(trial.name)
             if trial.setting is not None:
-                row |= zip(self.grid.axes, self.grid.settings[trial.setting], strict=True)
+                row |= zip(self.grid.axes, trial.words, strict=True)
             if found := results.get(trial.name):
                 row |= found._asdict()
             rows.append(row)

@@ -23,25 +23,29 @@ _TITLES = ("valid IoU over epochs", "IoU, mean over seeds", "gain in IoU, 95 % i
 def figure(grid: Grid, results: Mapping[str, Result], curves: Mapping[str, Curve]) -> go.Figure:
     """Curves laid over each other, the mean IoU of every combination, and what each value gains."""
     findings = Findings(grid, results)
+    traces = [_curve(grid, trial, curves.get(trial.name, {})) for trial in grid.trials]
+    columns, gains = [1] * len(traces) + [2, 3], _gains(findings)
+    traces += _heat(grid, findings), gains
     found = make_subplots(rows=1, cols=3, horizontal_spacing=0.08, subplot_titles=_TITLES)
-    for trial in grid.trials:
-        found.add_trace(_curve(grid, trial, curves.get(trial.name, {})), row=1, col=1)
-    gains = _gains(findings)
-    found.add_trace(_heat(grid, findings), row=1, col=2)
-    found.add_trace(gains, row=1, col=3)
-    found.update_yaxes(autorangeoptions={"clipmin": 0, "clipmax": 1}, col=1)
-    found.update_xaxes(type="category", col=2)
-    found.update_yaxes(type="category", autorange="reversed", automargin=True, col=2)
-    found.update_xaxes(zeroline=True, zerolinecolor=theme.TEXT, tickformat="+.2f", col=3)
+    found.add_traces(traces, rows=[1] * len(traces), cols=columns)
     rows = len(gains.y)
-    words = {"ticklabelposition": "inside top", "ticklabelshift": -8, "dtick": 1}
-    words |= {"tickfont_color": theme.TEXT, "showgrid": False}  # else dark, and struck through
-    found.update_yaxes(range=[-0.4, rows - 0.1], **words, col=3)
     return found.update_layout(
         template=theme.TEMPLATE,
         uirevision="stay",
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
         height=max(340, 116 + 50 * rows),
+        yaxis_autorangeoptions={"clipmin": 0, "clipmax": 1},
+        xaxis2_type="category",
+        yaxis2={"type": "category", "autorange": "reversed", "automargin": True},
+        xaxis3={"zeroline": True, "zerolinecolor": theme.TEXT, "tickformat": "+.2f"},
+        yaxis3={
+            "range": [-0.4, rows - 0.1],
+            "dtick": 1,
+            "ticklabelposition": "inside top",
+            "ticklabelshift": -8,
+            "tickfont_color": theme.TEXT,  # else dark, and struck through
+            "showgrid": False,
+        },
     )
 
 
@@ -50,7 +54,7 @@ def _curve(grid: Grid, trial: Trial, curve: Curve) -> go.Scatter:
     if trial.setting is None:
         name, line = "control", {"color": theme.PLAN, "dash": "dot"}
     else:
-        name = " · ".join(grid.settings[trial.setting])
+        name = " · ".join(trial.words)
         line = {"color": theme.stage_color(trial.setting + 1), "width": 1.4}
     curve = dict(curve)  # that of a trial under way grows meanwhile
     return go.Scatter(
