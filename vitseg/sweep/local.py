@@ -108,7 +108,8 @@ class Sweep:
 
     def todo(self) -> list[Trial]:
         """The trials that have not ended."""
-        return [t for t in self.grid.trials if not self.run_of(t.name).summary_file.exists()]
+        ended = self.results()
+        return [trial for trial in self.grid.trials if trial.name not in ended]
 
     def left(self) -> int:
         return len(self.todo())

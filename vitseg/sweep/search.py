@@ -215,11 +215,20 @@ class Search:
     # ---- who trains what
 
     def claim(self) -> tuple[Trial, ExitStack] | None:
-        """A trial of this process's own, cut off before or new, and its lock, to be closed at its
-        end. None once enough have started.
+        """A trial of this process's own, and its lock, to be closed at its end: one whose process
+        is gone, unless it has been attempted too often, or a new one. None once enough have
+        started.
         """
         with _readable_errors(self.path), self._choosing:
-            trial = self._cut_off()
+            trial, trained = None, self._trained_now()
+            for found in self.results():
+                if found.state == TrialState.RUNNING and found.number not in trained:
+                    trial = Trial(self.study, found._trial_id)
+                    if trial.user_attrs.get("attempts", 0) < ATTEMPTS:
+                        break
+                    killed = f"Its process was killed {ATTEMPTS} times."
+                    self._end(trial, TrialState.FAIL, error=killed)
+                    trial = None
             if not self.left():
                 return None
             if trial is None:
@@ -238,18 +247,6 @@ class Search:
         like one whose process is gone.
         """
         return {int(claim.name) for claim in (self.path / "claims").glob("*") if is_held(claim)}
-
-    def _cut_off(self) -> Trial | None:
-        """A trial whose process is gone. One that has been attempted too often fails."""
-        trained = self._trained_now()
-        for found in self.results():
-            if found.state == TrialState.RUNNING and found.number not in trained:
-                trial = Trial(self.study, found._trial_id)
-                if trial.user_attrs.get("attempts", 0) < ATTEMPTS:
-                    return trial
-                killed = f"Its process was killed {ATTEMPTS} times."
-                self._end(trial, TrialState.FAIL, error=killed)
-        return None
 
     # ---- one trial
 

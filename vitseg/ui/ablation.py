@@ -149,7 +149,7 @@ class Ablation(TrialsScreen):
     def planned(self) -> Table:
         """What is going to be trained."""
         grid = self.grid
-        trials, settings, seeds = len(grid.trials), len(grid.settings), len(grid.seeds)
+        trials, settings, seeds = map(len, (grid.trials, grid.settings, grid.seeds))
         controls, shared = trials - settings * seeds, sum(trial.shared for trial in grid.trials)
         stages = sum(len(trial.recipe.stages) for trial in grid.trials)
         rows = [(name, ", ".join(labels)) for name, labels in grid.labels.items()]
@@ -171,11 +171,11 @@ class Ablation(TrialsScreen):
         rows, each = [], len(grid.trials) // len(grid.seeds)
         for number in range(each):
             first, *_ = trials = grid.trials[number::each]  # one for each seed
-            over = "" if first.setting is None else str(known.gain(first.setting) or "")
+            over = first.control and known.gain(first.setting)
             found = [results[trial.name].iou for trial in trials if trial.name in results]
             mean = estimate([iou for iou in found if iou is not None])
             seeds = [cells.get(trial.name, "") for trial in trials]
-            rows.append((*first.words, *seeds, number_or_na(mean and mean.mean), over))
+            rows.append((*first.words, *seeds, number_or_na(mean and mean.mean), str(over or "")))
         heads = *grid.labels, *map("seed {}".format, grid.seeds), "mean over seeds"
         caption = (
             "IoU of the best weights of the whole run; a trial whose later stages were no better "

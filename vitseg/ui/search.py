@@ -59,11 +59,11 @@ def search(
     `pruner` "median" or "none", `storage` a database's URL. Raises VitsegError for a path, a value
     or a folder that cannot be, and without Optuna. See `vitseg.sweep.search.Search`.
     """
-    how = {"sampler": sampler, "pruner": pruner, "storage": storage}
-    session = SearchSession(Search(recipe, space, trials, folder, **how))
+    search = Search(recipe, space, trials, folder, sampler=sampler, pruner=pruner, storage=storage)
+    session = SearchSession(search)
     live = session.attached()
     if live is session:
-        check_depths(session.source.extremes, Job(recipe))
+        check_depths(search.extremes, Job(recipe))
     live.source.trials = trials
     return SearchPage(live)
 
@@ -120,8 +120,11 @@ class SearchPage(TrialsScreen):
                 scale = ", evenly on a log scale" if allowed.log else ""
                 words = f"{value_words(allowed.low)} to {value_words(allowed.high)}{scale}"
             rows.append((short_path(path), words))
-        rows += ("trials", str(search.trials)), ("sampler", search.sampler)
-        rows.append(("pruner", search.pruner))
+        rows += (
+            ("trials", str(search.trials)),
+            ("sampler", search.sampler),
+            ("pruner", search.pruner),
+        )
         return Table(("setting", "values"), rows)
 
     @property
@@ -159,12 +162,10 @@ class SearchPage(TrialsScreen):
         Not Optuna's, which has no trace as long as no trial has ended and leaves out the pruned
         ones: this one is redrawn in place while trials end.
         """
-        done, pruned = {}, {}
-        for trial in self.search.results():
-            if _ended(trial):
-                done[trial.number] = trial.value
-            elif trial.state.name == "PRUNED":
-                pruned[trial.number] = trial.value  # where it was left
+        trials = self.search.results()
+        done = {trial.number: trial.value for trial in trials if _ended(trial)}
+        # a pruned one has the value at which it was left
+        pruned = {t.number: t.value for t in trials if t.state.name == "PRUNED"}
         best = dict(zip(done, accumulate(done.values(), max), strict=True))
         figure = go.Figure()
         for name, points, mode in (
