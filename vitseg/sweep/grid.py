@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -130,7 +131,7 @@ def variants(field: str, recipe: Recipe, path: str, values: Any) -> list[Recipe]
     that differ in this setting could not be compared, and for a value that cannot be.
     """
     place = f"{field}[{path!r}]"
-    if isinstance(values, str | Mapping) or not isinstance(values, Sequence) or not values:
+    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
         allowed = "a list of at least one value (in a search also one of Optuna's distributions)"
         raise ConfigError(place, values, allowed)
     found = []
@@ -226,7 +227,4 @@ def value_words(value: Any, among: Sequence[Any] = ()) -> str:
 
 def short_path(path: str) -> str:
     """ "stages.1.unfrozen_blocks" as "stage 2 unfrozen_blocks"."""
-    match path.split("."):
-        case ["stages", number, *names] if names and number.isdecimal():
-            return f"stage {int(number) + 1} {'.'.join(names)}"
-    return path
+    return re.sub(r"^stages\.(\d+)\.", lambda stage: f"stage {int(stage[1]) + 1} ", path)

@@ -340,11 +340,11 @@ def _open_study(
     Raises RunError for a study that belongs to another folder: its trials' claims and runs would be
     there.
     """
-    how: dict[str, Any] = {}
-    if url is None:  # a URL would read meanings into some characters of the folder's name
-        options = {"timeout": LOCKED_SECONDS, "check_same_thread": False}
-        how["creator"] = partial(sqlite3.connect, folder / "study.db", **options)
-        how["poolclass"] = sqlalchemy.NullPool
+    # a URL would read meanings into some characters of the folder's name
+    here = partial(
+        sqlite3.connect, folder / "study.db", timeout=LOCKED_SECONDS, check_same_thread=False
+    )
+    how = {} if url else {"creator": here, "poolclass": sqlalchemy.NullPool}
     with quiet():
         study = optuna.create_study(
             storage=optuna.storages.RDBStorage(url or "sqlite://", engine_kwargs=how),

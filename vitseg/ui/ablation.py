@@ -103,8 +103,6 @@ class SweepSession(Trials):
         return sum(costs[since:])
 
     def measure(self) -> None:
-        if self.cost is not None:
-            return
         cost = measure(self.job)
         for trial in self.sweep.grid.trials:
             try:

@@ -4,7 +4,7 @@ settings.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
@@ -162,10 +162,10 @@ class SearchPage(TrialsScreen):
         Not Optuna's, which has no trace as long as no trial has ended and leaves out the pruned
         ones: this one is redrawn in place while trials end.
         """
-        trials = self.search.results()
-        done = {trial.number: trial.value for trial in trials if _ended(trial)}
-        # a pruned one has the value at which it was left
-        pruned = {t.number: t.value for t in trials if t.state.name == "PRUNED"}
+        found = defaultdict[str, dict[int, float]](dict)  # a pruned one has that of its last epoch
+        for trial in self.search.results():
+            found[trial.state.name][trial.number] = trial.value
+        done, pruned = found["COMPLETE"], found["PRUNED"]
         best = dict(zip(done, accumulate(done.values(), max), strict=True))
         figure = go.Figure()
         for name, points, mode in (

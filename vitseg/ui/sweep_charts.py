@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from itertools import product
 from statistics import fmean
 from textwrap import wrap
@@ -99,7 +98,7 @@ def _gains(findings: Findings) -> go.Scatter:
     rows.append(("unfreezing, against the same epochs in stage 1", findings.unfreezing()))
     return go.Scatter(
         x=[known and known.mean for _, known in rows],
-        y=["<br>".join(map(escape, wrap(name, 32))) for name, _ in rows],
+        y=["<br>".join(map(theme.literal, wrap(name, 32))) for name, _ in rows],
         mode="markers",
         marker={"color": theme.TRAIN, "size": 9},
         error_x={"array": [known and known.half for _, known in rows], "thickness": 1.6},
