@@ -129,7 +129,7 @@ class Search:
         self.extremes += variants("space", self.recipe, path, listed)
         choices = self.choices[path] = {}
         for value in listed:  # by its name in the study, which stores nothing but plain values
-            stored = value is None or isinstance(value, bool | int | float | str)
+            stored = isinstance(value, int | float | str | None)
             choices[value if stored else value_words(value, listed)] = value
         if len(choices) < len(listed):
             raise ConfigError(f"space[{path!r}]", values, "values that differ")

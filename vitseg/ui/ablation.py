@@ -70,9 +70,8 @@ class SweepSession(Trials):
     def __init__(self, job: Job, sweep: Sweep):
         super().__init__(sweep)
         self.job, self.sweep = job, sweep
-        self.curves = defaultdict[str, dict[int, float | None]](dict)
-        for name, found in sweep.results().items():
-            self.curves[name] |= found.curve
+        known = {name: found.curve for name, found in sweep.results().items()}
+        self.curves = defaultdict[str, dict[int, float | None]](dict, known)
         self._beside, self._inherits, self._stages = 1, {}, {}
         for trial in sweep.grid.trials:
             self._inherits[trial.name] = trial.shared
@@ -115,7 +114,8 @@ class SweepSession(Trials):
 
     def progress(self) -> tuple[float, float | None]:
         """By what the trials that have ended took, or else by forecast."""
-        ended, total, ahead, took, worked = self.sweep.results(), 0.0, 0.0, 0.0, 0.0
+        ended = self.sweep.results()
+        total = ahead = took = worked = 0.0
         for name in self._stages:
             work = self._work(name)
             total += work

@@ -79,7 +79,7 @@ class SearchSession(Trials):
         """By the mean of the trials that have ended, as if all that are left were trained here."""
         ended, total, _ = self.source.tally()
         done, left = float(ended), None
-        if self.alive and isinstance(self.position, StageEvent):
+        if isinstance(self.position, StageEvent):
             epochs = total_epochs(self.source.run_of(self.trial).recipe)
             done += max(0, self.position.epoch - 1) / epochs
         ends = [trial.user_attrs for trial in self.source.results()]
@@ -139,9 +139,12 @@ class SearchPage(TrialsScreen):
             rows.append((search.name_of(trial), *cells, str(trial.last_step or 0), _score(trial)))
         states = Counter(_WORDS[trial.state.name] for trial in trials)
         counts = ", ".join(f"{count} {words}" for words, count in states.items())
-        caution = "the best first. Of many the best looks better than it is: repeat it on new seeds"
+        caption = (
+            f"{counts} of {search.trials}; the best first. Of many the best looks better than it is: "
+            "repeat it on new seeds"
+        )
         heads = ("trial", *map(short_path, search.space), "epochs", "IoU")
-        return Table(heads, rows, f"{counts} of {search.trials}; {caution}")
+        return Table(heads, rows, caption)
 
     def frame(self) -> pd.DataFrame:
         """A row a trial: what was proposed, IoU, epochs, F1, seconds, why it failed, state."""
