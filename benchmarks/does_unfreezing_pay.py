@@ -37,8 +37,8 @@ def main(folder: str, *options: str) -> int:
     ablation = vitseg.ablate(recipe, axes, seeds=3)
     ablation.finish()
     sys.stdout.write(f"\n{ablation.table}\n\n")
-    for effect in Findings(ablation.grid, ablation.sweep.results()).main_effects():
-        sys.stdout.write(f"{effect}\n")
+    for name, gain in Findings(ablation.grid, ablation.sweep.results()).main_effects():
+        sys.stdout.write(f"{name}: {gain}\n")
     sys.stdout.write(
         f"\n{ablation.sentence}\n{(time.monotonic() - began) / 60:.0f} minutes; "
         f"{ablation.sweep.path}\n"

@@ -250,17 +250,6 @@ class TrialStarted(Event):
 
 
 @record
-class TrialTold(Event):
-    """An epoch of a trial that is trained by another process, counted over its whole run, and its
-    valid IoU.
-    """
-
-    trial: str
-    epoch: int
-    iou: float | None
-
-
-@record
 class Polled(Event):
     """Trials on other machines were asked after; so many are under way, or wait for room."""
 

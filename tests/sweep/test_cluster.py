@@ -9,9 +9,9 @@ from background import until
 
 import vitseg
 from vitseg.errors import ConfigError, RunError, VitsegError
-from vitseg.events import TrialEnded, TrialTold
+from vitseg.events import EpochEnded, TrialEnded, TrialStarted
 from vitseg.sweep.grid import make_grid
-from vitseg.sweep.local import Sweep, facts_of
+from vitseg.sweep.local import Sweep
 from vitseg.training.job import Job
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -45,9 +45,14 @@ def recipe(tiny_recipe):
     return tiny_recipe.replace(changes)
 
 
+def grid_of(recipe, seeds):
+    job = Job(recipe)
+    return make_grid(recipe, AXES, seeds, job.images, job.model.encoder.depth)
+
+
 @pytest.fixture
 def grid(recipe):
-    return make_grid(recipe, AXES, 2, facts_of(Job(recipe)))
+    return grid_of(recipe, 2)
 
 
 def logs(sweep):
@@ -66,7 +71,7 @@ def test_a_node_is_killed_and_all_trials_have_the_bits_of_one_machine(two_nodes,
     events, killed = [], False
     for event in spread.events():
         events.append(event)
-        if isinstance(event, TrialTold) and not killed:
+        if isinstance(event, EpochEnded) and not killed:
             made.remove_node(nodes[0], allow_graceful=False)  # kill -9
             made.add_node(num_cpus=1)
             killed = True
@@ -75,15 +80,17 @@ def test_a_node_is_killed_and_all_trials_have_the_bits_of_one_machine(two_nodes,
     assert [e.error for e in ended] == [None] * len(ended)
     alone = Sweep(grid, tmp_path / "alone" / "sweep")
     list(alone.events())
-    assert logs(spread.sweep) == logs(alone)
-    told = {
-        t.name: [e.epoch for e in events if isinstance(e, TrialTold) and e.trial == t.name]
-        for t in grid.trials
-    }
+    assert logs(spread) == logs(alone)
+    told = {t.name: [] for t in grid.trials}
+    for event in events:
+        if isinstance(event, TrialStarted):
+            trial = event.trial
+        elif isinstance(event, EpochEnded):
+            told[trial].append(event.epoch)
     assert all(epochs == [1, 2, 3, 4, 5, 6] for epochs in told.values())
-    shared = [t.name for t in grid.trials if grid.shared[t.name]]
+    shared = [t.name for t in grid.trials if t.shared]
     assert shared and all(
-        spread.sweep.run_of(name).forked() for name in shared
+        spread.run_of(name).forked() for name in shared
     )  # no stage 1 was trained twice
 
 
@@ -96,13 +103,13 @@ def test_a_trial_that_fails_is_told_of_and_the_others_go_on(two_nodes, grid, tmp
     assert ended[first] and [error for name, error in ended.items() if name != first] == [None] * (
         len(ended) - 1
     )
-    assert spread.sweep.failures == {first: ended[first]} and spread.left() == 1
+    assert spread.failures == {first: ended[first]} and spread.left() == 1
 
 
 def test_an_ablation_on_a_cluster_is_stopped_and_goes_on(two_nodes, recipe, tmp_path):
     ablation = vitseg.ablate(recipe, AXES, seeds=1, folder=tmp_path / "sweep", where="ray")
     ablation.start()
-    until(lambda: any(isinstance(e, TrialTold) for e in ablation.session.events), 120)
+    until(lambda: any(isinstance(e, EpochEnded) for e in ablation.session.events), 120)
     assert ablation.buttons["Pause"].disabled
     with pytest.raises(RunError, match="cannot be paused"):
         ablation.pause()
@@ -121,7 +128,7 @@ def test_what_no_node_can_train_is_refused_before_anything_is_begun(two_nodes, g
 
 
 def test_what_a_cluster_cannot_do_is_said(tiny_recipe, grid, tmp_path):
-    auto = make_grid(tiny_recipe.replace({"threads": "auto"}), AXES, 1, facts_of(Job(tiny_recipe)))
+    auto = grid_of(tiny_recipe.replace({"threads": "auto"}), 1)
     with pytest.raises(ConfigError, match="threads: got 'auto'"):
         Spread(auto, tmp_path / "a")
     with pytest.raises(ConfigError, match="where: got 'slurm'; allowed: here, ray"):

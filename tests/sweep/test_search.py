@@ -334,7 +334,7 @@ def test_a_trial_without_an_iou_is_told_of_as_a_failure(recipe, tmp_path, monkey
     nothing = {"best": {"iou": None, "f1": None}, "seconds": 1.0}
     monkeypatch.setattr("vitseg.runs.folder.RunFolder.summary", property(lambda run: nothing))
     *_, last = search.events()
-    assert last.error == search.error_of(search.results()[0]) and "no IoU" in last.error
+    assert last.error == search.results()[0].user_attrs["error"] and "no IoU" in last.error
 
 
 def test_a_trial_that_fails_is_told_of_and_the_others_go_on(recipe, tmp_path, monkeypatch):
@@ -355,7 +355,7 @@ def test_values_that_exclude_each_other_fail_their_trial_and_the_others_go_on(re
     events.close()
     assert "some would get no image" in refused.error and trained.error is None
     first, second, *_ = search.results()
-    assert search.error_of(first) == refused.error and second.state == TrialState.COMPLETE
+    assert first.user_attrs["error"] == refused.error and second.state == TrialState.COMPLETE
     assert search.idle_in(first) == set()
 
 

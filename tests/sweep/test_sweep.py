@@ -15,13 +15,18 @@ from vitseg.errors import ConfigError, RecipeError, RunError
 from vitseg.events import BatchEnded, EpochEnded, RunStarted, StageStarted, TrialEnded, TrialStarted
 from vitseg.runs import checkpoint
 from vitseg.settings import Constant, CosineRestarts, Exponential
-from vitseg.sweep.grid import Facts, make_grid
-from vitseg.sweep.local import Sweep, facts_of
+from vitseg.sweep.grid import make_grid
+from vitseg.sweep.local import Sweep
 from vitseg.training.job import Job
 from vitseg.training.loop import StageTraining
 
-FACTS = Facts(train_images=10, blocks=4)
+FACTS = {"images": 10, "blocks": 4}
 DEPTHS = {"stages.1.unfrozen_blocks": [0, 1, 2]}
+
+
+def facts_of(recipe):
+    job = Job(recipe)
+    return job.images, job.model.encoder.depth
 
 
 @pytest.fixture
@@ -31,14 +36,14 @@ def grid(tiny_recipe):
         "stages.1.schedule": [Exponential(gamma=0.5), CosineRestarts(T_0=3, burn_in_batches=1)]
     }
     recipe = tiny_recipe.replace({"stages.0.epochs": 1, "stages.1.epochs": 1})
-    return make_grid(recipe, axes, 3, facts_of(Job(recipe)))
+    return make_grid(recipe, axes, 3, *facts_of(recipe))
 
 
 @pytest.fixture
 def small(tiny_recipe):
     """Two depths, one seed: two trials and their control."""
     recipe = tiny_recipe.replace({"stages.0.epochs": 1, "stages.1.epochs": 1})
-    return make_grid(recipe, {"stages.1.unfrozen_blocks": [0, 2]}, 1, facts_of(Job(recipe)))
+    return make_grid(recipe, {"stages.1.unfrozen_blocks": [0, 2]}, 1, *facts_of(recipe))
 
 
 # ---------------------------------------------------------------------- the plan
@@ -62,14 +67,15 @@ def test_seeds_leave_data_split_and_views_as_they_are(grid):
 
 
 def test_trials_that_share_stage_1_stand_together_and_inherit_it(grid):
-    assert list(grid.shared.values()).count(0) == 6  # three seeds, and their controls
+    shared = [t.shared for t in grid.trials]
+    assert shared.count(0) == 6  # three seeds, and their controls
     assert [t.seed for t in grid.trials] == sorted(t.seed for t in grid.trials)
-    assert set(grid.shared.values()) == {0, 1}
+    assert set(shared) == {0, 1}
 
 
 def test_a_trial_inherits_two_stages_where_only_the_third_differs(tiny_recipe):
-    grid = make_grid(tiny_recipe, {"stages.2.unfrozen_blocks": [2, 3]}, 1, FACTS)
-    assert grid.shared["02-seed0"] == 2
+    grid = make_grid(tiny_recipe, {"stages.2.unfrozen_blocks": [2, 3]}, 1, **FACTS)
+    assert {t.name: t.shared for t in grid.trials}["02-seed0"] == 2
 
 
 @pytest.mark.parametrize(
@@ -100,9 +106,9 @@ def test_a_trial_inherits_two_stages_where_only_the_third_differs(tiny_recipe):
 def test_combinations_that_come_to_the_same_training_are_left_out_and_said(
     axes, kept, why, tiny_recipe
 ):
-    grid = make_grid(tiny_recipe, axes, 1, FACTS)
+    grid = make_grid(tiny_recipe, axes, 1, **FACTS)
     assert len(grid.settings) == kept
-    assert len(grid.places) == kept + len(grid.notes) and why in " ".join(grid.notes)
+    assert grid.places.size == kept + len(grid.notes) and why in " ".join(grid.notes)
 
 
 def test_schedules_that_differ_in_one_step_are_two(tiny_recipe):
@@ -110,9 +116,9 @@ def test_schedules_that_differ_in_one_step_are_two(tiny_recipe):
         tiny_recipe,
         {"stages.0.schedule": [Constant(), CosineRestarts(T_0=2, burn_in_batches=8)]},
         1,
-        FACTS,
+        **FACTS,
     )
-    assert len(grid.settings) == 2 and grid.notes == ()
+    assert len(grid.settings) == 2 and grid.notes == []
 
 
 @pytest.mark.parametrize(
@@ -132,14 +138,14 @@ def test_schedules_that_differ_in_one_step_are_two(tiny_recipe):
 )
 def test_an_axis_that_cannot_be_is_named(axes, kind, said, tiny_recipe):
     with pytest.raises(kind) as refused:
-        make_grid(tiny_recipe, axes, 1, FACTS)
+        make_grid(tiny_recipe, axes, 1, **FACTS)
     assert said.lower() in str(refused.value).lower()
 
 
 @pytest.mark.parametrize("seeds", [0, [], [1, 1], [-1], [0.5], [True]])
 def test_seeds_that_cannot_be_are_refused(seeds, tiny_recipe):
     with pytest.raises(ConfigError, match="seeds"):
-        make_grid(tiny_recipe, DEPTHS, seeds, FACTS)
+        make_grid(tiny_recipe, DEPTHS, seeds, **FACTS)
 
 
 # ---------------------------------------------------------------------- the training
@@ -222,7 +228,7 @@ def test_the_same_call_finds_its_folder_and_another_sweep_is_refused(
     sweep = Sweep(small)
     next(sweep.events())
     assert Sweep(small).path == sweep.path
-    other = make_grid(small.recipe, {"stages.1.unfrozen_blocks": [0, 1]}, 1, FACTS)
+    other = make_grid(small.recipe, {"stages.1.unfrozen_blocks": [0, 1]}, 1, **FACTS)
     assert Sweep(other).path != sweep.path
     with pytest.raises(RunError, match="holds another sweep; it differs in axes"):
         Sweep(other, sweep.path)
@@ -237,14 +243,14 @@ def test_a_sweep_over_tuples_and_schedules_is_found_again(tiny_recipe, tmp_path)
         "stages.1.schedule": [Constant(), Exponential(gamma=0.5)],
         "data.effects": [(), (Blur(),), (Blur(p=1.0), RightAngle())],
     }
-    grid = make_grid(tiny_recipe, axes, 1, FACTS)
-    assert {grid.words(i)[2] for i in range(6)} == {
+    grid = make_grid(tiny_recipe, axes, 1, **FACTS)
+    assert {words[2] for words in grid.settings} == {
         "()",
         "blur p 0.5",
         "blur p 1.0, then right angle",
     }
     next(Sweep(grid, tmp_path / "sweep").events())
-    assert Sweep(make_grid(tiny_recipe, axes, 1, FACTS), tmp_path / "sweep").file.exists()
+    assert Sweep(make_grid(tiny_recipe, axes, 1, **FACTS), tmp_path / "sweep").file.exists()
 
 
 def test_a_sweep_is_trained_by_one_at_a_time(small, tmp_path):
@@ -278,12 +284,11 @@ def test_a_save_that_fails_when_a_sweep_is_left_is_said_and_frees_the_folder(
 
 
 def test_all_blocks_of_another_encoder_are_not_counted_as_this_one_s(tiny_recipe):
-    facts = Facts(10, 4, tiny_recipe.model.encoder)
     axes = {
         "model.encoder": [tiny_recipe.model.encoder, "facebook/dinov2-large"],
         "stages.2.unfrozen_blocks": [4, "all"],
     }
-    grid = make_grid(tiny_recipe, axes, 1, facts)
+    grid = make_grid(tiny_recipe, axes, 1, **FACTS)
     assert (
         len(grid.settings) == 3
     )  # 4 and "all" are the same for the encoder that is known to have four

@@ -18,7 +18,7 @@ import vitseg
 from vitseg.errors import RunError, TrainingError
 from vitseg.events import EpochEnded
 from vitseg.sweep.findings import Result
-from vitseg.sweep.grid import Facts, make_grid
+from vitseg.sweep.grid import make_grid
 from vitseg.ui import sweep_charts
 from vitseg.ui.screen import live_figure, redraw
 from vitseg.ui.table import Table
@@ -159,16 +159,16 @@ class Page:
 
 def sweep_figures(recipe):
     grid = make_grid(
-        recipe, {"stages.1.unfrozen_blocks": [0, 2], "stages.1.lr": [3e-4, 1e-4]}, 2, Facts(10, 4)
+        recipe, {"stages.1.unfrozen_blocks": [0, 2], "stages.1.lr": [3e-4, 1e-4]}, 2, 10, 4
     )
     for ended in range(
         len(grid.trials) + 1
     ):  # each message is of a curve, the heat map, the gains, or some of them
         results = {
-            t.name: Result(0.5 + 0.01 * n, 0.5, (), 1.0) for n, t in enumerate(grid.trials[:ended])
+            t.name: Result(0.5 + 0.01 * n, 0.5, {}, 1.0) for n, t in enumerate(grid.trials[:ended])
         }
         yield sweep_charts.figure(
-            grid, results, {name: [(1, 0.4), (2, r.iou)] for name, r in results.items()}
+            grid, results, {name: {1: 0.4, 2: r.iou} for name, r in results.items()}
         )
 
 

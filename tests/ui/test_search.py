@@ -25,7 +25,7 @@ def recipe(tiny_recipe):
 
 def test_a_search_from_start_to_figures(recipe, tmp_path, capsys):
     page = vitseg.search(recipe, SPACE, 3, tmp_path / "s", sampler="random", pruner="none")
-    assert page.state == "ready" and "1.00e-05 to 1.00e-02, evenly on a log scale" in str(page)
+    assert page.state == "ready" and "1e-05 to 0.01, evenly on a log scale" in str(page)
     assert page.finish() == tmp_path / "s" and page.state == "ended"
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert [len(page.table.rows), *page.frame()["state"]] == [3, "complete", "complete", "complete"]
@@ -93,8 +93,8 @@ def test_a_value_without_effect_is_no_result_of_that_value(recipe, tmp_path):
     assert rows == {
         "0000": ("0", "no effect"),
         "0002": ("0", "no effect"),
-        "0003": ("1", "6.00e-01"),
-        "0001": ("1", "3.00e-01"),
+        "0003": ("1", "0.6"),
+        "0001": ("1", "0.3"),
     }
 
 

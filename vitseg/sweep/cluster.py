@@ -8,16 +8,16 @@ import math
 import os
 import socket
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from vitseg.errors import ConfigError, VitsegError
-from vitseg.events import EpochEnded, Event, Polled, TrialStarted, TrialTold, from_json
+from vitseg.events import EpochEnded, Event, Polled, TrialStarted, from_json
 from vitseg.files import held
-from vitseg.recipe import Recipe, parse
+from vitseg.recipe import Recipe
 from vitseg.runs.folder import RunFolder
 from vitseg.sweep.grid import Grid, Trial
 from vitseg.sweep.local import FAILURES, Sweep, train_or_resume
@@ -59,9 +59,10 @@ class Spread(Sweep):
         gpus: float = 0,
     ):
         super().__init__(grid, folder)
-        if any(trial.recipe.threads == "auto" for trial in grid.trials):
-            hint = 'Nodes have different numbers of cores: recipe.replace({"threads": 2}).'
-            raise ConfigError("threads", "auto", "a number, with where='ray'", hint)
+        for trial in grid.trials:
+            if trial.recipe.threads == "auto":
+                hint = 'Nodes have different numbers of cores: recipe.replace({"threads": 2}).'
+                raise ConfigError("threads", "auto", "a number, with where='ray'", hint)
         if type(gpus) not in (int, float) or not 0 <= gpus < math.inf:
             allowed = "how many a trial takes, 0 or more; 0.5 for two trials on one"
             raise ConfigError("gpus", gpus, allowed)
@@ -71,8 +72,8 @@ class Spread(Sweep):
         self._address, self._gpus = address, gpus
 
     def events(self) -> Generator[Event]:
-        """Train what has not ended; `TrialTold` says how far each trial is. Whoever is left saves
-        and stops within a batch.
+        """Train what has not ended; what comes after a TrialStarted are epochs of that trial. Those
+        that are left save and stop within a batch.
         """
         with cluster(self._address):
             self._refuse_what_fits_nowhere()
@@ -82,14 +83,33 @@ class Spread(Sweep):
 
     def _spread_out(self) -> Generator[Event]:
         stop = self.path / f"stop-{uuid4().hex[:8]}"
-        waiting, running, seen = self.todo(), dict[Any, Trial](), Counter[str]()
+        waiting, running, seen, first = self.todo(), dict[Any, Trial](), Counter[str](), {}
+        for trial in self.grid.trials:  # in an order in which those that share stand together
+            if not trial.shared:
+                leader = trial.name
+            first[trial.name] = leader
         try:
             while waiting or running:
-                for trial in self._ready(waiting, running.values()):
-                    waiting.remove(trial)
-                    running[self._submit(trial, stop)] = trial
+                yet = {trial.name for trial in (*waiting, *running.values())}
+                for trial in waiting.copy():
+                    if first[trial.name] not in yet - {trial.name}:
+                        waiting.remove(trial)
+                        cores = trial.recipe.threads * trial.recipe.processes
+                        task = _trained.options(
+                            num_cpus=cores,
+                            num_gpus=self._gpus,
+                            max_retries=RETRIES,
+                            scheduling_strategy="SPREAD",
+                        )
+                        run = self.run_of(trial.name)
+                        running[task.remote(run, trial.recipe, self.path.parent, stop)] = trial
                 done, _ = ray.wait(list(running), timeout=POLL_SECONDS)
-                yield from self._news(running.values(), seen)
+                for trial in running.values():  # one that has started again has no news for a while
+                    news = epochs_of(self.run_of(trial.name))[seen[trial.name] :]
+                    if news:
+                        yield TrialStarted(trial.name)
+                        yield from news
+                    seen[trial.name] += len(news)
                 for task in done:
                     yield self.over(running.pop(task).name, outcome(task))
                 yield Polled(len(running))
@@ -103,57 +123,23 @@ class Spread(Sweep):
     def _refuse_what_fits_nowhere(self) -> None:
         """Raises ConfigError where no node has what a trial takes: it would wait without end."""
         nodes = [Counter(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-        for cores in {_cores(trial.recipe) for trial in self.grid.trials}:
+        for cores in {t.recipe.threads * t.recipe.processes for t in self.grid.trials}:
             if not any(node["CPU"] >= cores and node["GPU"] >= self._gpus for node in nodes):
                 wanted = f"{cores} cores and {self._gpus:g} GPUs"
                 has = ", ".join(f"{node['CPU']:g} and {node['GPU']:g}" for node in nodes)
                 raise ConfigError("threads, processes, gpus", wanted, f"what a node has: {has}")
 
-    def _ready(self, waiting: Iterable[Trial], running: Iterable[Trial]) -> list[Trial]:
-        """Those that share no stage with a trial that has yet to train it."""
-        found, yet = [], {trial.name for trial in (*waiting, *running)}
-        for trial in self.grid.trials:  # in an order in which those that share stand together
-            if not self.grid.shared[trial.name]:
-                first = trial.name
-            if trial in waiting and (trial.name == first or first not in yet):
-                found.append(trial)
-        return found
-
-    def _submit(self, trial: Trial, stop: Path) -> Any:
-        folders = map(str, (self.run_of(trial.name).path, self.path.parent, stop))
-        needs = {"num_cpus": _cores(trial.recipe), "num_gpus": self._gpus}
-        task = _trained.options(**needs, max_retries=RETRIES, scheduling_strategy="SPREAD")
-        return task.remote(trial.recipe.model_dump_json(), *folders)
-
-    def _news(self, trials: Iterable[Trial], seen: Counter[str]) -> Iterator[Event]:
-        """The epochs in the logs of the trials that have not been `seen`. A trial that has started
-        again has none for a while.
-        """
-        for trial in trials:
-            new = epochs_of(self.run_of(trial.name))[seen[trial.name] :]
-            if new and not seen[trial.name]:
-                yield TrialStarted(trial.name)
-            seen[trial.name] += len(new)
-            for epoch in new:
-                yield TrialTold(trial.name, epoch.epoch, epoch.validation["iou"])
-
-
-def _cores(recipe: Recipe) -> int:
-    return recipe.threads * recipe.processes
-
 
 @ray.remote
-def _trained(recipe: str, run: str, beside: str, stop: str) -> str | None:
+def _trained(run: RunFolder, recipe: Recipe, beside: Path, stop: Path) -> str | None:
     """Train a trial on the node where this runs, until it ends or `stop` is there; why it failed,
     if it did.
     """
-    folder = RunFolder(run)
-    if folder.summary_file.exists():  # the node was lost before its answer arrived
+    if run.summary_file.exists():  # the node was lost before its answer arrived
         return None
     try:
-        with closing(train_or_resume(folder, parse(recipe), Path(beside))) as events:
-            # one call a step, on a network drive
-            while not os.path.exists(stop) and next(events, None) is not None:  # noqa: PTH110
+        with closing(train_or_resume(run, recipe, beside)) as events:
+            while not stop.exists() and next(events, None) is not None:
                 pass
     except FAILURES as error:
         return f"{type(error).__name__}: {error}"

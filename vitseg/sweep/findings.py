@@ -8,27 +8,24 @@ speak of initialisation, order and dropout on these images, and not of other ima
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from operator import sub
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+import numpy as np
 from scipy.special import stdtrit
 
-from vitseg.sweep.grid import Grid, short_path, total_epochs
-
-LEVEL = 0.95
+from vitseg.sweep.grid import Grid, total_epochs
 
 
 class Result(NamedTuple):
-    """What one trial ended with: IoU and F1 of its best weights, and (epoch, valid IoU) over the
-    whole run.
+    """What one trial ended with: IoU and F1 of its best weights, and the valid IoU by epoch over
+    the whole run.
     """
 
     iou: float | None
     f1: float | None
-    curve: tuple[tuple[int, float | None], ...]
+    curve: dict[int, float | None]
     seconds: float
 
 
@@ -46,91 +43,57 @@ class Estimate(NamedTuple):
         low, high = self.mean - self.half, self.mean + self.half
         return f"{self.mean:+.3f} ({low:+.3f} to {high:+.3f})"
 
-    @property
-    def covers_0(self) -> bool:
-        """Whether the data leave open if there is a difference at all; one seed always does."""
-        return self.half is None or abs(self.mean) <= self.half
-
-
-class Effect(NamedTuple):
-    """What a value of an axis gains over the axis's first, averaged over pairs of settings that are
-    alike in everything else.
-
-    Where the axis has no effect both values are one training, which is no pair. `where` says at
-    which values of the other axes the pairs lie, "" if at all of them; every combination of those
-    weighs the same. `gain` is None until all pairs have ended with some seed.
-    """
-
-    axis: str
-    value: str
-    first: str
-    where: str
-    gain: Estimate | None
-
-    @property
-    def name(self) -> str:
-        """ "stage 2 lr 0.001, against 0.1, at stage 2 unfrozen_blocks 2, 4" """
-        where = f", {self.where}" if self.where else ""
-        return f"{self.axis} {self.value}, against {self.first}{where}"
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.gain or 'not known'}"
-
 
 def estimate(values: Sequence[float]) -> Estimate | None:
     """Mean and half the interval: t(0.975, n - 1) s / sqrt(n) (Student 1908). None of no values."""
     n = len(values)
     if n < 2:
         return Estimate(values[0], None, 1) if values else None
-    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * stdev(values) / math.sqrt(n)
+    half = float(stdtrit(n - 1, 0.975)) * stdev(values) / math.sqrt(n)
     return Estimate(fmean(values), half, n)
 
 
 class Findings:
-    """What the trials of a grid that have ended, `results` by name, say about its settings. `iou`
-    is that of every trial, nan where it is not known.
-    """
+    """What the trials of a grid that have ended, `results` by name, say about its settings."""
 
     def __init__(self, grid: Grid, results: Mapping[str, Result]):
-        self.grid, self.iou = grid, dict[str | None, float]({None: math.nan})
-        for trial in grid.trials:
-            known = results.get(trial.name)
-            unknown = known is None or known.iou is None
-            self.iou[trial.name] = math.nan if unknown else known.iou
-        # by setting, a value for each seed
-        self._ious, self._gains = defaultdict(list), defaultdict(list)
-        for trial in grid.trials:
-            iou = self.iou[trial.name]
-            self._ious[trial.setting].append(iou)
-            self._gains[trial.setting].append(iou - self.iou[trial.control])
+        self.grid = grid
+        known = {name: found.iou for name, found in results.items()}
+        own = [trial for trial in grid.trials if trial.setting is not None]
+        own.sort(key=lambda trial: trial.setting)
+        pairs = [(known.get(trial.name), known.get(trial.control)) for trial in own]
+        ious = np.array(pairs, float)  # nan where it is not known
+        ious = ious.reshape(len(grid.settings), len(grid.seeds), 2)
+        self._ious, self._gains = ious[..., 0], ious[..., 0] - ious[..., 1]
 
     def scores(self, setting: int) -> dict[int, float]:
         """IoU of a combination by seed, of the trials that have ended."""
-        found = zip(self.grid.seeds, self._ious[setting], strict=True)
+        found = zip(self.grid.seeds, self._ious[setting].tolist(), strict=True)
         return {seed: iou for seed, iou in found if not math.isnan(iou)}
 
     def gain(self, setting: int) -> Estimate | None:
         """IoU of a combination over that of its control, the same number of epochs wholly in stage
         1.
         """
-        return _mean_over_seeds([self._gains[setting]])
+        return _mean_over_seeds(self._gains[[setting]])
 
-    def main_effects(self) -> list[Effect]:
-        """Of every value but the first of each axis, unless the axis has no effect anywhere. Only
-        seeds in which all its pairs have ended count.
+    def main_effects(self) -> list[tuple[str, Estimate | None]]:
+        """What each value of an axis but the first gains over that, averaged over pairs of settings
+        that are alike in everything else; None until all pairs have ended with some seed.
+
+        Where the axis has no effect both values are one training, which is no pair. A name says at
+        which values of the other axes the pairs lie, unless at all: "stage 2 lr 0.001, against 0.1,
+        at stage 2 unfrozen_blocks 2, 4". Every combination of those weighs the same.
         """
         found, grid = [], self.grid
-        for axis, (path, words) in enumerate(zip(grid.axes, grid.labels, strict=True)):
-            along = defaultdict(list)  # the axis, by the levels of all others
-            for levels, setting in grid.places.items():
-                along[levels[:axis] + levels[axis + 1 :]].append(self._ious[setting])
-            for level in range(1, len(words)):
-                # where the axis has an effect: else both are one training
-                apart = {at: ious for at, ious in along.items() if ious[level] is not ious[0]}
-                rows = {at: map(sub, ious[level], ious[0]) for at, ious in apart.items()}
-                if rows:
-                    names = short_path(path), words[level], words[0], _where(grid, axis, rows)
-                    found.append(Effect(*names, _mean_over_seeds(rows.values())))
+        for axis, (name, words) in enumerate(grid.labels.items()):
+            first, *others = np.moveaxis(grid.places, axis, 0)
+            for word, level in zip(words[1:], others, strict=True):
+                apart = level != first
+                if apart.any():
+                    gains = self._ious[level[apart]] - self._ious[first[apart]]
+                    name_there = f"{name} {word}, against {words[0]}{_where(grid, axis, apart)}"
+                    found.append((name_there, _mean_over_seeds(gains)))
         return found
 
     def unfreezing(self) -> Estimate | None:
@@ -157,7 +120,7 @@ class Findings:
         if found.half is None:
             return f"Unfreezing changed the IoU {against}: nothing can be said about chance."
         verdict = f"lies {'above' if found.mean > 0 else 'below'} 0, on these validation images"
-        if found.covers_0:
+        if abs(found.mean) <= found.half:
             verdict = "covers 0: these seeds do not show that it helps, or harms"
         over = f"(mean and 95 % interval over {found.n} seeds)"
         return f"Unfreezing changed the IoU {against} {over}. The interval {verdict}."
@@ -171,19 +134,19 @@ def _mean_over_seeds(rows: Iterable[Iterable[float]]) -> Estimate | None:
     return estimate([mean for mean in means if not math.isnan(mean)])
 
 
-def _where(grid: Grid, axis: int, pairs: Collection[tuple[int, ...]]) -> str:
-    """At which values of the other axes the pairs lie: by axis, or one by one where that would name
-    others, too.
+def _where(grid: Grid, axis: int, apart: np.ndarray) -> str:
+    """At which values of the other axes an axis has an effect: by axis, or one by one where that
+    would name others, too.
     """
-    others, named = list(zip(map(short_path, grid.axes), grid.labels, strict=True)), []
+    others, pairs, named = list(grid.labels.items()), np.argwhere(apart), []
     del others[axis]
-    taken = [sorted(set(column)) for column in zip(*pairs, strict=True)]
+    taken = [np.unique(levels) for levels in pairs.T]
     if len(pairs) < math.prod(map(len, taken)):
         for levels in pairs:
             words = [labels[i] for (_, labels), i in zip(others, levels, strict=True)]
             named.append(" · ".join(words))
-        return f"at {', '.join(named)}"
-    for (path, labels), levels in zip(others, taken, strict=True):
+        return f", at {', '.join(named)}"
+    for (name, labels), levels in zip(others, taken, strict=True):
         if len(levels) < len(labels):
-            named.append(f"{path} {', '.join([labels[level] for level in levels])}")
-    return f"at {' and '.join(named)}" if named else ""
+            named.append(f"{name} {', '.join([labels[level] for level in levels])}")
+    return f", at {' and '.join(named)}" if named else ""

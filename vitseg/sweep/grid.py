@@ -6,122 +6,108 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence, Set
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain, product
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from vitseg import plan
 from vitseg.errors import ConfigError, RecipeError
 from vitseg.recipe import Recipe, plain
 
-_SHARED = (
-    "data.source",
-    "data.mode",
-    "data.classes",
-    "data.validation_fraction",
-    "data.test_fraction",
-    "data.group",
-    "data.group_file",
-    "data.stratify",
-    "data.split_file",
-    "data.score_background",
-    "data.split_seed",
-)
-_REFUSED = dict.fromkeys(_SHARED, "All trials are scored on the same images, by the same measure.")
-_REFUSED |= {"seed": "Give seeds=(...) instead.", "name": "Trials are named by the sweep."}
-"""Settings that trials have in common, and the hint for who wants to vary one."""
+_VIEWS = {"size", "sampler", "views", "view_seed", "augment", "effects", "crop"}
+"""The settings of the data that trials may differ in; by all others the score is comparable."""
 
-
-class Facts(NamedTuple):
-    """What a grid has to know: how many images train, and how many blocks there are in the encoder
-    of that name, or any.
-    """
-
-    train_images: int
-    blocks: int
-    encoder: str | None = None
+_HINTS = {"seed": "Give seeds=(...) instead.", "name": "Trials are named by the sweep."}
 
 
 class Trial(NamedTuple):
     """One training. `setting` counts combinations from 0; a control, which has no combination, has
-    None.
+    None. `words` are its values as text, one for each axis; of a control those on which all
+    combinations agree that are compared with it.
 
     `control` is the name of the trial that spends this one's epochs wholly in stage 1, with the
-    same seed.
+    same seed. `shared` says how many first stages it has in common with one before it.
     """
 
     name: str
     seed: int
     recipe: Recipe
     setting: int | None
+    words: Sequence[str]
     control: str | None
+    shared: int
 
 
 class Grid(NamedTuple):
     """The trials in the order in which they are trained, those that share first stages side by
-    side.
+    side; the order is the same for every seed.
 
-    `axes` holds a setting's path and its values, `settings` one value of each axis for every
-    combination that is trained. `places` finds a combination, given by the place of each value in
-    its axis, among `settings`; `shared` says how many first stages a trial has in common with one
-    before it; `notes` say which combinations were left out, being the same training.
+    `axes` holds a setting's path and its values, `labels` its name and the values as text,
+    `settings` one text of each axis for every combination that is trained. `places`, with a
+    dimension for each axis, finds a combination among `settings`; `notes` say which combinations
+    were left out, being the same training.
     """
 
     recipe: Recipe
     axes: dict[str, tuple[Any, ...]]
     seeds: tuple[int, ...]
-    settings: tuple[tuple[Any, ...], ...]
-    places: dict[tuple[int, ...], int]
-    trials: tuple[Trial, ...]
-    shared: dict[str, int]
-    notes: tuple[str, ...]
-
-    @property
-    def labels(self) -> list[list[str]]:
-        """The values of each axis as text."""
-        return [[value_words(value, values) for value in values] for values in self.axes.values()]
-
-    def words(self, setting: int) -> tuple[str, ...]:
-        """The values of a combination as text, one for each axis."""
-        return tuple(map(value_words, self.settings[setting], self.axes.values()))
+    labels: dict[str, list[str]]
+    settings: list[tuple[str, ...]]
+    places: np.ndarray
+    trials: list[Trial]
+    notes: list[str]
 
 
 def make_grid(
-    recipe: Recipe, axes: Mapping[str, Sequence[Any]], seeds: int | Sequence[int], facts: Facts
+    recipe: Recipe,
+    axes: Mapping[str, Sequence[Any]],
+    seeds: int | Sequence[int],
+    images: int,
+    blocks: int,
 ) -> Grid:
-    """Every combination of the axes' values. Raises ConfigError or RecipeError naming an axis or
-    value that cannot be.
+    """Every combination of the axes' values, for so many training images and blocks of the encoder.
+    Raises ConfigError or RecipeError naming an axis or value that cannot be.
 
     Settings that a combination leaves without effect are put back to their defaults; of
     combinations that come to the same training only the first is trained. `seeds` is their number,
     counted from the recipe's own, or the seeds.
     """
-    if not axes:
-        example = '{"stages.1.unfrozen_blocks": [0, 2, 4]}'
-        raise ConfigError("axes", {}, f"paths of settings with their values, as in {example}")
+    check_paths("axes", axes)
     seeds = _seeds(recipe, seeds)
+    labels = {}
     for path, values in axes.items():
         variants("axes", recipe, path, values)
+        labels[short_path(path)] = [value_words(value, values) for value in values]
     axes = {path: tuple(values) for path, values in axes.items()}
-    places, first, notes, trials = {}, dict[str, Any](), [], []
-    for combination in product(*map(enumerate, axes.values())):
-        levels, setting = zip(*combination, strict=True)
-        changed, idle = recipe.settle(dict(zip(axes, setting, strict=True)))
-        new = len(first), setting, changed, idle
-        number, same, _, idle_there = first.setdefault(training_of(changed, facts), new)
-        places[levels] = number
-        if same is not setting:
-            notes.append(_left_out(axes, setting, same, idle.keys() | idle_there.keys()))
-    _, settings, recipes, _ = zip(*first.values(), strict=True)
-    for changed in recipes:
-        batches = plan.batches_per_epoch(changed, facts.train_images)
+
+    def named(words: Sequence[str]) -> str:
+        return ", ".join(map("{} {}".format, labels, words))
+
+    trainings = partial(_trainings, recipe, images, blocks)
+    places, first, notes = [], dict[str, Any](), []
+    for values, words in zip(product(*axes.values()), product(*labels.values()), strict=True):
+        changed, idle = recipe.settle(dict(zip(axes, values, strict=True)))
+        new = len(first), words, changed, idle
+        number, same, _, idle_there = first.setdefault(trainings(changed)[-1], new)
+        places.append(number)
+        if same is not words:
+            ignored = [short_path(path) for path in axes if path in idle | idle_there]
+            why = f": {', '.join(ignored)} has no effect there" if ignored else ""
+            notes.append(f"Left out: {named(words)} is the same training as {named(same)}{why}.")
+    for _, _, changed, _ in first.values():
+        batches = plan.batches_per_epoch(changed, images)
         for number, stage in enumerate(changed.stages, start=1):
             notes += [f"Stage {number}: {warning}" for warning in plan.warnings(stage, batches)]
-    for seed in seeds:
-        trials += _trials(recipes, seed, facts)
-    trials, shared = _in_order(trials, facts)
-    notes = tuple(dict.fromkeys(notes))  # a doubtful schedule once
-    return Grid(recipe, axes, seeds, settings, places, tuple(trials), shared, notes)
+    places = np.reshape(places, [len(values) for values in axes.values()])
+    settings = [words for _, words, *_ in first.values()]
+    trials = _trials(first.values(), seeds, trainings)
+    notes = list(dict.fromkeys(notes))  # a doubtful schedule once
+    return Grid(recipe, axes, seeds, labels, settings, places, trials, notes)
 
 
 def _seeds(recipe: Recipe, seeds: int | Sequence[int]) -> tuple[int, ...]:
@@ -133,74 +119,83 @@ def _seeds(recipe: Recipe, seeds: int | Sequence[int]) -> tuple[int, ...]:
     return found
 
 
+def check_paths(field: str, axes: Mapping[str, Any]) -> None:
+    """Raises ConfigError for what are not settings by their paths."""
+    if not isinstance(axes, Mapping) or {*map(type, axes)} != {str}:
+        example = '{"stages.1.unfrozen_blocks": [0, 2, 4]}'
+        raise ConfigError(field, axes, f"paths of settings with their values, as in {example}")
+
+
 def variants(field: str, recipe: Recipe, path: str, values: Any) -> list[Recipe]:
     """The recipe with each of a setting's values. Raises ConfigError or RecipeError where trials
     that differ in this setting could not be compared, and for a value that cannot be.
     """
-    for name, hint in _REFUSED.items():
-        if f"{path}.".startswith(f"{name}.") or name.startswith(f"{path}."):
-            allowed = "settings of stages, model, loss, optimizer, views and batches"
-            raise ConfigError(field, path, allowed, hint)
-    field = f"{field}[{path!r}]"
-    if isinstance(values, str | Mapping) or not isinstance(values, Sequence) or not values:
+    place = f"{field}[{path!r}]"
+    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
         allowed = "a list of at least one value (in a search also one of Optuna's distributions)"
-        raise ConfigError(field, values, allowed)
+        raise ConfigError(place, values, allowed)
     found = []
     for value in values:
         try:
             found.append(recipe.settle({path: value})[0])
         except RecipeError as error:
-            problem = f"{field}: the value {value_words(value, ())} cannot be. {error.problem}"
+            problem = f"{place}: the value {value_words(value)} cannot be. {error.problem}"
             raise RecipeError(problem, error.mend) from None
+    top, _, rest = path.partition(".")
+    if top in _HINTS or (top == "data" and rest.partition(".")[0] not in _VIEWS):
+        allowed = "settings of stages, model, loss, optimizer, views and batches"
+        hint = _HINTS.get(top, "All trials are scored on the same images, by the same measure.")
+        raise ConfigError(field, path, allowed, hint)
     return found
 
 
-def _left_out(
-    axes: Mapping[str, Sequence[Any]], setting: Sequence[Any], first: Sequence[Any], idle: Set[str]
-) -> str:
-    """Why a combination is left out: it trains the same as `first`, perhaps because the settings
-    `idle` have no effect in it.
+def _trainings(base: Recipe, images: int, blocks: int, recipe: Recipe) -> list[str]:
+    """Digests of what decides the numbers of a recipe's first stage, its first two, and so on. The
+    blocks are those of the encoder of `base`.
     """
-    these, those, ignored = [], [], []
-    for path, value, other in zip(axes, setting, first, strict=True):
-        name = short_path(path)
-        these.append(f"{name} {value_words(value, axes[path])}")
-        those.append(f"{name} {value_words(other, axes[path])}")
-        if value != other and path in idle:
-            ignored.append(name)
-    why = f": {', '.join(ignored)} has no effect there" if ignored else ""
-    return f"Left out: {', '.join(these)} is the same training as {', '.join(those)}{why}."
-
-
-def training_of(recipe: Recipe, facts: Facts, stages: int | None = None) -> str:
-    """A digest of what decides the numbers of the first `stages`, all by default."""
     machine = [recipe.device, recipe.precision, recipe.threads, recipe.processes]
-    known = facts.encoder in (None, recipe.model.encoder)
-    blocks = facts.blocks if known else None  # of another encoder: not known here
-    batches = plan.batches_per_epoch(recipe, facts.train_images)
-    settings = plan.effective(recipe, stages or len(recipe.stages), batches, blocks)
-    return hashlib.sha256(json.dumps([machine, settings]).encode()).hexdigest()
+    known = blocks if recipe.model.encoder == base.model.encoder else None
+    batches, found = plan.batches_per_epoch(recipe, images), []
+    for stages in range(1, len(recipe.stages) + 1):
+        settings = plan.effective(recipe, stages, batches, known)
+        found.append(hashlib.sha256(json.dumps([machine, settings]).encode()).hexdigest())
+    return found
 
 
-def _trials(recipes: Sequence[Recipe], seed: int, facts: Facts) -> list[Trial]:
-    """The combinations and their controls, of one seed. Combinations of equal length share a
-    control.
+def _trials(
+    settings: Iterable[tuple], seeds: Sequence[int], trainings: Callable[[Recipe], list[str]]
+) -> list[Trial]:
+    """The combinations and their controls, of every seed: those that share their first stages side
+    by side, otherwise as they came. Combinations of equal length share a control.
     """
-
-    def trial(name: str, recipe: Recipe, *more: Any) -> Trial:
-        name = f"{name}-seed{seed}"
-        return Trial(name, seed, recipe.replace({"name": name, "seed": seed}), *more)
-
-    controls, trials = dict[str, Trial](), []
-    for number, recipe in enumerate(recipes):
+    rows, controls, compared = [], dict[str, tuple[str, Recipe]](), defaultdict(list)
+    for number, words, recipe, _ in settings:
         control = None
         if len(recipe.stages) > 1:
             wholly = {"stages": recipe.stages[:1], "stages.0.epochs": total_epochs(recipe)}
             alone = recipe.replace(wholly)
-            new = trial(f"control{len(controls) + 1}", alone, None, None)
-            control = controls.setdefault(training_of(alone, facts), new).name
-        trials.append(trial(f"{number + 1:02d}", recipe, number, control))
-    return [*trials, *controls.values()]
+            new = f"control{len(controls) + 1}", alone
+            control, _ = controls.setdefault(trainings(alone)[0], new)
+            compared[control].append(words)
+        rows.append((f"{number + 1:02d}", recipe, number, words, control))
+    for name, alone in controls.values():
+        columns = map(set, zip(*compared[name], strict=True))
+        words = ["" if len(column) > 1 else column.pop() for column in columns]
+        words[0] = f"control: {alone.stages[0].epochs} epochs in stage 1"
+        rows.append((name, alone, None, words, None))
+    beginnings = [trainings(row[1]) for row in rows]
+    rank = list(chain(*beginnings)).index
+    ordered = sorted(zip(beginnings, rows, strict=True), key=lambda row: list(map(rank, row[0])))
+    trials = []
+    for seed in seeds:
+        trained = set[str]()
+        for digests, (row, recipe, setting, words, control) in ordered:
+            name, against = f"{row}-seed{seed}", control and f"{control}-seed{seed}"
+            own = recipe.replace({"name": name, "seed": seed})
+            shared = len(trained.intersection(digests))
+            trials.append(Trial(name, seed, own, setting, words, against, shared))
+            trained.update(digests)
+    return trials
 
 
 def total_epochs(recipe: Recipe) -> int:
@@ -208,25 +203,7 @@ def total_epochs(recipe: Recipe) -> int:
     return sum(stage.epochs for stage in recipe.stages)
 
 
-def _in_order(trials: Sequence[Trial], facts: Facts) -> tuple[list[Trial], dict[str, int]]:
-    """Those that share their first stages stand together, otherwise as they came; and how many each
-    shares with one before.
-    """
-    beginnings = {}
-    for trial in trials:
-        stages = range(1, len(trial.recipe.stages) + 1)
-        beginnings[trial.name] = [training_of(trial.recipe, facts, n) for n in stages]
-    digests = dict.fromkeys(chain(*beginnings.values()))
-    rank = {digest: number for number, digest in enumerate(digests)}
-    ordered = sorted(trials, key=lambda t: [rank[digest] for digest in beginnings[t.name]])
-    trained, shared = set[str](), {}
-    for trial in ordered:
-        shared[trial.name] = len(trained.intersection(beginnings[trial.name]))
-        trained.update(beginnings[trial.name])
-    return ordered, shared
-
-
-def value_words(value: Any, among: Sequence[Any]) -> str:
+def value_words(value: Any, among: Sequence[Any] = ()) -> str:
     """A value in a table. Of a schedule or another group of settings: its kind, and what sets it
     apart from those of its kind `among` the values of the axis ("exponential gamma 0.5").
     """
@@ -250,7 +227,4 @@ def value_words(value: Any, among: Sequence[Any]) -> str:
 
 def short_path(path: str) -> str:
     """ "stages.1.unfrozen_blocks" as "stage 2 unfrozen_blocks"."""
-    match path.split("."):
-        case ["stages", number, *names] if names and number.isdecimal():
-            return f"stage {int(number) + 1} {'.'.join(names)}"
-    return path
+    return re.sub(r"^stages\.(\d+)\.", lambda stage: f"stage {int(stage[1]) + 1} ", path)

@@ -14,21 +14,16 @@ from typing import Any
 
 from vitseg.errors import RunError, VitsegError
 from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted
-from vitseg.files import held, write_json
+from vitseg.files import held, write_json, written
 from vitseg.recipe import Recipe, plain
 from vitseg.runs.folder import RunFolder, runs_root
 from vitseg.runs.run import TrainingRun, resume, train
 from vitseg.sweep.findings import Result
-from vitseg.sweep.grid import Facts, Grid, Trial
+from vitseg.sweep.grid import Grid, Trial
 from vitseg.training.job import Job, unfrozen_in
 
 FAILURES = (VitsegError, OSError, RuntimeError)
 """What a trial may fail with, so that the others go on."""
-
-
-def facts_of(job: Job) -> Facts:
-    source = job.model.shape.source.get("name")
-    return Facts(len(job.data.splits["train"]), job.model.encoder.depth, source)
 
 
 def check_depths(recipes: Iterable[Recipe], job: Job) -> None:
@@ -66,8 +61,8 @@ def refuse_another(file: Path, described: dict[str, Any]) -> None:
     if not file.exists():
         return
     try:
-        found, own = json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(described))
-        other = [name for name in own if found.get(name) != own[name]]
+        found = json.loads(file.read_text(encoding="utf-8"))
+        other = [name for name in described if found.get(name) != described[name]]
     except (OSError, ValueError, AttributeError):
         other = ["all of it"]
     if other:
@@ -89,7 +84,7 @@ class Sweep:
     def __init__(self, grid: Grid, folder: str | Path | None = None):
         axes = [[path, plain(values)] for path, values in grid.axes.items()]
         recipe = grid.recipe.model_dump(mode="json")
-        self._described = {"recipe": recipe, "axes": axes, "seeds": grid.seeds}
+        self._described = {"recipe": recipe, "axes": axes, "seeds": list(grid.seeds)}
         self.grid = grid
         self.path, _ = place_of("sweep", self._described, folder)
         self.file = self.path / "sweep.json"
@@ -107,16 +102,22 @@ class Sweep:
             if trial.name not in self._results and run.summary_file.exists():
                 best, seconds = run.summary["best"], run.summary["seconds"]
                 epochs = [e for e in run.events() if isinstance(e, EpochEnded)]
-                curve = tuple((e.epoch, e.validation["iou"]) for e in epochs)
+                curve = {e.epoch: e.validation["iou"] for e in epochs}
                 self._results[trial.name] = Result(best["iou"], best["f1"], curve, seconds)
         return dict(self._results)
 
     def todo(self) -> list[Trial]:
         """The trials that have not ended."""
-        return [t for t in self.grid.trials if not self.run_of(t.name).summary_file.exists()]
+        ended = self.results()
+        return [trial for trial in self.grid.trials if trial.name not in ended]
 
     def left(self) -> int:
         return len(self.todo())
+
+    def tally(self) -> tuple[int, int, dict[str, str]]:
+        """How many trials have ended, of how many, and why some have failed, by name."""
+        total = len(self.grid.trials)
+        return total - self.left(), total, self.failures
 
     def events(self) -> Generator[Event]:
         """Train what has not ended yet, in order. The error of a trial that fails stands in its
@@ -147,13 +148,9 @@ class Sweep:
         """The folder, and a recipe for each trial: in `recipes/1/` of those that go first, in
         `recipes/2/` of the others.
         """
-        try:
-            (self.path / "trials").mkdir(parents=True, exist_ok=True)
-            write_json(self.file, self._described)
+        with written(self.path):
             for trial in self.grid.trials:
-                turn = self.path / "recipes" / ("2" if self.grid.shared[trial.name] else "1")
+                turn = self.path / "recipes" / ("2" if trial.shared else "1")
                 turn.mkdir(parents=True, exist_ok=True)
                 trial.recipe.save(turn / f"{trial.name}.json")
-        except OSError as error:
-            problem = f"{self.path}: cannot be written ({error.strerror})."
-            raise RunError(problem, "Choose another folder.") from None
+            write_json(self.file, self._described)

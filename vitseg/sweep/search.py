@@ -5,10 +5,10 @@ some. Needs the extra `search`.
 from __future__ import annotations
 
 import math
-import shutil
 import sqlite3
 from collections.abc import Generator, Iterator, Mapping, Set
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from vitseg.files import held, is_held, write_json
 from vitseg.recipe import Recipe, plain
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.run import kept_events
-from vitseg.sweep.grid import value_words, variants
+from vitseg.sweep.grid import check_paths, value_words, variants
 from vitseg.sweep.local import place_of, refuse_another, train_or_resume
 
 try:
@@ -34,9 +34,14 @@ try:
         IntDistribution,
         distribution_to_json,
     )
+    from optuna.pruners import MedianPruner, NopPruner
+    from optuna.samplers import RandomSampler, TPESampler
     from optuna.trial import FrozenTrial, Trial, TrialState
 except ModuleNotFoundError:
     optuna = None  # `Search` says how to install it
+else:
+    SAMPLERS = {"tpe": partial(TPESampler, n_startup_trials=5), "random": RandomSampler}
+    PRUNERS = {"median": MedianPruner(n_startup_trials=4), "none": NopPruner()}
 
 Space = Mapping[str, Any]
 """A setting's path, and the values it may have: a list of them, or one of Optuna's distributions,
@@ -46,14 +51,6 @@ A list is always values, [1e-5, 1e-3] just two of them. A tuple of two numbers, 
 often is a range, is refused for a setting that is continuous.
 """
 
-SAMPLERS = {
-    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=5),
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-}
-PRUNERS = {
-    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4),
-    "none": lambda: optuna.pruners.NopPruner(),
-}
 ATTEMPTS = 3
 """How often a trial is started whose process is killed: the trial itself may be what kills it."""
 
@@ -89,12 +86,10 @@ class Search:
     ):
         if optuna is None:
             raise VitsegError("search: Optuna is not installed.", "pip install 'vitseg[search]'")
-        named = isinstance(space, Mapping) and all(isinstance(path, str) for path in space)
-        example = 'paths of settings with their values: {"stages.1.unfrozen_blocks": [0, 2, 4]}'
+        check_paths("space", space)
         url = "the URL of a database, as in postgresql://user@host/name"
         for field, value, fits, allowed in (
             ("recipe", recipe, isinstance(recipe, Recipe), "a Recipe, as load_recipe(path) gives"),
-            ("space", space, space and named, example),
             ("trials", trials, type(trials) is int and trials > 0, "how many, at least 1"),
             ("sampler", sampler, sampler in [*SAMPLERS], ", ".join(SAMPLERS)),
             ("pruner", pruner, pruner in [*PRUNERS], ", ".join(PRUNERS)),
@@ -122,19 +117,19 @@ class Search:
                 described["storage"] = url and url.render_as_string()  # without its password
                 refuse_another(file, described)
                 write_json(file, described)
-                self.study = _open_study(storage, self.path, key, PRUNERS[pruner]())
+                self.study = _open_study(storage, self.path, key, PRUNERS[pruner])
 
     def _read(self, path: str, values: Any) -> Any:
         """Take up what a setting may be; what `search.json` says of it."""
         if isinstance(values, FloatDistribution | IntDistribution):
             self.extremes += variants("space", self.recipe, path, [values.low, values.high])
-            self.space[path] = values
+            self.space[path], self.choices[path] = values, {}
             return distribution_to_json(values)
         listed = values.choices if isinstance(values, CategoricalDistribution) else values
         self.extremes += variants("space", self.recipe, path, listed)
         choices = self.choices[path] = {}
         for value in listed:  # by its name in the study, which stores nothing but plain values
-            stored = value is None or isinstance(value, bool | int | float | str)
+            stored = isinstance(value, int | float | str | None)
             choices[value if stored else value_words(value, listed)] = value
         if len(choices) < len(listed):
             raise ConfigError(f"space[{path!r}]", values, "values that differ")
@@ -153,22 +148,16 @@ class Search:
         while claimed := self.claim():
             trial, claim = claimed
             with claim:
-                try:
-                    yield TrialStarted(self.name_of(trial))
-                    error = yield from self._try(trial)
-                except (GeneratorExit, OSError, RunError):
-                    with suppress(RunError), _readable_errors(self.path):
-                        trial.set_user_attr("attempts", 0)  # it does not kill its process
-                    raise
-                yield TrialEnded(self.name_of(trial), error)
+                yield from self._train(trial)
 
     def results(self) -> list[FrozenTrial]:
-        """All trials that have started."""
+        """All trials that have started. In older studies one that was cut off has failed, and goes
+        on under another number.
+        """
         with _readable_errors(self.path):
             found = self.study.get_trials(deepcopy=False)
-        # in older studies one that was cut off has failed, and goes on under another number
-        started = [t for t in found if t.state != TrialState.FAIL or self.error_of(t)]
-        return [t for t in started if t.state != TrialState.WAITING]
+        still = TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED
+        return [t for t in found if t.state in still or "error" in t.user_attrs]
 
     def left(self) -> int:
         """How many trials have not ended and are trained by no process."""
@@ -176,10 +165,14 @@ class Search:
         taken = [t for t in self.results() if t.state.is_finished() or t.number in trained]
         return max(0, self.trials - len(taken))
 
-    @staticmethod
-    def error_of(trial: FrozenTrial) -> str | None:
-        """Why a trial has failed, if it has."""
-        return trial.user_attrs.get("error")
+    def tally(self) -> tuple[int, int, dict[str, str]]:
+        """How many trials have ended, of how many, and why some have failed, by name."""
+        ended, failed = 0, {}
+        for trial in self.results():
+            ended += trial.state.is_finished()
+            if "error" in trial.user_attrs:
+                failed[self.name_of(trial)] = trial.user_attrs["error"]
+        return ended, self.trials, failed
 
     def recipe_of(self, trial: Trial | FrozenTrial) -> Recipe:
         """The recipe of a trial; settings without effect beside the proposed ones are put back to
@@ -197,9 +190,8 @@ class Search:
             return set()
 
     def _settle(self, trial: Trial | FrozenTrial) -> tuple[Recipe, dict[str, Any]]:
-        values = dict(trial.params)
-        for path in values.keys() & self.choices.keys():
-            values[path] = self.choices[path][values[path]]
+        chosen = trial.params.items()
+        values = {path: self.choices[path].get(value, value) for path, value in chosen}
         return self.recipe.settle(values)
 
     @property
@@ -211,7 +203,7 @@ class Search:
         if not done:
             hint = "Try some: for event in search.events(): ..."
             raise RunError(f"{self.path}: no trial has ended yet.", hint)
-        return self.recipe_of(max(done, key=lambda t: t.value)).replace({"name": self.recipe.name})
+        return self._settle(max(done, key=lambda t: t.value))[0]
 
     @staticmethod
     def name_of(trial: Trial | FrozenTrial) -> str:
@@ -223,16 +215,25 @@ class Search:
     # ---- who trains what
 
     def claim(self) -> tuple[Trial, ExitStack] | None:
-        """A trial of this process's own, cut off before or new, and its lock, to be closed at its
-        end. None once enough have started.
+        """A trial of this process's own, and its lock, to be closed at its end: one whose process
+        is gone, unless it has been attempted too often, or a new one. None once enough have
+        started.
         """
         with _readable_errors(self.path), self._choosing:
-            trial = self._cut_off()
+            trial, trained = None, self._trained_now()
+            for found in self.results():
+                if found.state == TrialState.RUNNING and found.number not in trained:
+                    trial = Trial(self.study, found._trial_id)
+                    if trial.user_attrs.get("attempts", 0) < ATTEMPTS:
+                        break
+                    killed = f"Its process was killed {ATTEMPTS} times."
+                    self._end(trial, TrialState.FAIL, error=killed)
+                    trial = None
             if not self.left():
                 return None
             if trial is None:
                 seed = seed_for(self.recipe.seed, "search", len(self.results())) % 2**32
-                self.study.sampler = SAMPLERS[self.sampler](seed)
+                self.study.sampler = SAMPLERS[self.sampler](seed=seed)
                 trial = self.study.ask(self.space)
             trial.set_user_attr("attempts", trial.user_attrs.get("attempts", 0) + 1)
             claim, folder = ExitStack(), self.path / "claims" / str(trial.number)
@@ -247,57 +248,43 @@ class Search:
         """
         return {int(claim.name) for claim in (self.path / "claims").glob("*") if is_held(claim)}
 
-    def _cut_off(self) -> Trial | None:
-        """A trial whose process is gone. One that has been attempted too often fails."""
-        trained = self._trained_now()
-        for found in self.results():
-            if found.state == TrialState.RUNNING and found.number not in trained:
-                trial = Trial(self.study, found._trial_id)
-                if trial.user_attrs.get("attempts", 0) < ATTEMPTS:
-                    return trial
-                killed = f"Its process was killed {ATTEMPTS} times."
-                self._end(trial, TrialState.FAIL, error=killed)
-        return None
-
     # ---- one trial
 
-    def _try(self, trial: Trial) -> Generator[Event, None, str | None]:
-        """Train it, and tell the study how it has ended; returns why it failed, if it did."""
-        run = self.run_of(self.name_of(trial))
+    def _train(self, trial: Trial) -> Generator[Event]:
+        """From its checkpoint, if it has one; tells the study how it has ended."""
+        name, error = self.name_of(trial), None
+        run = self.run_of(name)
         try:
-            if (yield from self._train(trial, run)):
-                self._end(trial, TrialState.PRUNED)
-            else:
+            yield TrialStarted(name)
+            recipe = self.recipe_of(trial)
+            if run.events_file.exists() and run.recipe != recipe:
+                problem = "is the run of other settings; the study was lost, or changed"
+                raise RunError(f"{run.path}: {problem}.", "Choose another folder.")
+            if not run.summary_file.exists():  # else killed before the study was told
+                for event in kept_events(run.path):
+                    self._should_prune(trial, event)
+                with closing(train_or_resume(run, recipe, self.path.parent)) as events:
+                    for event in events:
+                        yield event
+                        if self._should_prune(trial, event):
+                            break
+            if run.summary_file.exists():
                 best, took = run.summary["best"], run.summary["seconds"]
                 if best["iou"] is None:
                     raise TrainingError("The validation images have no IoU: their masks are void.")
                 self._end(trial, TrialState.COMPLETE, best["iou"], f1=best["f1"], seconds=took)
-        except (OSError, RunError):  # of the disk or the folder: no fault of these settings
+            else:
+                self._end(trial, TrialState.PRUNED)
+                run.drop_checkpoints()
+        # of the disk or the folder: no fault of these settings, and it does not kill its process
+        except (GeneratorExit, OSError, RunError):
+            with suppress(RunError), _readable_errors(self.path):
+                trial.set_user_attr("attempts", 0)
             raise
         except (VitsegError, RuntimeError) as failure:
             error = f"{type(failure).__name__}: {failure}"
             self._end(trial, TrialState.FAIL, error=error)
-            return error
-        shutil.rmtree(run.checkpoints, ignore_errors=True)  # nothing is left to resume
-        return None
-
-    def _train(self, trial: Trial, run: RunFolder) -> Generator[Event, None, bool]:
-        """From its checkpoint, if it has one; returns whether it was pruned."""
-        recipe = self.recipe_of(trial)
-        if run.events_file.exists():
-            if run.recipe != recipe:
-                problem = "is the run of other settings; the study was lost, or changed"
-                raise RunError(f"{run.path}: {problem}.", "Choose another folder.")
-            if run.summary_file.exists():  # killed before the study was told
-                return False
-            for event in kept_events(run.path):
-                self._should_prune(trial, event)
-        with closing(train_or_resume(run, recipe, self.path.parent)) as events:
-            for event in events:
-                yield event
-                if self._should_prune(trial, event):
-                    return True
-        return False
+        yield TrialEnded(name, error)
 
     def _should_prune(self, trial: Trial, event: Event) -> bool:
         if not isinstance(event, EpochEnded) or event.validation["iou"] is None:
@@ -317,12 +304,10 @@ class Search:
 
 def _refuse_what_may_be_a_range(recipe: Recipe, path: str, values: tuple) -> None:
     """Raises ConfigError for two numbers if those between them are values of the setting, too."""
-    if len(values) != 2 or not all(isinstance(value, int | float) for value in values):
-        return
-    low, high = sorted(map(float, values))
     try:
+        low, high = sorted(map(float, values))
         recipe.settle({path: low + (high - low) / math.pi})
-    except RecipeError:
+    except (TypeError, ValueError, RecipeError):
         return
     scale = ", log=True" if low > 0 and high >= 10 * low else ""
     allowed = "a distribution or a list; a tuple of two numbers could be a range or two values"
@@ -348,18 +333,18 @@ def quiet() -> Iterator[None]:
 
 
 def _open_study(
-    url: str | None, folder: Path, name: str, pruner: optuna.pruners.BasePruner
+    url: str | None, folder: Path, name: str, pruner: MedianPruner | NopPruner
 ) -> optuna.Study:
     """The folder's study, created if it is not there. Without a URL it is `study.db`.
 
     Raises RunError for a study that belongs to another folder: its trials' claims and runs would be
     there.
     """
-    how: dict[str, Any] = {}
-    if url is None:  # a URL would read meanings into some characters of the folder's name
-        file, how["poolclass"] = folder / "study.db", sqlalchemy.NullPool
-        options = {"timeout": LOCKED_SECONDS, "check_same_thread": False}
-        how["creator"] = lambda: sqlite3.connect(file, **options)
+    # a URL would read meanings into some characters of the folder's name
+    here = partial(
+        sqlite3.connect, folder / "study.db", timeout=LOCKED_SECONDS, check_same_thread=False
+    )
+    how = {} if url else {"creator": here, "poolclass": sqlalchemy.NullPool}
     with quiet():
         study = optuna.create_study(
             storage=optuna.storages.RDBStorage(url or "sqlite://", engine_kwargs=how),

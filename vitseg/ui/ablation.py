@@ -4,6 +4,7 @@ the end.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,13 +14,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from vitseg.errors import ConfigError
-from vitseg.events import BatchEnded, EpochEnded, Event, Polled, RunStarted, TrialStarted, TrialTold
+from vitseg.events import EpochEnded, Event, Polled, RunStarted, TrialStarted
 from vitseg.recipe import Recipe
 from vitseg.runs.forecast import forecast, measure
 from vitseg.runs.run import kept_events
-from vitseg.sweep.findings import Findings
-from vitseg.sweep.grid import make_grid
-from vitseg.sweep.local import Sweep, check_depths, facts_of
+from vitseg.sweep.findings import Findings, estimate
+from vitseg.sweep.grid import make_grid, total_epochs
+from vitseg.sweep.local import Sweep, check_depths
 from vitseg.training.job import Job
 from vitseg.ui import markup, sweep_charts, theme
 from vitseg.ui.table import Table, number_or_na
@@ -52,7 +53,7 @@ def ablate(
     if where == "here" and (address is not None or gpus):
         raise ConfigError("address, gpus", (address, gpus), "nothing, unless where='ray'")
     job = Job(recipe)
-    grid = make_grid(recipe, axes, seeds, facts_of(job))
+    grid = make_grid(recipe, axes, seeds, job.images, job.model.encoder.depth)
     check_depths((trial.recipe for trial in grid.trials), job)
     if where == "here":
         sweep = Sweep(grid, folder)
@@ -64,56 +65,45 @@ def ablate(
 
 
 class SweepSession(Trials):
-    """An ablation without its widgets. `curves` holds (epoch, valid IoU) of every trial that has
-    been started.
-    """
+    """An ablation without its widgets. `curves` holds the valid IoU of every trial by epoch."""
 
     def __init__(self, job: Job, sweep: Sweep):
         super().__init__(sweep)
-        self.job, self.sweep, self.grid = job, sweep, sweep.grid
-        self.curves = {name: list(found.curve) for name, found in sweep.results().items()}
-        self._inherits, self._reached = dict(self.grid.shared), dict.fromkeys(self.grid.shared, 0.0)
-        self._beside = 1
-        self._stages = {}  # epochs, and what one of them takes
-        for trial in self.grid.trials:
+        self.job, self.sweep = job, sweep
+        known = {name: found.curve for name, found in sweep.results().items()}
+        self.curves = defaultdict[str, dict[int, float | None]](dict, known)
+        self._beside, self._inherits, self._stages = 1, {}, {}
+        for trial in sweep.grid.trials:
+            self._inherits[trial.name] = trial.shared
+            # epochs, and what one of them takes
             self._stages[trial.name] = [(stage.epochs, 1.0) for stage in trial.recipe.stages]
 
     def _note(self, event: Event) -> None:
         match event:
             case TrialStarted(trial):
-                self.trial, self.curves[trial] = trial, []
-                run = self.sweep.run_of(trial)
-                if run.events_file.exists() and not self.elsewhere:  # elsewhere all will be told
-                    for earlier in kept_events(run.path):
+                self.trial = trial
+                if not self.elsewhere:  # elsewhere all will be told
+                    for earlier in kept_events(self.sweep.run_of(trial).path):
                         self._note(earlier)
             case RunStarted():
                 self._inherits[self.trial] = event.parent["stage"] if event.parent else 0
-            case BatchEnded():
-                self._reached[self.trial] = event.epoch - 1 + event.batch / event.batches
             case EpochEnded():
-                self.curves[self.trial].append((event.epoch, event.validation["iou"]))
-            case TrialTold():
-                self._reached[event.trial] = event.epoch
-                self.curves[event.trial].append((event.epoch, event.iou))
+                self.curves[self.trial][event.epoch] = event.validation["iou"]
             case Polled():
                 self._beside = max(1, event.running)
 
-    def _work(self, trial: str, since: float = 0.0) -> float:
+    def _work(self, trial: str, since: int = 0) -> float:
         """What a trial's own stages take after an epoch, in seconds by forecast; before there is
         one, in epochs.
         """
-        work = end = 0.0
+        costs = []
         for number, (epochs, cost) in enumerate(self._stages[trial]):
-            end += epochs
-            if number >= self._inherits[trial]:
-                work += cost * min(epochs, max(0.0, end - since))
-        return work
+            costs += [cost if number >= self._inherits[trial] else 0.0] * epochs
+        return sum(costs[since:])
 
     def measure(self) -> None:
-        if self.cost is not None:
-            return
         cost = measure(self.job)
-        for trial in self.grid.trials:
+        for trial in self.sweep.grid.trials:
             try:
                 job = self.job.replace(trial.recipe)
             except ConfigError:  # it cannot train here, such as one with a deeper encoder
@@ -124,24 +114,23 @@ class SweepSession(Trials):
 
     def progress(self) -> tuple[float, float | None]:
         """By what the trials that have ended took, or else by forecast."""
-        total, left = sum(map(self._work, self._stages)), None
-        ahead = sum(self._work(t.name, self._reached[t.name]) for t in self.sweep.todo())
-        took = worked = 0.0
-        for name, found in self.sweep.results().items():
-            took += found.seconds
-            worked += self._work(name)
+        ended = self.sweep.results()
+        total = ahead = took = worked = 0.0
+        for name in self._stages:
+            work = self._work(name)
+            total += work
+            if name in ended:
+                took += ended[name].seconds
+                worked += work
+            else:
+                ahead += self._work(name, len(self.curves.get(name, ())))
+        left = ahead if self.cost else None
         if worked:
             left = ahead * took / worked / self._beside  # trials side by side
-        elif self.cost:
-            left = ahead
         return 1 - ahead / total if total else 1.0, left
 
     def score_of(self, trial: str) -> str:
         return number_or_na(self.sweep.results()[trial].iou)
-
-    def tally(self) -> tuple[int, int, Mapping[str, str]]:
-        total = len(self.grid.trials)
-        return total - self.sweep.left(), total, self.sweep.failures
 
 
 class Ablation(TrialsScreen):
@@ -152,18 +141,45 @@ class Ablation(TrialsScreen):
     session: SweepSession
 
     def __init__(self, session: SweepSession):
-        self.grid, self.sweep = session.grid, session.sweep
+        self.grid, self.sweep = session.sweep.grid, session.sweep
         super().__init__(session)
 
     def planned(self) -> Table:
         """What is going to be trained."""
-        return sweep_charts.plan_table(self.grid)
+        grid = self.grid
+        trials, settings, seeds = map(len, (grid.trials, grid.settings, grid.seeds))
+        controls, shared = trials - settings * seeds, sum(trial.shared for trial in grid.trials)
+        stages = sum(len(trial.recipe.stages) for trial in grid.trials)
+        rows = [(name, ", ".join(labels)) for name, labels in grid.labels.items()]
+        rows += (
+            ("seeds", ", ".join(map(str, grid.seeds))),
+            ("trials", f"{trials} (settings x seeds: {settings} x {seeds}, controls: {controls})"),
+            ("stages", f"{stages - shared} to train; {shared} are taken from an earlier trial"),
+        )
+        return Table(("axis", "values"), rows)
 
     @property
     def table(self) -> Table:
         """A row a setting, a column a seed."""
-        now = self.session.trial if self.session.alive else None
-        return sweep_charts.result_table(self.grid, self.sweep.results(), self.sweep.failures, now)
+        grid, results = self.grid, self.sweep.results()
+        known = Findings(grid, results)
+        cells = {self.session.trial: "..."} if self.session.alive else {}
+        cells |= dict.fromkeys(self.sweep.failures, "failed")
+        cells |= {name: number_or_na(found.iou) for name, found in results.items()}
+        rows, each = [], len(grid.trials) // len(grid.seeds)
+        for number in range(each):
+            first, *_ = trials = grid.trials[number::each]  # one for each seed
+            over = first.control and known.gain(first.setting)
+            found = [results[trial.name].iou for trial in trials if trial.name in results]
+            mean = estimate([iou for iou in found if iou is not None])
+            seeds = [cells.get(trial.name, "") for trial in trials]
+            rows.append((*first.words, *seeds, number_or_na(mean and mean.mean), str(over or "")))
+        heads = *grid.labels, *map("seed {}".format, grid.seeds), "mean over seeds"
+        caption = (
+            "IoU of the best weights of the whole run; a trial whose later stages were no better "
+            "ends on those that it inherited"
+        )
+        return Table((*heads, "gain over control (95 %)"), rows, caption)
 
     @property
     def sentence(self) -> str:
@@ -175,8 +191,21 @@ class Ablation(TrialsScreen):
         return sweep_charts.figure(self.grid, self.sweep.results(), self.session.curves)
 
     def frame(self) -> pd.DataFrame:
-        """A row a trial."""
-        return sweep_charts.frame(self.grid, self.sweep.results(), self.sweep.failures)
+        """A row a trial: the value of each axis, seed, whether it is a control, IoU, F1, seconds,
+        and why it failed.
+        """
+        rows, results = [], self.sweep.results()
+        for trial in self.grid.trials:
+            row = {"trial": trial.name, "seed": trial.seed, "control": trial.setting is None}
+            row["epochs"] = total_epochs(trial.recipe)
+            row["error"] = self.sweep.failures.get(trial.name)
+            if trial.setting is not None:
+                row |= zip(self.grid.axes, trial.words, strict=True)
+            if found := results.get(trial.name):
+                row |= found._asdict()
+            rows.append(row)
+        columns = ["seed", "control", "epochs", "iou", "f1", "seconds", "error"]
+        return pd.DataFrame(rows, columns=["trial", *self.grid.axes, *columns])
 
     def csv(self) -> Path:
         """Write `frame` into the sweep's folder."""
@@ -186,15 +215,14 @@ class Ablation(TrialsScreen):
 
     def report(self) -> Path:
         """Write `report.html` into the sweep's folder: it opens without a network."""
-        recipe = self.grid.recipe.model_dump_json(indent=2)
-        body = [
-            f"{markup.lines(self.notes())}{markup.html(self.table)}",
-            self.show().to_html(full_html=False, include_plotlyjs=True, config=theme.CONFIG),
-            f"<h2>Plan</h2>{markup.html(self.planned())}",
-            f"<h2>Recipe</h2><pre>{escape(recipe)}</pre>",
-        ]
+        charts = self.show().to_html(full_html=False, config=theme.CONFIG)
+        recipe = escape(self.grid.recipe.model_dump_json(indent=2))
+        body = (
+            f"{markup.lines(self.notes())}{markup.html(self.table)}{charts}"
+            f"<h2>Plan</h2>{markup.html(self.planned())}<h2>Recipe</h2><pre>{recipe}</pre>"
+        )
         path = self.sweep.path / "report.html"
-        path.write_text(markup.page(self.sweep.path.name, "\n".join(body)), encoding="utf-8")
+        path.write_text(markup.page(self.sweep.path.name, body), encoding="utf-8")
         return path
 
     def notes(self) -> list[markup.Line]:

@@ -4,21 +4,19 @@ settings.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from vitseg.errors import RunError
-from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted
+from vitseg.events import Event, StageEvent, TrialStarted
 from vitseg.recipe import Recipe
-from vitseg.sweep.grid import short_path, total_epochs
+from vitseg.sweep.grid import short_path, total_epochs, value_words
 from vitseg.sweep.local import check_depths
 from vitseg.sweep.search import Search, Space, quiet
 from vitseg.training.job import Job
@@ -61,51 +59,38 @@ def search(
     `pruner` "median" or "none", `storage` a database's URL. Raises VitsegError for a path, a value
     or a folder that cannot be, and without Optuna. See `vitseg.sweep.search.Search`.
     """
-    how = {"sampler": sampler, "pruner": pruner, "storage": storage}
-    session = SearchSession(Search(recipe, space, trials, folder, **how))
+    search = Search(recipe, space, trials, folder, sampler=sampler, pruner=pruner, storage=storage)
+    session = SearchSession(search)
     live = session.attached()
     if live is session:
-        check_depths(session.search.extremes, Job(recipe))
-    live.search.trials = trials
+        check_depths(search.extremes, Job(recipe))
+    live.source.trials = trials
     return SearchPage(live)
 
 
 class SearchSession(Trials):
-    """A search without its widgets: the trial that is being trained here, and how far all are."""
-
-    def __init__(self, search: Search):
-        super().__init__(search)
-        self.search, self._share = search, 0.0
+    """A search without its widgets."""
 
     def _note(self, event: Event) -> None:
-        match event:
-            case TrialStarted() | TrialEnded():
-                self.trial, self._share = event.trial, 0.0
-            case EpochEnded():
-                epochs = total_epochs(self.search.run_of(self.trial).recipe)
-                self._share = min(0.99, event.epoch / epochs)
+        if isinstance(event, TrialStarted):
+            self.trial = event.trial
 
     def progress(self) -> tuple[float, float | None]:
         """By the mean of the trials that have ended, as if all that are left were trained here."""
-        ended, total, _ = self.tally()
-        done, left = ended + self._share, None
-        known = [trial.user_attrs for trial in self.search.results()]
-        took = [facts["seconds"] for facts in known if "seconds" in facts]
+        ended, total, _ = self.source.tally()
+        done, left = float(ended), None
+        if isinstance(self.position, StageEvent):
+            epochs = total_epochs(self.source.run_of(self.trial).recipe)
+            done += max(0, self.position.epoch - 1) / epochs
+        ends = [trial.user_attrs for trial in self.source.results()]
+        took = [end["seconds"] for end in ends if "seconds" in end]
         if took:
             left = fmean(took) * (total - done)
         return min(1.0, done / total), left
 
     def score_of(self, trial: str) -> str:
-        named = {self.search.name_of(found): found for found in self.search.results()}
-        return _score(named[trial])
-
-    def tally(self) -> tuple[int, int, Mapping[str, str]]:
-        ended, failed = 0, {}
-        for trial in self.search.results():
-            ended += trial.state.is_finished()
-            if error := self.search.error_of(trial):
-                failed[self.search.name_of(trial)] = error
-        return ended, self.search.trials, failed
+        source = self.source
+        return next(_score(t) for t in source.results() if source.name_of(t) == trial)
 
 
 class SearchPage(TrialsScreen):
@@ -116,7 +101,7 @@ class SearchPage(TrialsScreen):
     session: SearchSession
 
     def __init__(self, session: SearchSession):
-        self.search = session.search
+        self.search: Search = session.source
         super().__init__(session)
 
     @property
@@ -130,15 +115,17 @@ class SearchPage(TrialsScreen):
         """What may be proposed, how many trials, by whom."""
         rows, search = [], self.search
         for path, allowed in search.space.items():
-            if path in search.choices:
-                words = ", ".join(map(str, search.choices[path]))
-            else:
+            words = ", ".join(map(value_words, search.choices[path]))
+            if not words:
                 scale = ", evenly on a log scale" if allowed.log else ""
-                words = f"{_value(allowed.low)} to {_value(allowed.high)}{scale}"
+                words = f"{value_words(allowed.low)} to {value_words(allowed.high)}{scale}"
             rows.append((short_path(path), words))
-        rows += ("trials", str(search.trials)), ("sampler", search.sampler)
-        rows.append(("pruner", search.pruner))
-        return Table(("setting", "values"), tuple(rows))
+        rows += (
+            ("trials", str(search.trials)),
+            ("sampler", search.sampler),
+            ("pruner", search.pruner),
+        )
+        return Table(("setting", "values"), rows)
 
     @property
     def table(self) -> Table:
@@ -146,22 +133,25 @@ class SearchPage(TrialsScreen):
         search, rows = self.search, []
         trials = sorted(search.results(), key=_rank)
         for trial in trials[:SHOWN]:
-            values = {path: _value(value) for path, value in trial.params.items()}
+            values = {path: value_words(value) for path, value in trial.params.items()}
             values |= dict.fromkeys(search.idle_in(trial), "no effect")
             cells = [values.get(path, "") for path in search.space]
-            rows.append((search.name_of(trial), *cells, str(_epochs(trial)), _score(trial)))
+            rows.append((search.name_of(trial), *cells, str(trial.last_step or 0), _score(trial)))
         states = Counter(_WORDS[trial.state.name] for trial in trials)
         counts = ", ".join(f"{count} {words}" for words, count in states.items())
-        caution = "the best first. Of many the best looks better than it is: repeat it on new seeds"
+        caption = (
+            f"{counts} of {search.trials}; the best first. Of many the best looks better than it is: "
+            "repeat it on new seeds"
+        )
         heads = ("trial", *map(short_path, search.space), "epochs", "IoU")
-        return Table(heads, tuple(rows), f"{counts} of {search.trials}; {caution}")
+        return Table(heads, rows, caption)
 
     def frame(self) -> pd.DataFrame:
         """A row a trial: what was proposed, IoU, epochs, F1, seconds, why it failed, state."""
         rows = []
         for trial in self.search.results():
-            row = {"trial": self.search.name_of(trial), "epochs": _epochs(trial)}
-            row |= {"error": self.search.error_of(trial), "state": trial.state.name.lower()}
+            row = {"trial": self.search.name_of(trial), "epochs": trial.last_step or 0}
+            row["state"] = trial.state.name.lower()
             if _ended(trial):
                 row["iou"] = trial.value
             rows.append(trial.params | trial.user_attrs | row)
@@ -175,24 +165,19 @@ class SearchPage(TrialsScreen):
         Not Optuna's, which has no trace as long as no trial has ended and leaves out the pruned
         ones: this one is redrawn in place while trials end.
         """
-        done, pruned = {}, {}
+        found = defaultdict[str, dict[int, float]](dict)  # a pruned one has that of its last epoch
         for trial in self.search.results():
-            if _ended(trial):
-                done[trial.number] = trial.value
-            elif trial.state.name == "PRUNED":
-                pruned[trial.number] = trial.intermediate_values[_epochs(trial)]
+            found[trial.state.name][trial.number] = trial.value
+        done, pruned = found["COMPLETE"], found["PRUNED"]
         best = dict(zip(done, accumulate(done.values(), max), strict=True))
         figure = go.Figure()
-        for name, points, look in (
-            ("trial", done, {"mode": "markers"}),
-            ("best so far", best, {"mode": "lines", "line_shape": "hv"}),
-            (
-                "pruned, where it was left",
-                pruned,
-                {"mode": "markers", "marker_symbol": "x-thin-open"},
-            ),
+        for name, points, mode in (
+            ("trial", done, "markers"),
+            ("best so far", best, "lines"),
+            ("pruned, where it was left", pruned, "markers"),
         ):
-            figure.add_scatter(name=name, x=list(points), y=list(points.values()), **look)
+            x, y = list(points), list(points.values())
+            figure.add_scatter(name=name, x=x, y=y, mode=mode, line_shape="hv")
         figure.update_layout(uirevision="stay", xaxis_title="trial", yaxis_title=SCORE)
         return _ours(figure)
 
@@ -253,21 +238,13 @@ def _rank(trial: FrozenTrial) -> tuple[bool, float]:
     return trial.state.name != "RUNNING", -trial.value if _ended(trial) else 1.0
 
 
-def _epochs(trial: FrozenTrial) -> int:
-    return max(trial.intermediate_values, default=0)
-
-
-def _value(value: Any) -> str:
-    return f"{value:.2e}" if isinstance(value, float) else str(value)
-
-
 def _score(trial: FrozenTrial) -> str:
     """Its IoU, or what became of it and how far it had come."""
     if _ended(trial):
         return number_or_na(trial.value)
     words = _WORDS[trial.state.name]
     if trial.intermediate_values:
-        words += f", {number_or_na(trial.intermediate_values[_epochs(trial)])} there"
+        words += f", {number_or_na(trial.intermediate_values[trial.last_step])} there"
     return words
 
 

@@ -22,8 +22,7 @@ class Trials(Task):
     """The trials of a source: a `Sweep` or a `Search`. `trial` is the one that is being
     trained.
 
-    Each kind defines `tally`, how many trials have ended, of how many, and by name why some have
-    failed; and `score_of(trial)`, the IoU of one that has ended.
+    Each kind defines `score_of(trial)`, the IoU of one that has ended.
     """
 
     def __init__(self, source: Any):
@@ -43,10 +42,10 @@ class Trials(Task):
 
     @property
     def startable(self) -> bool:
-        return super().startable and self.source.left() > 0
+        return super().startable and self.idle == "ready"
 
     def _begin(self) -> None:
-        if self.source.left():
+        if self.idle == "ready":
             self._launch(self.source.events())
 
     def pause(self) -> None:
@@ -58,7 +57,7 @@ class Trials(Task):
         super().pause()
 
     def sentence(self, note: str = "") -> Said:
-        ended, total, failed = self.tally()
+        ended, total, failed = self.source.tally()
         words, wrong = [f"{ended} of {total} trials have ended."], [note, self.incomplete]
         wrong += [f"{name} failed: {why}" for name, why in list(failed.items())[:3]]
         if self.alive:
