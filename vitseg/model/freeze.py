@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from vitseg.errors import ConfigError
 from vitseg.model.encoder import find_blocks
+from vitseg.model.noise import KeyedDropPath
 
 if TYPE_CHECKING:
     from vitseg.model.segmenter import Segmenter
@@ -56,7 +57,7 @@ def set_freeze_depth(model: Segmenter, unfrozen_blocks: int | Literal["all"]) ->
     count = checked_depth(unfrozen_blocks, encoder.depth)
     names = trained_parts(count, encoder.depth)
     encoder.unfrozen_blocks = count
-    encoder.frozen = [*encoder.drop_paths[: encoder.depth - count]]
+    encoder.frozen = []
     for part in model_parts(model).values():
         for parameter in part.parameters:
             parameter.requires_grad_(part.name in names)
@@ -101,15 +102,18 @@ def model_parts(model: nn.Module) -> dict[str, Part]:
     """The model in parts by name, in order of computation: embeddings, block 1 .. L, final norm,
     decoder.
 
-    Works on any module that holds a transformers ViT: what is outside it counts as decoder; what is
-    in it, but neither block nor final norm, as embeddings.
+    Works on any module that holds a transformers ViT: what is outside it counts as decoder, keyed
+    drop-path as the block that it names; what is in it, but neither block nor final norm, as
+    embeddings.
     """
     vit, norms, blocks = _find_vit(model)
+    drop_paths = [module for module in model.modules() if isinstance(module, KeyedDropPath)]
     parts = [Part(EMBEDDINGS, None, *_outside(vit, [blocks, *norms]))]
     for number, block in enumerate(blocks, start=1):
-        parts.append(Part(f"block {number}", number, [block], list(block.parameters())))
+        own = [block, *(module for module in drop_paths if module.layer == f"block {number}")]
+        parts.append(Part(f"block {number}", number, own, list(block.parameters())))
     parts.append(Part(NORM, None, norms, [p for norm in norms for p in norm.parameters()]))
-    parts.append(Part(DECODER, None, *_outside(model, [vit])))
+    parts.append(Part(DECODER, None, *_outside(model, [vit, *drop_paths])))
     return {part.name: part for part in parts}
 
 
