@@ -176,10 +176,10 @@ def audit(
         now, before = hashes.get(name), since.get(name)
         found.append(
             PartAudit(
-                name=name,
-                block=part.block,
-                should_train=should,
-                parameters=count,
+                name,
+                part.block,
+                should,
+                count,
                 requires_grad=_count(p for p in part.parameters if p.requires_grad),
                 in_optimizer=_count(held.intersection(part.parameters)),
                 training=None if should and not model.training else training,

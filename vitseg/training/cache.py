@@ -194,5 +194,5 @@ class Group(NamedTuple):
 
 def _check(content: bytes) -> None:
     """Raises ValueError unless a row's content is what was written."""
-    if len(content) < 4 or zlib.crc32(content[4:]) != int.from_bytes(content[:4], "big"):
+    if content[:4] != zlib.crc32(content[4:]).to_bytes(4, "big"):
         raise ValueError("the checksum differs")

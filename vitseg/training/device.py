@@ -65,10 +65,10 @@ def resolve(recipe: Recipe) -> Machine:
     if precision == "fp16" and device != "cuda":
         hint = f"fp16 needs cuda, the device is {device}."
         raise ConfigError("precision", "fp16", "fp32, bf16", hint)
-    if precision == "auto" and device == "cuda":
-        precision = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
-    elif precision == "auto":
+    if precision == "auto":
         precision = "fp32"  # bf16 without hardware for it is several times slower
+        if device == "cuda":
+            precision = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
     _check_processes(recipe.processes, device)
     if threads == "auto":
         threads = max(1, _cores() // recipe.processes)

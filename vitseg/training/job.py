@@ -87,10 +87,9 @@ class Job:
             model = build_segmenter(recipe.model, classes, recipe.data.size, recipe.seed)
         self.model, self.images = model, len(self.data.splits["train"])
         self.batches = batches_per_epoch(recipe, self.images)
-        self.stages: list[StagePlan] = []
+        self.stages, depth = list[StagePlan](), model.encoder.depth
         for number, stage in enumerate(recipe.stages, start=1):
             unfrozen = unfrozen_in(recipe, number, model)
-            depth = model.encoder.depth
             self.stages.append(StagePlan(number, stage, unfrozen, depth, self.batches))
         self._refuse_a_norm_of_one_value()
         self.loss = loss or loss_of(recipe, self.data, self.machine.device)

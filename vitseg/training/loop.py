@@ -92,7 +92,6 @@ class StageTraining:
         """Train from where the stage stands to its end."""
         self.machine.settle()
         report = self._audit()
-        self.group.same("What the model holds", report.hashes)
         self.features = Features(self.job, report.hashes)
         self.train_features = Features(self.job, report.hashes, training=True)
         how = {"stage": self.number, "features": self.features, "group": self.group}
@@ -227,10 +226,16 @@ class StageTraining:
         return {"stage": self.number, "epoch": self.run_epoch, "step": self.next_step - 1}
 
     def _started(self, report: AuditReport, score: dict[str, Any]) -> StageStarted:
-        parts = []
-        for part in report.parts:
-            fields = {"name": part.name, "parameters": part.parameters, "trains": part.should_train}
-            parts.append(fields | {"in_optimizer": part.in_optimizer, "block": part.block})
+        parts = [
+            {
+                "name": part.name,
+                "parameters": part.parameters,
+                "trains": part.should_train,
+                "in_optimizer": part.in_optimizer,
+                "block": part.block,
+            }
+            for part in report.parts
+        ]
         return StageStarted(
             **self._place,
             name=self.stage.name,

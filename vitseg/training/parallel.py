@@ -37,8 +37,8 @@ from vitseg.errors import ConfigError, TrainingError, VitsegError
 RENDEZVOUS_TIMEOUT, COLLECTIVE_TIMEOUT = timedelta(minutes=10), timedelta(days=30)
 _LEAVE_SECONDS = 5.0
 _LOOK_SECONDS = 5.0
-_LAST_WORD, _WAITING = "vitseg last word", "vitseg waiting"
-"""What processes write to the store: why one has left; how many wait for long."""
+_HERE, _WAITING, _LAST_WORD = "vitseg here", "vitseg waiting", "vitseg last word"
+"""What processes write to the store: how many have come, how many wait for long, why one left."""
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 _MEND = "What was saved is whole: go on with vitseg resume."
 
@@ -213,12 +213,12 @@ def _start_workers(size: int, worker: str, stack: ExitStack) -> tuple[str, list[
         stack.callback(os.environ.pop, _INTERFACE)
     started = []
     for rank in range(1, size):
-        numbers = map(str, (rank, size, rank, size))
+        place = map(str, (rank, size, rank, size))
         log = meeting.with_name(f"{rank}.log")
         with log.open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, "-m", worker, str(meeting)],
-                env=os.environ | dict(zip(_TORCHRUN, numbers, strict=True)),
+                env=os.environ | dict(zip(_TORCHRUN, place, strict=True)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=file,
@@ -246,8 +246,8 @@ def _joined(
     this process leaves. Raises TrainingError if one of the `workers` ends before all are there.
     """
     store, rank, size = next(dist.rendezvous(meeting, rank, size, timeout=RENDEZVOUS_TIMEOUT))
-    store.set(f"vitseg {rank}", "is here")
-    while not store.check([f"vitseg {n}" for n in range(size)]):
+    store.add(_HERE, 1)
+    while store.add(_HERE, 0) < size:
         for process, log in workers:
             if process.poll() is not None:
                 lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
