@@ -115,7 +115,7 @@ def rates(folder: Path) -> dict[str, float]:
 def waiting() -> list[dict[str, float]]:
     """Seconds of each epoch, and those in which nothing but the next batch was waited for."""
     start = waited = compared = 0.0
-    epochs, batches, compare = [], Features.batches, Features._compare
+    epochs, batches, same = [], Features.batches, Features._same
 
     def timed(self: Features, *arguments: object, **options: object) -> Iterator[FeatureBatch]:
         nonlocal waited
@@ -128,19 +128,19 @@ def waiting() -> list[dict[str, float]]:
                 return
             yield batch
 
-    def timed_compare(self: Features, *arguments: object) -> bool:
+    def timed_same(self: Features, *arguments: object, **options: object) -> bool:
         nonlocal compared
         asked = time.perf_counter()
-        same = compare(self, *arguments)
+        found = same(self, *arguments, **options)
         compared += time.perf_counter() - asked
-        return same
+        return found
 
     stage = Stage(name="stage", unfrozen_blocks=0, epochs=3, lr=1e-3, schedule=Constant())
     data = Data(source=Generated(images=160, side=224), size=(224, 224), views=1)
     recipe = Recipe(data=data, stages=(stage,), batch_size=8)
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch.multiple(Features, batches=timed, _compare=timed_compare),
+        patch.multiple(Features, batches=timed, _same=timed_same),
     ):
         job = Job(recipe)
         job.cache = FeatureCache(Path(folder))

@@ -233,9 +233,7 @@ def test_a_breach_says_when_it_was_noticed(wb):
     step = [e for e in wb.events if isinstance(e, BatchEnded)][-1].step
     wb.session.job.model.encoder.blocks[0].requires_grad_(True)
     wb.resume()
-    assert (
-        wb.wait() == "failed" and f"Noticed before step {step + 1}, in stage 1." in wb.status.value
-    )
+    assert wb.wait() == "failed" and f"Noticed after step {step}, in stage 1." in wb.status.value
 
 
 def test_predictions_of_before_a_stop_stay_on_the_slider(wb):

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from vitseg.errors import ConfigError
 from vitseg.model.encoder import find_blocks, find_norm
+from vitseg.model.noise import KeyedDropPath
 
 DECODER, EMBEDDINGS, NORM = "decoder", "embeddings", "final norm"
 
@@ -48,7 +49,7 @@ def set_freeze_depth(model: nn.Module, unfrozen_blocks: int | Literal["all"]) ->
     count = checked_depth(unfrozen_blocks, encoder.depth)
     names = trained_parts(count, encoder.depth)
     encoder.unfrozen_blocks = count
-    encoder.frozen = [*encoder.drop_paths[: encoder.cut]]
+    encoder.frozen = []
     for name, part in model_parts(model).items():
         for parameter in part.parameters:
             parameter.requires_grad_(name in names)
@@ -93,15 +94,18 @@ def model_parts(model: nn.Module) -> dict[str, Part]:
     """The model in parts by name, in order of computation: embeddings, block 1 .. L, final norm,
     decoder.
 
-    Works on any module that holds a transformers ViT: what is outside it counts as decoder; what is
-    in it, but neither block nor final norm, as embeddings.
+    Works on any module that holds a transformers ViT: what is outside it counts as decoder, keyed
+    drop-path as the block that it names; what is in it, but neither block nor final norm, as
+    embeddings.
     """
     vit, blocks, norm = _find_vit(model)
+    drop_paths = [module for module in model.modules() if isinstance(module, KeyedDropPath)]
     parts = [Part(EMBEDDINGS, None, *_outside(vit, nn.ModuleList([*blocks, norm])))]
     for number, block in enumerate(blocks, start=1):
-        parts.append(Part(f"block {number}", number, [block], list(block.parameters())))
+        own = [block, *(module for module in drop_paths if module.layer == f"block {number}")]
+        parts.append(Part(f"block {number}", number, own, list(block.parameters())))
     parts.append(Part(NORM, None, [norm], list(norm.parameters())))
-    parts.append(Part(DECODER, None, *_outside(model, vit)))
+    parts.append(Part(DECODER, None, *_outside(model, nn.ModuleList([vit, *drop_paths]))))
     return {part.name: part for part in parts}
 
 

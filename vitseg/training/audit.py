@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from typing import Literal, NamedTuple
@@ -17,16 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vitseg.errors import FreezeBreach, LRBreach
-from vitseg.model.freeze import (
-    DECODER,
-    NORM,
-    Part,
-    checked_depth,
-    millions,
-    model_parts,
-    name_parts,
-)
-from vitseg.model.noise import KeyedDropPath
+from vitseg.model.freeze import NORM, checked_depth, millions, model_parts, name_parts
 
 
 class PartAudit(NamedTuple):
@@ -48,64 +38,56 @@ class PartAudit(NamedTuple):
     sha256: str | None
     moved: bool | None
 
+    @property
+    def broken(self) -> list[str]:
+        """What is not as promised, by its name in _FAULTS; what is not known is no fault."""
+        should, count = self.should_train, self.parameters * self.should_train
+        found = self.requires_grad, self.in_optimizer, self.training, self.moved
+        facts = zip(_FAULTS, found, (count, count, should, should), strict=True)
+        return [name for name, fact, promised in facts if fact not in (None, promised)]
+
 
 _REBUILD = "Build the optimizer of exactly what trains, after freezing."
 
-_FROZEN = (
-    (
-        "can train (requires_grad is on)",
-        "Switch requires_grad off in what should be frozen.",
-        lambda part: part.requires_grad,
+_FAULTS = {
+    "requires_grad": (
+        ("can train (requires_grad is on)", "Switch requires_grad off in what should be frozen."),
+        (
+            "frozen (requires_grad is off), but should train",
+            "Switch requires_grad on in what should train; the final norm goes with the last "
+            "block.",
+        ),
     ),
-    ("in the optimizer, but should be frozen", _REBUILD, lambda part: part.in_optimizer),
-    (
-        "in training mode, but should be frozen",
-        "Call eval() on what is frozen after every train() of the model.",
-        lambda part: part.training,
+    "optimizer": (
+        ("in the optimizer, but should be frozen", _REBUILD),
+        ("not in the optimizer as a whole, but should train", _REBUILD),
     ),
-    ("changed, but should be frozen", "Find out what writes to them.", lambda part: part.moved),
-)
-"""How a part breaks the promise that it is frozen: what is found, the hint, and the test."""
-
-_TRAINED = (
-    (
-        "frozen (requires_grad is off), but should train",
-        "Switch requires_grad on in what should train; the final norm goes with the last block.",
-        lambda part: part.requires_grad < part.parameters,
+    "mode": (
+        (
+            "in training mode, but should be frozen",
+            "Call eval() on what is frozen after every train() of the model.",
+        ),
+        ("in eval mode, but should train", "Call train() on what trains."),
     ),
-    (
-        "not in the optimizer as a whole, but should train",
-        _REBUILD,
-        lambda part: part.in_optimizer < part.parameters,
+    "weights": (
+        ("changed, but should be frozen", "Find out what writes to them."),
+        ("unchanged, but should have trained", "Is its gradient None, or its learning rate 0?"),
     ),
-    (
-        "unchanged, but should have trained",
-        "Is its gradient None, or its learning rate 0?",
-        lambda part: part.parameters and part.moved is False,
-    ),
-    (
-        "in eval mode, but should train",
-        "Call train() on what trains.",
-        lambda part: part.training is False,
-    ),
-)
-"""The same of a part that should train."""
+}
+"""How a part breaks its promise: what is found of one that should be frozen, and the hint; the same
+of one that should train.
+"""
 
 
 class AuditReport(NamedTuple):
-    """What `audit` found. `breach` says which promises are broken, `broken` by which parts, `mend`
-    what cures it.
-    """
+    """What `audit` found."""
 
     parts: tuple[PartAudit, ...]
     optimizer_holds: int
-    breach: str
-    broken: tuple[str, ...]
-    mend: str
 
     @property
     def ok(self) -> bool:
-        return not self.breach
+        return self.breach() is None
 
     @property
     def total(self) -> int:
@@ -121,13 +103,34 @@ class AuditReport(NamedTuple):
         return {p.name: p.sha256 for p in self.parts if p.sha256}
 
     def check(self, noticed: str = "") -> AuditReport:
-        """Itself; raises FreezeBreach if a promise is broken. `noticed` says when that was seen:
-        "before step 41".
-        """
-        if self.breach:
-            when = f" Noticed {noticed}." if noticed else ""
-            raise FreezeBreach(self.breach + when, self.mend, self.broken)
+        """Itself; raises its `breach` if there is one."""
+        breach = self.breach(noticed)
+        if breach:
+            raise breach
         return self
+
+    def breach(self, noticed: str = "") -> FreezeBreach | None:
+        """Every broken promise in one sentence that names the parts, and what to do; None if all
+        are kept. `noticed` is a sentence to go with it: "Noticed before step 41."
+        """
+        found, hints = [], []
+        for fault, sides in _FAULTS.items():
+            for should, (what, hint) in enumerate(sides):
+                bad = [p for p in self.parts if p.should_train == should and fault in p.broken]
+                if bad:
+                    count = millions(sum(part.parameters for part in bad))
+                    found.append(f"{name_parts(bad)}: {what}, {count} parameters")
+                    hints.append(hint)
+        strangers = self.optimizer_holds - sum(part.in_optimizer for part in self.parts)
+        if strangers > 0:
+            found.append(f"the optimizer holds {strangers:,} parameters that are not the model's")
+            hints.append(_REBUILD)
+        if not found:
+            return None
+        promised = name_parts(part for part in self.parts if part.should_train)
+        problem = f"Promised to train: only {promised}. Found: {'; '.join(found)}. {noticed}"
+        broken = tuple(part.name for part in self.parts if part.broken)
+        return FreezeBreach(problem.strip(), " ".join(dict.fromkeys(hints)), broken)
 
     def __str__(self) -> str:
         percent, frozen = 100 * self.trainable / self.total, self.total - self.trainable
@@ -138,7 +141,8 @@ class AuditReport(NamedTuple):
             f"frozen {frozen:,} ({100 - percent:.1f} %)\n"
             f"trains: {trains} · optimizer holds {self.optimizer_holds:,} of {wanted:,}"
         )
-        return f"{text}\n{self.breach}" if self.breach else text
+        breach = self.breach()
+        return f"{text}\n{breach.problem}" if breach else text
 
 
 def audit(
@@ -158,78 +162,37 @@ def audit(
     raised here; `.check()` raises FreezeBreach.
     """
     parts, hashes = model_parts(model), part_hashes(model) if weights else {}
-    depth = sum(part.block is not None for part in parts.values())
+    depth = len(parts) - 3  # embeddings, blocks, final norm, decoder
     unfrozen = checked_depth(unfrozen_blocks, depth)
     held = set(chain.from_iterable(group["params"] for group in optimizer.param_groups))
-    modules, since, found = _modules(parts), since or {}, []
-    for name, part in parts.items():
-        should = _promised(part, unfrozen, depth)
-        all_or_any = all if should else any
-        training = all_or_any(module.training for module in modules[name])
-        digests = hashes.get(name), since.get(name)
+    since, found = since or {}, []
+    for place, (name, part) in enumerate(parts.items()):
+        # the final norm goes with the last block. Not asked of `freeze`: a detector must not share
+        # the mistakes of what it checks
+        should = {NORM: depth}.get(name, place) > depth - unfrozen
+        all_or_any, count = (any, all)[should], _count(part.parameters)
+        modules = chain.from_iterable(module.modules() for module in part.modules)
+        training = all_or_any(module.training for module in modules)
+        now, before = hashes.get(name), since.get(name)
         found.append(
             PartAudit(
-                name=name,
-                block=part.block,
-                should_train=should,
-                parameters=_count(part.parameters),
+                name,
+                part.block,
+                should,
+                count,
                 requires_grad=_count(p for p in part.parameters if p.requires_grad),
                 in_optimizer=_count(held.intersection(part.parameters)),
                 training=None if should and not model.training else training,
                 gradient=all_or_any(p.grad is not None for p in part.parameters),
-                sha256=digests[0],
-                moved=None if None in digests else len(set(digests)) > 1,
+                sha256=now,
+                moved=now != before if count and now and before else None,
             )
         )
-    holds = _count(held)
-    return AuditReport(tuple(found), holds, *_breach(found, holds))
+    return AuditReport(tuple(found), _count(held))
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:
     return sum(p.numel() for p in parameters)
-
-
-def _promised(part: Part, unfrozen: int, depth: int) -> bool:
-    """Whether a part should train. Not asked of `freeze`: a detector must not share the mistakes of
-    what it checks.
-    """
-    if part.block is not None:
-        return part.block > depth - unfrozen
-    return part.name == DECODER or (part.name == NORM and unfrozen > 0)
-
-
-def _modules(parts: dict[str, Part]) -> dict[str, list[nn.Module]]:
-    """By part. A drop-path belongs to the one that it names as its layer."""
-    found = defaultdict(list)
-    for name, part in parts.items():
-        for module in chain.from_iterable(piece.modules() for piece in part.modules):
-            found[module.layer if isinstance(module, KeyedDropPath) else name].append(module)
-    return found
-
-
-def _breach(parts: Sequence[PartAudit], holds: int) -> tuple[str, tuple[str, ...], str]:
-    """Every broken promise in one sentence that names the parts; the parts; and what to do. Empty
-    if there is none.
-    """
-    found, wrong, hints = [], [], []
-    for should_train, faults in enumerate((_FROZEN, _TRAINED)):
-        promised = [part for part in parts if part.should_train == should_train]
-        for what, hint, broken in faults:
-            bad = list(filter(broken, promised))
-            if bad:
-                count = millions(sum(part.parameters for part in bad))
-                found.append(f"{name_parts(bad)}: {what}, {count} parameters")
-                hints.append(hint)
-                wrong += bad
-    strangers = holds - sum(part.in_optimizer for part in parts)
-    if strangers > 0:
-        found.append(f"the optimizer holds {strangers:,} parameters that are not the model's")
-        hints.append(_REBUILD)
-    if not found:
-        return "", (), ""
-    problem = f"Promised to train: only {name_parts(promised)}. Found: {'; '.join(found)}."
-    names = tuple(part.name for part in parts if part in wrong)
-    return problem, names, " ".join(dict.fromkeys(hints))
 
 
 @torch.no_grad()

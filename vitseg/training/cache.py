@@ -49,9 +49,6 @@ class FeatureCache:
 
     def __init__(self, root: Path, limit: int = int(DEFAULT_GB * 1e9), reserve: int = RESERVE):
         self.root, self.limit, self.reserve = root, limit, reserve
-        self._begin()
-
-    def _begin(self) -> None:
         self.why_not, self._size = "", None
         self._ours = set[Path]()  # read or written here: checked, stamped as used, not dropped
 
@@ -84,24 +81,21 @@ class FeatureCache:
         folder = self.root / group
         path, aside = folder / row, folder / f".{row}.{os.getpid()}.new"
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             if not self._room_for(len(payload)):
                 return
-            folder.mkdir(parents=True, exist_ok=True)
             if about and not (folder / _ABOUT).exists():
                 (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
             aside.write_bytes(zlib.crc32(payload).to_bytes(4, "big") + payload)
             aside.replace(path)
-        except (
-            FileNotFoundError
-        ):  # somebody clears the cache this instant; the next row comes later
-            return
+            self._size += len(payload)
+            self._ours.add(path)
+        except FileNotFoundError:
+            pass  # somebody clears the cache this instant; the next row comes later
         except OSError as error:
             self.why_not = f"{self.root} cannot be written ({error.strerror})"
             with suppress(OSError):
                 aside.unlink()
-            return
-        self._size += len(payload)
-        self._ours.add(path)
 
     def _room_for(self, size: int) -> bool:
         """Make room by dropping the least recently used rows, of others; False, with the reason,
@@ -110,9 +104,14 @@ class FeatureCache:
         if self._size is None:
             self._size = sum(stat.st_size for _, stat in self._files())
         if self._size + size > self.limit:
-            self._drop_to(0.9 * self.limit - size)
-        places = (self.root, *self.root.parents)  # it may not be there yet
-        free = shutil.disk_usage(next(filter(Path.exists, places))).free
+            others = [(path, stat) for path, stat in self._files() if path not in self._ours]
+            for path, stat in sorted(others, key=lambda file: file[1].st_mtime):
+                if self._size + size <= 0.9 * self.limit:
+                    break
+                with suppress(OSError):
+                    path.unlink()
+                    self._size -= stat.st_size
+        free = shutil.disk_usage(self.root).free
         if self._size + size > self.limit:
             limit = f"{self.limit / 1e9:g}"
             self.why_not = f"its limit of {limit} GB is reached; $VITSEG_CACHE_GB sets another"
@@ -120,16 +119,6 @@ class FeatureCache:
             left, stay = f"{free / 1e9:.1f}", f"{self.reserve / 1e9:g}"
             self.why_not = f"the disk of {self.root} has {left} GB left, and {stay} GB stay free"
         return not self.why_not
-
-    def _drop_to(self, size: float) -> None:
-        """Drop rows of others, the least recently used first, until `size` bytes are left."""
-        others = [(path, stat) for path, stat in self._files() if path not in self._ours]
-        for path, stat in sorted(others, key=lambda pair: pair[1].st_mtime):
-            if self._size <= size:
-                return
-            with suppress(OSError):
-                path.unlink()
-                self._size -= stat.st_size
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         """All rows, group by group, and what a kill has left of others."""
@@ -143,10 +132,10 @@ class FeatureCache:
     # ---- for people
 
     def groups(self) -> list[Group]:
-        """What is kept, most recently used first."""
+        """What is cached, most recently used first."""
         found = []
         for folder, files in groupby(self._files(), key=lambda file: file[0].parent):
-            about, stats = {}, [stat for _, stat in files]
+            about, stats = {"encoder": "masks"}, [stat for _, stat in files]
             with suppress(OSError, ValueError):
                 about = json.loads((folder / _ABOUT).read_bytes())
             size, used = sum(s.st_size for s in stats), max(s.st_mtime for s in stats)
@@ -171,19 +160,18 @@ class FeatureCache:
         """Drop all rows, or those of one encoder (or "masks"), and say how many bytes that were.
 
         A training that goes on meanwhile computes what it misses. Raises ConfigError where nothing
-        is kept of `of`.
+        is cached of `of`.
         """
-        groups, freed = self.groups(), 0
-        kept = {group.of for group in groups}
-        if of is not None and of not in kept:
-            allowed = ", ".join(sorted(kept)) or "nothing, for nothing is kept"
+        freed, groups = 0, self.groups()
+        names = {group.of for group in groups}
+        if of is not None and of not in names:
+            allowed = ", ".join(sorted(names)) or "nothing, for nothing is cached"
             raise ConfigError("cache", of, allowed)
         for group in groups:
             if of in (None, group.of):
                 shutil.rmtree(group.folder, ignore_errors=True)
-                if not group.folder.exists():
-                    freed += group.bytes
-        self._begin()
+                freed += 0 if group.folder.exists() else group.bytes
+        self.why_not, self._size = "", None
         return freed
 
 
@@ -201,10 +189,10 @@ class Group(NamedTuple):
     @property
     def of(self) -> str:
         """The encoder's name, or "masks"."""
-        return str(self.about.get("encoder", "masks"))
+        return self.about["encoder"]
 
 
 def _check(content: bytes) -> None:
     """Raises ValueError unless a row's content is what was written."""
-    if len(content) < 4 or zlib.crc32(content[4:]) != int.from_bytes(content[:4], "big"):
+    if content[:4] != zlib.crc32(content[4:]).to_bytes(4, "big"):
         raise ValueError("the checksum differs")

@@ -16,9 +16,7 @@ from vitseg.training.parallel import launched
 
 
 class Machine(NamedTuple):
-    """Where and how each process of a run computes. `amp` is the autocast type, None for full
-    fp32.
-    """
+    """Where and how each process of a run computes."""
 
     device: torch.device
     precision: str
@@ -32,12 +30,9 @@ class Machine(NamedTuple):
         """What records say of it."""
         return self._asdict() | {"device": str(self.device)}
 
-    @property
-    def amp(self) -> torch.dtype | None:
-        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
-
     def autocast(self, wanted: bool = True) -> torch.autocast:
-        return torch.autocast(self.device.type, self.amp, enabled=wanted and self.amp is not None)
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        return torch.autocast(self.device.type, kind, enabled=wanted and kind is not None)
 
     def free_memory(self) -> int:
         """Bytes that are free for this process where it computes, at this moment; of a container's
@@ -70,10 +65,10 @@ def resolve(recipe: Recipe) -> Machine:
     if precision == "fp16" and device != "cuda":
         hint = f"fp16 needs cuda, the device is {device}."
         raise ConfigError("precision", "fp16", "fp32, bf16", hint)
-    if precision == "auto" and device == "cuda":
-        precision = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
-    elif precision == "auto":
+    if precision == "auto":
         precision = "fp32"  # bf16 without hardware for it is several times slower
+        if device == "cuda":
+            precision = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
     _check_processes(recipe.processes, device)
     if threads == "auto":
         threads = max(1, _cores() // recipe.processes)

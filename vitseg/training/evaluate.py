@@ -37,18 +37,17 @@ def evaluate(
     chunks = chunked(keys, job.recipe.batch_size)
     size, classes = job.recipe.data.size, len(data.classes)
     matrix = torch.zeros(classes, classes, dtype=torch.int64)
-    sums, counts = torch.zeros(2, 2, device=job.machine.device)
+    totals = torch.zeros(2, 2, device=job.machine.device)
     model.eval()
     for number, batch in enumerate(features.batches(chunks), start=1):
         job.machine.settle()
         # in full precision, as predict does: the score is that of the saved model
         with torch.no_grad():
             logits = model.suffix(batch.levels, size).float()
-            sums, counts = sums + loss.sums(logits, batch.masks), counts + loss.counts(batch.masks)
+            totals += torch.stack([loss.sums(logits, batch.masks), loss.counts(batch.masks)])
         for image_logits, original in zip(logits, batch.originals, strict=True):
             predicted = restore(image_logits, tuple(original.shape)).cpu()
             matrix += confusion(predicted, original, classes)
         yield ValidationBatch(stage, epoch, number, len(chunks))
-    matrix, sums, counts = map(group.sum, (matrix, sums, counts))
-    background = job.recipe.data.score_background
-    return {"loss": loss.mean(sums, counts).item()} | scores(matrix, data.mode, background)
+    found = scores(group.sum(matrix), data.mode, job.recipe.data.score_background)
+    return {"loss": loss.mean(*group.sum(totals)).item()} | found

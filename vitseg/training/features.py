@@ -49,24 +49,21 @@ class Features:
     """The frozen part of a job's model, as a stage sees it: for `training` under autocast, to be
     scored in full precision. `hashes` are those of its parts (`AuditReport.hashes`).
 
-    Where the job has a cache, views are kept in it as they are computed and read from then on;
-    without it, or without hashes, every pass computes. Both give the same bits on the CPU. `seen`
-    and `computed` count the views of the last pass.
+    Where the job has a cache, views are cached as they are computed and read from then on; without
+    it, or without hashes, every pass computes. Both give the same bits on the CPU. `seen` and
+    `computed` count the views of the last pass.
     """
 
     def __init__(self, job: Job, hashes: dict[str, str] | None = None, *, training: bool = False):
-        self.recipe, self.model = job.recipe, job.model
+        self.recipe, self.model, self.cache = job.recipe, job.model, job.cache
         self.data, self.machine = job.data, job.machine
-        self.training, self.amp = training, training and self.machine.amp is not None
-        self.cut = self.model.encoder.cut
+        self.training, self.cut = training, self.model.encoder.cut
+        self.precision = self.machine.precision if training else "fp32"
         skips = {depth for depth in self.model.shape.skip_depths if depth < self.cut}
-        self.wanted = {_MASK, self.cut} | skips
-        self.cache, self.groups = None, []
-        if hashes and job.cache:
-            self.cache, self.groups = job.cache, self._groups(hashes)
+        self.levels = skips | {self.cut}
+        self.groups = self._groups(hashes) if hashes and self.cache else []
         self.seen = self.computed = 0
-        self.why_not = ""
-        self._trusted, self._first = False, True
+        self._trusted, self._check = False, True
 
     def batches(self, chunks: list[list[Key]]) -> Iterator[FeatureBatch]:
         """A batch for each chunk of keys.
@@ -75,7 +72,7 @@ class Features:
         Raises FeatureBreach if they differ.
         """
         self.seen = self.computed = 0
-        self._check, self._first = self.training or self._first, False
+        self._check = self._check or self.training
         missing = self.missing(chunks)
         pixels = self.data.loaded([keys for keys in missing if keys], self.recipe.workers)
         for chunk, keys in zip(chunks, missing, strict=True):
@@ -87,7 +84,7 @@ class Features:
     @property
     def note(self) -> str:
         """Why no views are cached, if they were to be."""
-        reason = self.cache.why_not if self.cache else self.why_not
+        reason = self.cache.why_not if self.cache else ""
         return f"Features are not kept: {reason}." if reason else ""
 
     def missing(self, chunks: list[list[Key]]) -> list[list[Key]]:
@@ -107,14 +104,13 @@ class Features:
 
     def _stacked(self, keys: list[Key], found: dict[Key, View]) -> FeatureBatch:
         views = [found[key] for key in keys]
-        levels = {level: self._stack(views, level) for level in self.wanted - {_MASK}}
-        names, masks, originals = [], [], []
-        for (name, _), view in zip(keys, views, strict=True):
-            names.append(name)
-            masks.append(view[_MASK]["mask"])
-            originals.append(view[_MASK]["original"])
-        masks = torch.stack(masks).to(self.machine.device, torch.int64)
-        return FeatureBatch(names, levels, masks, originals)
+        masks = torch.stack([view[_MASK]["mask"] for view in views])
+        return FeatureBatch(
+            [name for name, _ in keys],
+            {level: self._stack(views, level) for level in self.levels},
+            masks.to(self.machine.device, torch.int64),
+            [view[_MASK]["original"] for view in views],
+        )
 
     # ---- computing
 
@@ -127,11 +123,11 @@ class Features:
         """
         views = dict(zip(keys, self._prefix(batch), strict=True))
         self.computed += len(keys)
-        if self.cache and not self._trusted:
+        if self.groups and not self._trusted:
             self._trusted = True
             if not self._same(keys[0], views[keys[0]], times=1 + (len(keys) == 1)):
-                self.cache = None
-                self.why_not = "this encoder gives a view other features in another batch"
+                self.groups = []
+                self.cache.why_not = "this encoder gives a view other features in another batch"
         self._write(views)
         return views
 
@@ -139,16 +135,9 @@ class Features:
         views = []
         for mask, original in zip(batch.masks, batch.originals, strict=True):
             views.append({_MASK: {"mask": mask.to(torch.uint8), "original": original}})
-        with self.machine.autocast(self.amp):
+        with self.machine.autocast(self.training):
             self._add(views, self.model.prefix(batch.images.to(self.machine.device)))
         return views
-
-    def _climb(self, views: list[View], first: int) -> None:
-        """From level `first` to the cut."""
-        encoder, size = self.model.encoder, self.model.padded(self.recipe.data.size)
-        with torch.no_grad(), self.machine.autocast(self.amp):
-            tokens = self._stack(views, first)
-            self._add(views, encoder.run(tokens, first, self.cut, self.wanted, size))
 
     def _stack(self, views: list[View], level: int) -> Tensor:
         device = self.machine.device
@@ -162,24 +151,14 @@ class Features:
                     own = own.half()
                 view[level] = {"tokens": own}
 
-    def _compare(self, key: Key, view: View) -> None:
-        """Raises FeatureBreach if what was cached is not what would be computed."""
-        if not self._same(key, view):
-            raise FeatureBreach(
-                f"{key[0]}, view {key[1]}: the kept features are not those that the frozen blocks "
-                "compute.",
-                "Either the weights of a frozen block have changed, or the cache is damaged: clear "
-                "it with vitseg cache clear.",
-            )
-
     def _same(self, key: Key, view: View, times: int = 1) -> bool:
         """Whether a view is what it is when it is computed alone, or beside itself."""
         *_, again = self._prefix(next(self.data.loaded([[key] * times])))
-        exact = self.machine.device.type == "cpu" and not self.amp
-        for level in self.wanted - {_MASK}:
+        exact = self.machine.device.type == "cpu" and self.precision == "fp32"
+        for level in self.levels:
             a, b = self._stack([again], level), self._stack([view], level)
-            near = not exact and (a - b).norm() <= 0.02 * b.norm()
-            if not (near or torch.equal(a, b)):
+            same = torch.equal(a, b) if exact else (a - b).norm() <= 0.02 * b.norm()
+            if not same:
                 return False
         return True
 
@@ -189,15 +168,14 @@ class Features:
         """Where each level up to the cut is cached: a digest of all that decides it, the view
         apart.
         """
-        machine = self.machine
         facts = [
             NUMERICS,
             torch.__version__,
             transformers.__version__,
             torch.backends.cpu.get_cpu_capability(),
-            str(machine.device),
-            machine.threads,
-            machine.precision if self.amp else "fp32",
+            str(self.machine.device),
+            self.machine.threads,
+            self.precision,
             self.recipe.features,
             *self.model.make(),
             self.recipe.data.size,
@@ -212,7 +190,7 @@ class Features:
         """Where the cache has each level of a view, and its mask, if it has. With fresh views none
         but the clean one is ever seen again: there are no places for it.
         """
-        if not self.cache or (self.recipe.data.views == "fresh" and key[1] != CLEAN):
+        if not self.groups or (self.recipe.data.views == "fresh" and key[1] != CLEAN):
             return {}
         view, mask = self.data.fingerprint(*key)
         places = {level: (group, view) for level, group in enumerate(self.groups)}
@@ -227,7 +205,7 @@ class Features:
         """
         lowest = self.cut if self.recipe.features == "half" else 0
         for level in range(self.cut, lowest - 1, -1):
-            parts = {part for part in self.wanted if part < level} | {level}
+            parts = {part for part in self.levels if part < level} | {_MASK, level}
             start = {part: place for part, place in places.items() if part in parts}
             if start and all(self.cache.has(*place) for place in start.values()):
                 return start
@@ -239,20 +217,30 @@ class Features:
         """
         found: dict[Key, View] = {}
         for key in dict.fromkeys(keys):
-            view = {}
-            for part, place in self._start(self._places(key)).items():
-                view[part] = self.cache.get(*place)
-            if view and None not in view.values():
-                found[key] = view
-            else:  # it was there when the epoch began
-                found |= self._compute([key], next(self.data.loaded([[key]])))
+            start = self._start(self._places(key))
+            view = {part: self.cache.get(*place) for part, place in start.items()}
+            if not view or None in view.values():  # it was there when the epoch began
+                view = self._compute([key], next(self.data.loaded([[key]])))[key]
+            found[key] = view
+        encoder, size = self.model.encoder, self.model.padded(self.recipe.data.size)
         for first in {max(view) for view in found.values()} - {self.cut}:
             below = {key: view for key, view in found.items() if max(view) == first}
-            self._climb(list(below.values()), first)
+            views = list(below.values())
+            with torch.no_grad(), self.machine.autocast(self.training):
+                tokens = self._stack(views, first)
+                self._add(views, encoder.run(tokens, first, self.cut, self.levels, size))
             self._write(below)
         if found and self._check:
             self._check = False
-            self._compare(*next(iter(found.items())))
+            key, view = next(iter(found.items()))
+            if not self._same(key, view):
+                name, number = key
+                raise FeatureBreach(
+                    f"{name}, view {number}: the kept features are not those that the frozen "
+                    "blocks compute.",
+                    "Either the weights of a frozen block have changed, or the cache is damaged: "
+                    "clear it with vitseg cache clear.",
+                )
         return found
 
     def _write(self, found: dict[Key, View]) -> None:

@@ -87,11 +87,10 @@ class Job:
             model = build_segmenter(recipe.model, classes, recipe.data.size, recipe.seed)
         self.model, self.images = model, len(self.data.splits["train"])
         self.batches = batches_per_epoch(recipe, self.images)
-        stages = []
+        self.stages, depth = list[StagePlan](), model.encoder.depth
         for number, stage in enumerate(recipe.stages, start=1):
             unfrozen = unfrozen_in(recipe, number, model)
-            stages.append(StagePlan(number, stage, unfrozen, model.encoder.depth, self.batches))
-        self.stages = tuple(stages)
+            self.stages.append(StagePlan(number, stage, unfrozen, depth, self.batches))
         self._refuse_a_norm_of_one_value()
         self.loss = loss or loss_of(recipe, self.data, self.machine.device)
         self.cache = default_cache() if recipe.cache else None

@@ -9,7 +9,6 @@ from itertools import chain, islice
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from vitseg import plan
@@ -75,6 +74,7 @@ class StageTraining:
         for drop_path in encoder.drop_paths[encoder.cut :]:
             drop_path.rate = self.stage.drop_path
         self.optimizer = build_optimizer(self.model, self.recipe.optimizer, self.stage)
+        self.trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.schedule = build_schedule(self.stage, self.optimizer, self.plan.batches)
         fp16 = self.machine.precision == "fp16"
         self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=fp16)
@@ -83,7 +83,8 @@ class StageTraining:
         self.hashes: dict[str, str] = {}
         self.best: dict[str, Any] | None = None
         self.best_weights = Weights()
-        self._start_running_totals()
+        classes = len(self.data.classes)
+        self.running, self.running_loss = torch.zeros(classes, classes, dtype=torch.int64), 0.0
 
     # ---- the stage, from top to bottom
 
@@ -91,23 +92,23 @@ class StageTraining:
         """Train from where the stage stands to its end."""
         self.machine.settle()
         report = self._audit()
-        self.group.same("What the model holds", report.hashes)
         self.features = Features(self.job, report.hashes)
         self.train_features = Features(self.job, report.hashes, training=True)
         how = {"stage": self.number, "features": self.features, "group": self.group}
-        score_at = partial(evaluate, self.job, "validation", **how)
+        score_of = partial(evaluate, self.job, "validation", **how)
         if self.best is None:  # at its start: epoch 0 is what the stage begins with
             self.hashes = report.hashes
-            score = yield from score_at(epoch=self.epochs_before)
+            score = yield from score_of(epoch=self.run_epoch)
             self._keep_as_best(score)
             yield self._started(report, score)
-        while not self._finished():
+        patience = self.stage.patience or math.inf
+        while self.epoch < min(self.stage.epochs, self.best_epoch + patience):
             for portions in self.portions():
                 yield self.train_step(portions)
             yield self._features_used()
             if self.group.size > 1:
                 self.group.same("What the model holds", part_hashes(self.model, self.plan.trained))
-            score = yield from score_at(epoch=self.epochs_before + self.epoch + 1)
+            score = yield from score_of(epoch=self.run_epoch)
             yield self._end_epoch(score)
         yield self._ended()
 
@@ -156,7 +157,7 @@ class StageTraining:
             self.schedule.after_batch()
         self.batch += 1
         return BatchEnded(
-            **self._place(self.epoch + 1),
+            **self._place,
             batch=self.batch,
             batches=self.plan.batches,
             loss=loss,
@@ -171,10 +172,8 @@ class StageTraining:
         """
         self.optimizer.zero_grad()
         loss_of, seen = self.job.loss, self.first_sample()
-        counts = torch.zeros(2, device=self.machine.device)
-        for portion in portions:
-            counts = counts + loss_of.counts(portion.masks)
-        counts = self.group.sum(counts)
+        zero = torch.zeros(2, device=self.machine.device)
+        counts = self.group.sum(sum((loss_of.counts(portion.masks) for portion in portions), zero))
         total, matrix = torch.zeros((), dtype=torch.float64), torch.zeros_like(self.running)
         for portion in portions:
             key = self.recipe.seed, "noise", self.number, self.step + 1
@@ -187,7 +186,7 @@ class StageTraining:
             total += loss.item()
             matrix += confusion(likeliest(logits.detach()), portion.masks, len(self.running))
             seen += len(portion.names)
-        self.group.sum_gradients(self._trainable())
+        self.group.sum_gradients(self.trainable)
         total = self.group.sum(total).item()
         self.running_loss += total
         self.running += self.group.sum(matrix)
@@ -198,7 +197,7 @@ class StageTraining:
         optimizer will skip the step.
         """
         self.scaler.unscale_(self.optimizer)
-        norm = clip_grad_norm_(self._trainable(), self.recipe.clip_norm or math.inf).item()
+        norm = clip_grad_norm_(self.trainable, self.recipe.clip_norm or math.inf).item()
         if self.scaler.is_enabled() and not math.isfinite(norm):
             return None
         self._refuse_nan("gradient", norm, portions)
@@ -215,28 +214,30 @@ class StageTraining:
             self._keep_as_best(score)
         train = {"loss": self.running_loss / self.plan.batches}
         train |= scores(self.running, self.data.mode, self.recipe.data.score_background)
-        self._start_running_totals()
-        place = self._place(self.epoch)
-        return EpochEnded(**place, lr=self.lr, train=train, validation=score, best=better)
-
-    def _finished(self) -> bool:
-        patience = self.stage.patience or math.inf
-        return self.epoch >= min(self.stage.epochs, self.best_epoch + patience)
+        self.running.zero_()
+        self.running_loss = 0.0
+        return EpochEnded(**self._place, lr=self.lr, train=train, validation=score, best=better)
 
     # ---- what the records say
 
-    def _place(self, epoch: int) -> dict[str, int]:
+    @property
+    def _place(self) -> dict[str, int]:
         """Where a record belongs: epochs and steps are those of the whole run."""
-        before = self.epochs_before
-        return {"stage": self.number, "epoch": before + epoch, "step": self.next_step - 1}
+        return {"stage": self.number, "epoch": self.run_epoch, "step": self.next_step - 1}
 
     def _started(self, report: AuditReport, score: dict[str, Any]) -> StageStarted:
-        parts = []
-        for part in report.parts:
-            facts = {"name": part.name, "parameters": part.parameters, "trains": part.should_train}
-            parts.append(facts | {"in_optimizer": part.in_optimizer, "block": part.block})
+        parts = [
+            {
+                "name": part.name,
+                "parameters": part.parameters,
+                "trains": part.should_train,
+                "in_optimizer": part.in_optimizer,
+                "block": part.block,
+            }
+            for part in report.parts
+        ]
         return StageStarted(
-            **self._place(0),
+            **self._place,
             name=self.stage.name,
             epochs=self.stage.epochs,
             unfrozen_blocks=self.plan.unfrozen,
@@ -250,15 +251,15 @@ class StageTraining:
         )
 
     def _features_used(self) -> FeaturesUsed:
-        used, epoch = self.train_features, self.epochs_before + self.epoch + 1
+        used = self.train_features
         counts = self.group.sum(torch.tensor([used.seen - used.computed, used.computed]))
-        return FeaturesUsed(self.number, epoch, *counts.tolist(), used.note)
+        return FeaturesUsed(self.number, self.run_epoch, *counts.tolist(), used.note)
 
     def _ended(self) -> StageEnded:
         self._check_lr()
-        report = self._audit(f"at the end of stage {self.number}", since=self.hashes)
+        report = self._audit(since=self.hashes)
         return StageEnded(
-            **self._place(self.epoch),
+            **self._place,
             epochs=self.epoch,
             schedule_steps=self.schedule.steps,
             best_epoch=self.best_epoch,
@@ -282,10 +283,10 @@ class StageTraining:
 
     # ---- what is checked on the way
 
-    def _audit(self, noticed: str = "", **how: Any) -> AuditReport:
+    def _audit(self, **how: Any) -> AuditReport:
         """Raises FreezeBreach unless what trains is what the plan promises."""
-        noticed = noticed or f"before step {self.next_step}, in stage {self.number}"
-        return audit(self.model, self.optimizer, self.plan.unfrozen, **how).check(noticed)
+        report = audit(self.model, self.optimizer, self.plan.unfrozen, **how)
+        return report.check(f"Noticed after step {self.next_step - 1}, in stage {self.number}.")
 
     def _check_lr(self) -> None:
         """Raises LRBreach unless the coming step has the LR of the plan. The LR after the last step
@@ -312,6 +313,11 @@ class StageTraining:
         return self.epoch * self.plan.batches + self.batch
 
     @property
+    def run_epoch(self) -> int:
+        """The number of the epoch under way, or of the last one, over the whole run."""
+        return self.epochs_before + math.ceil(self.step / self.plan.batches)
+
+    @property
     def next_step(self) -> int:
         """The number of the step under way, over the whole run, from 1."""
         return self.steps_before + self.step + 1
@@ -323,14 +329,6 @@ class StageTraining:
 
     def _keep_as_best(self, score: dict[str, Any]) -> None:
         self.best, self.best_epoch, self.best_weights = score, self.epoch, self.trained_weights()
-
-    def _start_running_totals(self) -> None:
-        classes = len(self.data.classes)
-        self.running = torch.zeros(classes, classes, dtype=torch.int64)
-        self.running_loss = 0.0
-
-    def _trainable(self) -> list[Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def trained_weights(self) -> Weights:
         """A copy, on the CPU, of every weight that stages up to this one may have changed."""
@@ -355,38 +353,28 @@ class StageTraining:
         model.
         """
         try:
-            self._load(state)
+            if state["stage"] != self.number:
+                raise ValueError(f"it is of stage {state['stage']}")
+            for kind in ("weights", "best_weights"):
+                if odd := state[kind].keys() ^ self.trained_weights().keys():
+                    raise ValueError(f"{kind}: {min(odd)} is only in one of the two")
+            for name in _POSITION:
+                setattr(self, name, state[name])
+            if not self.step == state["step"] <= self.plan.steps:
+                raise ValueError(f"step cannot be {state['step']!r:.80}")
+            load_weights(self.model, state["weights"])
+            self.best_weights = state["best_weights"]
+            self.running = torch.tensor(state["running"]).view_as(self.running)
+            # its steps may have been taken by another process: PyTorch warns of a schedule before
+            self.optimizer._opt_called = True
+            self.schedule.fast_forward(self.step - self.skipped, self.epoch)
+            load_optimizer(self.optimizer, state["optimizer"])
+            if state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
         except Exception as error:  # of as many kinds as torch raises
             problem = f"This state does not fit the model and its optimizer ({error})."
             hint = "Resume with the recipe and the encoder that it was saved with."
             raise TrainingError(problem, hint) from None
-
-    def _load(self, state: dict[str, Any]) -> None:
-        if state["stage"] != self.number:
-            raise ValueError(f"it is of stage {state['stage']}")
-        for kind in ("weights", "best_weights"):
-            if odd := state[kind].keys() ^ self.trained_weights().keys():
-                raise ValueError(f"{kind}: {min(odd)} is only in one of the two")
-        load_weights(self.model, state["weights"])
-        for name in _POSITION:
-            setattr(self, name, state[name])
-        self.running, self.best_weights = torch.tensor(state["running"]), state["best_weights"]
-        classes = len(self.data.classes)
-        fits = {
-            "epoch": self.epoch <= self.stage.epochs,
-            "batch": self.batch <= self.plan.batches,
-            "lr": not self.batch or self.lr.keys() == used_lr(self.optimizer).keys(),
-            "running": self.running.shape == (classes, classes),
-        }
-        for name, good in fits.items():
-            if not good:
-                raise ValueError(f"{name} cannot be {getattr(self, name)!r:.80}")
-        # its steps may have been taken by another process: PyTorch warns of a schedule before them
-        self.optimizer._opt_called = self.step > 0
-        self.schedule.fast_forward(self.step - self.skipped, self.epoch)
-        load_optimizer(self.optimizer, state["optimizer"])
-        if state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
 
 
 def _rank(score: dict[str, Any]) -> tuple[float, float]:

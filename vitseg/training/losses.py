@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 import torch
@@ -54,7 +54,8 @@ class SegmentationLoss:
 
     def sums(self, logits: Tensor, masks: Tensor) -> Tensor:
         """(cross-entropy and focal over pixels, Dice over images), differentiable, in fp32."""
-        cfg, logits = self.cfg, logits.float()
+        cfg, logits, valid = self.cfg, logits.float(), masks != IGNORE
+        truth = masks.where(valid, 0)
         pixels = dice = logits.new_zeros(())
         if cfg.cross_entropy:
             pixels = pixels + cfg.cross_entropy * F.cross_entropy(
@@ -66,26 +67,22 @@ class SegmentationLoss:
                 label_smoothing=cfg.label_smoothing,
             )
         if cfg.focal:
-            pixels = pixels + cfg.focal * self._focal(logits, masks)
+            pixels = pixels + cfg.focal * self._focal(logits, truth, valid)
         if cfg.dice:
-            dice = cfg.dice * self._dice(logits, masks)
+            dice = cfg.dice * self._dice(logits, truth, valid)
         return torch.stack([pixels, dice])
 
-    def _focal(self, logits: Tensor, masks: Tensor) -> Tensor:
+    def _focal(self, logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
         """-w_t (1 - p_t)^gamma log p_t (Lin et al. 2017), summed over pixels."""
-        valid = masks != IGNORE
-        truth = torch.where(valid, masks, 0)
         log_p = logits.log_softmax(1).gather(1, truth[:, None])[:, 0]
         # at 0 the gradient of a power below 1 is infinite
         doubt = (-torch.expm1(log_p)).clamp(min=1e-7)
         return (-self.weights[truth] * doubt**self.cfg.focal_gamma * log_p)[valid].sum()
 
-    def _dice(self, logits: Tensor, masks: Tensor) -> Tensor:
+    def _dice(self, logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
         """1 - 2|P T| / (|P| + |T|) (Milletari et al. 2016), mean over the classes present, summed
         over images.
         """
-        valid = masks != IGNORE
-        truth = torch.where(valid, masks, 0)
         p = logits.softmax(1) * valid[:, None]
         # gathered rather than one-hot, which costs three times
         p_true = p.gather(1, truth[:, None])[:, 0]
@@ -119,14 +116,13 @@ def loss_notes(
     smoothing does to them. `loss` is `loss_of(recipe, data)`, where that is known already.
     """
     classes, smoothing, said = data.classes, recipe.loss.label_smoothing, []
-    weights = tuple((loss or loss_of(recipe, data)).weights.tolist())
+    weights = (loss or loss_of(recipe, data)).weights.tolist()
     if isinstance(recipe.loss.class_weights, ByFrequency):
         named = [f"{name} {w:.3g}" for name, w in zip(classes, weights, strict=True)]
         said.append(f"Class weights: {', '.join(named)}.")
-    reached = [best_of_an_oracle(weights, smoothing, i) for i in range(len(weights))]
-    lowest = min(reached)
+    lowest, i = min((best_of_an_oracle(weights, smoothing, i), i) for i in range(len(weights)))
     if lowest < 0.5:
-        name = classes[reached.index(lowest)]
+        name = classes[i]
         said.append(
             f"With these class weights label_smoothing={smoothing:g} asks even of a model that "
             f"knows every pixel for P({name}) = {lowest:.2f} where it is {name}. Lower the "
@@ -147,9 +143,8 @@ def weights_by_frequency(
     """
     total, where = Counter(), Counter()
     for counts in pixels.values():
-        for i, n in counts.items():
-            total[i] += n
-            where[i] += sum(counts.values())
+        total.update(counts)
+        where.update(dict.fromkeys(counts, sum(counts.values())))
     total = +total  # without the classes that have no pixel
     if cfg.kind == "inverse":
         everything = sum(total[i] for i in sorted(total))
@@ -164,13 +159,13 @@ def weights_by_frequency(
     return tuple(found.get(i, 1.0) for i in range(classes))
 
 
-def best_of_an_oracle(weights: tuple[float, ...], smoothing: float, truth: int = 0) -> float:
+def best_of_an_oracle(weights: Sequence[float], smoothing: float, truth: int = 0) -> float:
     """The P(truth) that weighted, smoothed cross-entropy asks of a model that knows the truth of a
     pixel.
 
     The loss is - sum_c q_c w_c log p_c with q = smoothing / K, and 1 - smoothing more for the
     truth; it is least at p_c proportional to q_c w_c.
     """
-    q = [smoothing / len(weights)] * len(weights)
-    q[truth] += 1 - smoothing
-    return q[truth] * weights[truth] / sum(a * w for a, w in zip(q, weights, strict=True))
+    asked = [smoothing / len(weights) * weight for weight in weights]
+    asked[truth] += (1 - smoothing) * weights[truth]
+    return asked[truth] / sum(asked)

@@ -31,21 +31,20 @@ def scores(matrix: Tensor, mode: str, score_background: bool = True) -> dict[str
     """
     counts = matrix.double()
     hit, truth, predicted = counts.diag(), counts.sum(1), counts.sum(0)
-    absent, binary = truth == 0, mode == "binary"
-    f1 = 2 * hit / (truth + predicted)
-    per_iou = _known((hit / (truth + predicted - hit)).masked_fill(absent, math.nan))
-    per_f1 = _known(f1.masked_fill(absent, math.nan))
-    counted = truth.nonzero().flatten().tolist()
-    if not (binary or score_background):
-        counted = [i for i in counted if i > 0]
-    iou, macro = (mean_of_known([of[i] for i in counted]) for of in (per_iou, per_f1))
+    counted, first = truth > 0, int(mode != "binary" and not score_background)
+    per_iou = _known((hit / (truth + predicted - hit)).where(counted, math.nan))
+    f1 = (2 * hit / (truth + predicted)).where(counted, math.nan)
+    per_f1 = _known(f1)
+    macro = mean_of_known(per_f1[first:])
+    accuracy = hit.sum() / truth.sum()
+    counted[:first] = False
     support = truth[counted].sum()  # where it is 0, so is all that is divided by it
     micro = 2 * hit[counted].sum() / (support + predicted[counted].sum())
     weighted = (f1 * truth)[counted].sum() / support
-    accuracy = hit.sum() / truth.sum()
     micro, weighted, accuracy = _known(torch.stack([micro, weighted, accuracy]))
+    binary = mode == "binary"
     return {
-        "iou": per_iou[1] if binary else iou,
+        "iou": per_iou[1] if binary else mean_of_known(per_iou[first:]),
         "f1": per_f1[1] if binary else macro,
         "f1_macro": macro,
         "f1_micro": micro,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vitseg.model.freeze import DECODER, NORM, Part, model_parts
+from vitseg.model.freeze import DECODER, NORM, model_parts
 from vitseg.settings import SGD, AdamW, Stage
 from vitseg.settings import Optimizer as OptimizerSettings
 
@@ -34,7 +34,12 @@ def parameter_groups(model: nn.Module, stage: Stage, weight_decay: float) -> lis
     depth = max(part.block or 0 for part in parts)
     groups: dict[str, dict[str, Any]] = {}
     for part in parts:
-        name, factor = _group_of(part, depth, stage)
+        name, factor = "encoder", stage.encoder_lr_factor
+        block = depth if part.name == NORM else part.block  # the final norm goes with the last
+        if part.name == DECODER:
+            name, factor = "decoder", 1.0
+        elif block and stage.layer_decay != 1.0:
+            name, factor = f"block {block}", factor * stage.layer_decay ** (depth - block)
         for parameter in part.parameters:
             if not parameter.requires_grad:
                 continue
@@ -46,27 +51,14 @@ def parameter_groups(model: nn.Module, stage: Stage, weight_decay: float) -> lis
     return list(groups.values())
 
 
-def _group_of(part: Part, depth: int, stage: Stage) -> tuple[str, float]:
-    """Name and LR factor of the group that a part belongs to. The final norm goes with the last
-    block.
-    """
-    if part.name == DECODER:
-        return "decoder", 1.0
-    block = depth if part.name == NORM else part.block
-    if stage.layer_decay == 1.0 or block is None:
-        return "encoder", stage.encoder_lr_factor
-    return f"block {block}", stage.encoder_lr_factor * stage.layer_decay ** (depth - block)
-
-
 def load_optimizer(optimizer: Optimizer, slots: dict[int, dict[str, Tensor]]) -> None:
     """What an optimizer remembers of each parameter; its settings are the recipe's, and its LR the
     schedule's. Raises ValueError for what does not fit.
     """
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": slots, "param_groups": groups})
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": slots})
     for parameter, own in optimizer.state.items():
         for slot, value in own.items():
-            if value.dim() and value.shape != parameter.shape:
+            if value.shape not in ((), parameter.shape):
                 here, there = tuple(parameter.shape), tuple(value.shape)
                 raise ValueError(f"{slot} of a parameter {here} is {there}")
 

@@ -37,8 +37,8 @@ from vitseg.errors import ConfigError, TrainingError, VitsegError
 RENDEZVOUS_TIMEOUT, COLLECTIVE_TIMEOUT = timedelta(minutes=10), timedelta(days=30)
 _LEAVE_SECONDS = 5.0
 _LOOK_SECONDS = 5.0
-_LAST_WORD, _WAITS = "vitseg last word", "vitseg {} waits"
-"""What processes write to the store: why one has left; where one waits for long, if it does."""
+_HERE, _WAITING, _LAST_WORD = "vitseg here", "vitseg waiting", "vitseg last word"
+"""What processes write to the store: how many have come, how many wait for long, why one left."""
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 _MEND = "What was saved is whole: go on with vitseg resume."
 
@@ -101,8 +101,7 @@ class ProcessGroup:
 
     def same(self, what: str, facts: dict[str, Any]) -> None:
         """Raises TrainingError, naming what differs, unless process 0 has the same facts."""
-        first = self.broadcast(facts)
-        other = []
+        first, other = self.broadcast(facts), []
         for name, fact in facts.items():
             if fact != first.get(name):
                 other.append(f"{name}: {fact!r:.80}, there {first.get(name)!r:.80}")
@@ -114,65 +113,59 @@ class ProcessGroup:
         """Say why this process ends, before its connections are closed: by an error, or because it
         was stopped.
         """
-        if self.size == 1 or self._broken:
+        if self._broken:
             return
-        cause = None
-        if isinstance(error, VitsegError):
-            cause = error
-        elif isinstance(error, Exception):
+        cause = error if isinstance(error, VitsegError) else None
+        if isinstance(error, Exception) and not cause:
             cause = TrainingError(f"{type(error).__name__}: {error}", _MEND)
         with suppress(RuntimeError):  # the store may be gone with the process that held it
             self._store.set(_LAST_WORD, pickle.dumps((self.rank, cause)))
 
     def _all_reduce(self, tensor: Tensor) -> None:
-        """Sum in place. Waits in Python, where an interrupt is heard."""
+        """Sum in place. Waits in Python, where an interrupt is heard.
+
+        Raises TrainingError if all wait for each other in different calls, for ever: a mistake of
+        the program. So who waits for long counts itself, there and among all.
+        """
         self._calls += 1
+        call = f"call {self._calls} of {tensor.numel()} numbers"
         with self._connected():
             work, pause = dist.all_reduce(tensor, async_op=True), 0.0
-            began, looks = time.monotonic(), 0
+            look, more = time.monotonic() + _LOOK_SECONDS, 1
             while not work.is_completed():
                 time.sleep(pause)
                 pause = min(pause + 1e-5, 0.002)
-                if time.monotonic() > began + (looks + 1) * _LOOK_SECONDS:
-                    looks += 1
-                    self._check_in_step(tensor.numel())
+                if time.monotonic() > look:
+                    here, waiting = self._store.add(call, more), self._store.add(_WAITING, more)
+                    look, more = look + _LOOK_SECONDS, 0
+                    if here < waiting == self.size:
+                        raise TrainingError(
+                            f"The {self.size} processes that train this run are out of step: "
+                            f"{call} is made by {here} of them.",
+                            _MEND,
+                        )
             work.wait()
-            if looks:
-                self._store.set(_WAITS.format(self.rank), "")
-
-    def _check_in_step(self, count: int) -> None:
-        """Raises TrainingError if all wait for each other in different collectives, for ever: a
-        mistake of the program.
-        """
-        self._store.set(_WAITS.format(self.rank), f"call {self._calls} of {count} numbers")
-        names = [_WAITS.format(rank) for rank in range(self.size)]
-        places = {self._store.get(name) for name in names if self._store.check(names)}
-        if len(places) > 1 and b"" not in places:
-            where = " and ".join(sorted(place.decode() for place in places))
-            problem = f"The {self.size} processes that train this run are out of step: {where}."
-            raise TrainingError(problem, _MEND)
+            if not more:
+                self._store.add(_WAITING, -1)
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
+        """Raises why another process has closed its connections, if one does meanwhile."""
         try:
             yield
-        except RuntimeError as error:  # which torch raises when a connection is closed
+        except RuntimeError as error:
             self._broken = True
-            raise self._cause(error) from None
-
-    def _cause(self, error: RuntimeError) -> Exception:
-        """Why another process has closed its connections."""
-        with suppress(RuntimeError):
-            if self._store.check([_LAST_WORD]):
-                # written by a process of this very run; torch's own object collectives do the same
-                rank, cause = pickle.loads(self._store.get(_LAST_WORD))
-                if cause is None:
-                    return Left()
-                cause.args = (f"Process {rank} of {self.size}: {cause}",)
-                return cause
-        reason = str(error).partition("\n")[0][:200]
-        problem = f"One of the {self.size} processes that train this run has ended ({reason})."
-        return TrainingError(problem, _MEND)
+            with suppress(RuntimeError):
+                if self._store.check([_LAST_WORD]):
+                    # written by a process of this run; torch's object collectives do the same
+                    rank, cause = pickle.loads(self._store.get(_LAST_WORD))
+                    if cause is None:
+                        raise Left from None
+                    cause.args = (f"Process {rank} of {self.size}: {cause}",)
+                    raise cause from None
+            reason = str(error).partition("\n")[0][:200]
+            problem = f"One of the {self.size} processes that train this run has ended ({reason})."
+            raise TrainingError(problem, _MEND) from None
 
 
 @contextmanager
@@ -190,12 +183,7 @@ def process_group(size: int, worker: str) -> Iterator[ProcessGroup]:
         meeting, workers = "env://", []
         if not launched():
             meeting, workers = _start_workers(size, worker, stack)
-        group = _join(meeting, 0, size, workers)
-        try:
-            yield group
-        except BaseException as error:
-            group.leave(error)
-            raise
+        yield stack.enter_context(_joined(meeting, 0, size, workers))
 
 
 def refuse_a_second_group(size: int) -> None:
@@ -225,12 +213,12 @@ def _start_workers(size: int, worker: str, stack: ExitStack) -> tuple[str, list[
         stack.callback(os.environ.pop, _INTERFACE)
     started = []
     for rank in range(1, size):
-        numbers = map(str, (rank, size, rank, size))
+        place = map(str, (rank, size, rank, size))
         log = meeting.with_name(f"{rank}.log")
         with log.open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, "-m", worker, str(meeting)],
-                env=os.environ | dict(zip(_TORCHRUN, numbers, strict=True)),
+                env=os.environ | dict(zip(_TORCHRUN, place, strict=True)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=file,
@@ -250,24 +238,32 @@ def _stop(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def _join(meeting: str, rank: int, size: int, workers: Sequence[Worker] = ()) -> ProcessGroup:
-    """The group that meets at `meeting`, an address as `torch.distributed` takes it. Raises
-    TrainingError if one of the `workers` ends before all are there.
+@contextmanager
+def _joined(
+    meeting: str, rank: int, size: int, workers: Sequence[Worker] = ()
+) -> Iterator[ProcessGroup]:
+    """The group that meets at `meeting`, an address as `torch.distributed` takes it; it hears why
+    this process leaves. Raises TrainingError if one of the `workers` ends before all are there.
     """
     store, rank, size = next(dist.rendezvous(meeting, rank, size, timeout=RENDEZVOUS_TIMEOUT))
-    store.set(f"vitseg {rank}", "is here")
-    while not store.check([f"vitseg {n}" for n in range(size)]):
+    store.add(_HERE, 1)
+    while store.add(_HERE, 0) < size:
         for process, log in workers:
             if process.poll() is not None:
                 lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
                 problem = "A process that was to share the training ended as it began"
-                raise TrainingError(f"{problem}: {lines[-1] if lines else 'no word'}")
+                raise TrainingError(f"{problem}: {(lines or ['no word'])[-1]}")
         time.sleep(0.02)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT
     )
-    return ProcessGroup(rank, size, store)
+    group = ProcessGroup(rank, size, store)
+    try:
+        yield group
+    except BaseException as error:
+        group.leave(error)
+        raise
 
 
 def _close() -> None:
@@ -296,21 +292,13 @@ def follow(work: Work, meeting: Path | None = None) -> int | None:
         return None
     if launch.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(launch.local_rank)
-    group = _join(meeting.as_uri() if meeting else "env://", launch.rank, launch.size)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # process 0 answers, between two steps
-    try:
+    address = meeting.as_uri() if meeting else "env://"
+    with ExitStack() as stack, suppress(Left):
+        stack.callback(_close)
+        group = stack.enter_context(_joined(address, launch.rank, launch.size))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # process 0 answers, between two steps
         work(group)
-    except Left:
-        return 0
-    except Exception as error:
-        group.leave(error)
-        if not isinstance(error, VitsegError):
-            raise
-        sys.stderr.write(f"vitseg: process {launch.rank} of {launch.size}: {error}\n")
-        return 2
-    finally:
-        _close()
     return 0
 
 
@@ -343,10 +331,10 @@ def launched() -> Launch | None:
     """None unless `torchrun` has started this process. Raises ConfigError for a number that is
     none.
     """
-    values = [os.environ.get(name, "") for name in _TORCHRUN]
-    if not all(values):
+    values = {name: os.environ.get(name, "") for name in _TORCHRUN}
+    if not all(values.values()):
         return None
-    for name, value in zip(_TORCHRUN, values, strict=True):
+    for name, value in values.items():
         if not value.isdecimal():
             raise ConfigError(name, value, "a number in the environment, as torchrun sets it")
-    return Launch(*map(int, values))
+    return Launch(*map(int, values.values()))

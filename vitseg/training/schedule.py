@@ -27,7 +27,7 @@ class Schedule:
     """
 
     def __init__(self, inner: LRScheduler):
-        self.inner, self.seen, self.steps = inner, 0, 0
+        self.inner, self.steps = inner, 0
 
     def after_batch(self) -> None:
         """Called after every optimizer step."""
@@ -68,7 +68,7 @@ class CosineRestartsSchedule(Schedule):
 
     def __init__(self, optimizer: Optimizer, cfg: CosineRestarts, batches_per_epoch: int):
         super().__init__(_Restarts(optimizer, cfg.T_0, cfg.T_mult, cfg.eta_min))
-        self.burn_in = cfg.burn_in_batches
+        self.burn_in, self.seen = cfg.burn_in_batches, 0
         self.fraction = batches_per_epoch if cfg.unit == "epoch" else None
 
     def after_batch(self) -> None:

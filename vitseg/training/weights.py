@@ -16,9 +16,11 @@ def trained_weights(model: Segmenter, unfrozen: int) -> Weights:
     parts = model_parts(model)
     trained = trained_parts(unfrozen, model.encoder.depth)
     wanted = {parameter for name in trained for parameter in parts[name].parameters}
-    named = {n: p for n, p in model.named_parameters() if p in wanted}
-    named |= {n: b for n, b in model.named_buffers() if n.startswith("decoder.")}
-    return {name: tensor.detach().cpu().clone() for name, tensor in named.items()}
+    found = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor in wanted or name.startswith("decoder."):  # whose buffers change too
+            found[name] = tensor.detach().cpu().clone()
+    return found
 
 
 @torch.no_grad()
