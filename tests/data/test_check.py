@@ -231,4 +231,4 @@ def test_names_are_escaped_in_the_page(tmp_path: Path):
 @pytest.mark.parametrize("option", ["--json", "--html"])
 def test_a_report_that_cannot_be_written_is_a_sentence(option: str, folder: Path, capsys):
     assert cli.main(["check", str(folder), option, str(folder / "no" / "such" / "place")]) == 2
-    assert "cannot be written (No such file or directory)" in capsys.readouterr().err
+    assert "cannot be written ([Errno 2] No such file or directory" in capsys.readouterr().err

@@ -287,8 +287,7 @@ def test_a_mask_that_may_have_been_drawn_on_the_stored_pixels_is_a_warning(
     (warning,) = found(folder)
     assert (warning.kind, warning.path) == ("orientation differs", folder / "images" / f"0{suffix}")
     assert (
-        f": the image has EXIF orientation {orientation}, its mask no EXIF orientation; "
-        in warning.says
+        f": the image has EXIF orientation {orientation}, its mask 1 (1 is none); " in warning.says
     )
     with (
         Image.open(warning.path) as image,
@@ -309,7 +308,7 @@ def test_the_tag_may_be_the_masks(tmp_path: Path):
         tmp_path, [as_png(noise(3)), as_png(noise(3))], [as_png(TWO, exif=exif), as_png(TWO)]
     )
     (warning,) = found(folder)
-    assert "the image has no EXIF orientation, its mask EXIF orientation 3; " in warning.says
+    assert "the image has EXIF orientation 1, its mask 3 (1 is none); " in warning.says
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -330,7 +329,7 @@ def test_sizes_that_would_agree_as_stored_are_explained(suffix: str, tmp_path: P
     (problem,) = found(folder)
     assert problem.kind == "sizes differ"
     assert (
-        "once upright: the image has EXIF orientation 8, its mask no EXIF orientation). If the "
+        "once upright: the image has EXIF orientation 8, its mask 1 (1 is none)). If the "
         "mask was drawn"
     ) in problem.says
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitseg.data.folder import Finding, Look, Watch, ranked, scan
-from vitseg.data.masks import class_map, read_raw, recounted
-from vitseg.data.splits import splits_of
+from vitseg.data.folder import Finding, Watch, ranked, scan
+from vitseg.data.masks import class_map, recounted
+from vitseg.data.splits import remaining, splits_of
 from vitseg.errors import ConfigError, DataError
 from vitseg.settings import Data, Folder
 from vitseg.words import shown
@@ -39,7 +39,7 @@ class Check:
     says, and notes, which are worth knowing. Of `found` pairs `whole` have no problem, by name;
     `splits` is the number of images in each split among them. `together[i][j]` is in how many
     images classes i and j both occur. `masks` says how they store classes; where no code fits them,
-    `code` and `map` are None, and no class is counted. `image_of` is the image of each mask.
+    `map` is None, and no class is counted. `image_of` is the image of each mask.
     """
 
     problems, warnings, notes = ranked("problem"), ranked("warning"), ranked("note")
@@ -49,41 +49,32 @@ class Check:
             hint = "Generated images need no check."
             raise ConfigError("data.source", cfg.source, "a folder", hint)
         found = scan(cfg.source, watch)
-        self.root, self.found, self.findings = found.root, len(found.looks), found.findings
-        self.image_of = {look.pair.mask: look.pair.image for look in found.looks.values()}
-        self.whole = found.whole
-        self.code, self.map, self.masks = found.code, None, "no code fits them"
+        self.root, self.found, self.findings = found.root, len(found.pairs), found.findings
+        self.image_of = {pair.mask: pair.image for pair in found.pairs.values()}
+        self.whole, self.map, self.masks = found.whole, None, "no code fits them"
         self._counts, dropped = defaultdict(dict), set()
-        if self.code:
-            self.map = class_map(self.code.classes, cfg.classes)
-            self.masks = "; ".join(filter(None, (self.code.description, self.map.description)))
-            for name, look in found.whole.items():
-                stored = recounted(look.mask.counts, self.code.values)
-                self._counts[name] = recounted(stored, self.map.table)
-                if self.map.dropping & stored.keys():
-                    dropped.add(name)
-                    del self.whole[name]
-        placed = {name: look.pair.split for name, look in self.whole.items()}
+        if found.code:
+            self.map = class_map(found.code.classes, cfg.classes)
+            self.masks = "; ".join(filter(None, (found.code.description, self.map.description)))
+            self.whole = remaining(self.whole, self.map)
+            dropped = found.whole.keys() - self.whole.keys()
+            for name, pair in self.whole.items():
+                self._counts[name] = recounted(pair.counts(), self.map.table)
         try:
-            splits = splits_of(placed, cfg, lambda name: self._counts[name].keys(), dropped)
+            splits = splits_of(self.whole, cfg, lambda name: self._counts[name], dropped)
         except DataError as error:
-            splits = {"all": list(self.whole)}
+            splits = {"all": self.whole}
             self.findings.append(Finding("cannot be split", self.root, str(error)))
         self._split_of = {name: split for split, names in splits.items() for name in names}
         self.splits = Counter(self._split_of.values())
         self._count_classes()
-        self.findings += self._twice()
-        self.findings += self._absent()
-        for name, look in self.whole.items():
-            self.findings += self._image_notes(look, self._counts[name])
+        self.findings += [*self._twice(), *self._absent(), *self._image_notes()]
 
-    def ids(self, name: str) -> np.ndarray | None:
-        """Class ids (h, w) uint8 of a whole pair, as training would see them; None where no code
-        fits the masks.
+    def ids(self, name: str) -> np.ndarray:
+        """Class ids (h, w) uint8 of a whole pair, as training would see them, where a code fits the
+        masks. Raises DataError where it cannot be read any more.
         """
-        if self.map is None:
-            return None
-        return self.map.table[self.code.decode(read_raw(self.whole[name].pair.mask))]
+        return self.map.table[self.whole[name].load()[1]]
 
     def to_dict(self) -> dict[str, Any]:
         """Strings and numbers, for JSON."""
@@ -117,8 +108,8 @@ class Check:
     def _twice(self) -> Iterator[Finding]:
         """Images whose pixels are the same: across splits the scores are no scores."""
         alike = defaultdict(list)
-        for name, look in self.whole.items():
-            alike[look.image.pixels].append((look.pair.image, self._split_of[name]))
+        for name, pair in self.whole.items():
+            alike[pair.image_scan.pixels].append((pair.image, self._split_of[name]))
         for (first, split), *others in alike.values():
             if others:
                 kind, end = "same image twice", "on one side"
@@ -137,12 +128,13 @@ class Check:
                 says = f"class {row.name!r} occurs in no mask of {' and '.join(lacking)}."
                 yield Finding("class absent", self.root, says, "warning")
 
-    def _image_notes(self, look: Look, counts: dict[int, int]) -> Iterator[Finding]:
-        if self.map and not counts:
-            yield Finding("all ignored", look.pair.mask, "every pixel is ignored.", "note")
-        elif counts.keys() == {0}:
-            yield Finding("no foreground", look.pair.mask, "background alone.", "note")
-        height, width = look.image.size
-        if min(height, width) < TINY:
-            says = f"{width}x{height} pixels, hardly more than a patch."
-            yield Finding("tiny", look.pair.image, says, "note")
+    def _image_notes(self) -> Iterator[Finding]:
+        for name, pair in self.whole.items():
+            if self.map and not self._counts[name]:
+                yield Finding("all ignored", pair.mask, "every pixel is ignored.", "note")
+            elif self._counts[name].keys() == {0}:
+                yield Finding("no foreground", pair.mask, "background alone.", "note")
+            height, width = pair.size
+            if min(height, width) < TINY:
+                says = f"{width}x{height} pixels, hardly more than a patch."
+                yield Finding("tiny", pair.image, says, "note")

@@ -81,12 +81,16 @@ def stored_values(image: Image.Image) -> np.ndarray:
                 "a mask of one colour; only its alpha channel varies, which is not read; save that "
                 'channel as a grey mask: Image.open(path).getchannel("A").save(path)'
             )
-    image = ImageOps.exif_transpose(image)
+    raw = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
     if image.mode in COLOR:
-        return np.asarray(image.convert("RGB")).astype(np.int64) @ (65536, 256, 1)
-    if image.mode == "LA":
-        image = image.getchannel("L")
-    return np.asarray(image).astype(np.int64)
+        return raw[..., :3] @ (65536, 256, 1)
+    return raw[..., 0] if image.mode == "LA" else raw
+
+
+def counted(values: np.ndarray) -> dict[int, int]:
+    """Pixels by stored value, or by class id."""
+    found = np.unique(values, return_counts=True)
+    return dict(zip(*map(np.ndarray.tolist, found), strict=True))
 
 
 def recounted(counts: Mapping[int, int], new: Mapping[int, int] | np.ndarray) -> dict[int, int]:
@@ -94,7 +98,7 @@ def recounted(counts: Mapping[int, int], new: Mapping[int, int] | np.ndarray) ->
     found = Counter()
     for old, pixels in counts.items():
         found[int(new[old])] += pixels
-    found.pop(IGNORE, None)
+    del found[IGNORE]
     return dict(found)
 
 
@@ -108,7 +112,7 @@ def with_classes_file(cfg: Folder) -> Folder:
         return cfg
     try:
         declared = _OBJECT.validate_json(path.read_bytes())
-        declared |= cfg.model_dump(exclude_defaults=True) | {"path": cfg.path}
+        declared |= cfg.model_dump(exclude_defaults=True)
         return Folder.model_validate_json(json.dumps(declared))
     except ValidationError as error:
         keys = "classes, encoding, ignore_value, grey_factor, colors"
@@ -120,25 +124,26 @@ def find_code(cfg: Folder, stored: set[int], is_color: bool, stems: list[str]) -
     """The code of a folder's masks, given every value that occurs in them. Raises ValueError when
     it is ambiguous.
     """
-    by = "declared"
+    by, ignored = "declared", cfg.ignore_value
     if is_color:
         values, text = _colors(cfg, stored)
     else:
-        stored = stored - {cfg.ignore_value}
-        declared = cfg.grey_factor or max(stored, default=0) < len(cfg.classes or ())
-        if cfg.encoding == "auto" and not declared:
+        stored = stored - {ignored}
+        is_named = cfg.grey_factor or max(stored, default=0) < len(cfg.classes or ())
+        if cfg.encoding == "auto" and not is_named:
             settings, by = _detected(cfg, stored, stems)
             cfg = cfg.model_copy(update=settings)
+            ignored = cfg.ignore_value
         values, text = _greys(cfg, stored)
-    names = ("background", *(f"class {i}" for i in range(1, len(values))))
+    names = ["background", *(f"class {i}" for i in range(1, len(values)))]
     if cfg.encoding in _BINARY:
-        names = ("background", "foreground")
+        names[1] = "foreground"
     classes = tuple(cfg.classes or names)
     if len(classes) != len(values):
         says = f"{len(classes)} class names for {len(values)} classes. Name each class once."
         raise ValueError(says)
     ids = {value: i for i, value in enumerate(values)}
-    description, ignored = f"{text} ({by})", cfg.ignore_value
+    description = f"{text} ({by})"
     if ignored is not None:
         if is_color:
             ignored *= 0x010101
@@ -208,8 +213,8 @@ def _detected(cfg: Folder, stored: set[int], stems: list[str]) -> tuple[dict[str
         answers = f'{{"encoding": "index"}} or {{"encoding": "grey", "grey_factor": {factor}}}'
     else:
         return {"grey_factor": factor}, "detected"
-    listed = ", ".join(map(str, sorted(stored)[:8])) + (", ..." if len(stored) > 8 else "")
-    raise ValueError(f"mask values {listed}: {question} Say so in classes.json: {answers}.")
+    found = f"mask values {sorted(stored)[:8]}, {len(stored)} in all"
+    raise ValueError(f"{found}: {question} Say so in classes.json: {answers}.")
 
 
 # ---------------------------------------------------------------------- merged, ignored, left out
@@ -220,31 +225,15 @@ class ClassMap(NamedTuple):
 
     `classes` are the new names, `table` (256,) uint8 the new id of every old one, IGNORE where its
     pixels count nowhere. Images that hold one of `dropping`, old ids, are left out. `foreground`
-    are the new ids that binary mode looks for.
+    are the new ids that binary mode looks for, `binary_classes` the names of its two classes.
     """
 
     classes: tuple[str, ...]
     table: np.ndarray
     dropping: frozenset[int]
     foreground: tuple[int, ...]
+    binary_classes: tuple[str, ...]
     description: str
-
-    def binary_ids(self) -> np.ndarray:
-        """(256,) int64: 1 for the new ids of the foreground, 0 for the others, IGNORE for
-        IGNORE.
-        """
-        table = np.zeros(256, dtype=np.int64)
-        table[list(self.foreground)], table[IGNORE] = 1, IGNORE
-        return table
-
-    def binary_classes(self) -> tuple[str, ...]:
-        """Names of the two classes of binary mode."""
-        names = ["background", "foreground"]
-        for side in (0, 1):
-            alone = [n for i, n in enumerate(self.classes) if (i in self.foreground) == side]
-            if len(alone) == 1:
-                names[side] = alone[0]
-        return tuple(names)
 
 
 def class_map(names: tuple[str, ...], cfg: Classes) -> ClassMap:
@@ -255,14 +244,14 @@ def class_map(names: tuple[str, ...], cfg: Classes) -> ClassMap:
     refuse_unknown("data.classes.merge", merged, names)
     refuse_unknown("data.classes.ignore", cfg.ignore, names)
     refuse_unknown("data.classes.drop_images_with", cfg.drop_images_with, names)
-    left = [name for name in names if name not in cfg.ignore + cfg.drop_images_with]
-    new_of = {name: merged.get(name, name) for name in left}
+    gone = cfg.ignore + cfg.drop_images_with
+    new_of = {name: merged.get(name, name) for name in names if name not in gone}
     classes = tuple(dict.fromkeys(new_of.values()))
     if not classes:
         given = cfg.model_dump(exclude_defaults=True)
         raise ConfigError("data.classes", given, "settings that leave some of the classes")
     for new in merged.values():
-        if new not in merged and new in left:
+        if new not in merged and new in new_of:
             hint = "Merge that class as well, or choose another name."
             raise ConfigError("data.classes.merge", new, "a name that no other class keeps", hint)
     table = np.full(256, IGNORE, dtype=np.uint8)
@@ -270,12 +259,17 @@ def class_map(names: tuple[str, ...], cfg: Classes) -> ClassMap:
         table[names.index(name)] = classes.index(new)
     foreground = cfg.foreground or classes[1:]
     refuse_unknown("data.classes.foreground", foreground, classes)
-    if len(foreground) == len(classes):
+    background = [name for name in classes if name not in foreground]
+    if not background:
         allowed = "some of the classes, not all: nothing would be background"
         raise ConfigError("data.classes.foreground", foreground, allowed)
+    binary = (
+        background[0] if len(background) == 1 else "background",
+        foreground[0] if len(foreground) == 1 else "foreground",
+    )
     dropping = frozenset(map(names.index, cfg.drop_images_with))
     looked_for = tuple(sorted(map(classes.index, foreground)))
-    return ClassMap(classes, table, dropping, looked_for, _in_words(cfg))
+    return ClassMap(classes, table, dropping, looked_for, binary, _in_words(cfg))
 
 
 def refuse_unknown(field: str, given: Collection[str], known: Collection[str]) -> None:

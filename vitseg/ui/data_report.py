@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 
 from vitseg.data.check import Check
 from vitseg.data.folder import Finding
-from vitseg.errors import RunError
+from vitseg.errors import DataError
+from vitseg.files import written
 from vitseg.images import UNREADABLE, open_rgb, overlay
 from vitseg.settings import Data, Folder
 from vitseg.ui import markup, pictures
@@ -59,14 +60,11 @@ class DataReport:
         if it cannot be written.
         """
         path = Path(path).expanduser().absolute()
-        try:
+        with written(path):
             path.write_text(self._page() if page else self.to_json(), encoding="utf-8")
-        except OSError as error:
-            problem = f"{path}: cannot be written ({error.strerror})."
-            raise RunError(problem, "Choose another file.") from None
         return path
 
-    def _said(self, most: int | None) -> Iterator[str]:
+    def _said(self, most: int) -> Iterator[str]:
         """What was looked at, then a paragraph for each kind of problem, warning and note."""
         c = self.check
         splits = ", ".join(f"{count} {split}" for split, count in c.splits.items())
@@ -80,7 +78,7 @@ class DataReport:
             kinds[f"{found.rank.upper()}: {found.kind}"].append(self._short(found))
         for kind, lines in kinds.items():
             said = [f"{kind} ({len(lines)})", *lines[:most]]
-            if lines[len(said) - 1 :]:
+            if lines[most:]:
                 said.append(f"... and {len(lines) - most} more")
             yield "\n  ".join(said)
 
@@ -100,7 +98,7 @@ class DataReport:
             rows = [(name, *map(str, n)) for name, n in zip(names, c.together, strict=True)]
             yield Table(["together in images", *names], rows, "Which classes occur together")
 
-    def _body(self, most: int | None = None, **sheets: list[tuple[str, str]]) -> Markup:
+    def _body(self, most: int, **sheets: list[tuple[str, str]]) -> Markup:
         said, tables = self._said(most), self._tables()
         return markup.render("data_report", said=said, tables=tables, sheets=sheets)
 
@@ -108,14 +106,15 @@ class DataReport:
         """With a picture of each file that something was said of, of a mask its image, and of some
         of the others.
         """
-        c, flagged = self.check, {}
+        c, flagged, others = self.check, {}, []
         for found in self._findings:
             if len(flagged) < PICTURES and found.path.is_file() and found.path not in flagged:
                 picture = _opened(c.image_of.get(found.path, found.path))
                 flagged[found.path] = self._short(found), picture
-        some = list(c.whole)[:: max(1, len(c.whole) // PICTURES)][:PICTURES]
-        others = [(name, _opened(c.whole[name].pair.image, partial(c.ids, name))) for name in some]
-        body = self._body(Flagged=list(flagged.values()), Others=others)
+        for name in list(c.whole)[:: max(1, len(c.whole) // PICTURES)][:PICTURES]:
+            ids = partial(c.ids, name) if c.map else None
+            others.append((name, _opened(c.whole[name].image, ids)))
+        body = self._body(len(self._findings), Flagged=list(flagged.values()), Others=others)
         return markup.page(f"Data: {shown(c.root)}", body)
 
     def _short(self, found: Finding) -> str:
@@ -135,13 +134,13 @@ def check(folder: str | Path | Data) -> DataReport:
     return DataReport(Check(folder, bar))
 
 
-def _opened(image: Path, ids: Callable[[], np.ndarray | None] = lambda: None) -> str:
+def _opened(image: Path, ids: Callable[[], np.ndarray] | None = None) -> str:
     """A small picture as a data URI; empty if it cannot be opened."""
     try:
-        opened, mask = open_rgb(image), ids()
-    except UNREADABLE:
+        picture = open_rgb(image)
+        if ids:
+            picture = overlay(picture, ids())
+    except (*UNREADABLE, DataError):
         return ""
-    if mask is not None:
-        opened = overlay(opened, mask)
-    opened.thumbnail((300, 300))
-    return pictures.data_uri(opened)
+    picture.thumbnail((300, 300))
+    return pictures.data_uri(picture)
