@@ -59,7 +59,8 @@ class Folder(Words):
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> Self:
-        self._refuse_without_effect(self.encoding not in {"auto", "grey"}, "grey_factor")
+        is_grey = self.encoding in {"auto", "grey"} and self.colors is None
+        self._refuse_without_effect(not is_grey, "grey_factor")
         self._refuse_without_effect(self.encoding not in {"auto", "rgb"}, "colors")
         for field in ("classes", "colors"):
             named = getattr(self, field) or ()

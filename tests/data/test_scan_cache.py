@@ -124,7 +124,6 @@ def test_no_content_is_digested_again_for_the_keys_of_stages(cache, folder, monk
         raise AssertionError(f"{path} was digested again")
 
     monkeypatch.setattr("vitseg.data.scan_cache.sha256_of", refuse)
-    monkeypatch.setattr("vitseg.data.folder.sha256_of", refuse)
     assert SegmentationData(cfg).digest() == digest
 
 

@@ -212,8 +212,8 @@ def test_a_split_file_that_does_not_fit_is_refused_with_all_that_is_wrong(
 @pytest.mark.parametrize(
     ("content", "error", "said"),
     [
-        ("name;group\na;1\n", ConfigError, r"data\.group_file.*expected but not found: .*'name'"),
-        ("", ConfigError, "No columns to parse from file"),
+        ("name;group\na;1\n", ConfigError, r"data\.group_file.*columns name and group, .*'name'"),
+        ("", DataError, "no group for 'a', 'b', 'c'"),
         ("name,group\na,1\nb,\n", DataError, "no group for 'b', 'c'"),
         (
             "name,group\na,1\nb,1\nc,1\n",

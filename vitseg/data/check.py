@@ -12,7 +12,7 @@ import numpy as np
 
 from vitseg.data.folder import Finding, Watch, ranked, scan
 from vitseg.data.masks import class_map, recounted
-from vitseg.data.splits import remaining, splits_of
+from vitseg.data.splits import splits_of
 from vitseg.errors import ConfigError, DataError
 from vitseg.settings import Data, Folder
 from vitseg.words import shown
@@ -51,22 +51,23 @@ class Check:
         found = scan(cfg.source, watch)
         self.root, self.found, self.findings = found.root, len(found.pairs), found.findings
         self.image_of = {pair.mask: pair.image for pair in found.pairs.values()}
-        self.whole, self.map, self.masks = found.whole, None, "no code fits them"
-        self._counts, dropped = defaultdict(dict), set()
+        self.map, self.masks = None, "no code fits them"
+        self.whole, self._counts, dropping = found.whole, defaultdict(dict), set()
         if found.code:
-            self.map = class_map(found.code.classes, cfg.classes)
-            self.masks = "; ".join(filter(None, (found.code.description, self.map.description)))
-            self.whole = remaining(self.whole, self.map)
-            dropped = found.whole.keys() - self.whole.keys()
+            self.map = class_map(found.code, cfg.classes)
+            self.masks, dropping = self.map.description, self.map.dropping
             for name, pair in self.whole.items():
                 self._counts[name] = recounted(pair.counts(), self.map.table)
         try:
-            splits = splits_of(self.whole, cfg, lambda name: self._counts[name], dropped)
+            splits = splits_of(self.whole, cfg, lambda name: self._counts[name], dropping)
         except DataError as error:
             splits = {"all": self.whole}
             self.findings.append(Finding("cannot be split", self.root, str(error)))
-        self._split_of = {name: split for split, names in splits.items() for name in names}
-        self.splits = Counter(self._split_of.values())
+        side_of = {name: split for split, names in splits.items() for name in names}
+        self.whole = {name: pair for name, pair in self.whole.items() if name in side_of}
+        for name, pair in self.whole.items():
+            pair.split = side_of[name]
+        self.splits = Counter(side_of.values())
         self._count_classes()
         self.findings += [*self._twice(), *self._absent(), *self._image_notes()]
 
@@ -97,28 +98,28 @@ class Check:
         names = self.map.classes if self.map else ()
         self.classes = [ClassCount(name, Counter(), Counter()) for name in names]
         together = np.zeros((len(names), len(names)), int)
-        for name, split in self._split_of.items():
+        for name, pair in self.whole.items():
             held = list(self._counts[name])
             together[np.ix_(held, held)] += 1
             for i in held:
-                self.classes[i].images[split] += 1
-                self.classes[i].pixels[split] += self._counts[name][i]
+                self.classes[i].images[pair.split] += 1
+                self.classes[i].pixels[pair.split] += self._counts[name][i]
         self.together = together.tolist()
 
     def _twice(self) -> Iterator[Finding]:
         """Images whose pixels are the same: across splits the scores are no scores."""
         alike = defaultdict(list)
-        for name, pair in self.whole.items():
-            alike[pair.image_scan.pixels].append((pair.image, self._split_of[name]))
-        for (first, split), *others in alike.values():
+        for pair in self.whole.values():
+            alike[pair.image_scan.pixels].append(pair)
+        for first, *others in alike.values():
             if others:
                 kind, end = "same image twice", "on one side"
-                if {side for _, side in others} != {split}:
+                if {pair.split for pair in others} != {first.split}:
                     kind = "same image in two splits"
                     end = "on both sides: what is scored was trained on"
-                listed = " and ".join(f"{shown(path)} ({side})" for path, side in others)
-                says = f"in {split}, with the same pixels as {listed}, {end}."
-                yield Finding(kind, first, says, "warning")
+                listed = " and ".join(f"{shown(pair.image)} ({pair.split})" for pair in others)
+                says = f"in {first.split}, with the same pixels as {listed}, {end}."
+                yield Finding(kind, first.image, says, "warning")
 
     def _absent(self) -> Iterator[Finding]:
         """Classes that a split lacks: not trained, or not scored."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import random
 import signal
 from collections.abc import Iterator
 from functools import cached_property
@@ -19,8 +18,8 @@ from torch.utils.data import DataLoader
 
 from vitseg.data.augment import CLEAN, crop_box, libraries, make_view
 from vitseg.data.folder import Pair, in_brief, read_folder
-from vitseg.data.masks import class_map, counted, recounted
-from vitseg.data.splits import drawn_by, rarity, remaining, splits_of
+from vitseg.data.masks import MaskCode, class_map, counted, recounted
+from vitseg.data.splits import drawn_by, rarity, shuffled, splits_of
 from vitseg.data.synthetic import class_names, generate
 from vitseg.draws import NUMERICS, seed_for
 from vitseg.errors import ConfigError, DataError, VitsegError
@@ -96,16 +95,15 @@ class SegmentationData:
         self.cfg, source = cfg, cfg.source
         self.images: dict[str, SourceImage] = {}
         if isinstance(source, Generated):
-            classes, masks, self.warnings = class_names(source), "generated", []
+            code, self.warnings = MaskCode({}, class_names(source), "generated"), []
             for number in range(source.images):
                 image = GeneratedImage(source, number)
                 self.images[image.name] = image
         else:
             found = read_folder(source)
-            classes, masks, self.images = found.code.classes, found.code.description, found.pairs
-            self.warnings = in_brief(found.findings)
-        self.map = class_map(classes, cfg.classes)
-        self.masks = "; ".join(filter(None, (masks, self.map.description)))
+            code, self.images, self.warnings = found.code, found.pairs, in_brief(found.findings)
+        self.map = class_map(code, cfg.classes)
+        self.masks = self.map.description
         self.all_classes = self.classes = self.map.classes
         self._binary = np.zeros(256, np.int64)
         self._binary[list(self.map.foreground)], self._binary[IGNORE] = 1, IGNORE
@@ -120,8 +118,7 @@ class SegmentationData:
                 hint = "Binary scores are the foreground's anyway."
                 raise ConfigError("data.score_background", False, "True", hint)
             self.classes = self.map.binary_classes
-        left = remaining(self.images, self.map)
-        self.splits = splits_of(left, cfg, self.counts, self.images.keys() - left.keys())
+        self.splits = splits_of(self.images, cfg, self.counts, self.map.dropping)
         self._rarity = rarity(self.pixels("train")) if cfg.sampler == "rarity" else {}
 
     def counts(self, name: str) -> dict[int, int]:
@@ -253,12 +250,10 @@ class SegmentationData:
         """The training images of an epoch, shuffled, or drawn with replacement, as (seed, stage,
         epoch) says.
         """
-        seed = seed_for(seed, "order", stage, epoch)
+        purpose = seed, "order", stage, epoch
         if self._rarity:
-            return drawn_by(self._rarity, seed)
-        names = list(self.splits["train"])
-        random.Random(seed).shuffle(names)
-        return names
+            return drawn_by(self._rarity, seed_for(*purpose))
+        return shuffled(self.splits["train"], *purpose)
 
 
 def chunked(keys: list[Key], size: int) -> list[list[Key]]:

@@ -32,9 +32,8 @@ from vitseg.data.masks import (
     stored_values,
     with_classes_file,
 )
-from vitseg.data.scan_cache import FileScan, ScanCache, stamp_of
+from vitseg.data.scan_cache import FileScan, ScanCache
 from vitseg.errors import DataError
-from vitseg.files import sha256_of
 from vitseg.images import (
     UNREADABLE,
     WITH_ALPHA,
@@ -122,9 +121,6 @@ class Pair:
     findings: list[Finding] = field(default_factory=list)
     problems = ranked("problem")
 
-    def add(self, kind: str, path: Path, text: str, rank: Rank = "problem") -> None:
-        self.findings.append(Finding(kind, path, text, rank))
-
     @property
     def size(self) -> Size:
         return self.image_scan.size
@@ -140,16 +136,13 @@ class Pair:
         return image, ids
 
     def content(self) -> tuple[list[str], list[str]]:
-        digests = []
         with _unchanged(self):
-            for path, scan in ((self.image, self.image_scan), (self.mask, self.mask_scan)):
-                same = stamp_of(path) == scan.stamp
-                digests.append([scan.sha256 if same else sha256_of(path)])
-        image, mask = digests
+            image = [self.image_scan.digest(self.image)]
+            mask = [self.mask_scan.digest(self.mask), str(self.code.values)]
         is_tiff = self.image.suffix.lower() in {".tif", ".tiff"}
         if is_tiff and NO_ALPHA in dict(self.image_scan.warnings):
             image.append("alpha not blended")  # as it once was
-        return image, [*mask, str(self.code.values)]
+        return image, mask
 
 
 @contextmanager
@@ -240,7 +233,7 @@ def scan(cfg: Folder, watch: Watch = iter) -> Scan:
         return found
     for pair in good:
         pair.code = found.code
-        _compare_labels(pair)
+        pair.findings += _unknown(pair)
     return found
 
 
@@ -251,13 +244,12 @@ def _find_pairs(found: Scan) -> None:
     """Images and masks paired by their names, and what is wrong with these. Raises DataError where
     there is no data set, or none that may be read.
     """
-    root = found.root
+    root, says = found.root, f"no split of that name; it is called one of {', '.join(SPLITS)}."
     try:
         splits = [split for split in SPLITS if (root / split).is_dir()]
         for path in sorted(root.iterdir()):
             like_a_split = path.name in HALVES or (path / HALVES[0]).is_dir()
             if splits and path.name not in SPLITS and like_a_split:
-                says = f"no split of that name; it is called one of {', '.join(SPLITS)}."
                 found.add("split by another name", path, says)
         for split in splits or [None]:
             _pair_up(found, split)
@@ -311,8 +303,8 @@ def _files(found: Scan, folder: Path) -> list[Path]:
                 says = "is not looked into: images and masks lie side by side."
                 found.add("folder within", path, says, "warning")
         elif re.search("[\ud800-\udfff]", path.name):  # what Python makes of other bytes
-            says = "its name is no text in UTF-8; give it another."
-            found.add("name that is no text", path, says)
+            text = "its name is no text in UTF-8; give it another."
+            found.add("name that is no text", path, text)
         else:
             paths.append(path)
     for path in (folder, *paths):
@@ -338,9 +330,10 @@ def _look(cache: ScanCache, pair: Pair) -> None:
         try:
             setattr(pair, f"{kind}_scan", cache.scan(path, partial(_read, kind)))
         except UNREADABLE as error:
-            pair.add(f"unreadable {kind}", path, f"cannot be read ({_why(path, error)}).")
+            says = f"cannot be read ({_why(path, error)})."
+            pair.findings.append(Finding(f"unreadable {kind}", path, says))
     if not pair.findings:
-        _compare(pair)
+        pair.findings += _compare(pair)
 
 
 def _why(path: Path, error: Exception) -> object:
@@ -391,25 +384,30 @@ def _unread(kind: str, image: Image.Image) -> Iterator[tuple[str, str]]:
         stored = image.tag_v2.get(SAMPLESPERPIXEL, 1)
     if stored > read:
         first = f"the first {read} are" if read > 1 else "the first is"
-        hint = "Save those to train on as grey or RGB."
-        yield "bands dropped", f"of its {stored} bands only {first} read. {hint}"
+        says = f"of its {stored} bands only {first} read. Save those to train on as grey or RGB."
+        yield "bands dropped", says
     if image.mode not in WITH_ALPHA:
         return
     if kind == "image":
         if not is_transparency(image):
             done = "it is not read" if image.format == "TIFF" else "it is blended as transparency"
-            why = "varies like an image (infrared?) or is empty"
-            yield NO_ALPHA, f"its alpha channel {why}; {done}. Save the image as grey or RGB."
+            yield (
+                NO_ALPHA,
+                "its alpha channel varies like an image (infrared?) or is empty; "
+                f"{done}. Save the image as grey or RGB.",
+            )
         return
     found = image.getcolors(image.width * image.height)
     if len(found) > len({color[:-1] for _, color in found}):
-        hint = "Save it without alpha, or the alpha channel as the mask."
-        says = "its alpha channel differs where its colour does not, and is not read."
-        yield "alpha not read", f"{says} {hint}"
+        yield (
+            "alpha not read",
+            "its alpha channel differs where its colour does not, and is not read. "
+            "Save it without alpha, or the alpha channel as the mask.",
+        )
 
 
-def _compare(pair: Pair) -> None:
-    """Say what is found of a pair whose files can be read."""
+def _compare(pair: Pair) -> Iterator[Finding]:
+    """What is found of a pair whose files can be read."""
     image, mask = pair.image_scan, pair.mask_scan
     (height, width), a, b = image.size, image.orientation, mask.orientation
     tags = f"the image has EXIF orientation {a}, its mask {b} (1 is none)"
@@ -418,17 +416,17 @@ def _compare(pair: Pair) -> None:
         says = f"size differs from its image ({sizes})."
         if a != b and image.size == mask.size[::-1]:
             says = f"size differs from its image ({sizes} once upright: {tags}). {_SAME_TAG}"
-        pair.add("sizes differ", pair.mask, says)
+        yield Finding("sizes differ", pair.mask, says)
         return
     for path, scan in ((pair.image, image), (pair.mask, mask)):
         for kind, says in scan.warnings:
-            pair.add(kind, path, says, "warning")
+            yield Finding(kind, path, says, "warning")
     if a != b and (height == width or (a >= 5) == (b >= 5)):
         says = (
             f"{tags}; each is turned upright by its own, and the sizes do not "
             f"tell whether they match then. {_SAME_TAG}"
         )
-        pair.add("orientation differs", pair.image, says, "warning")
+        yield Finding("orientation differs", pair.image, says, "warning")
 
 
 # ---------------------------------------------------------------------- all files together
@@ -450,7 +448,8 @@ def _warn_of_ranges(pairs: Collection[Pair]) -> None:
                 f"read as 0..{read} of 255. Multiply the values of all by {1 << 16 - bits}, or "
                 f"save 8-bit images."
             )
-            brightest.add("range barely used", brightest.image, says, "warning")
+            warning = Finding("range barely used", brightest.image, says, "warning")
+            brightest.findings.append(warning)
 
 
 def _compare_modes(cfg: Folder, pairs: Collection[Pair]) -> bool:
@@ -464,7 +463,7 @@ def _compare_modes(cfg: Folder, pairs: Collection[Pair]) -> bool:
     for pair in pairs:
         if pair.mask_scan.is_color is not is_color:
             says = f"is {here}, where masks are declared, or mostly, {others}."
-            pair.add("masks of two kinds", pair.mask, says)
+            pair.findings.append(Finding("masks of two kinds", pair.mask, says))
     return is_color
 
 
@@ -480,17 +479,19 @@ def _compare_palettes(pairs: Collection[Pair]) -> None:
         for index, here in pair.mask_scan.palette.items():
             [(usual, count)] = colors[index].most_common(1)
             if here != usual:
-                others = f"{usual} in {count} other mask{'s' * (count != 1)}"
-                says = f"palette differs: index {index} is {here} here and {others}. {_PLAIN}"
-                pair.add("palette differs", pair.mask, says)
+                says = (
+                    f"palette differs: index {index} is {here} here and {usual} in {count} other "
+                    f"mask{'s' * (count != 1)}. {_PLAIN}"
+                )
+                pair.findings.append(Finding("palette differs", pair.mask, says))
                 break
 
 
-def _compare_labels(pair: Pair) -> None:
+def _unknown(pair: Pair) -> Iterator[Finding]:
     counts, code = pair.mask_scan.counts, pair.code
     strange = sorted(counts.keys() - code.values.keys())
     if strange:
         found = ", ".join(f"{code.show(v)} in {counts[v]} pixels" for v in strange[:6])
         allowed = ", ".join(code.show(v) for v in sorted(code.values)[:16])
         says = f"labels outside the classes: {found}; allowed: {allowed} ({code.description})."
-        pair.add("unknown label", pair.mask, says)
+        yield Finding("unknown label", pair.mask, says)

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,8 +72,9 @@ def stored_values(image: Image.Image) -> np.ndarray:
     if image.format in {"JPEG", "MPO"}:
         raise ValueError("a JPEG mask; compression invents labels; save masks as PNG")
     if image.mode not in {*COLOR, "1", "L", "LA", "P", "I", "I;16"}:
-        hint = "save masks as 8- or 16-bit PNG, one value a class"
-        raise ValueError(f"a mask in mode {image.mode}; {hint}")
+        raise ValueError(
+            f"a mask in mode {image.mode}; save masks as 8- or 16-bit PNG, one value a class"
+        )
     if image.mode in {"LA", "RGBA"}:
         *visible, (least, most) = image.getextrema()
         if least < most and all(low == high for low, high in visible):
@@ -115,40 +116,38 @@ def with_classes_file(cfg: Folder) -> Folder:
         declared |= cfg.model_dump(exclude_defaults=True)
         return Folder.model_validate_json(json.dumps(declared))
     except ValidationError as error:
-        keys = "classes, encoding, ignore_value, grey_factor, colors"
-        hint = f"It is a JSON object with any of: {keys}."
-        raise DataError(f"{path}: {explain(error, Folder).problem}", hint) from None
+        raise DataError(
+            f"{path}: {explain(error, Folder).problem}",
+            "It is a JSON object of classes, encoding, ignore_value, grey_factor and colors.",
+        ) from None
 
 
 def find_code(cfg: Folder, stored: set[int], is_color: bool, stems: list[str]) -> MaskCode:
     """The code of a folder's masks, given every value that occurs in them. Raises ValueError when
     it is ambiguous.
     """
-    by, ignored = "declared", cfg.ignore_value
-    if is_color:
-        values, text = _colors(cfg, stored)
-    else:
-        stored = stored - {ignored}
-        is_named = cfg.grey_factor or max(stored, default=0) < len(cfg.classes or ())
-        if cfg.encoding == "auto" and not is_named:
+    by, also = "declared", ""
+    if not is_color:
+        stored = stored - {cfg.ignore_value}
+        is_clear = cfg.grey_factor or max(stored, default=0) < len(cfg.classes or ())
+        if cfg.encoding == "auto" and not is_clear:
             settings, by = _detected(cfg, stored, stems)
             cfg = cfg.model_copy(update=settings)
-            ignored = cfg.ignore_value
-        values, text = _greys(cfg, stored)
+    values, text = _values(cfg, stored, is_color)
     names = ["background", *(f"class {i}" for i in range(1, len(values)))]
     if cfg.encoding in _BINARY:
         names[1] = "foreground"
     classes = tuple(cfg.classes or names)
     if len(classes) != len(values):
-        says = f"{len(classes)} class names for {len(values)} classes. Name each class once."
-        raise ValueError(says)
-    ids = {value: i for i, value in enumerate(values)}
-    description = f"{text} ({by})"
+        raise ValueError(
+            f"{len(classes)} class names for {len(values)} classes. Name each class once."
+        )
+    ids, ignored = {value: i for i, value in enumerate(values)}, cfg.ignore_value
     if ignored is not None:
         if is_color:
             ignored *= 0x010101
         else:
-            description += f", {ignored} is ignored"
+            also = f", {ignored} is ignored"
         if ignored in ids:
             raise ValueError(
                 f"ignore_value={cfg.ignore_value} is how class {classes[ids[ignored]]!r} is "
@@ -156,11 +155,25 @@ def find_code(cfg: Folder, stored: set[int], is_color: bool, stems: list[str]) -
                 "as a value of its own."
             )
         ids[ignored] = IGNORE
-    return MaskCode(ids, classes, description, is_color)
+    return MaskCode(ids, classes, f"{text} ({by}){also}", is_color)
 
 
-def _greys(cfg: Folder, stored: set[int]) -> tuple[Sequence[int], str]:
-    """The value of each class, and this in words."""
+def _values(cfg: Folder, stored: set[int], is_color: bool) -> tuple[Sequence[int], str]:
+    """The value, or the packed colour, of each class, and this in words."""
+    if is_color:
+        if cfg.colors is None:
+            found = ", ".join(str(tuple(value.to_bytes(3))) for value in sorted(stored)[:12])
+            raise ValueError(
+                f"the masks are RGB and no colour map is declared; colours found: {found}. List "
+                'the colours in the order of the classes: "colors": [[r, g, b], ...] in '
+                "classes.json."
+            )
+        if (cfg.ignore_value or 0) > 255:
+            raise ValueError(
+                f"ignore_value={cfg.ignore_value} is no colour. With colours it is a grey: "
+                "(v, v, v), v in 0..255."
+            )
+        return [int.from_bytes(color) for color in cfg.colors], f"{len(cfg.colors)} colours"
     if cfg.encoding in _BINARY:
         top = _BINARY[cfg.encoding]
         return (0, top), f"0 and {top}"
@@ -170,27 +183,10 @@ def _greys(cfg: Folder, stored: set[int]) -> tuple[Sequence[int], str]:
         raise ValueError(
             f"masks with values up to {max(stored)} would make {count} classes (at most "
             f"{MOST_CLASSES}). Declare the encoding in classes.json, or give masks rather than "
-            f"photographs."
+            "photographs."
         )
     times = f" x {factor}" if factor > 1 else ""
     return range(0, count * factor, factor), f"value = class{times}, {count} classes"
-
-
-def _colors(cfg: Folder, stored: set[int]) -> tuple[Sequence[int], str]:
-    """The packed colour of each class, and this in words."""
-    if cfg.grey_factor is not None:
-        says = "has no effect: the masks are in colour. Leave it out."
-        raise ValueError(f"grey_factor={cfg.grey_factor} {says}")
-    if cfg.colors is None:
-        found = ", ".join(str(tuple(value.to_bytes(3))) for value in sorted(stored)[:12])
-        raise ValueError(
-            f"the masks are RGB and no colour map is declared; colours found: {found}. List the "
-            'colours in the order of the classes: "colors": [[r, g, b], ...] in classes.json.'
-        )
-    if (cfg.ignore_value or 0) > 255:
-        says = "is no colour. With colours it is a grey: (v, v, v), v in 0..255."
-        raise ValueError(f"ignore_value={cfg.ignore_value} {says}")
-    return [int.from_bytes(color) for color in cfg.colors], f"{len(cfg.colors)} colours"
 
 
 def _detected(cfg: Folder, stored: set[int], stems: list[str]) -> tuple[dict[str, Any], str]:
@@ -206,15 +202,18 @@ def _detected(cfg: Folder, stored: set[int], stems: list[str]) -> tuple[dict[str
                 return known["settings"], f"recognised: {known['name']}"
     factor = math.gcd(*stored)
     if 255 in stored:
-        question = "is 255 a class, or to be ignored?"
-        answers = '{"ignore_value": 255} or {"encoding": "index", "classes": [...]}'
+        question = (
+            "is 255 a class, or to be ignored? Say so in classes.json: "
+            '{"ignore_value": 255} or {"encoding": "index", "classes": [...]}.'
+        )
     elif 1 < factor < 5:
-        question = f"classes as they are, or class x {factor}?"
-        answers = f'{{"encoding": "index"}} or {{"encoding": "grey", "grey_factor": {factor}}}'
+        question = (
+            f"classes as they are, or class x {factor}? Say so in classes.json: "
+            f'{{"encoding": "index"}} or {{"encoding": "grey", "grey_factor": {factor}}}.'
+        )
     else:
         return {"grey_factor": factor}, "detected"
-    found = f"mask values {sorted(stored)[:8]}, {len(stored)} in all"
-    raise ValueError(f"{found}: {question} Say so in classes.json: {answers}.")
+    raise ValueError(f"mask values {sorted(stored)[:8]}, {len(stored)} in all: {question}")
 
 
 # ---------------------------------------------------------------------- merged, ignored, left out
@@ -226,6 +225,7 @@ class ClassMap(NamedTuple):
     `classes` are the new names, `table` (256,) uint8 the new id of every old one, IGNORE where its
     pixels count nowhere. Images that hold one of `dropping`, old ids, are left out. `foreground`
     are the new ids that binary mode looks for, `binary_classes` the names of its two classes.
+    `description` says how masks store the classes, and what becomes of these.
     """
 
     classes: tuple[str, ...]
@@ -236,10 +236,11 @@ class ClassMap(NamedTuple):
     description: str
 
 
-def class_map(names: tuple[str, ...], cfg: Classes) -> ClassMap:
-    """What `cfg` makes of the classes `names`. Raises ConfigError for a name that is not among
+def class_map(code: MaskCode, cfg: Classes) -> ClassMap:
+    """What `cfg` makes of the classes of a code. Raises ConfigError for a name that is not among
     them.
     """
+    names = code.classes
     merged = {name: merge.into for merge in cfg.merge for name in merge.classes}
     refuse_unknown("data.classes.merge", merged, names)
     refuse_unknown("data.classes.ignore", cfg.ignore, names)
@@ -248,12 +249,15 @@ def class_map(names: tuple[str, ...], cfg: Classes) -> ClassMap:
     new_of = {name: merged.get(name, name) for name in names if name not in gone}
     classes = tuple(dict.fromkeys(new_of.values()))
     if not classes:
-        given = cfg.model_dump(exclude_defaults=True)
-        raise ConfigError("data.classes", given, "settings that leave some of the classes")
+        raise ConfigError("data.classes", gone, "settings that leave some of the classes")
     for new in merged.values():
         if new not in merged and new in new_of:
-            hint = "Merge that class as well, or choose another name."
-            raise ConfigError("data.classes.merge", new, "a name that no other class keeps", hint)
+            raise ConfigError(
+                "data.classes.merge",
+                new,
+                "a name that no other class keeps",
+                "Merge that class as well, or choose another name.",
+            )
     table = np.full(256, IGNORE, dtype=np.uint8)
     for name, new in new_of.items():
         table[names.index(name)] = classes.index(new)
@@ -261,15 +265,19 @@ def class_map(names: tuple[str, ...], cfg: Classes) -> ClassMap:
     refuse_unknown("data.classes.foreground", foreground, classes)
     background = [name for name in classes if name not in foreground]
     if not background:
-        allowed = "some of the classes, not all: nothing would be background"
-        raise ConfigError("data.classes.foreground", foreground, allowed)
+        raise ConfigError(
+            "data.classes.foreground",
+            foreground,
+            "some of the classes, not all: nothing would be background",
+        )
     binary = (
         background[0] if len(background) == 1 else "background",
         foreground[0] if len(foreground) == 1 else "foreground",
     )
     dropping = frozenset(map(names.index, cfg.drop_images_with))
     looked_for = tuple(sorted(map(classes.index, foreground)))
-    return ClassMap(classes, table, dropping, looked_for, binary, _in_words(cfg))
+    words = "; ".join(filter(None, (code.description, *_in_words(cfg))))
+    return ClassMap(classes, table, dropping, looked_for, binary, words)
 
 
 def refuse_unknown(field: str, given: Collection[str], known: Collection[str]) -> None:
@@ -281,13 +289,13 @@ def refuse_unknown(field: str, given: Collection[str], known: Collection[str]) -
             raise ConfigError(field, name, ", ".join(known), hint)
 
 
-def _in_words(cfg: Classes) -> str:
-    """What was done, for people; "" where nothing was."""
-    said = [f"{' + '.join(merge.classes)} = {merge.into}" for merge in cfg.merge]
+def _in_words(cfg: Classes) -> Iterator[str]:
+    """What was done, for people."""
+    for merge in cfg.merge:
+        yield f"{' + '.join(merge.classes)} = {merge.into}"
     if cfg.ignore:
-        said.append(f"{' and '.join(cfg.ignore)} ignored")
+        yield f"{' and '.join(cfg.ignore)} ignored"
     if cfg.drop_images_with:
-        said.append(f"images with {' or '.join(cfg.drop_images_with)} left out")
+        yield f"images with {' or '.join(cfg.drop_images_with)} left out"
     if cfg.foreground:
-        said.append(f"foreground: {', '.join(cfg.foreground)}")
-    return "; ".join(said)
+        yield f"foreground: {', '.join(cfg.foreground)}"

@@ -57,6 +57,10 @@ class FileScan(NamedTuple):
     counts: Mapping[int, int] = {}
     palette: Mapping[int, tuple[int, ...]] = {}
 
+    def digest(self, path: Path) -> str:
+        """SHA-256 of the file, computed again when it has changed since."""
+        return self.sha256 if stamp_of(path) == self.stamp else sha256_of(path)
+
 
 _JSON = TypeAdapter(dict[str, FileScan])
 

@@ -4,18 +4,18 @@ seed; and how often rare ones are shown.
 
 from __future__ import annotations
 
+import csv
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from vitseg.data.folder import SPLITS
-from vitseg.data.masks import ClassMap
 from vitseg.draws import seed_for
 from vitseg.errors import ConfigError, DataError
 from vitseg.settings import Data
@@ -24,34 +24,31 @@ from vitseg.words import json_of
 _ATTEMPTS = 64
 _DRAWN = {"group", "group_file", "stratify", "validation_fraction", "test_fraction", "split_seed"}
 
+T = TypeVar("T")
 Splits = dict[str, list[str]]
 
 Holds = Callable[[str], Collection[int]]
 """The classes that an image holds, by its name."""
 
 
-def remaining(images: Mapping[str, Any], classes: ClassMap) -> Mapping[str, Any]:
-    """The images that hold no class of `drop_images_with`."""
-    if not classes.dropping:  # generated images are drawn to be counted
-        return images
-    return {name: i for name, i in images.items() if classes.dropping.isdisjoint(i.counts())}
-
-
 def splits_of(
-    images: Mapping[str, Any], cfg: Data, holds: Holds, dropped: Set[str] = frozenset()
+    images: Mapping[str, Any], cfg: Data, holds: Holds, dropping: Set[int] = frozenset()
 ) -> Splits:
-    """The names of train, validation and test; the `split` of an image is the folder that it lies
-    in, if it is one of these.
+    """The names of train, validation and test, without the images that hold, as they are stored, a
+    class of `dropping`; these may stand in a split file. The `split` of an image is the folder that
+    it lies in, if it is one of these.
 
-    `dropped` may stand in a split file, whose other images are taken. Raises DataError or
-    ConfigError where they cannot be split as `cfg` says.
+    Raises DataError or ConfigError where they cannot be split as `cfg` says.
     """
-    if dropped and not images:
+    every = images.keys()
+    if dropping:  # generated images are drawn to be counted
+        images = {name: i for name, i in images.items() if dropping.isdisjoint(i.counts())}
+    if every and not images:
         held = " or ".join(cfg.classes.drop_images_with)
         says = f"data.classes.drop_images_with: every image holds one of {held}."
         raise DataError(says, "Leave one out.")
     if cfg.split_file is not None:
-        return _from_file(Path(cfg.split_file).expanduser(), images.keys(), dropped)
+        return _from_file(Path(cfg.split_file).expanduser(), images.keys(), every)
     given = {side: [name for name, i in images.items() if i.split == side] for side in SPLITS}
     if not any(given.values()):
         return random_split(list(images), cfg, holds)
@@ -82,22 +79,23 @@ def random_split(names: list[str], cfg: Data, holds: Holds) -> Splits:
     if cfg.stratify:
         sides = _stratified(list(groups.values()), shares, cfg.split_seed, holds)
     else:
-        sides = _shuffled(len(groups), shares, cfg.split_seed)
+        sides = _dealt_evenly(len(groups), shares, cfg.split_seed)
     splits: Splits = {side: [] for side in SPLITS}
     for members, side in zip(groups.values(), sides, strict=True):
         splits[SPLITS[side]] += members
     return {side: sorted(members) for side, members in splits.items()}
 
 
-def _order(count: int, *purpose: object) -> list[int]:
-    numbers = list(range(count))
-    random.Random(seed_for(*purpose)).shuffle(numbers)
-    return numbers
+def shuffled(items: Iterable[T], *purpose: object) -> list[T]:
+    """In an order that depends on the purpose alone."""
+    found = list(items)
+    random.Random(seed_for(*purpose)).shuffle(found)
+    return found
 
 
-def _shuffled(count: int, shares: list[float], seed: int) -> np.ndarray:
+def _dealt_evenly(count: int, shares: list[float], seed: int) -> np.ndarray:
     """The side of each group, as its number in `shares`; at least one is left for every side."""
-    order, sides, start = _order(count, seed, "split"), np.zeros(count, int), 0
+    order, sides, start = shuffled(range(count), seed, "split"), np.zeros(count, int), 0
     for side, share in enumerate(shares[1:], start=1):
         stop = min(start + max(1, round(count * share)), count - len(shares) + side)
         sides[order[start:stop]] = side
@@ -120,7 +118,7 @@ def _stratified(
     held = held[:, held.sum(0) >= len(shares)]
     best, fewest = np.empty(len(groups), int), np.inf
     for attempt in range(_ATTEMPTS):
-        order = _order(len(groups), seed, "split", attempt)
+        order = shuffled(range(len(groups)), seed, "split", attempt)
         sides = _dealt(held[order], shares)
         absent = sum((~held[order][sides == n].any(0)).sum() for n in range(len(shares)))
         if absent < fewest:
@@ -169,7 +167,7 @@ def _groups(names: list[str], cfg: Data, at_least: int) -> Splits:
         stem = name.rpartition("/")[2]
         match = pattern.search(stem)
         group = match[min(1, pattern.groups)] if match else None
-        groups[group if listed is None else listed.get(stem)].append(name)
+        groups[group if listed is None else listed.get(stem) or None].append(name)
     rule = f"data: group={cfg.group!r}, group_file={cfg.group_file!r}"
     if None in groups:
         raise DataError(f"{rule}: no group for {_some(groups[None])}.", "Every image needs one.")
@@ -183,23 +181,19 @@ def _listed(path: Path) -> dict[str, str]:
     """The group of each image by a CSV with the columns name and group; names are those of the
     files, without suffix.
     """
-    from pandas import read_csv  # a third of a second, and of use here alone
-
+    groups = {}
     try:
-        rows = read_csv(
-            path, usecols=["name", "group"], dtype=str, keep_default_na=False, na_values=""
-        )
-        rows = rows.dropna().drop_duplicates()
-        twice = rows["name"][rows.duplicated("name")]
-        if len(twice):
-            raise ValueError(f"{_some(twice)} in two groups")
-    except (OSError, ValueError) as error:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for row in csv.DictReader(file):
+                if groups.setdefault(row["name"], row["group"]) != row["group"]:
+                    raise ValueError(f"{row['name']!r} in two groups")
+    except (OSError, ValueError, KeyError, csv.Error) as error:
         allowed = "a CSV file with the columns name and group, each name once"
         raise ConfigError("data.group_file", str(path), allowed, f"{error}.") from None
-    return rows.set_index("name")["group"].to_dict()
+    return groups
 
 
-def _from_file(path: Path, names: Set[str], dropped: Set[str]) -> Splits:
+def _from_file(path: Path, names: Set[str], known: Set[str]) -> Splits:
     """The split that a file names, as a run keeps it in `split.json`. All images must be in it,
     each once.
     """
@@ -212,8 +206,8 @@ def _from_file(path: Path, names: Set[str], dropped: Set[str]) -> Splits:
     times = Counter(chain.from_iterable(splits.values()))
     wrong = {
         "there is no split": given.keys() - splits.keys(),
-        "there is no image": times.keys() - names - dropped,
-        "more than once:": {name for name, n in times.items() if n > 1},
+        "there is no image": times.keys() - known,
+        "more than once:": times - Counter(list(times)),
         "on no side:": names - times.keys(),
         "empty:": {side for side in SPLITS[:2] if not splits[side]},
     }
