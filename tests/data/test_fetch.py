@@ -154,7 +154,7 @@ def test_pets_become_a_folder_with_the_published_lists_as_train_and_test(pets, o
     folder = vitseg.fetch("oxford-pets")
     assert folder == own_folder / "oxford-pets"
     found = read_folder(Folder(path=str(folder)))
-    assert list(found.pairs) == [
+    assert [pair.name for pair in found.pairs] == [
         "train/Birman_0",
         "train/Birman_1",
         "train/Birman_2",

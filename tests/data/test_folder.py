@@ -19,7 +19,7 @@ GOOD = {name: stripes(0, 1) for name in "abcdefgh"}
 
 
 def names(folder: Path) -> list[str]:
-    return list(read_folder(Folder(path=str(folder))).pairs)
+    return [pair.name for pair in read_folder(Folder(path=str(folder))).pairs]
 
 
 def problems(folder: Path) -> list[str]:
@@ -157,7 +157,7 @@ def test_a_folder_with_splits_gives_names_by_split(tmp_path: Path):
     for split, stems in {"train": "ab", "validation": "a", "test": "c"}.items():
         write_pairs(tmp_path / split, {stem: stripes(0, 1) for stem in stems})
     pairs = read_folder(Folder(path=str(tmp_path))).pairs
-    assert [(name, pair.split) for name, pair in pairs.items()] == [
+    assert [(pair.name, pair.split) for pair in pairs] == [
         ("train/a", "train"),
         ("train/b", "train"),
         ("validation/a", "validation"),

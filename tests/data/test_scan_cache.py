@@ -17,13 +17,14 @@ import pytest
 from builders import stripes
 from PIL import Image
 
-from vitseg.data import folder as folder_module
+from vitseg.data import scan_cache
 from vitseg.data.check import Check
 from vitseg.data.dataset import SegmentationData
 from vitseg.data.folder import Scan, scan
 from vitseg.errors import DataError
 from vitseg.images import opened
 from vitseg.settings import Crop, Data, Folder
+from vitseg.ui.data_report import DataReport
 
 NAMES = "abcdefgh"
 
@@ -69,7 +70,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(f"{path.parent.name}/{path.name}")
         return opened(path)
 
-    monkeypatch.setattr(folder_module, "opened", counted)
+    monkeypatch.setattr(scan_cache, "opened", counted)
     return names
 
 
@@ -81,7 +82,8 @@ def observed(folder: Path, **settings: Any) -> dict[str, Any]:
     """All that a check and a training can tell of a folder."""
     data = Data(source=Folder(path=str(folder), **settings), size=(28, 28), crop=Crop(p=1.0))
     check = Check(data)
-    seen: dict[str, Any] = {"check": check.to_dict(), "findings": check.findings}
+    report = json.loads(DataReport(check).to_json())
+    seen: dict[str, Any] = {"check": report, "findings": check.findings}
     try:
         made = SegmentationData(data)
     except DataError as error:
@@ -225,7 +227,7 @@ def test_files_that_come_and_go_are_noticed(cache, folder, decoded):
     for kind in ("images", "masks"):
         shutil.copy(folder / kind / "a.png", folder / kind / "i.png")
         (folder / kind / "b.png").unlink()
-    assert list(scanned(folder).pairs) == list("acdefghi")
+    assert [pair.name for pair in scanned(folder).pairs] == list("acdefghi")
     assert sorted(decoded) == ["images/i.png", "masks/i.png"]
     assert "b.png" not in cache_file(cache).read_text()
     (folder / "masks" / "c.png").unlink()
@@ -317,7 +319,7 @@ import sys
 from vitseg.data.folder import scan
 from vitseg.settings import Folder
 for _ in range(50):
-    pairs = scan(Folder(path=sys.argv[1])).pairs.values()
+    pairs = scan(Folder(path=sys.argv[1])).pairs
     print([pair.mask_scan.counts for pair in pairs])
 """
 
@@ -332,7 +334,7 @@ def test_processes_that_scan_at_once_spoil_nothing(cache, folder, decoded):
         Image.new("RGB", (24, 24), (n, 0, 0)).save(aside, "PNG")
         aside.replace(folder / "images" / "h.png")
         time.sleep(0.01)
-    expected = f"{[pair.mask_scan.counts for pair in scanned(folder).pairs.values()]}\n"
+    expected = f"{[pair.mask_scan.counts for pair in scanned(folder).pairs]}\n"
     assert [process.communicate()[0] for process in scanning] == 2 * [50 * expected]
     del decoded[:]
     scanned(folder)

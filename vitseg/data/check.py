@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from vitseg.data.folder import Finding, Watch, ranked, scan
 from vitseg.data.masks import class_map, recounted
@@ -50,9 +51,10 @@ class Check:
             raise ConfigError("data.source", cfg.source, "a folder", hint)
         found = scan(cfg.source, watch)
         self.root, self.found, self.findings = found.root, len(found.pairs), found.findings
-        self.image_of = {pair.mask: pair.image for pair in found.pairs.values()}
+        self.image_of = {pair.mask: pair.image for pair in found.pairs}
         self.map, self.masks = None, "no code fits them"
-        self.whole, self._counts, dropping = found.whole, defaultdict(dict), set()
+        self.whole, dropping = {pair.name: pair for pair in found.whole}, set()
+        self._counts = defaultdict(dict)
         if found.code:
             self.map = class_map(found.code, cfg.classes)
             self.masks, dropping = self.map.description, self.map.dropping
@@ -71,28 +73,12 @@ class Check:
         self._count_classes()
         self.findings += [*self._twice(), *self._absent(), *self._image_notes()]
 
-    def ids(self, name: str) -> np.ndarray:
-        """Class ids (h, w) uint8 of a whole pair, as training would see them, where a code fits the
-        masks. Raises DataError where it cannot be read any more.
+    def load(self, name: str) -> tuple[Image.Image, np.ndarray]:
+        """A whole pair's image, and class ids (h, w) uint8 as training would see them. Raises
+        DataError where it cannot be read any more.
         """
-        return self.map.table[self.whole[name].load()[1]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Strings and numbers, for JSON."""
-        said = {"problems": [], "warnings": [], "notes": []}
-        for found in self.findings:
-            words = {"kind": found.kind, "path": shown(found.path), "says": found.says}
-            said[f"{found.rank}s"].append(words)
-        return {
-            "folder": shown(self.root),
-            "pairs": self.found,
-            "whole": len(self.whole),
-            "masks": self.masks,
-            "splits": self.splits,
-            **said,
-            "classes": [row._asdict() for row in self.classes],
-            "together": self.together,
-        }
+        image, ids = self.whole[name].load()
+        return image, self.map.table[ids]
 
     def _count_classes(self) -> None:
         names = self.map.classes if self.map else ()

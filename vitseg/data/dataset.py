@@ -93,15 +93,13 @@ class SegmentationData:
 
     def __init__(self, cfg: Data):
         self.cfg, source = cfg, cfg.source
-        self.images: dict[str, SourceImage] = {}
         if isinstance(source, Generated):
             code, self.warnings = MaskCode({}, class_names(source), "generated"), []
-            for number in range(source.images):
-                image = GeneratedImage(source, number)
-                self.images[image.name] = image
+            images = [GeneratedImage(source, number) for number in range(source.images)]
         else:
             found = read_folder(source)
-            code, self.images, self.warnings = found.code, found.pairs, in_brief(found.findings)
+            code, images, self.warnings = found.code, found.pairs, in_brief(found.findings)
+        self.images: dict[str, SourceImage] = {image.name: image for image in images}
         self.map = class_map(code, cfg.classes)
         self.masks = self.map.description
         self.all_classes = self.classes = self.map.classes

@@ -9,14 +9,14 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -40,7 +40,6 @@ from vitseg.images import (
     Size,
     is_transparency,
     open_rgb,
-    opened,
     orientation_of,
     to_rgb,
 )
@@ -161,12 +160,12 @@ Watch = Callable[[list[Pair]], Iterator[Pair]]
 
 @dataclass(slots=True)
 class Scan:
-    """A folder that has been scanned: its `pairs` by name, and `folder_findings`, which belong to
-    none of them. `code` is None where no code fits the masks.
+    """A folder that has been scanned: its `pairs`, and `folder_findings`, which belong to none of
+    them. `code` is None where no code fits the masks.
     """
 
     root: Path
-    pairs: dict[str, Pair] = field(default_factory=dict)
+    pairs: list[Pair] = field(default_factory=list)
     folder_findings: list[Finding] = field(default_factory=list)
     code: MaskCode | None = None
     problems = ranked("problem")
@@ -176,12 +175,12 @@ class Scan:
 
     @property
     def findings(self) -> list[Finding]:
-        return [*self.folder_findings, *chain(*(pair.findings for pair in self.pairs.values()))]
+        return [*self.folder_findings, *chain(*(pair.findings for pair in self.pairs))]
 
     @property
-    def whole(self) -> dict[str, Pair]:
+    def whole(self) -> list[Pair]:
         """The pairs that have no problem."""
-        return {name: pair for name, pair in self.pairs.items() if not pair.problems}
+        return [pair for pair in self.pairs if not pair.problems]
 
 
 def read_folder(cfg: Folder) -> Scan:
@@ -215,15 +214,15 @@ def scan(cfg: Folder, watch: Watch = iter) -> Scan:
     """
     found = Scan(Path(cfg.path).expanduser())
     _find_pairs(found)
-    cfg, cache, pairs = with_classes_file(cfg), ScanCache(found.root), list(found.pairs.values())
+    cfg, cache = with_classes_file(cfg), ScanCache(found.root)
     with ThreadPoolExecutor() as pool:
-        for _ in zip(watch(pairs), pool.map(partial(_look, cache), pairs), strict=True):
+        looked_at = pool.map(partial(_look, cache), found.pairs)
+        for _ in zip(watch(found.pairs), looked_at, strict=True):
             pass
     cache.save()
-    good = found.whole.values()
-    _warn_of_ranges(good)
-    is_color = _compare_modes(cfg, good)
-    good = found.whole.values()
+    _warn_of_ranges(found.whole)
+    is_color = _compare_modes(cfg, found.whole)
+    good = found.whole
     _compare_palettes(good)
     stored = set().union(*(pair.mask_scan.counts for pair in good))
     try:
@@ -281,7 +280,7 @@ def _pair_up(found: Scan, split: str | None) -> None:
     for stem, halves in sorted(by_stem.items()):
         if len(halves) == 2:
             name = f"{split}/{stem}" if split else stem
-            found.pairs[name] = Pair(name, split, *halves.values())
+            found.pairs.append(Pair(name, split, *halves.values()))
             continue
         [(half, path)] = halves.items()
         other = HALVES[half == HALVES[0]]
@@ -326,9 +325,10 @@ def _alike(path: Path) -> str:
 
 def _look(cache: ScanCache, pair: Pair) -> None:
     """Scan both files of a pair, and compare them."""
-    for kind, path in (("image", pair.image), ("mask", pair.mask)):
+    files = ("image", pair.image, _scan_image), ("mask", pair.mask, _scan_mask)
+    for kind, path, read in files:
         try:
-            setattr(pair, f"{kind}_scan", cache.scan(path, partial(_read, kind)))
+            setattr(pair, f"{kind}_scan", cache.scan(path, read))
         except UNREADABLE as error:
             says = f"cannot be read ({_why(path, error)})."
             pair.findings.append(Finding(f"unreadable {kind}", path, says))
@@ -347,32 +347,25 @@ def _why(path: Path, error: Exception) -> object:
     return error
 
 
-def _read(kind: str, path: Path) -> dict[str, Any]:
-    """What `FileScan` says of an image or a mask, as training sees it."""
-    with opened(path) as image:
-        is_deep = image.format != "BMP" and ";16" in str(image.tile)  # gone once it is decoded
-        seen = {"orientation": orientation_of(image)}
-        seen |= _image(image, is_deep) if kind == "image" else _mask(image)
-        return seen | {"warnings": tuple(_unread(kind, image))}
-
-
-def _image(image: Image.Image, is_deep: bool) -> dict[str, Any]:
-    rgb, deep = to_rgb(image), {}
+def _scan_image(image: Image.Image) -> FileScan:
+    """An image as training sees it."""
+    is_deep = image.format != "BMP" and ";16" in str(image.tile)  # gone once it is decoded
+    orientation, rgb, deep = orientation_of(image), to_rgb(image), {}
     if image.mode.startswith("I"):
         deep["grey"] = int(np.asarray(image).max())
     elif is_deep:  # a bound: Pillow drops the low byte
         deep["colour"] = max(most for _, most in image.convert("RGB").getextrema()) << 8 | 255
     size = (rgb.height, rgb.width)
     pixels = hashlib.blake2b(repr(size).encode() + rgb.tobytes(), digest_size=16).hexdigest()
-    return {"size": size, "pixels": pixels, "deep": deep}
+    return FileScan(size, orientation, tuple(_unread("image", image)), pixels, deep)
 
 
-def _mask(image: Image.Image) -> dict[str, Any]:
-    raw, colors = stored_values(image), image.getpalette() or []
-    counts = counted(raw)
+def _scan_mask(image: Image.Image) -> FileScan:
+    orientation, raw = orientation_of(image), stored_values(image)
+    counts, colors = counted(raw), image.getpalette() or []
     palette = {i: tuple(colors[3 * i : 3 * i + 3]) for i in counts if 3 * i < len(colors)}
-    is_color = image.mode in COLOR
-    return {"size": raw.shape, "is_color": is_color, "counts": counts, "palette": palette}
+    seen = {"is_color": image.mode in COLOR, "counts": counts, "palette": palette}
+    return FileScan(raw.shape, orientation, tuple(_unread("mask", image)), **seen)
 
 
 def _unread(kind: str, image: Image.Image) -> Iterator[tuple[str, str]]:
@@ -432,7 +425,7 @@ def _compare(pair: Pair) -> Iterator[Finding]:
 # ---------------------------------------------------------------------- all files together
 
 
-def _warn_of_ranges(pairs: Collection[Pair]) -> None:
+def _warn_of_ranges(pairs: list[Pair]) -> None:
     """Warn of the brightest 16-bit image, if even this one is dim."""
     for kind in ("grey", "colour"):
         deep = [pair for pair in pairs if kind in pair.image_scan.deep]
@@ -452,7 +445,7 @@ def _warn_of_ranges(pairs: Collection[Pair]) -> None:
             brightest.findings.append(warning)
 
 
-def _compare_modes(cfg: Folder, pairs: Collection[Pair]) -> bool:
+def _compare_modes(cfg: Folder, pairs: list[Pair]) -> bool:
     """Whether masks hold colours: as is declared, else as most do. The others are problems, since
     grey and colours cannot share a code.
     """
@@ -467,7 +460,7 @@ def _compare_modes(cfg: Folder, pairs: Collection[Pair]) -> bool:
     return is_color
 
 
-def _compare_palettes(pairs: Collection[Pair]) -> None:
+def _compare_palettes(pairs: list[Pair]) -> None:
     """Masks whose palette gives an index another colour than most palettes do are problems: the
     index may mean another class there.
     """

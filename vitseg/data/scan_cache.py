@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import PIL
 from PIL import Image, ImageFile
 from pydantic import TypeAdapter
 
 from vitseg.files import cache_folder, sha256_of
-from vitseg.images import Size
+from vitseg.images import Size, opened
 
 MOST_VALUES = 1024
 """Values in a mask above which it is not cached: a photograph among the masks holds 100,000."""
@@ -46,8 +46,6 @@ class FileScan(NamedTuple):
     colours of the indices that occur, by `palette`.
     """
 
-    stamp: Stamp
-    sha256: str
     size: Size
     orientation: int
     warnings: tuple[tuple[str, str], ...]
@@ -56,6 +54,8 @@ class FileScan(NamedTuple):
     is_color: bool = False
     counts: Mapping[int, int] = {}
     palette: Mapping[int, tuple[int, ...]] = {}
+    stamp: Stamp = (0, 0, 0)
+    sha256: str = ""
 
     def digest(self, path: Path) -> str:
         """SHA-256 of the file, computed again when it has changed since."""
@@ -77,14 +77,15 @@ class ScanCache:
             if seal == _seal(content):
                 self.before = _JSON.validate_json(content)
 
-    def scan(self, path: Path, read: Callable[[Path], dict[str, Any]]) -> FileScan:
-        """The scan of a file; `read` gives what was not cached, or has changed since. Raises what
-        it raises, and OSError where there is no such file.
+    def scan(self, path: Path, read: Callable[[Image.Image], FileScan]) -> FileScan:
+        """The scan of a file, which `read` makes where it was not cached, or has changed since.
+        Raises one of UNREADABLE.
         """
         name, stamp = path.relative_to(self.root).as_posix(), stamp_of(path)
         scan = self.before.get(name)
         if not scan or scan.stamp != stamp:  # taken first: the file may be changed meanwhile
-            scan = FileScan(stamp, sha256_of(path), **read(path))
+            with opened(path) as image:
+                scan = read(image)._replace(stamp=stamp, sha256=sha256_of(path))
         if len(scan.counts) <= MOST_VALUES:
             self.scans[name] = scan
         return scan

@@ -7,19 +7,17 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from markupsafe import Markup
 from tqdm.auto import tqdm
 
 from vitseg.data.check import Check
 from vitseg.data.folder import Finding
-from vitseg.errors import DataError
 from vitseg.files import written
-from vitseg.images import UNREADABLE, open_rgb, overlay
+from vitseg.images import UNREADABLE, open_rgb
 from vitseg.settings import Data, Folder
 from vitseg.ui import markup, pictures
 from vitseg.ui.table import Table
@@ -53,7 +51,21 @@ class DataReport:
         return markup.STYLE + markup.html(self._body(SHOWN))
 
     def to_json(self) -> str:
-        return json.dumps(self.check.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        c, said = self.check, {"problems": [], "warnings": [], "notes": []}
+        for found in c.findings:
+            words = {"kind": found.kind, "path": shown(found.path), "says": found.says}
+            said[f"{found.rank}s"].append(words)
+        content = {
+            "folder": shown(c.root),
+            "pairs": c.found,
+            "whole": len(c.whole),
+            "masks": c.masks,
+            "splits": c.splits,
+            **said,
+            "classes": [row._asdict() for row in c.classes],
+            "together": c.together,
+        }
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
     def save(self, path: str | Path, *, page: bool = True) -> Path:
         """Write the page, with all that was found and pictures of it, or the JSON. Raises RunError
@@ -83,7 +95,8 @@ class DataReport:
             yield "\n  ".join(said)
 
     def _tables(self) -> Iterator[Table]:
-        c, rows = self.check, []
+        c = self.check
+        names, rows = [row.name for row in c.classes], []
         for row in c.classes:
             cells = {"class": row.name}
             for split in c.splits:
@@ -94,7 +107,6 @@ class DataReport:
         if rows:
             yield Table.of(rows, "Classes")
         if 2 < len(rows) <= 24:
-            names = [row.name for row in c.classes]
             rows = [(name, *map(str, n)) for name, n in zip(names, c.together, strict=True)]
             yield Table(["together in images", *names], rows, "Which classes occur together")
 
@@ -109,11 +121,12 @@ class DataReport:
         c, flagged, others = self.check, {}, []
         for found in self._findings:
             if len(flagged) < PICTURES and found.path.is_file() and found.path not in flagged:
-                picture = _opened(c.image_of.get(found.path, found.path))
+                picture = _thumbnail(c.image_of.get(found.path, found.path))
                 flagged[found.path] = self._short(found), picture
-        for name in list(c.whole)[:: max(1, len(c.whole) // PICTURES)][:PICTURES]:
-            ids = partial(c.ids, name) if c.map else None
-            others.append((name, _opened(c.whole[name].image, ids)))
+        some = list(c.whole)[:: max(1, len(c.whole) // PICTURES)][:PICTURES]
+        for name in some if c.map else ():
+            picture = pictures.with_mask(*c.load(name), 150)
+            others.append((name, pictures.data_uri(picture)))
         body = self._body(len(self._findings), Flagged=list(flagged.values()), Others=others)
         return markup.page(f"Data: {shown(c.root)}", body)
 
@@ -134,13 +147,11 @@ def check(folder: str | Path | Data) -> DataReport:
     return DataReport(Check(folder, bar))
 
 
-def _opened(image: Path, ids: Callable[[], np.ndarray] | None = None) -> str:
+def _thumbnail(path: Path) -> str:
     """A small picture as a data URI; empty if it cannot be opened."""
     try:
-        picture = open_rgb(image)
-        if ids:
-            picture = overlay(picture, ids())
-    except (*UNREADABLE, DataError):
+        picture = open_rgb(path)
+    except UNREADABLE:
         return ""
     picture.thumbnail((300, 300))
     return pictures.data_uri(picture)
