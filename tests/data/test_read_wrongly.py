@@ -466,23 +466,15 @@ def test_alpha_that_says_nothing_more_raises_no_alarm(
 
 
 BANDS = {
-    "2, unspecified": (
-        as_tiff(noise(2), 0),
-        "bands dropped",
-        "of its 2 bands only the first is read.",
-    ),
-    "RGB and infrared": (
-        as_tiff(noise(4), 0),
-        "bands dropped",
-        "of its 4 bands only the first 3 are read.",
-    ),
+    "2, unspecified": (as_tiff(noise(2), 0), "bands dropped", "bands read: the first 1 of 2."),
+    "RGB and infrared": (as_tiff(noise(4), 0), "bands dropped", "bands read: the first 3 of 4."),
     "RGB and infrared, 16 bits": (
         as_tiff(noise(4, 0, 65535, "u2"), 0),
         "bands dropped",
-        "only the first 3 are read.",
+        "bands read: the first 3 of 4.",
     ),
-    "5": (as_tiff(noise(5), 0), "bands dropped", "of its 5 bands only the first 3 are read."),
-    "6": (as_tiff(noise(6), 0), "bands dropped", "of its 6 bands only the first 3 are read."),
+    "5": (as_tiff(noise(5), 0), "bands dropped", "bands read: the first 3 of 5."),
+    "6": (as_tiff(noise(6), 0), "bands dropped", "bands read: the first 3 of 6."),
     "infrared marked alpha": (
         as_tiff(noise(4), 2),
         "alpha that is no transparency",
@@ -571,9 +563,9 @@ def test_a_training_can_say_all_warnings_in_a_sentence_a_kind(tmp_path: Path):
     folder = folder_of(tmp_path, [*(as_tiff(noise(5), 0) for _ in range(3)), turned(3)])
     warnings = Check(Data(source=Folder(path=str(folder)))).warnings
     bands, orientation = in_brief(warnings)
-    assert bands.startswith(f"{folder / 'images' / '0.tif'}: of its 5 bands") and bands.endswith(
-        " And 2 more: bands dropped."
-    )
+    assert bands.startswith(
+        f"{folder / 'images' / '0.tif'}: bands read: the first 3 of 5."
+    ) and bands.endswith(" And 2 more: bands dropped.")
     assert orientation == warnings[-1].says and "more:" not in orientation
 
 

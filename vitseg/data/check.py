@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from vitseg.data.folder import Finding, Watch, ranked, scan
 from vitseg.data.masks import class_map, recounted
@@ -47,13 +46,14 @@ class Check:
 
     def __init__(self, cfg: Data, watch: Watch = iter):
         if not isinstance(cfg.source, Folder):
-            hint = "Generated images need no check."
-            raise ConfigError("data.source", cfg.source, "a folder", hint)
+            raise ConfigError(
+                "data.source", cfg.source, "a folder", "Generated images need no check."
+            )
         found = scan(cfg.source, watch)
         self.root, self.found, self.findings = found.root, len(found.pairs), found.findings
         self.image_of = {pair.mask: pair.image for pair in found.pairs}
-        self.map, self.masks = None, "no code fits them"
-        self.whole, dropping = {pair.name: pair for pair in found.whole}, set()
+        self.whole = {pair.name: pair for pair in found.whole}
+        self.map, self.masks, dropping = None, "no code fits them", set()
         self._counts = defaultdict(dict)
         if found.code:
             self.map = class_map(found.code, cfg.classes)
@@ -71,14 +71,7 @@ class Check:
             pair.split = side_of[name]
         self.splits = Counter(side_of.values())
         self._count_classes()
-        self.findings += [*self._twice(), *self._absent(), *self._image_notes()]
-
-    def load(self, name: str) -> tuple[Image.Image, np.ndarray]:
-        """A whole pair's image, and class ids (h, w) uint8 as training would see them. Raises
-        DataError where it cannot be read any more.
-        """
-        image, ids = self.whole[name].load()
-        return image, self.map.table[ids]
+        self.findings += [*self._twice(), *self._absent_and_notes()]
 
     def _count_classes(self) -> None:
         names = self.map.classes if self.map else ()
@@ -107,15 +100,15 @@ class Check:
                 says = f"in {first.split}, with the same pixels as {listed}, {end}."
                 yield Finding(kind, first.image, says, "warning")
 
-    def _absent(self) -> Iterator[Finding]:
-        """Classes that a split lacks: not trained, or not scored."""
+    def _absent_and_notes(self) -> Iterator[Finding]:
+        """Classes that a split lacks: not trained, or not scored. Then what is worth knowing of an
+        image.
+        """
         for row in self.classes:
             lacking = [split for split in self.splits if split not in row.images]
             if lacking:
                 says = f"class {row.name!r} occurs in no mask of {' and '.join(lacking)}."
                 yield Finding("class absent", self.root, says, "warning")
-
-    def _image_notes(self) -> Iterator[Finding]:
         for name, pair in self.whole.items():
             if self.map and not self._counts[name]:
                 yield Finding("all ignored", pair.mask, "every pixel is ignored.", "note")

@@ -214,13 +214,13 @@ class SegmentationData:
         """
         cfg = self.cfg
         place: list[object] = [NUMERICS, PIL.__version__, cfg.size]
+        image, mask = self.images[name].content()
+        mask = [self.map.table.tobytes().hex(), self.map.foreground, *mask]
         if view != CLEAN:
             made = cfg.augment, cfg.effects, cfg.crop, libraries(cfg.effects)
             place += [*made, cfg.view_seed, name, view]
-        image, mask = self.images[name].content()
-        mask = [self.map.table.tobytes().hex(), self.map.foreground, *mask]
-        if cfg.crop and view != CLEAN:
-            image = [*image, *mask]  # where to crop is for the mask to say
+            if cfg.crop:
+                image = [*image, *mask]  # where to crop is for the mask to say
         return _digest(*place, *image), _digest(*place, self.mode, *mask)
 
     def digest(self) -> str:

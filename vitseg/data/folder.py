@@ -376,9 +376,10 @@ def _unread(kind: str, image: Image.Image) -> Iterator[tuple[str, str]]:
     if isinstance(image, TiffImageFile):
         stored = image.tag_v2.get(SAMPLESPERPIXEL, 1)
     if stored > read:
-        first = f"the first {read} are" if read > 1 else "the first is"
-        says = f"of its {stored} bands only {first} read. Save those to train on as grey or RGB."
-        yield "bands dropped", says
+        yield (
+            "bands dropped",
+            f"bands read: the first {read} of {stored}. Save those to train on as grey or RGB.",
+        )
     if image.mode not in WITH_ALPHA:
         return
     if kind == "image":

@@ -46,11 +46,11 @@ class MaskCode(NamedTuple):
         values that are no class.
         """
         stored, inverse = np.unique(raw, return_inverse=True)
-        values = stored.tolist()
-        strange = sorted(set(values) - self.values.keys())
-        if strange:
-            raise ValueError(f"the mask holds {strange[:6]}, which stand for no class")
-        return np.array([self.values[value] for value in values], dtype=np.uint8)[inverse]
+        try:
+            ids = [self.values[value] for value in stored.tolist()]
+        except KeyError as error:
+            raise ValueError(f"the mask holds {error}, which stands for no class") from None
+        return np.array(ids, dtype=np.uint8)[inverse]
 
     def show(self, value: int) -> str:
         """A stored value for the reader: a number, or a colour."""

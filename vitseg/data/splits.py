@@ -43,24 +43,22 @@ def splits_of(
     every = images.keys()
     if dropping:  # generated images are drawn to be counted
         images = {name: i for name, i in images.items() if dropping.isdisjoint(i.counts())}
-    if every and not images:
-        held = " or ".join(cfg.classes.drop_images_with)
-        says = f"data.classes.drop_images_with: every image holds one of {held}."
-        raise DataError(says, "Leave one out.")
     if cfg.split_file is not None:
         return _from_file(Path(cfg.split_file).expanduser(), images.keys(), every)
     given = {side: [name for name, i in images.items() if i.split == side] for side in SPLITS}
     if not any(given.values()):
         return random_split(list(images), cfg, holds)
     if not given["train"]:
-        says = f"{cfg.source.path}: train/ holds no images."
-        raise DataError(says, "Put images and masks into train/.")
+        raise DataError(
+            f"{cfg.source.path}: train/ holds no images.", "Put images and masks into train/."
+        )
     for side, fields in (("validation", _DRAWN), ("test", {"test_fraction"})):
         idle = cfg.model_dump(include=fields, exclude_defaults=True)
         if given[side] and idle:
             field, value = idle.popitem()
-            hint = f"The folder has a {side}/ of its own."
-            raise ConfigError(f"data.{field}", value, "its default", hint)
+            raise ConfigError(
+                f"data.{field}", value, "its default", f"The folder has a {side}/ of its own."
+            )
     if given["validation"]:
         return given
     drawn = random_split(given["train"], cfg, holds)
@@ -77,11 +75,11 @@ def random_split(names: list[str], cfg: Data, holds: Holds) -> Splits:
     shares = list(filter(None, (1 - validation - test, validation, test)))
     groups = _groups(names, cfg, len(shares))
     if cfg.stratify:
-        sides = _stratified(list(groups.values()), shares, cfg.split_seed, holds)
+        sides = _stratified(groups, shares, cfg.split_seed, holds)
     else:
         sides = _dealt_evenly(len(groups), shares, cfg.split_seed)
     splits: Splits = {side: [] for side in SPLITS}
-    for members, side in zip(groups.values(), sides, strict=True):
+    for members, side in zip(groups, sides, strict=True):
         splits[SPLITS[side]] += members
     return {side: sorted(members) for side, members in splits.items()}
 
@@ -155,26 +153,31 @@ def _dealt(held: np.ndarray, shares: list[float]) -> np.ndarray:
     return sides
 
 
-def _groups(names: list[str], cfg: Data, at_least: int) -> Splits:
-    """Names by group, in the order of these; without a rule every image is a group of its own."""
+def _groups(names: list[str], cfg: Data, at_least: int) -> list[list[str]]:
+    """The names of each group; without a rule every image is a group of its own."""
     try:
         pattern = re.compile("(?s).+" if cfg.group is None else cfg.group)
     except re.error as error:
         raise ConfigError("data.group", cfg.group, "a regular expression", str(error)) from None
-    listed = _listed(Path(cfg.group_file)) if cfg.group_file else None
+    listed = _listed(Path(cfg.group_file)) if cfg.group_file else {}
     groups = defaultdict(list)
     for name in names:
         stem = name.rpartition("/")[2]
         match = pattern.search(stem)
         group = match[min(1, pattern.groups)] if match else None
-        groups[group if listed is None else listed.get(stem) or None].append(name)
-    rule = f"data: group={cfg.group!r}, group_file={cfg.group_file!r}"
+        if cfg.group_file:
+            group = listed.get(stem) or None
+        groups[group].append(name)
+    rule = (
+        f"data: group={cfg.group!r}, group_file={cfg.group_file!r}, "
+        f"classes.drop_images_with={cfg.classes.drop_images_with}"
+    )
     if None in groups:
         raise DataError(f"{rule}: no group for {_some(groups[None])}.", "Every image needs one.")
     if len(groups) < at_least:
         says = f"{rule}: {len(names)} image(s) in {len(groups)} group(s) cannot be split."
         raise DataError(says, f"Give at least {at_least} images, or groups.")
-    return dict(sorted(groups.items()))
+    return [members for _, members in sorted(groups.items())]
 
 
 def _listed(path: Path) -> dict[str, str]:

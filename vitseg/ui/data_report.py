@@ -125,7 +125,8 @@ class DataReport:
                 flagged[found.path] = self._short(found), picture
         some = list(c.whole)[:: max(1, len(c.whole) // PICTURES)][:PICTURES]
         for name in some if c.map else ():
-            picture = pictures.with_mask(*c.load(name), 150)
+            image, ids = c.whole[name].load()
+            picture = pictures.with_mask(image, c.map.table[ids], 150)
             others.append((name, pictures.data_uri(picture)))
         body = self._body(len(self._findings), Flagged=list(flagged.values()), Others=others)
         return markup.page(f"Data: {shown(c.root)}", body)
