@@ -179,7 +179,7 @@ def test_images_that_hardly_use_their_16_bits_are_named_with_what_becomes_of_the
 ):
     folder = folder_of(tmp_path, [save, save, as_png(noise(3))])
     (warning,) = [p for p in found(folder) if p.kind == "range barely used"]
-    assert warning.says.startswith(f"{warning.path}: the brightest of 2 images stored as {says}")
+    assert warning.says.startswith(f"{warning.path}: even the brightest image stored as {says}")
     assert (
         f"are read as 0..{read} of 255. Multiply the values of all by {factor}, or save 8-bit "
         f"images."

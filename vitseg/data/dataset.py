@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import signal
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from vitseg.data.folder import Pair, in_brief, read_folder
 from vitseg.data.masks import MaskCode, class_map, counted, recounted
 from vitseg.data.splits import drawn_by, rarity, shuffled, splits_of
 from vitseg.data.synthetic import class_names, generate
-from vitseg.draws import NUMERICS, seed_for
+from vitseg.draws import NUMERICS, digest_of, seed_for
 from vitseg.errors import ConfigError, DataError, VitsegError
 from vitseg.images import IGNORE, fit_image, fit_mask, fitted_size
 from vitseg.settings import Data, Generated
@@ -221,19 +220,18 @@ class SegmentationData:
             place += [*made, cfg.view_seed, name, view]
             if cfg.crop:
                 image = [*image, *mask]  # where to crop is for the mask to say
-        return _digest(*place, *image), _digest(*place, self.mode, *mask)
+        return digest_of(*place, *image)[:32], digest_of(*place, self.mode, *mask)[:32]
 
     def digest(self) -> str:
         """A digest of all that training and validation read: names, split, and the content of every
         image and mask.
         """
-        return _digest(
-            *(
-                (part, name, *self.fingerprint(name, CLEAN))
-                for part in ("train", "validation")
-                for name in self.splits[part]
-            )
+        views = (
+            (part, name, *self.fingerprint(name, CLEAN))
+            for part in ("train", "validation")
+            for name in self.splits[part]
         )
+        return digest_of(*views)[:32]
 
     def distinct_share(self) -> float:
         """How much of the training images an epoch shows at all, as expected: 1 unless they are
@@ -265,7 +263,3 @@ def _deaf_to_interrupts(worker: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the trainer's process may be holding it back
-
-
-def _digest(*words: object) -> str:
-    return hashlib.sha256("\x1f".join(map(str, words)).encode()).hexdigest()[:32]

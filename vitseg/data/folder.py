@@ -286,7 +286,7 @@ def _pair_up(found: Scan, split: str | None) -> None:
         other = HALVES[half == HALVES[0]]
         kind = f"no {other[:-1]}"
         says = f"{kind} of that name in {other}/."
-        for near in alike.get((other, _alike(path)), ()):
+        for near in alike[other, _alike(path)]:
             says += f" {near.name} differs in capitals, or in how its letters are encoded."
         found.add(kind, path, says)
 
@@ -382,21 +382,20 @@ def _unread(kind: str, image: Image.Image) -> Iterator[tuple[str, str]]:
         )
     if image.mode not in WITH_ALPHA:
         return
-    if kind == "image":
-        if not is_transparency(image):
-            done = "it is not read" if image.format == "TIFF" else "it is blended as transparency"
+    if kind == "mask":
+        found = image.getcolors(image.width * image.height)
+        if len(found) > len({color[:-1] for _, color in found}):
             yield (
-                NO_ALPHA,
-                "its alpha channel varies like an image (infrared?) or is empty; "
-                f"{done}. Save the image as grey or RGB.",
+                "alpha not read",
+                "its alpha channel differs where its colour does not, and is not read. "
+                "Save it without alpha, or the alpha channel as the mask.",
             )
-        return
-    found = image.getcolors(image.width * image.height)
-    if len(found) > len({color[:-1] for _, color in found}):
+    elif not is_transparency(image):
+        done = "it is not read" if image.format == "TIFF" else "it is blended as transparency"
         yield (
-            "alpha not read",
-            "its alpha channel differs where its colour does not, and is not read. "
-            "Save it without alpha, or the alpha channel as the mask.",
+            NO_ALPHA,
+            "its alpha channel varies like an image (infrared?) or is empty; "
+            f"{done}. Save the image as grey or RGB.",
         )
 
 
@@ -429,21 +428,17 @@ def _compare(pair: Pair) -> Iterator[Finding]:
 def _warn_of_ranges(pairs: list[Pair]) -> None:
     """Warn of the brightest 16-bit image, if even this one is dim."""
     for kind in ("grey", "colour"):
-        deep = [pair for pair in pairs if kind in pair.image_scan.deep]
-        if not deep:
-            continue
-        brightest = max(reversed(deep), key=lambda pair: pair.image_scan.deep[kind])
-        most = brightest.image_scan.deep[kind]
-        bits, read = most.bit_length(), round(most / 257) if kind == "grey" else most >> 8
-        if 0 < bits <= DIM:
-            among = f"{len(deep)} image{'s' * (len(deep) != 1)} stored as 16-bit {kind}"
+        deep = {p.image_scan.deep[kind]: p for p in pairs if kind in p.image_scan.deep}
+        most = max(deep, default=0)
+        read = round(most / 257) if kind == "grey" else most >> 8
+        if 0 < most < 1 << DIM:
+            bits, path = most.bit_length(), deep[most].image
             says = (
-                f"the brightest of {among} uses {bits} bits: its values 0..{most} of 65535 are "
-                f"read as 0..{read} of 255. Multiply the values of all by {1 << 16 - bits}, or "
-                f"save 8-bit images."
+                f"even the brightest image stored as 16-bit {kind} uses {bits} bits: its values "
+                f"0..{most} of 65535 are read as 0..{read} of 255. Multiply the values of all by "
+                f"{1 << 16 - bits}, or save 8-bit images."
             )
-            warning = Finding("range barely used", brightest.image, says, "warning")
-            brightest.findings.append(warning)
+            deep[most].findings.append(Finding("range barely used", path, says, "warning"))
 
 
 def _compare_modes(cfg: Folder, pairs: list[Pair]) -> bool:
@@ -453,10 +448,10 @@ def _compare_modes(cfg: Folder, pairs: list[Pair]) -> bool:
     is_color = cfg.encoding == "rgb" or cfg.colors is not None
     if cfg.encoding == "auto" and not is_color:
         is_color = 2 * sum(pair.mask_scan.is_color for pair in pairs) > len(pairs)
-    here, others = ("grey", "in colour") if is_color else ("in colour", "grey")
+    here = "grey" if is_color else "in colour"
     for pair in pairs:
         if pair.mask_scan.is_color is not is_color:
-            says = f"is {here}, where masks are declared, or mostly, {others}."
+            says = f"is {here}, unlike what is declared, or unlike most masks."
             pair.findings.append(Finding("masks of two kinds", pair.mask, says))
     return is_color
 
