@@ -78,11 +78,11 @@ class Check:
         self.classes = [ClassCount(name, Counter(), Counter()) for name in names]
         together = np.zeros((len(names), len(names)), int)
         for name, pair in self.whole.items():
-            held = list(self._counts[name])
-            together[np.ix_(held, held)] += 1
-            for i in held:
+            counts = self._counts[name]
+            together[np.ix_(list(counts), list(counts))] += 1
+            for i, pixels in counts.items():
                 self.classes[i].images[pair.split] += 1
-                self.classes[i].pixels[pair.split] += self._counts[name][i]
+                self.classes[i].pixels[pair.split] += pixels
         self.together = together.tolist()
 
     def _twice(self) -> Iterator[Finding]:
@@ -94,8 +94,7 @@ class Check:
             if others:
                 kind, end = "same image twice", "on one side"
                 if {pair.split for pair in others} != {first.split}:
-                    kind = "same image in two splits"
-                    end = "on both sides: what is scored was trained on"
+                    kind, end = "same image in two splits", "so that it is trained on and scored"
                 listed = " and ".join(f"{shown(pair.image)} ({pair.split})" for pair in others)
                 says = f"in {first.split}, with the same pixels as {listed}, {end}."
                 yield Finding(kind, first.image, says, "warning")

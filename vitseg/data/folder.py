@@ -192,10 +192,8 @@ def read_folder(cfg: Folder) -> Scan:
     """
     found = scan(cfg)
     code, whole, problems = found.code, found.whole, found.problems
-    if not problems:
-        return Scan(found.root, whole, code=code)
     fatal = FOLDER_PROBLEMS & {problem.kind for problem in problems}
-    if cfg.on_problem == "refuse" or fatal or not whole:
+    if problems and (cfg.on_problem == "refuse" or fatal or not whole):
         lines = [f"{shown(found.root)}: {len(problems)} problem{'s' * (len(problems) > 1)}."]
         lines += [problem.says for problem in problems[:20]]
         if len(problems) > 20:
@@ -203,8 +201,9 @@ def read_folder(cfg: Folder) -> Scan:
         hint = "\nFix or remove these files, or declare in classes.json how masks hold the classes."
         raise DataError("\n  ".join(lines), hint)
     count = len({problem.path for problem in problems})
-    words = f"{count} file{'s' * (count != 1)} with problems and what belongs to them left out"
-    code = code._replace(description=f"{code.description}; {words}")
+    if count:
+        words = f"{count} file{'s' * (count > 1)} with problems and what belongs to them left out"
+        code = code._replace(description=f"{code.description}; {words}")
     return Scan(found.root, whole, code=code)
 
 
