@@ -190,16 +190,14 @@ def _values(cfg: Folder, stored: set[int], is_color: bool) -> tuple[Sequence[int
 
 
 def _detected(cfg: Folder, stored: set[int], stems: list[str]) -> tuple[dict[str, Any], str]:
-    """The settings that the values speak for, and who says so."""
-    if 255 in stored and stored <= {0, 255}:
-        return {"encoding": "binary_255"}, "detected"
-    if stored <= {0, 1}:
-        return {"encoding": "binary_1"}, "detected"
-    if not cfg.classes and cfg.ignore_value is None:
-        for known in json.loads((files("vitseg.data") / "known_sets.json").read_text("utf-8")):
-            named = all(re.fullmatch(known["stems"], stem) for stem in stems)
-            if named and max(stored) <= known["largest_value"]:
-                return known["settings"], f"recognised: {known['name']}"
+    """The settings that the values speak for, and who says so: the first of the known sets that
+    has these values and names, and settles nothing that is declared; else a factor.
+    """
+    declared = cfg.model_dump(exclude_defaults=True).keys()
+    for known in json.loads((files("vitseg.data") / "known_sets.json").read_text("utf-8")):
+        fits = stored <= set(known["values"]) and declared.isdisjoint(known["settings"])
+        if fits and all(re.fullmatch(known["stems"], stem) for stem in stems):
+            return known["settings"], known["by"]
     factor = math.gcd(*stored)
     if 255 in stored:
         question = (
