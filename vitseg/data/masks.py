@@ -248,14 +248,10 @@ def class_map(code: MaskCode, cfg: Classes) -> ClassMap:
     classes = tuple(dict.fromkeys(new_of.values()))
     if not classes:
         raise ConfigError("data.classes", gone, "settings that leave some of the classes")
-    for new in merged.values():
-        if new not in merged and new in new_of:
-            raise ConfigError(
-                "data.classes.merge",
-                new,
-                "a name that no other class keeps",
-                "Merge that class as well, or choose another name.",
-            )
+    taken = (set(merged.values()) - merged.keys()) & new_of.keys()
+    if taken:
+        hint = "Merge that class as well, or choose another name."
+        raise ConfigError("data.classes.merge", min(taken), "a name that no other keeps", hint)
     table = np.full(256, IGNORE, dtype=np.uint8)
     for name, new in new_of.items():
         table[names.index(name)] = classes.index(new)
