@@ -205,7 +205,10 @@ DATA = {
     ),
     "ambiguous masks": Case(
         DataError,
-        ("{data}: mask values 0, 1, 255: is 255 a class, or to be ignored?", "classes.json"),
+        (
+            "{data}: mask values [0, 1, 255], 3 in all: is 255 a class, or to be ignored?",
+            "classes.json",
+        ),
         lambda b: (save_mask(stripes(0, 1, 255))(b), remove("data/classes.json")(b)),
     ),
     "misspelt classes.json": Case(

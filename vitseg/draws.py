@@ -12,11 +12,15 @@ any more.
 """
 
 
+def digest_of(*words: object) -> str:
+    """SHA-256 of words and numbers, in hexadecimal digits."""
+    return hashlib.sha256("\x1f".join(map(str, words)).encode()).hexdigest()
+
+
 def seed_for(*purpose: object) -> int:
     """A 63-bit seed that depends on the words and numbers given and on nothing else.
 
     `seed_for(0, "order", 2, 7)` is the seed of the order of epoch 7 in stage 2 when the recipe's
     seed is 0.
     """
-    digest = hashlib.sha256("\x1f".join(map(str, purpose)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    return int(digest_of(*purpose)[:16], 16) >> 1

@@ -66,7 +66,8 @@ class Folder(Words):
     on_problem: Literal["refuse", "skip"] = "refuse"
 
     def model_post_init(self, context: object) -> None:
-        self._refuse_without_effect(self.encoding not in {"auto", "grey"}, "grey_factor")
+        is_grey = self.encoding in {"auto", "grey"} and self.colors is None
+        self._refuse_without_effect(not is_grey, "grey_factor")
         self._refuse_without_effect(self.encoding not in {"auto", "rgb"}, "colors")
         _refuse_twice("classes", self.classes)
         _refuse_twice("colors", self.colors)

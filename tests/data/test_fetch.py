@@ -154,7 +154,7 @@ def test_pets_become_a_folder_with_the_published_lists_as_train_and_test(pets, o
     folder = vitseg.fetch("oxford-pets")
     assert folder == own_folder / "oxford-pets"
     found = read_folder(Folder(path=str(folder)))
-    assert list(found.looks) == [
+    assert [pair.name for pair in found.pairs] == [
         "train/Birman_0",
         "train/Birman_1",
         "train/Birman_2",
@@ -188,7 +188,7 @@ def test_what_cannot_be_used_is_left_out_by_name_with_its_reason(pets, capsys):
     left_out = fetch.about(vitseg.fetch("oxford-pets"))["left_out"]
     assert folder == str(vitseg.fetch("oxford-pets"))
     assert "truncated" in left_out["Birman_3"]
-    assert left_out["Birman_4"] == "the mask holds [7], which stand for no class"
+    assert left_out["Birman_4"] == "the mask holds 7, which stands for no class"
     assert left_out["Birman_6"] == "image 40x30, mask 20x30 pixels"
     assert vitseg.check(folder).ok
 

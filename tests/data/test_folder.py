@@ -19,7 +19,7 @@ GOOD = {name: stripes(0, 1) for name in "abcdefgh"}
 
 
 def names(folder: Path) -> list[str]:
-    return list(read_folder(Folder(path=str(folder))).looks)
+    return [pair.name for pair in read_folder(Folder(path=str(folder))).pairs]
 
 
 def problems(folder: Path) -> list[str]:
@@ -156,8 +156,8 @@ def test_unusual_names_work_and_are_shown_as_they_are(name: str, tmp_path: Path)
 def test_a_folder_with_splits_gives_names_by_split(tmp_path: Path):
     for split, stems in {"train": "ab", "validation": "a", "test": "c"}.items():
         write_pairs(tmp_path / split, {stem: stripes(0, 1) for stem in stems})
-    looks = read_folder(Folder(path=str(tmp_path))).looks
-    assert [(name, look.pair.split) for name, look in looks.items()] == [
+    pairs = read_folder(Folder(path=str(tmp_path))).pairs
+    assert [(pair.name, pair.split) for pair in pairs] == [
         ("train/a", "train"),
         ("train/b", "train"),
         ("validation/a", "validation"),

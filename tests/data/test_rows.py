@@ -138,7 +138,7 @@ def test_row_40_sizes_that_differ_once_upright_are_both_named(orientation: int, 
     exif[0x0112] = orientation
     Image.new("RGB", (40, 20)).save(folder / "images" / "a.png", exif=exif)
     if orientation == 1:
-        assert len(read_folder(Folder(path=str(folder))).looks) == 2
+        assert len(read_folder(Folder(path=str(folder))).pairs) == 2
         return
     (line,) = refused(folder).problem.splitlines()[1:]
     says = (
@@ -149,7 +149,7 @@ def test_row_40_sizes_that_differ_once_upright_are_both_named(orientation: int, 
         "If the mask was drawn on the stored pixels, save it with the image's: mask.save(path, "
         "exif=image.getexif())."
     )
-    assert line.strip() == f"{folder}/masks/a.png: {says} mask no EXIF orientation). {hint}"
+    assert line.strip() == f"{folder}/masks/a.png: {says} mask 1 (1 is none)). {hint}"
 
 
 def test_row_41_an_unknown_label_is_named_with_file_value_count_and_what_is_allowed(tmp_path: Path):
@@ -457,7 +457,7 @@ def test_row_52_links_are_followed_named_where_they_lead_out_and_refused_where_t
     assert [p.says for p in check.warnings if p.kind == "link that leads out"] == [
         f"{folder}/images/b.png: a link to {outside}, outside the data set's folder."
     ]
-    assert not check.problems and len(read_folder(Folder(path=str(folder))).looks) == 4
+    assert not check.problems and len(read_folder(Folder(path=str(folder))).pairs) == 4
     inside.unlink()
     for mask in (folder / "masks").glob("c.png"):
         mask.unlink()
@@ -512,8 +512,8 @@ def test_row_56_two_files_of_one_name_are_both_named(tmp_path: Path):
     folder = write_pairs(tmp_path, dict.fromkeys(("a", "b", "B", "c"), TWO))
     to_image(TWO).save(folder / "images" / "a.bmp")
     assert [line.strip() for line in refused(folder).problem.splitlines()[1:]] == [
-        f"{folder}/images/a.bmp: has the same name as a.png (ignoring suffix and capitals).",
         f"{folder}/images/B.png: has the same name as b.png (ignoring suffix and capitals).",
+        f"{folder}/images/a.bmp: has the same name as a.png (ignoring suffix and capitals).",
         f"{folder}/masks/B.png: has the same name as b.png (ignoring suffix and capitals).",
     ]
 

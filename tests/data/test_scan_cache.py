@@ -17,13 +17,14 @@ import pytest
 from builders import stripes
 from PIL import Image
 
-from vitseg.data import folder as folder_module
+from vitseg.data import scan_cache
 from vitseg.data.check import Check
 from vitseg.data.dataset import SegmentationData
 from vitseg.data.folder import Scan, scan
 from vitseg.errors import DataError
 from vitseg.images import opened
 from vitseg.settings import Crop, Data, Folder
+from vitseg.ui.data_report import DataReport
 
 NAMES = "abcdefgh"
 
@@ -69,7 +70,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(f"{path.parent.name}/{path.name}")
         return opened(path)
 
-    monkeypatch.setattr(folder_module, "opened", counted)
+    monkeypatch.setattr(scan_cache, "opened", counted)
     return names
 
 
@@ -81,14 +82,15 @@ def observed(folder: Path, **settings: Any) -> dict[str, Any]:
     """All that a check and a training can tell of a folder."""
     data = Data(source=Folder(path=str(folder), **settings), size=(28, 28), crop=Crop(p=1.0))
     check = Check(data)
-    seen: dict[str, Any] = {"check": check.to_dict(), "findings": check.findings}
+    report = json.loads(DataReport(check).to_json())
+    seen: dict[str, Any] = {"check": report, "findings": check.findings}
     try:
         made = SegmentationData(data)
     except DataError as error:
         return seen | {"refused": str(error)}
     names = sorted(made.images)
     return seen | {
-        "pairs": {name: image.pair for name, image in made.images.items()},
+        "pairs": made.images,
         "code": made.images[names[0]].code._asdict(),
         "classes": made.classes,
         "masks": made.masks,
@@ -123,8 +125,7 @@ def test_no_content_is_digested_again_for_the_keys_of_stages(cache, folder, monk
     def refuse(path: Path) -> str:
         raise AssertionError(f"{path} was digested again")
 
-    monkeypatch.setattr("vitseg.data.dataset.sha256_of", refuse)
-    monkeypatch.setattr("vitseg.data.folder.sha256_of", refuse)
+    monkeypatch.setattr("vitseg.data.scan_cache.sha256_of", refuse)
     assert SegmentationData(cfg).digest() == digest
 
 
@@ -226,7 +227,7 @@ def test_files_that_come_and_go_are_noticed(cache, folder, decoded):
     for kind in ("images", "masks"):
         shutil.copy(folder / kind / "a.png", folder / kind / "i.png")
         (folder / kind / "b.png").unlink()
-    assert list(scanned(folder).looks) == list("acdefghi")
+    assert [pair.name for pair in scanned(folder).pairs] == list("acdefghi")
     assert sorted(decoded) == ["images/i.png", "masks/i.png"]
     assert "b.png" not in cache_file(cache).read_text()
     (folder / "masks" / "c.png").unlink()
@@ -252,7 +253,7 @@ SPOILT: dict[str, Callable[[Path], object]] = {
     "cut off": lambda file: file.write_bytes(file.read_bytes()[:-100]),
     "no text": lambda file: file.write_bytes(b"\xff\x00" * 100),
     "a number changed": _replaced('"0":384', '"0":383'),
-    "a digest changed": _replaced('"sha256":"', '"sha256":"0'),
+    "a digest changed": _replaced('],"', '],"0'),
     "nested without end": lambda file: file.write_text("[" * 100000),
     "a folder": lambda file: (file.unlink(), file.mkdir()),
 }
@@ -318,8 +319,8 @@ import sys
 from vitseg.data.folder import scan
 from vitseg.settings import Folder
 for _ in range(50):
-    looks = scan(Folder(path=sys.argv[1])).looks.values()
-    print([look.mask.counts for look in looks])
+    pairs = scan(Folder(path=sys.argv[1])).pairs
+    print([pair.mask_scan.counts for pair in pairs])
 """
 
 
@@ -333,7 +334,7 @@ def test_processes_that_scan_at_once_spoil_nothing(cache, folder, decoded):
         Image.new("RGB", (24, 24), (n, 0, 0)).save(aside, "PNG")
         aside.replace(folder / "images" / "h.png")
         time.sleep(0.01)
-    expected = f"{[look.mask.counts for look in scanned(folder).looks.values()]}\n"
+    expected = f"{[pair.mask_scan.counts for pair in scanned(folder).pairs]}\n"
     assert [process.communicate()[0] for process in scanning] == 2 * [50 * expected]
     del decoded[:]
     scanned(folder)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 from builders import stripes, write_pairs
@@ -19,6 +20,8 @@ from vitseg.errors import ConfigError, DataError, RecipeError
 from vitseg.settings import Classes, Data, Folder, Generated
 
 HELD = st.lists(st.sets(st.integers(0, 5), max_size=4), min_size=6, max_size=40)
+IMAGES = dict.fromkeys("abc", SimpleNamespace(split=None))
+TWO_IMAGES = dict.fromkeys("ab", SimpleNamespace(split=None))
 FRACTIONS = st.sampled_from([(0.2, 0.0), (0.2, 0.2), (0.1, 0.1), (0.34, 0.33), (0.5, 0.0)])
 
 
@@ -203,14 +206,14 @@ def test_a_split_file_that_does_not_fit_is_refused_with_all_that_is_wrong(
     file = tmp_path / "split.json"
     file.write_text(content, encoding="utf-8")
     with pytest.raises(error, match=said):
-        splits_of(dict.fromkeys("abc"), Data(split_file=str(file)), {}.get)
+        splits_of(IMAGES, Data(split_file=str(file)), {}.get)
 
 
 @pytest.mark.parametrize(
     ("content", "error", "said"),
     [
-        ("name;group\na;1\n", ConfigError, r"data\.group_file.*expected but not found: .*'name'"),
-        ("", ConfigError, "No columns to parse from file"),
+        ("name;group\na;1\n", ConfigError, r"data\.group_file.*columns name and group, .*'name'"),
+        ("", DataError, "no group for 'a', 'b', 'c'"),
         ("name,group\na,1\nb,\n", DataError, "no group for 'b', 'c'"),
         (
             "name,group\na,1\nb,1\nc,1\n",
@@ -224,9 +227,9 @@ def test_a_list_of_groups_that_does_not_fit_is_refused(content, error, said, tmp
     file = tmp_path / "groups.csv"
     file.write_text(content, encoding="utf-8")
     with pytest.raises(error, match=said):
-        splits_of(dict.fromkeys("abc"), Data(group_file=str(file)), {}.get)
+        splits_of(IMAGES, Data(group_file=str(file)), {}.get)
     with pytest.raises(ConfigError, match=r"data\.group_file"):
-        splits_of(dict.fromkeys("abc"), Data(group_file=str(tmp_path / "none.csv")), {}.get)
+        splits_of(IMAGES, Data(group_file=str(tmp_path / "none.csv")), {}.get)
     with pytest.raises(RecipeError, match="group_file"):
         Data(group_file="")
 
@@ -242,4 +245,4 @@ def test_fractions_leave_something_to_train_on():
     with pytest.raises(RecipeError, match="leave nothing to train on"):
         Data(validation_fraction=0.5, test_fraction=0.5)
     with pytest.raises(DataError, match=r"2 image\(s\) in 2 group\(s\) cannot be split"):
-        splits_of(dict.fromkeys("ab"), Data(test_fraction=0.2), {}.get)
+        splits_of(TWO_IMAGES, Data(test_fraction=0.2), {}.get)

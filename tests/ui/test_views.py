@@ -80,7 +80,7 @@ def test_a_file_that_has_vanished_is_a_sentence_not_a_traceback(tmp_path: Path):
     write_pairs(tmp_path, {name: stripes(0, 1).astype(np.uint8) for name in "abcdef"})
     data, image, _, shown = panel(source=vitseg.Folder(path=str(tmp_path)))
     gone = data.splits["train"][1]
-    data.images[gone].pair.image.unlink()
+    data.images[gone].image.unlink()
     image.value = gone
     assert "changed or vanished" in shown.value
     assert "class=bad" in shown.value

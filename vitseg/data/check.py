@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from vitseg.data.folder import Finding, Look, Watch, ranked, scan
-from vitseg.data.masks import class_map, read_raw, recounted
+from vitseg.data.folder import Finding, Watch, ranked, scan
+from vitseg.data.masks import class_map, recounted
 from vitseg.data.splits import splits_of
 from vitseg.errors import ConfigError, DataError
 from vitseg.settings import Data, Folder
@@ -39,110 +39,81 @@ class Check:
     says, and notes, which are worth knowing. Of `found` pairs `whole` have no problem, by name;
     `splits` is the number of images in each split among them. `together[i][j]` is in how many
     images classes i and j both occur. `masks` says how they store classes; where no code fits them,
-    `code` and `map` are None, and no class is counted. `image_of` is the image of each mask.
+    `map` is None, and no class is counted. `image_of` is the image of each mask.
     """
 
     problems, warnings, notes = ranked("problem"), ranked("warning"), ranked("note")
 
     def __init__(self, cfg: Data, watch: Watch = iter):
         if not isinstance(cfg.source, Folder):
-            hint = "Generated images need no check."
-            raise ConfigError("data.source", cfg.source, "a folder", hint)
+            raise ConfigError(
+                "data.source", cfg.source, "a folder", "Generated images need no check."
+            )
         found = scan(cfg.source, watch)
-        self.root, self.found, self.findings = found.root, len(found.looks), found.findings
-        self.image_of = {look.pair.mask: look.pair.image for look in found.looks.values()}
-        self.whole = found.whole
-        self.code, self.map, self.masks = found.code, None, "no code fits them"
-        self._counts, dropped = defaultdict(dict), set()
-        if self.code:
-            self.map = class_map(self.code.classes, cfg.classes)
-            self.masks = "; ".join(filter(None, (self.code.description, self.map.description)))
-            for name, look in found.whole.items():
-                stored = recounted(look.mask.counts, self.code.values)
-                self._counts[name] = recounted(stored, self.map.table)
-                if self.map.dropping & stored.keys():
-                    dropped.add(name)
-                    del self.whole[name]
-        placed = {name: look.pair.split for name, look in self.whole.items()}
+        self.root, self.found, self.findings = found.root, len(found.pairs), found.findings
+        self.image_of = {pair.mask: pair.image for pair in found.pairs}
+        self.whole = {pair.name: pair for pair in found.whole}
+        self.map, self.masks, dropping = None, "no code fits them", set()
+        self._counts = defaultdict(dict)
+        if found.code:
+            self.map = class_map(found.code, cfg.classes)
+            self.masks, dropping = self.map.description, self.map.dropping
+            for name, pair in self.whole.items():
+                self._counts[name] = recounted(pair.counts(), self.map.table)
         try:
-            splits = splits_of(placed, cfg, lambda name: self._counts[name].keys(), dropped)
+            splits = splits_of(self.whole, cfg, lambda name: self._counts[name], dropping)
         except DataError as error:
-            splits = {"all": list(self.whole)}
+            splits = {"all": self.whole}
             self.findings.append(Finding("cannot be split", self.root, str(error)))
-        self._split_of = {name: split for split, names in splits.items() for name in names}
-        self.splits = Counter(self._split_of.values())
+        side_of = {name: split for split, names in splits.items() for name in names}
+        self.whole = {name: pair for name, pair in self.whole.items() if name in side_of}
+        for name, pair in self.whole.items():
+            pair.split = side_of[name]
+        self.splits = Counter(side_of.values())
         self._count_classes()
-        self.findings += self._twice()
-        self.findings += self._absent()
-        for name, look in self.whole.items():
-            self.findings += self._image_notes(look, self._counts[name])
-
-    def ids(self, name: str) -> np.ndarray | None:
-        """Class ids (h, w) uint8 of a whole pair, as training would see them; None where no code
-        fits the masks.
-        """
-        if self.map is None:
-            return None
-        return self.map.table[self.code.decode(read_raw(self.whole[name].pair.mask))]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Strings and numbers, for JSON."""
-        said = {"problems": [], "warnings": [], "notes": []}
-        for found in self.findings:
-            words = {"kind": found.kind, "path": shown(found.path), "says": found.says}
-            said[f"{found.rank}s"].append(words)
-        return {
-            "folder": shown(self.root),
-            "pairs": self.found,
-            "whole": len(self.whole),
-            "masks": self.masks,
-            "splits": self.splits,
-            **said,
-            "classes": [row._asdict() for row in self.classes],
-            "together": self.together,
-        }
+        self.findings += [*self._twice(), *self._absent_and_notes()]
 
     def _count_classes(self) -> None:
         names = self.map.classes if self.map else ()
         self.classes = [ClassCount(name, Counter(), Counter()) for name in names]
         together = np.zeros((len(names), len(names)), int)
-        for name, split in self._split_of.items():
-            held = list(self._counts[name])
-            together[np.ix_(held, held)] += 1
-            for i in held:
-                self.classes[i].images[split] += 1
-                self.classes[i].pixels[split] += self._counts[name][i]
+        for name, pair in self.whole.items():
+            counts = self._counts[name]
+            together[np.ix_(list(counts), list(counts))] += 1
+            for i, pixels in counts.items():
+                self.classes[i].images[pair.split] += 1
+                self.classes[i].pixels[pair.split] += pixels
         self.together = together.tolist()
 
     def _twice(self) -> Iterator[Finding]:
         """Images whose pixels are the same: across splits the scores are no scores."""
         alike = defaultdict(list)
-        for name, look in self.whole.items():
-            alike[look.image.pixels].append((look.pair.image, self._split_of[name]))
-        for (first, split), *others in alike.values():
+        for pair in self.whole.values():
+            alike[pair.image_scan.pixels].append(pair)
+        for first, *others in alike.values():
             if others:
                 kind, end = "same image twice", "on one side"
-                if {side for _, side in others} != {split}:
-                    kind = "same image in two splits"
-                    end = "on both sides: what is scored was trained on"
-                listed = " and ".join(f"{shown(path)} ({side})" for path, side in others)
-                says = f"in {split}, with the same pixels as {listed}, {end}."
-                yield Finding(kind, first, says, "warning")
+                if {pair.split for pair in others} != {first.split}:
+                    kind, end = "same image in two splits", "so that it is trained on and scored"
+                listed = " and ".join(f"{shown(pair.image)} ({pair.split})" for pair in others)
+                says = f"in {first.split}, with the same pixels as {listed}, {end}."
+                yield Finding(kind, first.image, says, "warning")
 
-    def _absent(self) -> Iterator[Finding]:
-        """Classes that a split lacks: not trained, or not scored."""
+    def _absent_and_notes(self) -> Iterator[Finding]:
+        """Classes that a split lacks: not trained, or not scored. Then what is worth knowing of an
+        image.
+        """
         for row in self.classes:
             lacking = [split for split in self.splits if split not in row.images]
             if lacking:
                 says = f"class {row.name!r} occurs in no mask of {' and '.join(lacking)}."
                 yield Finding("class absent", self.root, says, "warning")
-
-    def _image_notes(self, look: Look, counts: dict[int, int]) -> Iterator[Finding]:
-        if self.map and not counts:
-            yield Finding("all ignored", look.pair.mask, "every pixel is ignored.", "note")
-        elif counts.keys() == {0}:
-            yield Finding("no foreground", look.pair.mask, "background alone.", "note")
-        height, width = look.image.size
-        if min(height, width) < TINY:
-            says = f"{width}x{height} pixels, hardly more than a patch."
-            yield Finding("tiny", look.pair.image, says, "note")
+        for name, pair in self.whole.items():
+            if self.map and not self._counts[name]:
+                yield Finding("all ignored", pair.mask, "every pixel is ignored.", "note")
+            elif self._counts[name].keys() == {0}:
+                yield Finding("no foreground", pair.mask, "background alone.", "note")
+            height, width = pair.size
+            if min(height, width) < TINY:
+                says = f"{width}x{height} pixels, hardly more than a patch."
+                yield Finding("tiny", pair.image, says, "note")

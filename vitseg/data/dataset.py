@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import random
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from vitseg.data.augment import CLEAN, crop_box, libraries, make_view
-from vitseg.data.folder import NO_ALPHA, Look, Pair, in_brief, read_folder
-from vitseg.data.masks import MaskCode, class_map, read_raw, recounted
-from vitseg.data.scan_cache import FileScan, stamp_of
-from vitseg.data.splits import Splits, drawn_by, rarity, splits_of
+from vitseg.data.folder import Pair, in_brief, read_folder
+from vitseg.data.masks import MaskCode, class_map, counted, recounted
+from vitseg.data.splits import drawn_by, rarity, shuffled, splits_of
 from vitseg.data.synthetic import class_names, generate
-from vitseg.draws import NUMERICS, seed_for
+from vitseg.draws import NUMERICS, digest_of, seed_for
 from vitseg.errors import ConfigError, DataError, VitsegError
-from vitseg.files import sha256_of
-from vitseg.images import UNREADABLE, fit_image, fit_mask, fitted_size, open_rgb
+from vitseg.images import IGNORE, fit_image, fit_mask, fitted_size
 from vitseg.settings import Data, Generated
 
 Key = tuple[str, str]
 """(image name, view name)"""
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """One view of one image, on the network's canvas. Masks hold class ids, IGNORE where nothing
     counts.
     """
@@ -49,8 +41,7 @@ class Sample:
     original: Tensor  # (h, w) uint8: the multiclass mask at the image's own size
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """Samples stacked: images (B, 3, H, W) uint8, masks (B, H, W) int64 of the mode that is
     trained.
     """
@@ -75,8 +66,7 @@ class GeneratedImage:
         return generate(self.cfg, self.number)
 
     def counts(self) -> dict[int, int]:
-        found = np.unique(self.drawn[1], return_counts=True)
-        return dict(zip(*map(np.ndarray.tolist, found), strict=True))
+        return counted(self.drawn[1])
 
     def load(self) -> tuple[Image.Image, np.ndarray]:
         return self.drawn
@@ -86,47 +76,14 @@ class GeneratedImage:
         return drawn_from, drawn_from
 
 
-class FolderImage:
-    """An image of a folder. Raises DataError where a file was changed since it was looked at."""
-
-    def __init__(self, look: Look, code: MaskCode):
-        self.look, self.code, self.pair = look, code, look.pair
-        self.split, self.size = look.pair.split, look.image.size
-
-    def counts(self) -> dict[int, int]:
-        return recounted(self.look.mask.counts, self.code.values)
-
-    def load(self) -> tuple[Image.Image, np.ndarray]:
-        with _unchanged(self.pair):
-            image, ids = open_rgb(self.pair.image), self.code.decode(read_raw(self.pair.mask))
-            if ids.shape != (image.height, image.width):
-                raise ValueError("sizes differ")
-        return image, ids
-
-    def content(self) -> tuple[list[str], list[str]]:
-        pair, look = self.pair, self.look
-        with _unchanged(pair):
-            image = [_digest_of(pair.image, look.image)]
-            mask = [_digest_of(pair.mask, look.mask), str(self.code.values)]
-        kinds = {found.kind for found in look.findings}
-        if NO_ALPHA in kinds and pair.image.suffix.lower() in {".tif", ".tiff"}:
-            image.append("alpha not blended")  # as it once was
-        return image, mask
-
-
-SourceImage = GeneratedImage | FolderImage
+SourceImage = GeneratedImage | Pair
 """An image where it comes from: the `split` that it lies in, if in any, its `size`, `counts` of
 pixels by class id, `load` (the image, and class ids (h, w) uint8), and the `content` that the
 pixels of the image, and those of its mask, follow from.
 """
 
 
-def _digest_of(path: Path, scan: FileScan) -> str:
-    """SHA-256 of a file, computed again when it has changed since the scan."""
-    return scan.sha256 if stamp_of(path) == scan.stamp else sha256_of(path)
-
-
-class SegmentationData(Dataset[Sample]):
+class SegmentationData:
     """All images of a recipe, split. `classes` and `splits` (names by split) are what was found,
     `images` are by name, `masks` says how these are stored.
 
@@ -135,48 +92,31 @@ class SegmentationData(Dataset[Sample]):
 
     def __init__(self, cfg: Data):
         self.cfg, source = cfg, cfg.source
-        self.images: dict[str, SourceImage] = {}
         if isinstance(source, Generated):
-            classes, masks, self.warnings = class_names(source), "generated", []
-            for number in range(source.images):
-                image = GeneratedImage(source, number)
-                self.images[image.name] = image
+            code, self.warnings = MaskCode({}, class_names(source), "generated"), []
+            images = [GeneratedImage(source, number) for number in range(source.images)]
         else:
             found = read_folder(source)
-            classes, masks = found.code.classes, found.code.description
-            looks = found.looks.values()
-            self.warnings = in_brief(chain.from_iterable(look.findings for look in looks))
-            for look in looks:
-                self.images[look.pair.name] = FolderImage(look, found.code)
-        self.map = class_map(classes, cfg.classes)
-        self.all_classes, self._binary = self.map.classes, self.map.binary_ids()
-        self.masks = "; ".join(filter(None, (masks, self.map.description)))
-        self.mode, self.classes = cfg.mode, self.all_classes
+            code, images, self.warnings = found.code, found.pairs, in_brief(found.findings)
+        self.images: dict[str, SourceImage] = {image.name: image for image in images}
+        self.map = class_map(code, cfg.classes)
+        self.masks = self.map.description
+        self.all_classes = self.classes = self.map.classes
+        self._binary = np.zeros(256, np.int64)
+        self._binary[list(self.map.foreground)], self._binary[IGNORE] = 1, IGNORE
+        self.mode = cfg.mode
         if cfg.mode == "auto":
-            self.mode = "binary" if len(self.all_classes) == 2 else "multiclass"
+            self.mode = "binary" if len(self.classes) == 2 else "multiclass"
         if self.mode == "binary":
-            self.classes = self.map.binary_classes()
-        if len(self.all_classes) < 2 and cfg.mode == "binary":
-            raise ConfigError("data.mode", cfg.mode, "multiclass", "The masks hold one class only.")
-        if self.mode == "binary" and not cfg.score_background:
-            hint = "Binary scores are the foreground's anyway."
-            raise ConfigError("data.score_background", False, "True", hint)
-        self.splits = self._split()
+            if len(self.classes) < 2:
+                hint = "The masks hold one class only."
+                raise ConfigError("data.mode", cfg.mode, "multiclass", hint)
+            if not cfg.score_background:
+                hint = "Binary scores are the foreground's anyway."
+                raise ConfigError("data.score_background", False, "True", hint)
+            self.classes = self.map.binary_classes
+        self.splits = splits_of(self.images, cfg, self.counts, self.map.dropping)
         self._rarity = rarity(self.pixels("train")) if cfg.sampler == "rarity" else {}
-
-    def _split(self) -> Splits:
-        """Of the images that hold no class of `drop_images_with`."""
-        placed, dropped, dropping = {}, set(), self.map.dropping
-        for name, image in self.images.items():
-            if dropping and dropping & image.counts().keys():
-                dropped.add(name)
-            else:
-                placed[name] = image.split
-        if not placed:
-            held = " or ".join(self.cfg.classes.drop_images_with)
-            says = f"data.classes.drop_images_with: every image holds one of {held}."
-            raise DataError(says, "Leave one out.")
-        return splits_of(placed, self.cfg, lambda name: self.counts(name).keys(), dropped)
 
     def counts(self, name: str) -> dict[int, int]:
         """Pixels of an image by class id, ignored ones left out, at its own size."""
@@ -237,9 +177,9 @@ class SegmentationData(Dataset[Sample]):
     def loaded(self, chunks: list[list[Key]], workers: int = 0) -> Iterator[Batch]:
         """A batch for each chunk of keys."""
         loader = DataLoader(
-            self,
-            batch_sampler=chunks,
-            collate_fn=self._stacked,
+            chunks,
+            batch_size=None,
+            collate_fn=self._batch,
             num_workers=workers,
             generator=torch.Generator().manual_seed(0),  # else it draws from the global one
             worker_init_fn=_deaf_to_interrupts,
@@ -256,24 +196,16 @@ class SegmentationData(Dataset[Sample]):
             hint = "Often there was too little memory for so many: set workers to 0, or fewer."
             raise DataError(says, hint) from None
 
-    def __getitems__(self, keys: list[Key]) -> list[Sample] | VitsegError:
-        """The samples of a batch, as torch asks for them. An error is a value: raised in a loader's
-        worker it would come back inside torch's own traceback.
+    def _batch(self, keys: list[Key]) -> Batch | VitsegError:
+        """The samples of a batch, stacked. An error is a value: raised in a loader's worker it
+        would come back inside torch's own traceback.
         """
         try:
-            return [self[key] for key in keys]
+            names, images, _, masks, originals = zip(*(self[key] for key in keys), strict=True)
         except VitsegError as error:
             return error
-
-    def _stacked(self, samples: list[Sample] | VitsegError) -> Batch | VitsegError:
-        if isinstance(samples, VitsegError):
-            return samples
-        return Batch(
-            [sample.name for sample in samples],
-            torch.stack([sample.image for sample in samples]),
-            torch.stack([self.trained(sample.multiclass_mask) for sample in samples]),
-            [self.trained(sample.original) for sample in samples],
-        )
+        masks = self.trained(torch.stack(masks))
+        return Batch(list(names), torch.stack(images), masks, list(map(self.trained, originals)))
 
     def fingerprint(self, name: str, view: str) -> tuple[str, str]:
         """Digests of all that a view's pixels, and its mask, follow from: content of the files,
@@ -281,26 +213,25 @@ class SegmentationData(Dataset[Sample]):
         """
         cfg = self.cfg
         place: list[object] = [NUMERICS, PIL.__version__, cfg.size]
-        if view != CLEAN:
-            place += [cfg.augment, cfg.effects, cfg.crop, libraries(cfg.effects)]
-            place += [cfg.view_seed, name, view]
         image, mask = self.images[name].content()
         mask = [self.map.table.tobytes().hex(), self.map.foreground, *mask]
-        if cfg.crop and view != CLEAN:
-            image = [*image, *mask]  # where to crop is for the mask to say
-        return _digest(*place, *image), _digest(*place, self.mode, *mask)
+        if view != CLEAN:
+            made = cfg.augment, cfg.effects, cfg.crop, libraries(cfg.effects)
+            place += [*made, cfg.view_seed, name, view]
+            if cfg.crop:
+                image = [*image, *mask]  # where to crop is for the mask to say
+        return digest_of(*place, *image)[:32], digest_of(*place, self.mode, *mask)[:32]
 
     def digest(self) -> str:
         """A digest of all that training and validation read: names, split, and the content of every
         image and mask.
         """
-        return _digest(
-            *(
-                (part, name, *self.fingerprint(name, CLEAN))
-                for part in ("train", "validation")
-                for name in self.splits[part]
-            )
+        views = (
+            (part, name, *self.fingerprint(name, CLEAN))
+            for part in ("train", "validation")
+            for name in self.splits[part]
         )
+        return digest_of(*views)[:32]
 
     def distinct_share(self) -> float:
         """How much of the training images an epoch shows at all, as expected: 1 unless they are
@@ -315,12 +246,10 @@ class SegmentationData(Dataset[Sample]):
         """The training images of an epoch, shuffled, or drawn with replacement, as (seed, stage,
         epoch) says.
         """
-        seed = seed_for(seed, "order", stage, epoch)
+        purpose = seed, "order", stage, epoch
         if self._rarity:
-            return drawn_by(self._rarity, seed)
-        names = list(self.splits["train"])
-        random.Random(seed).shuffle(names)
-        return names
+            return drawn_by(self._rarity, seed_for(*purpose))
+        return shuffled(self.splits["train"], *purpose)
 
 
 def chunked(keys: list[Key], size: int) -> list[list[Key]]:
@@ -334,17 +263,3 @@ def _deaf_to_interrupts(worker: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the trainer's process may be holding it back
-
-
-@contextmanager
-def _unchanged(pair: Pair) -> Iterator[None]:
-    """Raises DataError where its files cannot be read as they were when first looked at."""
-    try:
-        yield
-    except (*UNREADABLE, KeyError) as error:
-        why = f"changed or vanished since it was first looked at ({type(error).__name__}: {error})."
-        raise DataError(f"{pair.image} or its mask {pair.mask}: {why}") from None
-
-
-def _digest(*words: object) -> str:
-    return hashlib.sha256("\x1f".join(map(str, words)).encode()).hexdigest()[:32]

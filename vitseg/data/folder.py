@@ -6,10 +6,12 @@ The check and training read the same scan, so what one refuses the other refuses
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -20,11 +22,27 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import SAMPLESPERPIXEL, TiffImageFile
 
-from vitseg.data.masks import COLOR, MaskCode, find_code, stored_values, with_classes_file
-from vitseg.data.scan_cache import FileScan, ScanCache, stamp_of
+from vitseg.data.masks import (
+    COLOR,
+    MaskCode,
+    counted,
+    find_code,
+    read_raw,
+    recounted,
+    stored_values,
+    with_classes_file,
+)
+from vitseg.data.scan_cache import FileScan, ScanCache
 from vitseg.errors import DataError
-from vitseg.files import sha256_of
-from vitseg.images import UNREADABLE, WITH_ALPHA, is_transparency, opened, orientation_of, to_rgb
+from vitseg.images import (
+    UNREADABLE,
+    WITH_ALPHA,
+    Size,
+    is_transparency,
+    open_rgb,
+    orientation_of,
+    to_rgb,
+)
 from vitseg.settings import Folder
 from vitseg.words import shown
 
@@ -50,16 +68,6 @@ _PLAIN = (
     "If its indices are right, save it without one: "
     "Image.fromarray(np.asarray(Image.open(path))).save(path)."
 )
-
-
-class Pair(NamedTuple):
-    """An image and its mask; `name` is unique in the data set."""
-
-    name: str
-    split: str | None
-    image: Path
-    mask: Path
-
 
 Rank = Literal["problem", "warning", "note"]
 
@@ -97,14 +105,53 @@ def in_brief(findings: Iterable[Finding]) -> list[str]:
 
 
 @dataclass(slots=True)
-class Look:
-    """What was seen of a pair; without a problem both files have been read whole."""
+class Pair:
+    """An image and its mask, by a name that is unique in the data set, and what was found of them:
+    without a problem both files have been read whole, and `code` fits the mask.
+    """
 
-    pair: Pair
+    name: str
+    split: str | None
+    image: Path
+    mask: Path
+    image_scan: FileScan | None = None
+    mask_scan: FileScan | None = None
+    code: MaskCode | None = None
     findings: list[Finding] = field(default_factory=list)
-    image: FileScan | None = None
-    mask: FileScan | None = None
     problems = ranked("problem")
+
+    @property
+    def size(self) -> Size:
+        return self.image_scan.size
+
+    def counts(self) -> dict[int, int]:
+        return recounted(self.mask_scan.counts, self.code.values)
+
+    def load(self) -> tuple[Image.Image, np.ndarray]:
+        with _unchanged(self):
+            image, ids = open_rgb(self.image), self.code.decode(read_raw(self.mask))
+            if ids.shape != (image.height, image.width):
+                raise ValueError("sizes differ")
+        return image, ids
+
+    def content(self) -> tuple[list[str], list[str]]:
+        with _unchanged(self):
+            image = [self.image_scan.digest(self.image)]
+            mask = [self.mask_scan.digest(self.mask), str(self.code.values)]
+        is_tiff = self.image.suffix.lower() in {".tif", ".tiff"}
+        if is_tiff and NO_ALPHA in dict(self.image_scan.warnings):
+            image.append("alpha not blended")  # as it once was
+        return image, mask
+
+
+@contextmanager
+def _unchanged(pair: Pair) -> Iterator[None]:
+    """Raises DataError where its files cannot be read as they were when first looked at."""
+    try:
+        yield
+    except (*UNREADABLE, KeyError) as error:
+        why = f"changed or vanished since it was first looked at ({type(error).__name__}: {error})."
+        raise DataError(f"{pair.image} or its mask {pair.mask}: {why}") from None
 
 
 Watch = Callable[[list[Pair]], Iterator[Pair]]
@@ -113,25 +160,27 @@ Watch = Callable[[list[Pair]], Iterator[Pair]]
 
 @dataclass(slots=True)
 class Scan:
-    """A folder that has been scanned: `looks` by the names of the pairs, and `folder_findings`,
-    which belong to no pair. `code` is None where no code fits the masks.
+    """A folder that has been scanned: its `pairs`, and `folder_findings`, which belong to none of
+    them. `code` is None where no code fits the masks.
     """
 
     root: Path
-    looks: dict[str, Look]
-    folder_findings: list[Finding]
+    pairs: list[Pair] = field(default_factory=list)
+    folder_findings: list[Finding] = field(default_factory=list)
     code: MaskCode | None = None
     problems = ranked("problem")
 
-    @property
-    def findings(self) -> list[Finding]:
-        of_pairs = chain.from_iterable(look.findings for look in self.looks.values())
-        return [*self.folder_findings, *of_pairs]
+    def add(self, kind: str, path: Path, text: str, rank: Rank = "problem") -> None:
+        self.folder_findings.append(Finding(kind, path, text, rank))
 
     @property
-    def whole(self) -> dict[str, Look]:
+    def findings(self) -> list[Finding]:
+        return [*self.folder_findings, *chain(*(pair.findings for pair in self.pairs))]
+
+    @property
+    def whole(self) -> list[Pair]:
         """The pairs that have no problem."""
-        return {name: look for name, look in self.looks.items() if not look.problems}
+        return [pair for pair in self.pairs if not pair.problems]
 
 
 def read_folder(cfg: Folder) -> Scan:
@@ -142,11 +191,9 @@ def read_folder(cfg: Folder) -> Scan:
     files, sizes that differ, labels outside the classes.
     """
     found = scan(cfg)
-    problems, whole = found.problems, found.whole
-    if not problems:
-        return found
+    code, whole, problems = found.code, found.whole, found.problems
     fatal = FOLDER_PROBLEMS & {problem.kind for problem in problems}
-    if cfg.on_problem == "refuse" or fatal or not whole:
+    if problems and (cfg.on_problem == "refuse" or fatal or not whole):
         lines = [f"{shown(found.root)}: {len(problems)} problem{'s' * (len(problems) > 1)}."]
         lines += [problem.says for problem in problems[:20]]
         if len(problems) > 20:
@@ -154,142 +201,138 @@ def read_folder(cfg: Folder) -> Scan:
         hint = "\nFix or remove these files, or declare in classes.json how masks hold the classes."
         raise DataError("\n  ".join(lines), hint)
     count = len({problem.path for problem in problems})
-    words = f"{count} file{'s' * (count != 1)} with problems and what belongs to them left out"
-    code = found.code._replace(description=f"{found.code.description}; {words}")
-    return Scan(found.root, whole, [], code)
+    if count:
+        words = f"{count} file{'s' * (count > 1)} with problems and what belongs to them left out"
+        code = code._replace(description=f"{code.description}; {words}")
+    return Scan(found.root, whole, code=code)
 
 
 def scan(cfg: Folder, watch: Watch = iter) -> Scan:
     """Find every pair, look at its files, and say all that is wrong. Raises DataError where there
     is no data set at all.
     """
-    root = Path(cfg.path).expanduser()
-    pairs, findings = find_pairs(root)
-    cfg = with_classes_file(cfg)
-    found = Scan(root, _look_at(root, pairs, watch), findings)
-    good = found.whole.values()
-    _warn_of_ranges(good)
-    is_color = _compare_modes(cfg, good)
-    good = found.whole.values()
+    found = Scan(Path(cfg.path).expanduser())
+    _find_pairs(found)
+    cfg, cache = with_classes_file(cfg), ScanCache(found.root)
+    with ThreadPoolExecutor() as pool:
+        looked_at = pool.map(partial(_look, cache), found.pairs)
+        for _ in zip(watch(found.pairs), looked_at, strict=True):
+            pass
+    cache.save()
+    _warn_of_ranges(found.whole)
+    is_color = _compare_modes(cfg, found.whole)
+    good = found.whole
     _compare_palettes(good)
-    stored = set().union(*(look.mask.counts for look in good))
+    stored = set().union(*(pair.mask_scan.counts for pair in good))
     try:
-        found.code = find_code(cfg, stored, is_color, [look.pair.image.stem for look in good])
+        found.code = find_code(cfg, stored, is_color, [pair.image.stem for pair in good])
     except ValueError as error:
-        findings.append(Finding("unclear masks", root, str(error)))
+        found.add("unclear masks", found.root, str(error))
         return found
-    for look in good:
-        look.findings += _unknown(look, found.code)
+    for pair in good:
+        pair.code = found.code
+        pair.findings += _unknown(pair)
     return found
 
 
 # ---------------------------------------------------------------------- names
 
 
-def find_pairs(root: Path) -> tuple[list[Pair], list[Finding]]:
+def _find_pairs(found: Scan) -> None:
     """Images and masks paired by their names, and what is wrong with these. Raises DataError where
     there is no data set, or none that may be read.
     """
-    pairs, findings = [], []
+    root, says = found.root, f"no split of that name; it is called one of {', '.join(SPLITS)}."
     try:
         splits = [split for split in SPLITS if (root / split).is_dir()]
         for path in sorted(root.iterdir()):
             like_a_split = path.name in HALVES or (path / HALVES[0]).is_dir()
             if splits and path.name not in SPLITS and like_a_split:
-                says = f"no split of that name; it is called one of {', '.join(SPLITS)}."
-                findings.append(Finding("split by another name", path, says))
+                found.add("split by another name", path, says)
         for split in splits or [None]:
-            pairs += _pairs_in(root, split, findings)
+            _pair_up(found, split)
     except OSError as error:
         place = shown(error.filename or root)
         raise DataError(f"{place}: cannot be looked into ({error.strerror}).", LAYOUT) from None
-    if not pairs and not any(found.rank == "problem" for found in findings):
+    if not found.pairs and not found.problems:
         raise DataError(f"{shown(root)}: no image found.", LAYOUT)
-    return pairs, findings
 
 
-def _pairs_in(root: Path, split: str | None, findings: list[Finding]) -> Iterator[Pair]:
-    place, found = root / (split or ""), []
+def _pair_up(found: Scan, split: str | None) -> None:
+    """Add the pairs of a split."""
+    by_stem, alike = defaultdict(dict), defaultdict(list)
     for half in HALVES:
+        folder = found.root / (split or "") / half
         try:
-            found.append(_by_stem(place / half, root, findings))
+            paths = _files(found, folder)
         except PermissionError as error:
-            says = f"cannot be looked into ({error.strerror})."
-            findings.append(Finding("unreadable folder", place / half, says))
+            found.add("unreadable folder", folder, f"cannot be looked into ({error.strerror}).")
             return
-    images, masks = found
-    for kind, here, other in (("mask", images, masks), ("image", masks, images)):
-        alike = {_alike(stem): path.name for stem, path in other.items()}
-        for stem in sorted(here.keys() - other.keys()):
-            says, near = f"no {kind} of that name in {kind}s/.", alike.get(_alike(stem))
-            if near:
-                says += f" {near} differs in capitals, or in how its letters are encoded."
-            findings.append(Finding(f"no {kind}", here[stem], says))
-    for stem in sorted(images.keys() & masks.keys()):
-        name = f"{split}/{stem}" if split else stem
-        yield Pair(name, split, images[stem], masks[stem])
+        for path in paths:
+            by_stem[path.stem][half] = path
+            alike[half, _alike(path)].append(path)
+    for first, *others in alike.values():
+        if others:
+            names = ", ".join(shown(path.name) for path in others)
+            says = f"has the same name as {names} (ignoring suffix and capitals)."
+            found.add("one name twice", first, says)
+    for stem, halves in sorted(by_stem.items()):
+        if len(halves) == 2:
+            name = f"{split}/{stem}" if split else stem
+            found.pairs.append(Pair(name, split, *halves.values()))
+            continue
+        [(half, path)] = halves.items()
+        other = HALVES[half == HALVES[0]]
+        kind = f"no {other[:-1]}"
+        says = f"{kind} of that name in {other}/."
+        for near in alike[other, _alike(path)]:
+            says += f" {near.name} differs in capitals, or in how its letters are encoded."
+        found.add(kind, path, says)
 
 
-def _by_stem(folder: Path, root: Path, findings: list[Finding]) -> dict[str, Path]:
-    """Image files by name without suffix. Passes over hidden files and other kinds."""
-    paths, alike = {}, defaultdict(list)
+def _files(found: Scan, folder: Path) -> list[Path]:
+    """The image files of a folder. Passes over hidden files and other kinds."""
+    paths = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if path.suffix.lower() not in SUFFIXES:
             if path.is_dir():
                 says = "is not looked into: images and masks lie side by side."
-                findings.append(Finding("folder within", path, says, "warning"))
-        elif any("\ud800" <= c <= "\udfff" for c in path.name):  # what Python makes of other bytes
-            says = "its name is no text in UTF-8; give it another."
-            findings.append(Finding("name that is no text", path, says))
+                found.add("folder within", path, says, "warning")
+        elif re.search("[\ud800-\udfff]", path.name):  # what Python makes of other bytes
+            text = "its name is no text in UTF-8; give it another."
+            found.add("name that is no text", path, text)
         else:
-            paths[path.stem] = path
-            alike[_alike(path.stem)].append(shown(path.name))
-    for _, (first, *others) in sorted(alike.items()):
-        if others:
-            says = f"has the same name as {', '.join(others)} (ignoring suffix and capitals)."
-            findings.append(Finding("one name twice", folder / first, says))
-    for path in (folder, *paths.values()):
+            paths.append(path)
+    for path in (folder, *paths):
         if path.is_symlink() and path.exists():
             end = path.resolve()
-            if not end.is_relative_to(root.resolve()):
+            if not end.is_relative_to(found.root.resolve()):
                 says = f"a link to {shown(end)}, outside the data set's folder."
-                findings.append(Finding("link that leads out", path, says, "warning"))
+                found.add("link that leads out", path, says, "warning")
     return paths
 
 
-def _alike(stem: str) -> str:
+def _alike(path: Path) -> str:
     """The same for names that some file systems take for one."""
-    return unicodedata.normalize("NFC", stem).casefold()
+    return unicodedata.normalize("NFC", path.stem).casefold()
 
 
 # ---------------------------------------------------------------------- files
 
 
-def _look_at(root: Path, pairs: list[Pair], watch: Watch) -> dict[str, Look]:
-    """A look at each pair, by its name: on all cores, and from the cache where it can."""
-    cache, looks, scans = ScanCache(root), {}, {}
-    with ThreadPoolExecutor() as pool:
-        found = pool.map(partial(_look, cache), pairs)
-        for pair, look in zip(watch(pairs), found, strict=True):
-            looks[pair.name] = look
-            scans |= {pair.image: look.image, pair.mask: look.mask}
-    cache.save(scans)
-    return looks
-
-
-def _look(cache: ScanCache, pair: Pair) -> Look:
-    look = Look(pair)
-    for kind, path, read in (("image", pair.image, _scan_image), ("mask", pair.mask, _scan_mask)):
+def _look(cache: ScanCache, pair: Pair) -> None:
+    """Scan both files of a pair, and compare them."""
+    files = ("image", pair.image, _scan_image), ("mask", pair.mask, _scan_mask)
+    for kind, path, read in files:
         try:
-            setattr(look, kind, cache.get(path) or read(path))
+            setattr(pair, f"{kind}_scan", cache.scan(path, read))
         except UNREADABLE as error:
             says = f"cannot be read ({_why(path, error)})."
-            look.findings.append(Finding(f"unreadable {kind}", path, says))
-    if look.image and look.mask:
-        look.findings += _compare(look)
-    return look
+            pair.findings.append(Finding(f"unreadable {kind}", path, says))
+    if not pair.findings:
+        pair.findings += _compare(pair)
 
 
 def _why(path: Path, error: Exception) -> object:
@@ -303,84 +346,72 @@ def _why(path: Path, error: Exception) -> object:
     return error
 
 
-def _scan_image(path: Path) -> FileScan:
+def _scan_image(image: Image.Image) -> FileScan:
     """An image as training sees it."""
-    stamp, sha256 = stamp_of(path), sha256_of(path)  # first: a file may be changed meanwhile
-    with opened(path) as image:
-        stored_deep = image.format != "BMP" and ";16" in str(image.tile)
-        orientation = orientation_of(image)
-        rgb = to_rgb(image)
-        warnings = (*_dropped(image), *_alpha(image))
-        deep = {}
-        if image.mode.startswith("I"):
-            deep["grey"] = int(np.asarray(image).max())
-        elif stored_deep:  # a bound: Pillow drops the low byte
-            deep["colour"] = max(most for _, most in image.convert("RGB").getextrema()) << 8 | 255
+    is_deep = image.format != "BMP" and ";16" in str(image.tile)  # gone once it is decoded
+    orientation, rgb, deep = orientation_of(image), to_rgb(image), {}
+    if image.mode.startswith("I"):
+        deep["grey"] = int(np.asarray(image).max())
+    elif is_deep:  # a bound: Pillow drops the low byte
+        deep["colour"] = max(most for _, most in image.convert("RGB").getextrema()) << 8 | 255
     size = (rgb.height, rgb.width)
     pixels = hashlib.blake2b(repr(size).encode() + rgb.tobytes(), digest_size=16).hexdigest()
-    return FileScan(stamp, size, sha256, orientation, warnings, pixels, deep)
+    return FileScan(size, orientation, tuple(_unread("image", image)), pixels, deep)
 
 
-def _scan_mask(path: Path) -> FileScan:
-    stamp, sha256 = stamp_of(path), sha256_of(path)
-    with opened(path) as image:
-        orientation = orientation_of(image)
-        raw = stored_values(image)
-        is_color, colors = image.mode in COLOR, image.getpalette() or []
-        warnings = (*_dropped(image), *_unread(image))
-    values, pixels = np.unique(raw, return_counts=True)
-    counts = dict(zip(values.tolist(), pixels.tolist(), strict=True))
+def _scan_mask(image: Image.Image) -> FileScan:
+    orientation, raw = orientation_of(image), stored_values(image)
+    counts, colors = counted(raw), image.getpalette() or []
     palette = {i: tuple(colors[3 * i : 3 * i + 3]) for i in counts if 3 * i < len(colors)}
-    seen = {"is_color": is_color, "counts": counts, "palette": palette}
-    return FileScan(stamp, raw.shape, sha256, orientation, warnings, **seen)
+    seen = {"is_color": image.mode in COLOR, "counts": counts, "palette": palette}
+    return FileScan(raw.shape, orientation, tuple(_unread("mask", image)), **seen)
 
 
-def _dropped(image: Image.Image) -> Iterator[tuple[str, str]]:
+def _unread(kind: str, image: Image.Image) -> Iterator[tuple[str, str]]:
+    """What of an image or a mask is not read, or not as what it is: bands, and an alpha channel
+    that is none (infrared, or empty), or that tells pixels of one colour in a mask apart.
+    """
     read, stored = len(image.getbands()), 1
     if isinstance(image, TiffImageFile):
         stored = image.tag_v2.get(SAMPLESPERPIXEL, 1)
     if stored > read:
-        first = f"the first {read} are" if read > 1 else "the first is"
-        hint = "Save those to train on as grey or RGB."
-        yield "bands dropped", f"of its {stored} bands only {first} read. {hint}"
-
-
-def _alpha(image: Image.Image) -> Iterator[tuple[str, str]]:
-    """An alpha channel that is none: infrared, or an empty band. A TIFF is read without it, of
-    other files it is blended.
-    """
-    if image.mode in WITH_ALPHA and not is_transparency(image):
-        done = "it is not read" if image.format == "TIFF" else "it is blended as transparency"
-        why = "varies like an image (infrared?) or is empty"
-        yield NO_ALPHA, f"its alpha channel {why}; {done}. Save the image as grey or RGB."
-
-
-def _unread(image: Image.Image) -> Iterator[tuple[str, str]]:
-    """An alpha channel that tells pixels of one colour apart, in a mask."""
-    if image.mode in WITH_ALPHA:
+        yield (
+            "bands dropped",
+            f"bands read: the first {read} of {stored}. Save those to train on as grey or RGB.",
+        )
+    if image.mode not in WITH_ALPHA:
+        return
+    if kind == "mask":
         found = image.getcolors(image.width * image.height)
         if len(found) > len({color[:-1] for _, color in found}):
-            hint = "Save it without alpha, or the alpha channel as the mask."
-            says = "its alpha channel differs where its colour does not, and is not read."
-            yield "alpha not read", f"{says} {hint}"
+            yield (
+                "alpha not read",
+                "its alpha channel differs where its colour does not, and is not read. "
+                "Save it without alpha, or the alpha channel as the mask.",
+            )
+    elif not is_transparency(image):
+        done = "it is not read" if image.format == "TIFF" else "it is blended as transparency"
+        yield (
+            NO_ALPHA,
+            "its alpha channel varies like an image (infrared?) or is empty; "
+            f"{done}. Save the image as grey or RGB.",
+        )
 
 
-def _compare(look: Look) -> Iterator[Finding]:
+def _compare(pair: Pair) -> Iterator[Finding]:
     """What is found of a pair whose files can be read."""
-    pair, image, mask = look.pair, look.image, look.mask
-    a, b = image.orientation, mask.orientation
-    words = ["no EXIF orientation" if tag == 1 else f"EXIF orientation {tag}" for tag in (a, b)]
-    tags = f"the image has {words[0]}, its mask {words[1]}"
-    (height, width), turned = image.size, mask.size[::-1]
+    image, mask = pair.image_scan, pair.mask_scan
+    (height, width), a, b = image.size, image.orientation, mask.orientation
+    tags = f"the image has EXIF orientation {a}, its mask {b} (1 is none)"
     if image.size != mask.size:
-        sizes = f"image {width}x{height}, mask {turned[0]}x{turned[1]} pixels"
+        sizes = f"image {width}x{height}, mask {mask.size[1]}x{mask.size[0]} pixels"
         says = f"size differs from its image ({sizes})."
-        if a != b and image.size == turned:
+        if a != b and image.size == mask.size[::-1]:
             says = f"size differs from its image ({sizes} once upright: {tags}). {_SAME_TAG}"
         yield Finding("sizes differ", pair.mask, says)
         return
-    for path, read in ((pair.image, image), (pair.mask, mask)):
-        for kind, says in read.warnings:
+    for path, scan in ((pair.image, image), (pair.mask, mask)):
+        for kind, says in scan.warnings:
             yield Finding(kind, path, says, "warning")
     if a != b and (height == width or (a >= 5) == (b >= 5)):
         says = (
@@ -393,65 +424,62 @@ def _compare(look: Look) -> Iterator[Finding]:
 # ---------------------------------------------------------------------- all files together
 
 
-def _warn_of_ranges(looks: Collection[Look]) -> None:
-    """Add a warning to the look at the brightest 16-bit image, if even this one is dim."""
+def _warn_of_ranges(pairs: list[Pair]) -> None:
+    """Warn of the brightest 16-bit image, if even this one is dim."""
     for kind in ("grey", "colour"):
-        deep = [look for look in looks if kind in look.image.deep]
-        if not deep:
-            continue
-        brightest = max(reversed(deep), key=lambda look: look.image.deep[kind])
-        most = brightest.image.deep[kind]
-        bits, read = most.bit_length(), round(most / 257) if kind == "grey" else most >> 8
-        if 0 < bits <= DIM:
-            among = f"{len(deep)} image{'s' * (len(deep) != 1)} stored as 16-bit {kind}"
+        deep = {p.image_scan.deep[kind]: p for p in pairs if kind in p.image_scan.deep}
+        most = max(deep, default=0)
+        read = round(most / 257) if kind == "grey" else most >> 8
+        if 0 < most < 1 << DIM:
+            bits, path = most.bit_length(), deep[most].image
             says = (
-                f"the brightest of {among} uses {bits} bits: its values 0..{most} of 65535 are "
-                f"read as 0..{read} of 255. Multiply the values of all by {1 << 16 - bits}, or "
-                f"save 8-bit images."
+                f"even the brightest image stored as 16-bit {kind} uses {bits} bits: its values "
+                f"0..{most} of 65535 are read as 0..{read} of 255. Multiply the values of all by "
+                f"{1 << 16 - bits}, or save 8-bit images."
             )
-            path = brightest.pair.image
-            brightest.findings.append(Finding("range barely used", path, says, "warning"))
+            deep[most].findings.append(Finding("range barely used", path, says, "warning"))
 
 
-def _compare_modes(cfg: Folder, looks: Collection[Look]) -> bool:
+def _compare_modes(cfg: Folder, pairs: list[Pair]) -> bool:
     """Whether masks hold colours: as is declared, else as most do. The others are problems, since
     grey and colours cannot share a code.
     """
     is_color = cfg.encoding == "rgb" or cfg.colors is not None
     if cfg.encoding == "auto" and not is_color:
-        is_color = 2 * sum(look.mask.is_color for look in looks) > len(looks)
-    words = ("grey", "in colour")
-    for look in looks:
-        if look.mask.is_color is not is_color:
-            here, others = words[not is_color], words[is_color]
-            says = f"is {here}, where masks are declared, or mostly, {others}."
-            look.findings.append(Finding("masks of two kinds", look.pair.mask, says))
+        is_color = 2 * sum(pair.mask_scan.is_color for pair in pairs) > len(pairs)
+    here = "grey" if is_color else "in colour"
+    for pair in pairs:
+        if pair.mask_scan.is_color is not is_color:
+            says = f"is {here}, unlike what is declared, or unlike most masks."
+            pair.findings.append(Finding("masks of two kinds", pair.mask, says))
     return is_color
 
 
-def _compare_palettes(looks: Collection[Look]) -> None:
+def _compare_palettes(pairs: list[Pair]) -> None:
     """Masks whose palette gives an index another colour than most palettes do are problems: the
     index may mean another class there.
     """
     colors = defaultdict(Counter)
-    for look in looks:
-        for index, color in look.mask.palette.items():
+    for pair in pairs:
+        for index, color in pair.mask_scan.palette.items():
             colors[index][color] += 1
-    for look in looks:
-        for index, here in look.mask.palette.items():
+    for pair in pairs:
+        for index, here in pair.mask_scan.palette.items():
             [(usual, count)] = colors[index].most_common(1)
             if here != usual:
-                others = f"{usual} in {count} other mask{'s' * (count != 1)}"
-                says = f"palette differs: index {index} is {here} here and {others}. {_PLAIN}"
-                look.findings.append(Finding("palette differs", look.pair.mask, says))
+                says = (
+                    f"palette differs: index {index} is {here} here and {usual} in {count} other "
+                    f"mask{'s' * (count != 1)}. {_PLAIN}"
+                )
+                pair.findings.append(Finding("palette differs", pair.mask, says))
                 break
 
 
-def _unknown(look: Look, code: MaskCode) -> Iterator[Finding]:
-    counts = look.mask.counts
+def _unknown(pair: Pair) -> Iterator[Finding]:
+    counts, code = pair.mask_scan.counts, pair.code
     strange = sorted(counts.keys() - code.values.keys())
     if strange:
         found = ", ".join(f"{code.show(v)} in {counts[v]} pixels" for v in strange[:6])
         allowed = ", ".join(code.show(v) for v in sorted(code.values)[:16])
         says = f"labels outside the classes: {found}; allowed: {allowed} ({code.description})."
-        yield Finding("unknown label", look.pair.mask, says)
+        yield Finding("unknown label", pair.mask, says)

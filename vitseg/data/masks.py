@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,11 +46,11 @@ class MaskCode(NamedTuple):
         values that are no class.
         """
         stored, inverse = np.unique(raw, return_inverse=True)
-        values = stored.tolist()
-        strange = sorted(set(values) - self.values.keys())
-        if strange:
-            raise ValueError(f"the mask holds {strange[:6]}, which stand for no class")
-        return np.array([self.values[value] for value in values], dtype=np.uint8)[inverse]
+        try:
+            ids = [self.values[value] for value in stored.tolist()]
+        except KeyError as error:
+            raise ValueError(f"the mask holds {error}, which stands for no class") from None
+        return np.array(ids, dtype=np.uint8)[inverse]
 
     def show(self, value: int) -> str:
         """A stored value for the reader: a number, or a colour."""
@@ -72,8 +72,9 @@ def stored_values(image: Image.Image) -> np.ndarray:
     if image.format in {"JPEG", "MPO"}:
         raise ValueError("a JPEG mask; compression invents labels; save masks as PNG")
     if image.mode not in {*COLOR, "1", "L", "LA", "P", "I", "I;16"}:
-        hint = "save masks as 8- or 16-bit PNG, one value a class"
-        raise ValueError(f"a mask in mode {image.mode}; {hint}")
+        raise ValueError(
+            f"a mask in mode {image.mode}; save masks as 8- or 16-bit PNG, one value a class"
+        )
     if image.mode in {"LA", "RGBA"}:
         *visible, (least, most) = image.getextrema()
         if least < most and all(low == high for low, high in visible):
@@ -81,12 +82,16 @@ def stored_values(image: Image.Image) -> np.ndarray:
                 "a mask of one colour; only its alpha channel varies, which is not read; save that "
                 'channel as a grey mask: Image.open(path).getchannel("A").save(path)'
             )
-    image = ImageOps.exif_transpose(image)
+    raw = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
     if image.mode in COLOR:
-        return np.asarray(image.convert("RGB")).astype(np.int64) @ (65536, 256, 1)
-    if image.mode == "LA":
-        image = image.getchannel("L")
-    return np.asarray(image).astype(np.int64)
+        return raw[..., :3] @ (65536, 256, 1)
+    return raw[..., 0] if image.mode == "LA" else raw
+
+
+def counted(values: np.ndarray) -> dict[int, int]:
+    """Pixels by stored value, or by class id."""
+    found = np.unique(values, return_counts=True)
+    return dict(zip(*map(np.ndarray.tolist, found), strict=True))
 
 
 def recounted(counts: Mapping[int, int], new: Mapping[int, int] | np.ndarray) -> dict[int, int]:
@@ -94,7 +99,7 @@ def recounted(counts: Mapping[int, int], new: Mapping[int, int] | np.ndarray) ->
     found = Counter()
     for old, pixels in counts.items():
         found[int(new[old])] += pixels
-    found.pop(IGNORE, None)
+    del found[IGNORE]
     return dict(found)
 
 
@@ -108,42 +113,41 @@ def with_classes_file(cfg: Folder) -> Folder:
         return cfg
     try:
         declared = _OBJECT.validate_json(path.read_bytes())
-        declared |= cfg.model_dump(exclude_defaults=True) | {"path": cfg.path}
+        declared |= cfg.model_dump(exclude_defaults=True)
         return Folder.model_validate_json(json.dumps(declared))
     except ValidationError as error:
-        keys = "classes, encoding, ignore_value, grey_factor, colors"
-        hint = f"It is a JSON object with any of: {keys}."
-        raise DataError(f"{path}: {explain(error, Folder).problem}", hint) from None
+        raise DataError(
+            f"{path}: {explain(error, Folder).problem}",
+            "It is a JSON object of classes, encoding, ignore_value, grey_factor and colors.",
+        ) from None
 
 
 def find_code(cfg: Folder, stored: set[int], is_color: bool, stems: list[str]) -> MaskCode:
     """The code of a folder's masks, given every value that occurs in them. Raises ValueError when
     it is ambiguous.
     """
-    by = "declared"
-    if is_color:
-        values, text = _colors(cfg, stored)
-    else:
+    by, also = "declared", ""
+    if not is_color:
         stored = stored - {cfg.ignore_value}
-        declared = cfg.grey_factor or max(stored, default=0) < len(cfg.classes or ())
-        if cfg.encoding == "auto" and not declared:
+        is_clear = cfg.grey_factor or max(stored, default=0) < len(cfg.classes or ())
+        if cfg.encoding == "auto" and not is_clear:
             settings, by = _detected(cfg, stored, stems)
             cfg = cfg.model_copy(update=settings)
-        values, text = _greys(cfg, stored)
-    names = ("background", *(f"class {i}" for i in range(1, len(values))))
+    values, text = _values(cfg, stored, is_color)
+    names = ["background", *(f"class {i}" for i in range(1, len(values)))]
     if cfg.encoding in _BINARY:
-        names = ("background", "foreground")
+        names[1] = "foreground"
     classes = tuple(cfg.classes or names)
     if len(classes) != len(values):
-        says = f"{len(classes)} class names for {len(values)} classes. Name each class once."
-        raise ValueError(says)
-    ids = {value: i for i, value in enumerate(values)}
-    description, ignored = f"{text} ({by})", cfg.ignore_value
+        raise ValueError(
+            f"{len(classes)} class names for {len(values)} classes. Name each class once."
+        )
+    ids, ignored = {value: i for i, value in enumerate(values)}, cfg.ignore_value
     if ignored is not None:
         if is_color:
             ignored *= 0x010101
         else:
-            description += f", {ignored} is ignored"
+            also = f", {ignored} is ignored"
         if ignored in ids:
             raise ValueError(
                 f"ignore_value={cfg.ignore_value} is how class {classes[ids[ignored]]!r} is "
@@ -151,11 +155,25 @@ def find_code(cfg: Folder, stored: set[int], is_color: bool, stems: list[str]) -
                 "as a value of its own."
             )
         ids[ignored] = IGNORE
-    return MaskCode(ids, classes, description, is_color)
+    return MaskCode(ids, classes, f"{text} ({by}){also}", is_color)
 
 
-def _greys(cfg: Folder, stored: set[int]) -> tuple[Sequence[int], str]:
-    """The value of each class, and this in words."""
+def _values(cfg: Folder, stored: set[int], is_color: bool) -> tuple[Sequence[int], str]:
+    """The value, or the packed colour, of each class, and this in words."""
+    if is_color:
+        if cfg.colors is None:
+            found = ", ".join(str(tuple(value.to_bytes(3))) for value in sorted(stored)[:12])
+            raise ValueError(
+                f"the masks are RGB and no colour map is declared; colours found: {found}. List "
+                'the colours in the order of the classes: "colors": [[r, g, b], ...] in '
+                "classes.json."
+            )
+        if (cfg.ignore_value or 0) > 255:
+            raise ValueError(
+                f"ignore_value={cfg.ignore_value} is no colour. With colours it is a grey: "
+                "(v, v, v), v in 0..255."
+            )
+        return [int.from_bytes(color) for color in cfg.colors], f"{len(cfg.colors)} colours"
     if cfg.encoding in _BINARY:
         top = _BINARY[cfg.encoding]
         return (0, top), f"0 and {top}"
@@ -165,51 +183,35 @@ def _greys(cfg: Folder, stored: set[int]) -> tuple[Sequence[int], str]:
         raise ValueError(
             f"masks with values up to {max(stored)} would make {count} classes (at most "
             f"{MOST_CLASSES}). Declare the encoding in classes.json, or give masks rather than "
-            f"photographs."
+            "photographs."
         )
     times = f" x {factor}" if factor > 1 else ""
     return range(0, count * factor, factor), f"value = class{times}, {count} classes"
 
 
-def _colors(cfg: Folder, stored: set[int]) -> tuple[Sequence[int], str]:
-    """The packed colour of each class, and this in words."""
-    if cfg.grey_factor is not None:
-        says = "has no effect: the masks are in colour. Leave it out."
-        raise ValueError(f"grey_factor={cfg.grey_factor} {says}")
-    if cfg.colors is None:
-        found = ", ".join(str(tuple(value.to_bytes(3))) for value in sorted(stored)[:12])
-        raise ValueError(
-            f"the masks are RGB and no colour map is declared; colours found: {found}. List the "
-            'colours in the order of the classes: "colors": [[r, g, b], ...] in classes.json.'
-        )
-    if (cfg.ignore_value or 0) > 255:
-        says = "is no colour. With colours it is a grey: (v, v, v), v in 0..255."
-        raise ValueError(f"ignore_value={cfg.ignore_value} {says}")
-    return [int.from_bytes(color) for color in cfg.colors], f"{len(cfg.colors)} colours"
-
-
 def _detected(cfg: Folder, stored: set[int], stems: list[str]) -> tuple[dict[str, Any], str]:
-    """The settings that the values speak for, and who says so."""
-    if 255 in stored and stored <= {0, 255}:
-        return {"encoding": "binary_255"}, "detected"
-    if stored <= {0, 1}:
-        return {"encoding": "binary_1"}, "detected"
-    if not cfg.classes and cfg.ignore_value is None:
-        for known in json.loads((files("vitseg.data") / "known_sets.json").read_text("utf-8")):
-            named = all(re.fullmatch(known["stems"], stem) for stem in stems)
-            if named and max(stored) <= known["largest_value"]:
-                return known["settings"], f"recognised: {known['name']}"
+    """The settings that the values speak for, and who says so: the first of the known sets that
+    has these values and names, and settles nothing that is declared; else a factor.
+    """
+    declared = cfg.model_dump(exclude_defaults=True).keys()
+    for known in json.loads((files("vitseg.data") / "known_sets.json").read_text("utf-8")):
+        fits = stored <= set(known["values"]) and declared.isdisjoint(known["settings"])
+        if fits and all(re.fullmatch(known["stems"], stem) for stem in stems):
+            return known["settings"], known["by"]
     factor = math.gcd(*stored)
     if 255 in stored:
-        question = "is 255 a class, or to be ignored?"
-        answers = '{"ignore_value": 255} or {"encoding": "index", "classes": [...]}'
+        question = (
+            "is 255 a class, or to be ignored? Say so in classes.json: "
+            '{"ignore_value": 255} or {"encoding": "index", "classes": [...]}.'
+        )
     elif 1 < factor < 5:
-        question = f"classes as they are, or class x {factor}?"
-        answers = f'{{"encoding": "index"}} or {{"encoding": "grey", "grey_factor": {factor}}}'
+        question = (
+            f"classes as they are, or class x {factor}? Say so in classes.json: "
+            f'{{"encoding": "index"}} or {{"encoding": "grey", "grey_factor": {factor}}}.'
+        )
     else:
         return {"grey_factor": factor}, "detected"
-    listed = ", ".join(map(str, sorted(stored)[:8])) + (", ..." if len(stored) > 8 else "")
-    raise ValueError(f"mask values {listed}: {question} Say so in classes.json: {answers}.")
+    raise ValueError(f"mask values {sorted(stored)[:8]}, {len(stored)} in all: {question}")
 
 
 # ---------------------------------------------------------------------- merged, ignored, left out
@@ -220,62 +222,56 @@ class ClassMap(NamedTuple):
 
     `classes` are the new names, `table` (256,) uint8 the new id of every old one, IGNORE where its
     pixels count nowhere. Images that hold one of `dropping`, old ids, are left out. `foreground`
-    are the new ids that binary mode looks for.
+    are the new ids that binary mode looks for, `binary_classes` the names of its two classes.
+    `description` says how masks store the classes, and what becomes of these.
     """
 
     classes: tuple[str, ...]
     table: np.ndarray
     dropping: frozenset[int]
     foreground: tuple[int, ...]
+    binary_classes: tuple[str, ...]
     description: str
 
-    def binary_ids(self) -> np.ndarray:
-        """(256,) int64: 1 for the new ids of the foreground, 0 for the others, IGNORE for
-        IGNORE.
-        """
-        table = np.zeros(256, dtype=np.int64)
-        table[list(self.foreground)], table[IGNORE] = 1, IGNORE
-        return table
 
-    def binary_classes(self) -> tuple[str, ...]:
-        """Names of the two classes of binary mode."""
-        names = ["background", "foreground"]
-        for side in (0, 1):
-            alone = [n for i, n in enumerate(self.classes) if (i in self.foreground) == side]
-            if len(alone) == 1:
-                names[side] = alone[0]
-        return tuple(names)
-
-
-def class_map(names: tuple[str, ...], cfg: Classes) -> ClassMap:
-    """What `cfg` makes of the classes `names`. Raises ConfigError for a name that is not among
+def class_map(code: MaskCode, cfg: Classes) -> ClassMap:
+    """What `cfg` makes of the classes of a code. Raises ConfigError for a name that is not among
     them.
     """
+    names = code.classes
     merged = {name: merge.into for merge in cfg.merge for name in merge.classes}
     refuse_unknown("data.classes.merge", merged, names)
     refuse_unknown("data.classes.ignore", cfg.ignore, names)
     refuse_unknown("data.classes.drop_images_with", cfg.drop_images_with, names)
-    left = [name for name in names if name not in cfg.ignore + cfg.drop_images_with]
-    new_of = {name: merged.get(name, name) for name in left}
+    gone = cfg.ignore + cfg.drop_images_with
+    new_of = {name: merged.get(name, name) for name in names if name not in gone}
     classes = tuple(dict.fromkeys(new_of.values()))
     if not classes:
-        given = cfg.model_dump(exclude_defaults=True)
-        raise ConfigError("data.classes", given, "settings that leave some of the classes")
-    for new in merged.values():
-        if new not in merged and new in left:
-            hint = "Merge that class as well, or choose another name."
-            raise ConfigError("data.classes.merge", new, "a name that no other class keeps", hint)
+        raise ConfigError("data.classes", gone, "settings that leave some of the classes")
+    taken = (set(merged.values()) - merged.keys()) & new_of.keys()
+    if taken:
+        hint = "Merge that class as well, or choose another name."
+        raise ConfigError("data.classes.merge", min(taken), "a name that no other keeps", hint)
     table = np.full(256, IGNORE, dtype=np.uint8)
     for name, new in new_of.items():
         table[names.index(name)] = classes.index(new)
     foreground = cfg.foreground or classes[1:]
     refuse_unknown("data.classes.foreground", foreground, classes)
-    if len(foreground) == len(classes):
-        allowed = "some of the classes, not all: nothing would be background"
-        raise ConfigError("data.classes.foreground", foreground, allowed)
+    background = [name for name in classes if name not in foreground]
+    if not background:
+        raise ConfigError(
+            "data.classes.foreground",
+            foreground,
+            "some of the classes, not all: nothing would be background",
+        )
+    binary = (
+        background[0] if len(background) == 1 else "background",
+        foreground[0] if len(foreground) == 1 else "foreground",
+    )
     dropping = frozenset(map(names.index, cfg.drop_images_with))
     looked_for = tuple(sorted(map(classes.index, foreground)))
-    return ClassMap(classes, table, dropping, looked_for, _in_words(cfg))
+    words = "; ".join(filter(None, (code.description, *_in_words(cfg))))
+    return ClassMap(classes, table, dropping, looked_for, binary, words)
 
 
 def refuse_unknown(field: str, given: Collection[str], known: Collection[str]) -> None:
@@ -287,13 +283,13 @@ def refuse_unknown(field: str, given: Collection[str], known: Collection[str]) -
             raise ConfigError(field, name, ", ".join(known), hint)
 
 
-def _in_words(cfg: Classes) -> str:
-    """What was done, for people; "" where nothing was."""
-    said = [f"{' + '.join(merge.classes)} = {merge.into}" for merge in cfg.merge]
+def _in_words(cfg: Classes) -> Iterator[str]:
+    """What was done, for people."""
+    for merge in cfg.merge:
+        yield f"{' + '.join(merge.classes)} = {merge.into}"
     if cfg.ignore:
-        said.append(f"{' and '.join(cfg.ignore)} ignored")
+        yield f"{' and '.join(cfg.ignore)} ignored"
     if cfg.drop_images_with:
-        said.append(f"images with {' or '.join(cfg.drop_images_with)} left out")
+        yield f"images with {' or '.join(cfg.drop_images_with)} left out"
     if cfg.foreground:
-        said.append(f"foreground: {', '.join(cfg.foreground)}")
-    return "; ".join(said)
+        yield f"foreground: {', '.join(cfg.foreground)}"

@@ -6,19 +6,20 @@ size and times stay; it is dropped with every change of the code, or of Pillow, 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 import PIL
 from PIL import Image, ImageFile
 from pydantic import TypeAdapter
 
-from vitseg.files import cache_folder
-from vitseg.images import Size
+from vitseg.files import cache_folder, sha256_of
+from vitseg.images import Size, opened
 
 MOST_VALUES = 1024
 """Values in a mask above which it is not cached: a photograph among the masks holds 100,000."""
@@ -36,8 +37,7 @@ def stamp_of(path: Path) -> Stamp:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-@dataclass(frozen=True, slots=True)
-class FileScan:
+class FileScan(NamedTuple):
     """What was read of an image or a mask.
 
     `size` is (height, width) once upright, and `warnings` are kinds and sentences. Of an image:
@@ -46,16 +46,20 @@ class FileScan:
     colours of the indices that occur, by `palette`.
     """
 
-    stamp: Stamp
     size: Size
-    sha256: str
     orientation: int
     warnings: tuple[tuple[str, str], ...]
     pixels: str = ""
-    deep: dict[str, int] = field(default_factory=dict)
+    deep: Mapping[str, int] = {}
     is_color: bool = False
-    counts: dict[int, int] = field(default_factory=dict)
-    palette: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    counts: Mapping[int, int] = {}
+    palette: Mapping[int, tuple[int, ...]] = {}
+    stamp: Stamp = (0, 0, 0)
+    sha256: str = ""
+
+    def digest(self, path: Path) -> str:
+        """SHA-256 of the file, computed again when it has changed since."""
+        return self.sha256 if stamp_of(path) == self.stamp else sha256_of(path)
 
 
 _JSON = TypeAdapter(dict[str, FileScan])
@@ -65,33 +69,35 @@ class ScanCache:
     """The cached scans of the files below a folder. An absent or damaged cache is an empty one."""
 
     def __init__(self, root: Path):
-        self.root, self.scans = root, {}
-        name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]
+        self.root, self.before, self.scans = root, {}, {}
+        name = hashlib.sha256(bytes(root.resolve())).hexdigest()[:32]
         self.path = cache_folder() / "scans" / f"{name}.json"
-        with contextlib.suppress(OSError, ValueError):
+        with suppress(OSError, ValueError):
             seal, _, content = self.path.read_bytes().partition(b"\n")
             if seal == _seal(content):
-                self.scans = _JSON.validate_json(content)
+                self.before = _JSON.validate_json(content)
 
-    def get(self, path: Path) -> FileScan | None:
-        """The scan of a file; None if it has changed since, or was never scanned. Raises OSError
-        where there is no such file.
+    def scan(self, path: Path, read: Callable[[Image.Image], FileScan]) -> FileScan:
+        """The scan of a file, which `read` makes where it was not cached, or has changed since.
+        Raises one of UNREADABLE.
         """
-        stamp, scan = stamp_of(path), self.scans.get(path.relative_to(self.root).as_posix())
-        return scan if scan and scan.stamp == stamp else None
+        name, stamp = path.relative_to(self.root).as_posix(), stamp_of(path)
+        scan = self.before.get(name)
+        if not scan or scan.stamp != stamp:  # taken first: the file may be changed meanwhile
+            with opened(path) as image:
+                scan = read(image)._replace(stamp=stamp, sha256=sha256_of(path))
+        if len(scan.counts) <= MOST_VALUES:
+            self.scans[name] = scan
+        return scan
 
-    def save(self, scans: dict[Path, FileScan | None]) -> None:
-        """Replace the cache, whole or not at all, by those of the files that could be read; where
-        it cannot be written, the next start reads the files again.
+    def save(self) -> None:
+        """Replace the cache, whole or not at all, by what was scanned since; where it cannot be
+        written, the next start reads the files again.
         """
-        fresh = {}
-        for path, scan in scans.items():
-            if scan and len(scan.counts) <= MOST_VALUES:
-                fresh[path.relative_to(self.root).as_posix()] = scan
-        if fresh == self.scans:
+        if self.scans == self.before:
             return
-        content = _JSON.dump_json(fresh)
-        with contextlib.suppress(OSError):
+        content = _JSON.dump_json(dict(sorted(self.scans.items())))
+        with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             aside = self.path.with_suffix(f".{os.getpid()}")
             aside.write_bytes(_seal(content) + b"\n" + content)

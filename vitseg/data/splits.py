@@ -4,12 +4,14 @@ seed; and how often rare ones are shown.
 
 from __future__ import annotations
 
+import csv
 import random
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Set
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from itertools import chain
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,37 +22,43 @@ from vitseg.settings import Data
 from vitseg.words import json_of
 
 _ATTEMPTS = 64
-_DRAWN = ("group", "group_file", "stratify", "validation_fraction", "test_fraction", "split_seed")
+_DRAWN = {"group", "group_file", "stratify", "validation_fraction", "test_fraction", "split_seed"}
 
+T = TypeVar("T")
 Splits = dict[str, list[str]]
 
-Holds = Callable[[str], Set[int]]
+Holds = Callable[[str], Collection[int]]
 """The classes that an image holds, by its name."""
 
 
 def splits_of(
-    placed: Mapping[str, str | None], cfg: Data, holds: Holds, dropped: Set[str] = frozenset()
+    images: Mapping[str, Any], cfg: Data, holds: Holds, dropping: Set[int] = frozenset()
 ) -> Splits:
-    """The images of train, validation and test by name; `placed` says in which folder each lies, if
-    in any of these.
+    """The names of train, validation and test, without the images that hold, as they are stored, a
+    class of `dropping`; these may stand in a split file. The `split` of an image is the folder that
+    it lies in, if it is one of these.
 
-    `dropped` may stand in a split file, whose other images are taken. Raises DataError or
-    ConfigError where they cannot be split as `cfg` says.
+    Raises DataError or ConfigError where they cannot be split as `cfg` says.
     """
+    every = images.keys()
+    if dropping:  # generated images are drawn to be counted
+        images = {name: i for name, i in images.items() if dropping.isdisjoint(i.counts())}
     if cfg.split_file is not None:
-        return _from_file(Path(cfg.split_file).expanduser(), placed.keys(), dropped)
-    given = {side: [name for name in placed if placed[name] == side] for side in SPLITS}
+        return _from_file(Path(cfg.split_file).expanduser(), images.keys(), every)
+    given = {side: [name for name, i in images.items() if i.split == side] for side in SPLITS}
     if not any(given.values()):
-        return random_split(list(placed), cfg, holds)
+        return random_split(list(images), cfg, holds)
     if not given["train"]:
-        says = f"{cfg.source.path}: train/ holds no images."
-        raise DataError(says, "Put images and masks into train/.")
-    for side, fields in (("validation", _DRAWN), ("test", ("test_fraction",))):
-        for field in fields if given[side] else ():
-            value, default = getattr(cfg, field), Data.model_fields[field].default
-            if value != default:
-                hint = f"The folder has a {side}/ of its own."
-                raise ConfigError(f"data.{field}", value, str(default), hint)
+        raise DataError(
+            f"{cfg.source.path}: train/ holds no images.", "Put images and masks into train/."
+        )
+    for side, fields in (("validation", _DRAWN), ("test", {"test_fraction"})):
+        idle = cfg.model_dump(include=fields, exclude_defaults=True)
+        if given[side] and idle:
+            field, value = idle.popitem()
+            raise ConfigError(
+                f"data.{field}", value, "its default", f"The folder has a {side}/ of its own."
+            )
     if given["validation"]:
         return given
     drawn = random_split(given["train"], cfg, holds)
@@ -63,29 +71,29 @@ def random_split(names: list[str], cfg: Data, holds: Holds) -> Splits:
 
     Stratified, classes keep their shares on all sides as well as can be, groups staying whole.
     """
-    shares = [1 - cfg.validation_fraction - cfg.test_fraction, cfg.validation_fraction]
-    if cfg.test_fraction:
-        shares.append(cfg.test_fraction)
+    validation, test = cfg.validation_fraction, cfg.test_fraction
+    shares = list(filter(None, (1 - validation - test, validation, test)))
     groups = _groups(names, cfg, len(shares))
     if cfg.stratify:
         sides = _stratified(groups, shares, cfg.split_seed, holds)
     else:
-        sides = _shuffled(len(groups), shares, cfg.split_seed)
+        sides = _dealt_evenly(len(groups), shares, cfg.split_seed)
     splits: Splits = {side: [] for side in SPLITS}
-    for group, side in zip(sorted(groups), sides, strict=True):
-        splits[SPLITS[side]] += groups[group]
+    for members, side in zip(groups, sides, strict=True):
+        splits[SPLITS[side]] += members
     return {side: sorted(members) for side, members in splits.items()}
 
 
-def _order(count: int, *purpose: object) -> list[int]:
-    numbers = list(range(count))
-    random.Random(seed_for(*purpose)).shuffle(numbers)
-    return numbers
+def shuffled(items: Iterable[T], *purpose: object) -> list[T]:
+    """In an order that depends on the purpose alone."""
+    found = list(items)
+    random.Random(seed_for(*purpose)).shuffle(found)
+    return found
 
 
-def _shuffled(count: int, shares: list[float], seed: int) -> np.ndarray:
+def _dealt_evenly(count: int, shares: list[float], seed: int) -> np.ndarray:
     """The side of each group, as its number in `shares`; at least one is left for every side."""
-    order, sides, start = _order(count, seed, "split"), np.zeros(count, int), 0
+    order, sides, start = shuffled(range(count), seed, "split"), np.zeros(count, int), 0
     for side, share in enumerate(shares[1:], start=1):
         stop = min(start + max(1, round(count * share)), count - len(shares) + side)
         sides[order[start:stop]] = side
@@ -93,19 +101,22 @@ def _shuffled(count: int, shares: list[float], seed: int) -> np.ndarray:
     return sides
 
 
-def _stratified(groups: Splits, shares: list[float], seed: int, holds: Holds) -> np.ndarray:
+def _stratified(
+    groups: list[list[str]], shares: list[float], seed: int, holds: Holds
+) -> np.ndarray:
     """The best of some draws: none, or few, of the classes that have a group for every side are
     absent from one.
 
     Whether it can be done for all classes at once is not known beforehand: groups hold several.
     """
-    classes = [set().union(*map(holds, groups[group])) for group in sorted(groups)]
-    every = sorted(set().union(*classes))
-    held = np.array([[c in found for c in every] for found in classes], dtype=bool)
+    held = np.zeros((len(groups), 256), bool)
+    for row, members in zip(held, groups, strict=True):
+        for name in members:
+            row[list(holds(name))] = True
     held = held[:, held.sum(0) >= len(shares)]
     best, fewest = np.empty(len(groups), int), np.inf
     for attempt in range(_ATTEMPTS):
-        order = _order(len(groups), seed, "split", attempt)
+        order = shuffled(range(len(groups)), seed, "split", attempt)
         sides = _dealt(held[order], shares)
         absent = sum((~held[order][sides == n].any(0)).sum() for n in range(len(shares)))
         if absent < fewest:
@@ -128,12 +139,12 @@ def _dealt(held: np.ndarray, shares: list[float]) -> np.ndarray:
     wanted = asked.copy()
     while (sides < 0).any():
         left = held[sides < 0].sum(0)
-        classes = left[:nothing].nonzero()[0]
+        classes = np.flatnonzero(left[:nothing])
         rarest = classes[left[classes].argmin()] if len(classes) else nothing
-        for group in (held[:, rarest] & (sides < 0)).nonzero()[0]:
+        for group in np.flatnonzero(held[:, rarest] & (sides < 0)):
             allowed = range(len(shares))
             for c in (rarest, anything):
-                lacking = (wanted[:, c] == asked[:, c]).nonzero()[0]
+                lacking = np.flatnonzero(wanted[:, c] == asked[:, c])
                 if held[sides < 0, c].sum() <= len(lacking):
                     allowed = lacking
             side = max(allowed, key=lambda s: (wanted[s, rarest], wanted[s, anything]))
@@ -142,57 +153,55 @@ def _dealt(held: np.ndarray, shares: list[float]) -> np.ndarray:
     return sides
 
 
-def _groups(names: list[str], cfg: Data, at_least: int) -> Splits:
-    """Names by group; without a rule every image is a group of its own."""
+def _groups(names: list[str], cfg: Data, at_least: int) -> list[list[str]]:
+    """The names of each group; without a rule every image is a group of its own."""
     try:
         pattern = re.compile("(?s).+" if cfg.group is None else cfg.group)
     except re.error as error:
         raise ConfigError("data.group", cfg.group, "a regular expression", str(error)) from None
-    stems = [name.rpartition("/")[2] for name in names]
-    if cfg.group_file is not None:
-        found = map(_listed(Path(cfg.group_file)).get, stems)
-    else:
-        found = [match and match[min(1, pattern.groups)] for match in map(pattern.search, stems)]
-    groups: dict[str | None, list[str]] = {}
-    for name, group in zip(names, found, strict=True):
-        groups.setdefault(group, []).append(name)
-    rule = f"data: group={cfg.group!r}, group_file={cfg.group_file!r}"
+    listed = _listed(Path(cfg.group_file)) if cfg.group_file else {}
+    groups = defaultdict(list)
+    for name in names:
+        stem = name.rpartition("/")[2]
+        match = pattern.search(stem)
+        group = match[min(1, pattern.groups)] if match else None
+        if cfg.group_file:
+            group = listed.get(stem) or None
+        groups[group].append(name)
+    rule = (
+        f"data: group={cfg.group!r}, group_file={cfg.group_file!r}, "
+        f"classes.drop_images_with={cfg.classes.drop_images_with}"
+    )
     if None in groups:
         raise DataError(f"{rule}: no group for {_some(groups[None])}.", "Every image needs one.")
     if len(groups) < at_least:
         says = f"{rule}: {len(names)} image(s) in {len(groups)} group(s) cannot be split."
         raise DataError(says, f"Give at least {at_least} images, or groups.")
-    return groups
+    return [members for _, members in sorted(groups.items())]
 
 
 def _listed(path: Path) -> dict[str, str]:
     """The group of each image by a CSV with the columns name and group; names are those of the
     files, without suffix.
     """
-    from pandas import read_csv  # a third of a second, and of use here alone
-
+    groups = {}
     try:
-        rows = read_csv(
-            path, usecols=["name", "group"], dtype=str, keep_default_na=False, na_values=""
-        )
-        rows = rows.dropna().drop_duplicates()
-        twice = rows["name"][rows["name"].duplicated()]
-        if len(twice):
-            raise ValueError(f"{_some(twice)} in two groups")
-    except (OSError, ValueError) as error:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for row in csv.DictReader(file):
+                if groups.setdefault(row["name"], row["group"]) != row["group"]:
+                    raise ValueError(f"{row['name']!r} in two groups")
+    except (OSError, ValueError, KeyError, csv.Error) as error:
         allowed = "a CSV file with the columns name and group, each name once"
         raise ConfigError("data.group_file", str(path), allowed, f"{error}.") from None
-    return dict(zip(rows["name"], rows["group"], strict=True))
+    return groups
 
 
-def _from_file(path: Path, names: Set[str], dropped: Set[str]) -> Splits:
+def _from_file(path: Path, names: Set[str], known: Set[str]) -> Splits:
     """The split that a file names, as a run keeps it in `split.json`. All images must be in it,
     each once.
     """
     try:
-        given = json_of(path.read_text(encoding="utf-8"))
-        if not isinstance(given, dict):
-            raise ValueError("it holds no object")
+        given = dict(json_of(path.read_text("utf-8")))
         splits = {side: list(map(str, given.get(side, ()))) for side in SPLITS}
     except (OSError, ValueError, TypeError) as error:
         allowed = "a run's split.json: train, validation and test, each a list of names"
@@ -200,8 +209,8 @@ def _from_file(path: Path, names: Set[str], dropped: Set[str]) -> Splits:
     times = Counter(chain.from_iterable(splits.values()))
     wrong = {
         "there is no split": given.keys() - splits.keys(),
-        "there is no image": times.keys() - names - dropped,
-        "more than once:": {name for name, n in times.items() if n > 1},
+        "there is no image": times.keys() - known,
+        "more than once:": times - Counter(list(times)),
         "on no side:": names - times.keys(),
         "empty:": {side for side in SPLITS[:2] if not splits[side]},
     }
@@ -242,5 +251,5 @@ def drawn_by(weights: Mapping[str, float], seed: int) -> list[str]:
     """As many names as there are, drawn with replacement by their weights; their order in `weights`
     does not matter.
     """
-    names = sorted(weights)
-    return random.Random(seed).choices(names, [weights[name] for name in names], k=len(names))
+    names, shares = zip(*sorted(weights.items()), strict=True)
+    return random.Random(seed).choices(names, shares, k=len(names))

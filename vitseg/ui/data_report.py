@@ -7,18 +7,17 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from markupsafe import Markup
 from tqdm.auto import tqdm
 
 from vitseg.data.check import Check
 from vitseg.data.folder import Finding
-from vitseg.errors import RunError
-from vitseg.images import UNREADABLE, open_rgb, overlay
+from vitseg.files import written
+from vitseg.images import UNREADABLE, open_rgb
 from vitseg.settings import Data, Folder
 from vitseg.ui import markup, pictures
 from vitseg.ui.table import Table
@@ -52,21 +51,32 @@ class DataReport:
         return markup.STYLE + markup.html(self._body(SHOWN))
 
     def to_json(self) -> str:
-        return json.dumps(self.check.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        c, said = self.check, {"problems": [], "warnings": [], "notes": []}
+        for found in c.findings:
+            words = {"kind": found.kind, "path": shown(found.path), "says": found.says}
+            said[f"{found.rank}s"].append(words)
+        content = {
+            "folder": shown(c.root),
+            "pairs": c.found,
+            "whole": len(c.whole),
+            "masks": c.masks,
+            "splits": c.splits,
+            **said,
+            "classes": [row._asdict() for row in c.classes],
+            "together": c.together,
+        }
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
     def save(self, path: str | Path, *, page: bool = True) -> Path:
         """Write the page, with all that was found and pictures of it, or the JSON. Raises RunError
         if it cannot be written.
         """
         path = Path(path).expanduser().absolute()
-        try:
+        with written(path):
             path.write_text(self._page() if page else self.to_json(), encoding="utf-8")
-        except OSError as error:
-            problem = f"{path}: cannot be written ({error.strerror})."
-            raise RunError(problem, "Choose another file.") from None
         return path
 
-    def _said(self, most: int | None) -> Iterator[str]:
+    def _said(self, most: int) -> Iterator[str]:
         """What was looked at, then a paragraph for each kind of problem, warning and note."""
         c = self.check
         splits = ", ".join(f"{count} {split}" for split, count in c.splits.items())
@@ -80,12 +90,13 @@ class DataReport:
             kinds[f"{found.rank.upper()}: {found.kind}"].append(self._short(found))
         for kind, lines in kinds.items():
             said = [f"{kind} ({len(lines)})", *lines[:most]]
-            if lines[len(said) - 1 :]:
+            if lines[most:]:
                 said.append(f"... and {len(lines) - most} more")
             yield "\n  ".join(said)
 
     def _tables(self) -> Iterator[Table]:
-        c, rows = self.check, []
+        c = self.check
+        names, rows = [row.name for row in c.classes], []
         for row in c.classes:
             cells = {"class": row.name}
             for split in c.splits:
@@ -96,11 +107,10 @@ class DataReport:
         if rows:
             yield Table.of(rows, "Classes")
         if 2 < len(rows) <= 24:
-            names = [row.name for row in c.classes]
             rows = [(name, *map(str, n)) for name, n in zip(names, c.together, strict=True)]
             yield Table(["together in images", *names], rows, "Which classes occur together")
 
-    def _body(self, most: int | None = None, **sheets: list[tuple[str, str]]) -> Markup:
+    def _body(self, most: int, **sheets: list[tuple[str, str]]) -> Markup:
         said, tables = self._said(most), self._tables()
         return markup.render("data_report", said=said, tables=tables, sheets=sheets)
 
@@ -108,14 +118,17 @@ class DataReport:
         """With a picture of each file that something was said of, of a mask its image, and of some
         of the others.
         """
-        c, flagged = self.check, {}
+        c, flagged, others = self.check, {}, []
         for found in self._findings:
             if len(flagged) < PICTURES and found.path.is_file() and found.path not in flagged:
-                picture = _opened(c.image_of.get(found.path, found.path))
+                picture = _thumbnail(c.image_of.get(found.path, found.path))
                 flagged[found.path] = self._short(found), picture
         some = list(c.whole)[:: max(1, len(c.whole) // PICTURES)][:PICTURES]
-        others = [(name, _opened(c.whole[name].pair.image, partial(c.ids, name))) for name in some]
-        body = self._body(Flagged=list(flagged.values()), Others=others)
+        for name in some if c.map else ():
+            image, ids = c.whole[name].load()
+            picture = pictures.with_mask(image, c.map.table[ids], 150)
+            others.append((name, pictures.data_uri(picture)))
+        body = self._body(len(self._findings), Flagged=list(flagged.values()), Others=others)
         return markup.page(f"Data: {shown(c.root)}", body)
 
     def _short(self, found: Finding) -> str:
@@ -135,13 +148,11 @@ def check(folder: str | Path | Data) -> DataReport:
     return DataReport(Check(folder, bar))
 
 
-def _opened(image: Path, ids: Callable[[], np.ndarray | None] = lambda: None) -> str:
+def _thumbnail(path: Path) -> str:
     """A small picture as a data URI; empty if it cannot be opened."""
     try:
-        opened, mask = open_rgb(image), ids()
+        picture = open_rgb(path)
     except UNREADABLE:
         return ""
-    if mask is not None:
-        opened = overlay(opened, mask)
-    opened.thumbnail((300, 300))
-    return pictures.data_uri(opened)
+    picture.thumbnail((300, 300))
+    return pictures.data_uri(picture)
