@@ -278,7 +278,7 @@ def test_a_conversion_that_was_cut_off_is_begun_again_without_a_download(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(fetch, "read_raw", interrupted)
+        patch.setattr(fetch, "palette_image", interrupted)
         vitseg.fetch("oxford-pets")
     assert not (own_folder / "oxford-pets").exists()
     (own_folder / "oxford-pets.partial" / "ready" / "train" / "images" / "stray.jpg").write_bytes(

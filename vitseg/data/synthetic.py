@@ -9,6 +9,7 @@ not solve it.
 from __future__ import annotations
 
 import numpy as np
+from numpy.random import Generator, default_rng
 from PIL import Image, ImageColor
 
 from vitseg.draws import seed_for
@@ -38,7 +39,7 @@ def class_names(cfg: Generated) -> tuple[str, ...]:
 
 def generate(cfg: Generated, index: int) -> tuple[Image.Image, np.ndarray]:
     """Sample `index`: an RGB image of side `cfg.side` and its class ids (side, side) uint8."""
-    rng = np.random.default_rng(seed_for(cfg.seed, "generated", index))
+    rng = default_rng(seed_for(cfg.seed, "generated", index))
     image = _skin(rng, cfg.side)
     mask = np.zeros((cfg.side, cfg.side), dtype=np.uint8)
     for _ in range(1 + rng.choice(3, p=[0.65, 0.25, 0.1])):
@@ -46,14 +47,13 @@ def generate(cfg: Generated, index: int) -> tuple[Image.Image, np.ndarray]:
     for kind in _BESIDE:
         if rng.random() < 0.35:
             _patch(rng, image, mask, kind)
-    mask[mask >= max(cfg.classes, _BESIDE[0])] = 0
     if cfg.classes == 2:
-        mask[mask > 0] = 1
+        mask = ((mask > 0) & (mask <= _RIM)).astype(np.uint8)
     mask[mask >= cfg.classes] = 0
     return Image.fromarray(_lit(rng, image).clip(0, 255).round().astype(np.uint8)), mask
 
 
-def _noise(rng: np.random.Generator, side: int, roughness: float) -> np.ndarray:
+def _noise(rng: Generator, side: int, roughness: float) -> np.ndarray:
     """A smooth random field of unit variance (side, side), spectrum 1 / f ** roughness."""
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
     frequency[0, 0] = np.inf
@@ -69,7 +69,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(np.minimum(-x, 700.0)))
 
 
-def _skin(rng: np.random.Generator, side: int) -> np.ndarray:
+def _skin(rng: Generator, side: int) -> np.ndarray:
     """Ground (side, side, 3): a skin tone with blotches, some of them as red as a wound, pores and
     freckles.
     """
@@ -82,7 +82,7 @@ def _skin(rng: np.random.Generator, side: int) -> np.ndarray:
     return image + rng.standard_normal((side, side, 1)) * 4
 
 
-def _outline(rng: np.random.Generator, side: int, low: float, high: float) -> np.ndarray:
+def _outline(rng: Generator, side: int, low: float, high: float) -> np.ndarray:
     """Distance from a random centre in units of a wobbly ellipse's radius (side, side): below 1 is
     inside.
     """
@@ -95,7 +95,7 @@ def _outline(rng: np.random.Generator, side: int, low: float, high: float) -> np
     return np.hypot(y, x) / wobble + 0.05 * _noise(rng, side, 1.5)
 
 
-def _wound(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> None:
+def _wound(rng: Generator, image: np.ndarray, mask: np.ndarray) -> None:
     side = len(mask)
     distance, width = _outline(rng, side, 0.09, 0.26), rng.uniform(0.08, 0.2)
     inside = distance < 1
@@ -110,7 +110,7 @@ def _wound(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> Non
     mask[tissue > 0] = tissue[tissue > 0]
 
 
-def _patch(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, kind: int) -> None:
+def _patch(rng: Generator, image: np.ndarray, mask: np.ndarray, kind: int) -> None:
     """A small lesion of a rarer kind; where its class is not asked for it stays in the image as a
     distraction.
     """
@@ -120,7 +120,7 @@ def _patch(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, kind: 
     mask[inside] = kind
 
 
-def _paint(rng: np.random.Generator, image: np.ndarray, alpha: np.ndarray, kind: int) -> None:
+def _paint(rng: Generator, image: np.ndarray, alpha: np.ndarray, kind: int) -> None:
     """Lay a tissue over the image: its colour, varied from wound to wound, with a texture of its
     own.
     """
@@ -133,7 +133,7 @@ def _blend(image: np.ndarray, alpha: np.ndarray, color: np.ndarray | tuple[int, 
     image += alpha[..., None] * (color - image)
 
 
-def _lit(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+def _lit(rng: Generator, image: np.ndarray) -> np.ndarray:
     """In uneven light: a gradient across the image, a soft shadow, wet highlights, a colour
     cast.
     """

@@ -7,8 +7,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -34,7 +33,12 @@ def export_onnx(model: Segmenter, path: str | Path) -> float:
     try:
         import onnxruntime
 
-        with _quietly():
+        # no remarks on torchvision, which is not used here, and on constants that are not folded
+        with warnings.catch_warnings(action="ignore"), ExitStack() as afterwards:
+            for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+                logger = logging.getLogger(name)
+                afterwards.callback(logger.setLevel, logger.level)
+                logger.setLevel(logging.ERROR)
             program = torch.onnx.export(
                 alone,
                 (torch.zeros(2, 3, *size, dtype=torch.uint8),),
@@ -67,16 +71,3 @@ def export_onnx(model: Segmenter, path: str | Path) -> float:
         for file in Path(folder).iterdir():  # two where the weights are too large for one
             file.replace(path.with_name(file.name))
     return apart
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Silences the exporter's remarks on torchvision, which is not used here, and on constants that
-    it does not fold.
-    """
-    with warnings.catch_warnings(action="ignore"), ExitStack() as afterwards:
-        for name in ("torch.onnx", "onnxscript", "onnx_ir"):
-            logger = logging.getLogger(name)
-            afterwards.callback(logger.setLevel, logger.level)
-            logger.setLevel(logging.ERROR)
-        yield

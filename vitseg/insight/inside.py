@@ -94,8 +94,7 @@ def pca_colors(maps: Sequence[Tensor]) -> list[Tensor]:
     off.
     """
     rows = torch.cat([m.flatten(1).T for m in maps]).double()
-    rows = rows - rows.mean(0)
-    _, directions = torch.linalg.eigh(rows.T @ rows)  # rising; not pca_lowrank, which draws
+    _, directions = torch.linalg.eigh(rows.T.cov())  # rising; not pca_lowrank, which draws
     directions = directions[:, -3:].flip(1)
     found = rows @ (directions * directions.sum(0).sign())  # else the sign is free
     low, high = found.quantile(found.new_tensor([0.01, 0.99]), dim=0)

@@ -4,7 +4,7 @@ borders, calibration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,12 +14,14 @@ import torch
 from PIL import Image, ImageOps
 from scipy import ndimage
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from vitseg.data.dataset import SegmentationData
 from vitseg.draws import seed_for
 from vitseg.errors import ConfigError
 from vitseg.images import IGNORE
 from vitseg.model.segmenter import Segmenter
+from vitseg.runs.narrate import number_or_na
 from vitseg.training.metrics import confusion, mean_of_known, scores
 
 BINS = 15
@@ -51,38 +53,25 @@ Predict = Callable[[Segmenter, Image.Image], Tensor]
 """
 
 
-class Thing(NamedTuple):
-    """An object: a connected piece of one class in the truth. `found` is the share of its pixels
-    that were predicted as its class; `iou` is its overlap with the predicted pieces that touch it.
+THINGS = ("name", "class_id", "pixels", "found", "iou")
+"""Of an object, a connected piece of one class in the truth: the image's name, the class, and the
+size; `found` is the share of its pixels that were predicted as its class; `iou` is its overlap with
+the predicted pieces that touch it. A score over pixels hides what happens to small ones.
+"""
 
-    A score over pixels hides what happens to small ones.
-    """
-
-    name: str
-    class_id: int
-    pixels: int
-    found: float
-    iou: float
-
-
-class Border(NamedTuple):
-    """How far the borders of one class in one image are apart. `distance` is the average symmetric
-    surface distance: the mean way from a pixel of either border to the nearest of the other;
-    `within` is the share of those pixels with at most TOLERANCE to go.
-    """
-
-    name: str
-    class_id: int
-    distance: float
-    within: float
+BORDERS = ("name", "class_id", "distance", "within")
+"""How far the borders of one class in one image are apart. `distance` is the average symmetric
+surface distance: the mean way from a pixel of either border to the nearest of the other; `within`
+is the share of those pixels with at most TOLERANCE to go.
+"""
 
 
 def objects_of(
     name: str, truth: np.ndarray, predicted: np.ndarray, classes: Iterable[int]
-) -> tuple[list[Thing], list[Border]]:
-    """Of these classes in class ids (h, w): the pieces, of which pixels that touch at a corner
-    belong to one, and the borders of those in the truth and in the prediction; where one is missing
-    there is no way to go. Ignored pixels are of no class in either.
+) -> tuple[list[tuple], list[tuple]]:
+    """Of these classes in class ids (h, w): a row of THINGS for each piece, of which pixels that
+    touch at a corner belong to one, and a row of BORDERS for each class that is in the truth and in
+    the prediction. Ignored pixels are of no class in either.
     """
     things, borders, corners = [], [], np.ones((3, 3))
     for class_id in classes:
@@ -93,16 +82,15 @@ def objects_of(
         for number in range(1, count + 1):
             inside = guesses[pieces == number]
             hit, pixels = inside[inside > 0], len(inside)
-            union = pixels + int(sizes[np.unique(hit)].sum()) - len(hit)
-            things.append(Thing(name, class_id, pixels, len(hit) / pixels, len(hit) / union))
+            union = pixels + sizes[np.unique(hit)].sum() - len(hit)
+            things.append((name, class_id, pixels, len(hit) / pixels, len(hit) / union))
         # of what is cut off by the frame the border ends there
         mine, theirs = (region & ~ndimage.binary_erosion(region) for region in regions)
         if mine.any() and theirs.any():
             there = ndimage.distance_transform_edt(~theirs)[mine]
             back = ndimage.distance_transform_edt(~mine)[theirs]
             ways = np.concatenate([there, back])
-            within = float((ways <= TOLERANCE).mean())
-            borders.append(Border(name, class_id, float(ways.mean()), within))
+            borders.append((name, class_id, ways.mean(), (ways <= TOLERANCE).mean()))
     return things, borders
 
 
@@ -138,18 +126,14 @@ def binned(confidence: Tensor, predicted: Tensor, truth: Tensor) -> Tensor:
     return torch.zeros(3, BINS, dtype=torch.float64).index_add_(1, place, rows)
 
 
-class Interval(NamedTuple):
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.low:.3f} to {self.high:.3f}"
+TextTable = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""For people: the heads of the columns, and the rows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
     """A model on a split. `matrices` (N, C, C) int64 are pixel counts by image, truth by row,
-    ignored pixels left out.
+    ignored pixels left out; `things` and `borders` have the columns THINGS and BORDERS.
     """
 
     classes: tuple[str, ...]
@@ -158,8 +142,8 @@ class Reading:
     split: str
     names: tuple[str, ...]
     matrices: Tensor
-    things: tuple[Thing, ...]
-    borders: tuple[Border, ...]
+    things: pd.DataFrame
+    borders: pd.DataFrame
     calibration: Calibration
 
     @property
@@ -171,9 +155,9 @@ class Reading:
         """As training logs them: from one confusion matrix over all images."""
         return scores(self.matrix, self.mode, self.score_background)
 
-    def iou_by_image(self) -> list[float | None]:
-        """None where an image holds nothing that is scored."""
-        return self._iou(self.matrices)
+    def iou_by_image(self) -> pd.Series:
+        """By name; nan where an image holds nothing that is scored."""
+        return pd.Series(self._iou(self.matrices), self.names, dtype=float)
 
     def _iou(self, matrices: Iterable[Tensor]) -> list[float | None]:
         return [scores(matrix, self.mode, self.score_background)["iou"] for matrix in matrices]
@@ -189,13 +173,13 @@ class Reading:
         batches = (batch.sum(0) for batch in self.matrices.split(batch_size))
         return {
             "data set": self.scores()["iou"],
-            "images": mean_of_known(self.iou_by_image()),
+            "images": mean_of_known(self._iou(self.matrices)),
             "batches": mean_of_known(self._iou(batches)),
         }
 
-    def interval(self) -> Interval | None:
-        """95 % interval of the data set's IoU over images like these: percentiles of a bootstrap
-        over images (Efron 1979).
+    def interval(self) -> list[float] | None:
+        """95 % interval, low and high, of the data set's IoU over images like these: percentiles of
+        a bootstrap over images (Efron 1979).
 
         It knows nothing of what another seed of training would have changed. The draws are the same
         each time. None where no image holds anything that is scored.
@@ -204,12 +188,59 @@ class Reading:
         counts = torch.from_numpy(rng.multinomial(n, np.full(n, 1 / n), size=1000))
         totals = torch.einsum("rn,nij->rij", counts, self.matrices)
         found = [iou for iou in self._iou(totals) if iou is not None]
-        return Interval(*np.quantile(found, (0.025, 0.975)).tolist()) if found else None
+        return np.quantile(found, (0.025, 0.975)).tolist() if found else None
+
+    def by_class(self) -> pd.DataFrame:
+        """A row a class: its IoU, its share of the pixels, how many objects it has, and what is
+        usual of its borders: the medians over images that hold the class and a prediction of it.
+        """
+        pixels, ious = self.matrix.sum(1).double(), self.scores()["per_class_iou"]
+        columns = {
+            "class_id": range(len(ious)),
+            "name": self.classes,
+            "iou": ious,
+            "share": pixels / pixels.sum(),
+        }
+        objects = self.things["class_id"].value_counts()
+        borders = self.borders.groupby("class_id")[["distance", "within"]].median()
+        return pd.DataFrame(columns).assign(objects=objects).join(borders)
+
+    def score_table(self, batch_size: int = 8) -> TextTable:
+        """What the model is worth, a row a score."""
+        means, found = self.means(batch_size), self.scores()
+        low, high = self.interval() or (None, None)
+        numbers = {
+            "IoU over all pixels: what training logs": means["data set"],
+            "the same, 95 % interval over images, from": low,
+            "to": high,
+            "IoU, mean over images: small objects count as much as large": means["images"],
+            f"IoU, mean over batches of {batch_size}: depends on their order": means["batches"],
+            "F1": found["f1"],
+            "accuracy": found["accuracy"],
+            "calibration error: mean |confidence - accuracy|": self.calibration.error(),
+        }
+        rows = [(name, number_or_na(number)) for name, number in numbers.items()]
+        return ("score", "value"), rows
+
+    def class_table(self) -> TextTable:
+        """What `by_class` has."""
+        forms = {
+            "id": "{}",
+            "class": "{}",
+            "IoU": "{:.3f}",
+            "pixels": "{:.2%}",
+            "objects": "{:.0f}",
+            "border off by, pixels": "{:.1f}",
+            f"of it within {TOLERANCE:g} pixels": "{:.0%}",
+        }
+        table = self.by_class().set_axis(list(forms), axis=1)
+        for column, form in forms.items():
+            table[column] = table[column].map(form.format, na_action="ignore")
+        return list(table), table.astype(object).fillna("n/a").to_numpy().tolist()
 
     def ranked(self) -> list[str]:
         """Names of the images that can be scored, from the worst to the best."""
-        scored = pd.Series(self.iou_by_image(), self.names, dtype=float).dropna()
-        return scored.sort_values(kind="stable").index.tolist()
+        return self.iou_by_image().dropna().sort_values(kind="stable").index.tolist()
 
     def examples(self, each: int = 2) -> dict[str, list[str]]:
         """Names of the `each` best images, those around the median, and the worst; of three images
@@ -224,13 +255,13 @@ class Reading:
             "worst": ranked[:each],
         }
 
-    def confused(self, truth: int | str, predicted: int | str) -> list[tuple[str, int]]:
-        """Images in which pixels of class `truth` were taken for `predicted`, with how many, the
-        most first.
+    def confused(self, truth: int | str, predicted: int | str) -> pd.Series:
+        """How many pixels of class `truth` were taken for `predicted`, by name of the image, the
+        most first; without those in which none was.
         """
         counts = self.matrices[:, self._id(truth), self._id(predicted)].numpy()
         found = pd.Series(counts, self.names).sort_values(ascending=False, kind="stable")
-        return list(found[found > 0].items())
+        return found[found > 0]
 
     def shares(self, of: str) -> Tensor:
         """The matrix (C, C) as shares: `of="truth"` (rows add up to 1, recall on the diagonal) or
@@ -251,18 +282,14 @@ class Reading:
         raise ConfigError("class", named, ", ".join(map(repr, self.classes)))
 
 
-def read_images(
-    model: Segmenter,
-    data: SegmentationData,
-    split: str = "validation",
-    by: Predict = probabilities,
-    watch: Callable[[list[str]], Iterator[str]] = iter,
+def read(
+    model: Segmenter, data: SegmentationData, split: str = "validation", by: Predict = probabilities
 ) -> Reading:
-    """Predict every image of a split at its own size, and keep what can be counted. The model is
-    left as it was.
+    """Predict the images of a split at their own size, under a bar if it takes longer than a
+    moment, and count what can be counted. The model is left as it was.
 
-    `watch` hands on the names as they are asked for: room for a progress bar. Raises ConfigError
-    for a split without images, and for a model of other classes.
+    `by` says how: `vitseg.probabilities`, or `vitseg.flipped` for test-time augmentation. Raises
+    ConfigError for a split without images, and for a model of other classes.
     """
     classes = data.classes
     if model.shape.classes != classes:
@@ -274,7 +301,8 @@ def read_images(
     ground = data.mode == "binary" or classes[0] == "background"
     objects = range(int(ground), len(classes))
     matrices, things, borders, bins = [], [], [], torch.zeros(3, BINS, dtype=torch.float64)
-    for name in watch(data.splits[split]):
+    bar = {"desc": split, "unit": "image", "leave": False, "delay": 1.0, "disable": None}
+    for name in tqdm(data.splits[split], **bar):
         image, ids = data.load(name)
         truth = data.trained(torch.from_numpy(ids))
         confidence, predicted = by(model, image).max(0)
@@ -291,7 +319,7 @@ def read_images(
         split,
         tuple(data.splits[split]),
         torch.stack(matrices),
-        tuple(things),
-        tuple(borders),
+        pd.DataFrame(things, columns=THINGS),
+        pd.DataFrame(borders, columns=BORDERS),
         Calibration(*bins),
     )

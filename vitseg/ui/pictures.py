@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -61,16 +62,14 @@ def comparison(
     data: SegmentationData, names: Sequence[str], masks: Sequence[np.ndarray], side: int = 190
 ) -> Image.Image:
     """What `predictions` shows, of masks that have been predicted."""
-    heads = ("image", "truth", "prediction", "disagreement")
-    columns = [[_label(head)] for head in heads]
+    tiles = [_label(head, side) for head in ("image", "truth", "prediction", "disagreement")]
     for name, predicted in zip(names, masks, strict=True):
         image, ids = data.load(name)
         truth = data.trained(torch.from_numpy(ids)).numpy()
         wrong = Image.fromarray((predicted != truth) & (truth != IGNORE))
         shown = image, overlay(image, truth, 0.65), overlay(image, predicted, 0.65), wrong
-        for tiles, tile in zip(columns, shown, strict=True):
-            tiles.append(_tile(tile, side))
-    sheet = grid(list(map(grid, columns)), len(columns))
+        tiles += [_tile(each, side) for each in shown]
+    sheet = grid(tiles, 4)
     return grid([sheet, legend(data.classes, sheet.width)])
 
 
@@ -85,10 +84,8 @@ def strip(images: Sequence[Image.Image], titles: Sequence[str], height: int = 16
 
 def column(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
     """Pictures one below the other, each below its title."""
-    parts = []
-    for image, title in zip(images, titles, strict=True):
-        parts += [_label(title), image]
-    return grid(parts)
+    pairs = zip(map(_label, titles), images, strict=True)
+    return grid(list(chain.from_iterable(pairs)))
 
 
 def spotlight(image: Image.Image, heat: Tensor) -> Image.Image:
@@ -128,8 +125,10 @@ def _tile(image: Image.Image, side: int) -> Image.Image:
     return ImageOps.contain(image.convert("RGB"), (side, 2 * side))
 
 
-def _label(text: str) -> Image.Image:
+def _label(text: str, width: int = 0) -> Image.Image:
+    """Text, on a ground that is at least as wide as is asked for."""
     font = ImageFont.load_default(13)
-    canvas = Image.new("RGBA", (round(font.getlength(text)) + 10, 18), _PAPER)
+    width = max(width, round(font.getlength(text)) + 10)
+    canvas = Image.new("RGBA", (width, 18), _PAPER)
     ImageDraw.Draw(canvas).text((0, 0), text, _QUIET, font)
     return canvas

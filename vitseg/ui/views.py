@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ipywidgets as w
 
-from vitseg.data.augment import description, view_name
+from vitseg.data.augment import view_name
 from vitseg.data.dataset import SegmentationData
 from vitseg.errors import VitsegError
 from vitseg.ui import markup, pictures, theme
@@ -50,7 +50,6 @@ def show_views(data: SegmentationData, columns: int = 4, side: int = 190) -> w.V
 def _figure(data: SegmentationData, name: str, view: str, side: int) -> tuple[str, str]:
     """One view: what was done, and image and overlay."""
     sample = data[name, view]
-    mask = sample.binary_mask if data.mode == "binary" else sample.multiclass_mask
-    picture = pictures.with_mask(pictures.picture(sample.image), mask.numpy(), side)
-    done = description(data.foreground(sample.original.numpy()), data.cfg, name, view)
-    return f"view {view}: {done}", pictures.data_uri(picture)
+    mask = data.trained(sample.multiclass_mask).numpy()
+    picture = pictures.with_mask(pictures.picture(sample.image), mask, side)
+    return f"view {view}: {sample.made_by}", pictures.data_uri(picture)
