@@ -41,7 +41,7 @@ def test_tables_say_the_three_means_and_a_row_for_each_class(trained):
     card = result.score_card(reading, 2)
     means = reading.means(2)
     numbers = dict(card.rows)
-    assert {f"{m:.3f}" for m in means.values()} <= set(numbers.values())
+    assert {str(round(mean, 3)) for mean in means.values()} <= set(numbers.values())
     assert [row[1] for row in result.class_scores(reading).rows] == list(reading.classes)
 
 

@@ -4,13 +4,14 @@ weights come from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+
+import pandas as pd
 
 from vitseg.data.dataset import SegmentationData
 from vitseg.errors import RunError
 from vitseg.files import write_text
-from vitseg.insight.reading import Reading, read
+from vitseg.insight.reading import TOLERANCE, Reading, in_text, read
 from vitseg.model.segmenter import load_segmenter
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.narrate import explain, number_or_na
@@ -78,7 +79,11 @@ mask = model.predict("image.jpg")  # class ids, at the image's own size
 
 ## What it tells apart
 
-{_markdown(*reading.class_table())}
+{_markdown(reading.by_class())}
+
+Of the borders `distance` is the mean way from one to the other in pixels, and `within` the share of
+them with at most {TOLERANCE:g} to go: medians over images that hold the class and a prediction of
+it.
 
 ## What it was trained on
 
@@ -92,7 +97,7 @@ mask = model.predict("image.jpg")  # class ids, at the image's own size
 
 {len(reading.names)} {reading.split} images, at their own size.
 
-{_markdown(*reading.score_table())}
+{_markdown(reading.summary())}
 
 ## Limits
 
@@ -112,7 +117,8 @@ The decoder was trained here. What the encoder's licence asks for holds for thes
 """
 
 
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _markdown(table: pd.DataFrame) -> str:
+    heads, rows = in_text(table)
     lines = [heads, ["---"] * len(heads), *rows]
     cells = [[cell.replace("|", "&#124;") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)

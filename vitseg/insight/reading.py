@@ -4,7 +4,7 @@ borders, calibration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +21,6 @@ from vitseg.draws import seed_for
 from vitseg.errors import ConfigError
 from vitseg.images import IGNORE
 from vitseg.model.segmenter import Segmenter
-from vitseg.runs.narrate import number_or_na
 from vitseg.training.metrics import confusion, mean_of_known, scores
 
 BINS = 15
@@ -53,9 +52,9 @@ Predict = Callable[[Segmenter, Image.Image], Tensor]
 """
 
 
-THINGS = ("name", "class_id", "pixels", "found", "iou")
+THINGS = ("name", "class_id", "pixels", "found", "IoU")
 """Of an object, a connected piece of one class in the truth: the image's name, the class, and the
-size; `found` is the share of its pixels that were predicted as its class; `iou` is its overlap with
+size; `found` is the share of its pixels that were predicted as its class; `IoU` is its overlap with
 the predicted pieces that touch it. A score over pixels hides what happens to small ones.
 """
 
@@ -126,10 +125,6 @@ def binned(confidence: Tensor, predicted: Tensor, truth: Tensor) -> Tensor:
     return torch.zeros(3, BINS, dtype=torch.float64).index_add_(1, place, rows)
 
 
-TextTable = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""For people: the heads of the columns, and the rows."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
     """A model on a split. `matrices` (N, C, C) int64 are pixel counts by image, truth by row,
@@ -194,19 +189,19 @@ class Reading:
         """A row a class: its IoU, its share of the pixels, how many objects it has, and what is
         usual of its borders: the medians over images that hold the class and a prediction of it.
         """
-        pixels, ious = self.matrix.sum(1).double(), self.scores()["per_class_iou"]
+        pixels, things = self.matrix.sum(1).double(), self.things["class_id"].astype(int)
         columns = {
-            "class_id": range(len(ious)),
-            "name": self.classes,
-            "iou": ious,
+            "class_id": range(len(pixels)),
+            "class": self.classes,
+            "IoU": self.scores()["per_class_iou"],
             "share": pixels / pixels.sum(),
+            "objects": np.bincount(things, minlength=len(pixels)),
         }
-        objects = self.things["class_id"].value_counts()
         borders = self.borders.groupby("class_id")[["distance", "within"]].median()
-        return pd.DataFrame(columns).assign(objects=objects).join(borders)
+        return pd.DataFrame(columns).join(borders)
 
-    def score_table(self, batch_size: int = 8) -> TextTable:
-        """What the model is worth, a row a score."""
+    def summary(self, batch_size: int = 8) -> pd.DataFrame:
+        """A row a score; nan where nothing is scored."""
         means, found = self.means(batch_size), self.scores()
         low, high = self.interval() or (None, None)
         numbers = {
@@ -219,24 +214,7 @@ class Reading:
             "accuracy": found["accuracy"],
             "calibration error: mean |confidence - accuracy|": self.calibration.error(),
         }
-        rows = [(name, number_or_na(number)) for name, number in numbers.items()]
-        return ("score", "value"), rows
-
-    def class_table(self) -> TextTable:
-        """What `by_class` has."""
-        forms = {
-            "id": "{}",
-            "class": "{}",
-            "IoU": "{:.3f}",
-            "pixels": "{:.2%}",
-            "objects": "{:.0f}",
-            "border off by, pixels": "{:.1f}",
-            f"of it within {TOLERANCE:g} pixels": "{:.0%}",
-        }
-        table = self.by_class().set_axis(list(forms), axis=1)
-        for column, form in forms.items():
-            table[column] = table[column].map(form.format, na_action="ignore")
-        return list(table), table.astype(object).fillna("n/a").to_numpy().tolist()
+        return pd.DataFrame(numbers.items(), columns=["score", "value"])
 
     def ranked(self) -> list[str]:
         """Names of the images that can be scored, from the worst to the best."""
@@ -280,6 +258,12 @@ class Reading:
             if named in (class_id, name):
                 return class_id
         raise ConfigError("class", named, ", ".join(map(repr, self.classes)))
+
+
+def in_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """The heads of its columns and its rows, for people."""
+    text = table.round(3).astype(object).fillna("n/a").map(str)
+    return list(text), text.to_numpy().tolist()
 
 
 def read(

@@ -18,7 +18,7 @@ from vitseg.data.dataset import SegmentationData
 from vitseg.images import IGNORE, color_of, overlay
 from vitseg.model.segmenter import Segmenter
 
-_GAP, _PAPER, _QUIET = 6, (255, 255, 255, 0), (122, 122, 122)
+_GAP, _PAPER, _QUIET = 6, "#ffffff00", "#7a7a7a"
 
 
 def grid(images: Sequence[Image.Image], columns: int = 1) -> Image.Image:
@@ -117,7 +117,7 @@ def png(image: Image.Image) -> bytes:
 
 def data_uri(image: Image.Image) -> str:
     """The picture as a PNG within an HTML page."""
-    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
+    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
 
 
 def _tile(image: Image.Image, side: int) -> Image.Image:

@@ -13,7 +13,7 @@ import plotly.express as px
 import plotly.graph_objects as go
 
 from vitseg.images import color_of
-from vitseg.insight.reading import Reading
+from vitseg.insight.reading import TOLERANCE, Reading, in_text
 from vitseg.ui import theme
 from vitseg.ui.table import Table
 
@@ -21,13 +21,16 @@ from vitseg.ui.table import Table
 def score_card(reading: Reading, batch_size: int = 8) -> Table:
     """Three ways to say "IoU" of the same predictions, with the interval over images."""
     caption = f"{len(reading.names)} {reading.split} images, at their own size"
-    return Table(*reading.score_table(batch_size), caption)
+    return Table(*in_text(reading.summary(batch_size)), caption)
 
 
 def class_scores(reading: Reading) -> Table:
     """A row a class: how well it is met, how common it is, how far its border is off."""
-    caption = "Border errors: the median over images that hold the class and a prediction of it"
-    return Table(*reading.class_table(), caption)
+    caption = (
+        f"distance: from border to border, in pixels; within: at most {TOLERANCE:g} to go; medians "
+        f"over images that hold the class and a prediction of it"
+    )
+    return Table(*in_text(reading.by_class()), caption)
 
 
 def confusion_figure(reading: Reading, of: str = "truth") -> go.Figure:
@@ -45,7 +48,7 @@ def size_figure(reading: Reading) -> go.Figure:
     """IoU of every object against its size; a line through the means of eighths of them."""
     things = reading.things.sort_values("pixels")
     eighths = things.groupby(np.arange(len(things)) * 8 // max(1, len(things)))
-    x, y = eighths["pixels"].median(), eighths["iou"].mean()
+    x, y = eighths["pixels"].median(), eighths["IoU"].mean()
     things["name"] = things["name"].map(theme.literal)
     figure = _dots(reading, things, "pixels", hover_name="name", hover_data={"found": ":.0%"})
     figure.add_scatter(x=x, y=y, name="mean of an eighth", line_color=theme.TEXT)
@@ -54,7 +57,7 @@ def size_figure(reading: Reading) -> go.Figure:
 
 def frequency_figure(reading: Reading) -> go.Figure:
     """IoU of each class against how common it is."""
-    classes = reading.by_class().dropna(subset="iou")
+    classes = reading.by_class().dropna(subset="IoU")
     figure = _dots(reading, classes, "share", text="class")
     figure.update_traces(textposition="top center", cliponaxis=False, showlegend=False)
     return _titled(figure, "Rare classes and common ones")
@@ -69,7 +72,7 @@ def _dots(reading: Reading, rows: pd.DataFrame, x: str, **more: Any) -> go.Figur
         colors[name] = f"rgb{color_of(i)}" if i else theme.PLAN
     rows["class"] = rows["class_id"].map(dict(enumerate(names)))
     look = {"color": "class", "color_discrete_map": colors, "log_x": True, "render_mode": "svg"}
-    return px.scatter(rows, x=x, y="iou", range_y=[-0.05, 1.1], **look, **more)
+    return px.scatter(rows, x=x, y="IoU", range_y=[-0.05, 1.1], **look, **more)
 
 
 def calibration_figure(reading: Reading) -> go.Figure:

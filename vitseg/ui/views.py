@@ -32,8 +32,12 @@ def show_views(data: SegmentationData, columns: int = 4, side: int = 190) -> w.V
 
     def draw(_: object = None) -> None:
         try:
-            some = views[view.value :][:columns]
-            figures = [_figure(data, image.value, name, side) for name in some]
+            figures = []
+            for name in views[view.value :][:columns]:
+                sample = data[image.value, name]
+                mask = data.trained(sample.multiclass_mask).numpy()
+                picture = pictures.with_mask(pictures.picture(sample.image), mask, side)
+                figures.append((f"view {name}: {sample.made_by}", pictures.data_uri(picture)))
             key = pictures.legend(data.classes, columns * (side + 12))
             figures.append(("", pictures.data_uri(key)))
             body = markup.render("sheet", figures=figures)
@@ -45,11 +49,3 @@ def show_views(data: SegmentationData, columns: int = 4, side: int = 190) -> w.V
         control.observe(draw, "value")
     draw()
     return w.VBox([w.HTML(markup.STYLE), image, view, shown])
-
-
-def _figure(data: SegmentationData, name: str, view: str, side: int) -> tuple[str, str]:
-    """One view: what was done, and image and overlay."""
-    sample = data[name, view]
-    mask = data.trained(sample.multiclass_mask).numpy()
-    picture = pictures.with_mask(pictures.picture(sample.image), mask, side)
-    return f"view {view}: {sample.made_by}", pictures.data_uri(picture)
