@@ -61,9 +61,8 @@ class Elastic(_Effect):
     """
 
     kind: Literal["elastic"] = "elastic"
-    strength: Annotated[float, Field(gt=0, le=0.4)] = (
-        0.25  # from 0.5 on two neighbours could change places
-    )
+    # from 0.5 on two neighbours could change places
+    strength: Annotated[float, Field(gt=0, le=0.4)] = 0.25
     cells: Cells = 6
 
 
@@ -83,9 +82,8 @@ class OpticalDistortion(_Effect):
     """
 
     kind: Literal["optical_distortion"] = "optical_distortion"
-    strength: Annotated[float, Field(gt=0, le=0.3)] = (
-        0.15  # from 1/3 on r (1 + k r^2) would turn back
-    )
+    # from 1/3 on r (1 + k r^2) would turn back
+    strength: Annotated[float, Field(gt=0, le=0.3)] = 0.15
 
 
 class CoarseDropout(_Effect):

@@ -183,8 +183,7 @@ def fit_mask(mask: np.ndarray, size: Size) -> Image.Image:
 
 
 def _scaled(image: Image.Image, size: Size, method: Image.Resampling) -> Image.Image:
-    height, width = fitted_size((image.height, image.width), size)
-    return image.resize((width, height), method)
+    return image.resize(fitted_size(image.size[::-1], size)[::-1], method)
 
 
 def padded_image(image: Image.Image, size: Size) -> Image.Image:

@@ -30,8 +30,8 @@ def test_figures_hold_the_numbers_of_the_reading(trained):
     known = [iou for iou in reading.scores()["per_class_iou"] if iou is not None]
     assert [dot.y[0] for dot in dots] == known
     assert sum(dot.x[0] for dot in dots) == pytest.approx(1)
-    curve = reading.calibration.curve()
-    assert list(result.calibration_figure(reading).data[0].y) == [right for _, right, _ in curve]
+    accuracy = reading.calibration.curve()["accuracy"]
+    assert list(result.calibration_figure(reading).data[0].y) == list(accuracy)
     moved = drift(folder)
     assert result.drift_figure(moved).data[0].z[2][4] == moved[3]["block 4"]
 

@@ -144,13 +144,13 @@ def apply_effect(pair: Both, effect: Effect, rng: Generator) -> Both:
     match effect:
         case RightAngle():
             turn = Image.Transpose.ROTATE_90 + rng.integers(3)  # or 180, or 270
-            canvas = image.height, image.width
+            canvas = image.size[::-1]
             mask = fit_mask(np.asarray(mask.transpose(turn)), canvas)
             image = fit_image(image.transpose(turn), canvas)
         case Hue(degrees=most):
-            hsv = np.array(image.convert("HSV"))
-            hsv[..., 0] += np.uint8(round(rng.uniform(-most, most) / 360 * 256) % 256)
-            image = Image.fromarray(hsv, "HSV").convert("RGB")
+            pixels = np.array(image.convert("HSV"))
+            pixels[..., 0] += np.uint8(round(rng.uniform(-most, most) / 360 * 256) % 256)
+            image = Image.fromarray(pixels, "HSV").convert("RGB")
         case Blur():
             image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, effect.sigma_pixels)))
         case Elastic(strength=most, cells=cells):
@@ -173,19 +173,16 @@ def apply_effect(pair: Both, effect: Effect, rng: Generator) -> Both:
                 corner = rng.integers(size - hole + 1)
                 image.paste(FILL, (*corner, *(corner + hole)))
         case Clahe(clip_limit=most, cells=cells):
-            from kornia.enhance import (
-                equalize_clahe,
-            )  # a quarter of a second, and of use here alone
+            from kornia.enhance import equalize_clahe  # a quarter of a second
 
-            y, cb, cr = image.convert("YCbCr").split()
-            values = torch.from_numpy(np.array(y)).double()[None] / 255
+            pixels = np.array(image.convert("YCbCr"))
+            values = torch.from_numpy(pixels[..., 0]).double()[None] / 255
             equal = equalize_clahe(values, rng.uniform(1, most), (cells, cells))[0] * 255
             # Counts are whole numbers, so sums are exact in any order. What is left to the threads
             # is the last bit of a mixture of four of them, a multiple of 1 / (4 x pixels of a
             # tile): far from a half, or on it, which is always rounded up.
-            equal = (equal + (0.5 + 1e-9)).floor().clamp(0, 255).to(torch.uint8)
-            y = Image.fromarray(equal.numpy())
-            image = Image.merge("YCbCr", (y, cb, cr)).convert("RGB")
+            pixels[..., 0] = (equal + (0.5 + 1e-9)).floor().clamp(0, 255)
+            image = Image.fromarray(pixels, "YCbCr").convert("RGB")
     return image, mask
 
 

@@ -60,7 +60,7 @@ def grad_cam(model: Segmenter, image: Image.Image, class_id: int, level: int) ->
     _check("level", level, 0, shape.skip_depths[-1])
     _check("class_id", class_id, 0, len(shape.classes) - 1)
     levels = all_levels(model, image)
-    height, width = fitted_size((image.height, image.width), shape.size)
+    height, width = fitted_size(image.size[::-1], shape.size)
 
     def class_logits(tokens: Tensor) -> Tensor:
         logits = model.suffix(levels | {level: tokens}, shape.size, level)[:, :, :height, :width]
@@ -79,11 +79,12 @@ def feature_map(model: Segmenter, image: Image.Image, level: int) -> Tensor:
     """Features (D, h, w) of the patches of an image at level 0 .. L, normed as the decoder gets
     them.
     """
-    _check("level", level, 0, model.encoder.depth)
+    encoder = model.encoder
+    _check("level", level, 0, encoder.depth)
     tokens = all_levels(model, image)[level]
     with torch.no_grad():
-        features = model.encoder.to_map(tokens, model.padded(model.shape.size))[0]
-    return _on_patches(features.flatten(1), model, image)
+        patches = encoder.norm(tokens)[0, encoder.prefix_tokens :]
+    return _on_patches(patches.T, model, image)
 
 
 def pca_colors(maps: Sequence[Tensor]) -> list[Tensor]:
@@ -114,7 +115,7 @@ def spread(grid: Tensor, model: Segmenter, image: Image.Image) -> Tensor:
         mode="bilinear",
         align_corners=False,
     )
-    heat = restored(canvas[0, :, :height, :width], (image.height, image.width))[0]
+    heat = restored(canvas[0, :, :height, :width], image.size[::-1])[0]
     heat = heat - heat.min()
     return heat / heat.max().clamp(min=1e-12)
 
@@ -148,7 +149,7 @@ def _on_patches(values: Tensor, model: Segmenter, image: Image.Image) -> Tensor:
     CPU.
     """
     patch = model.encoder.patch
-    height, width = model.padded(fitted_size((image.height, image.width), model.shape.size))
+    height, width = model.padded(fitted_size(image.size[::-1], model.shape.size))
     columns = model.padded(model.shape.size)[1] // patch
     grid = values.unflatten(-1, (-1, columns))
     return grid[..., : height // patch, : width // patch].cpu()

@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image, ImageOps
-from scipy import ndimage
+from scipy.ndimage import binary_erosion, distance_transform_edt, label
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from vitseg.data.dataset import SegmentationData
+from vitseg.data.masks import refuse_unknown
 from vitseg.draws import seed_for
 from vitseg.errors import ConfigError
 from vitseg.images import IGNORE
@@ -75,8 +76,7 @@ def objects_of(
     things, borders, corners = [], [], np.ones((3, 3))
     for class_id in classes:
         regions = predicted == class_id, truth == class_id
-        guesses, _ = ndimage.label(regions[0], corners)
-        pieces, count = ndimage.label(regions[1], corners)
+        (guesses, _), (pieces, count) = (label(region, corners) for region in regions)
         sizes = np.bincount(guesses.ravel())
         for number in range(1, count + 1):
             inside = guesses[pieces == number]
@@ -84,10 +84,10 @@ def objects_of(
             union = pixels + sizes[np.unique(hit)].sum() - len(hit)
             things.append((name, class_id, pixels, len(hit) / pixels, len(hit) / union))
         # of what is cut off by the frame the border ends there
-        mine, theirs = (region & ~ndimage.binary_erosion(region) for region in regions)
+        mine, theirs = (region & ~binary_erosion(region) for region in regions)
         if mine.any() and theirs.any():
-            there = ndimage.distance_transform_edt(~theirs)[mine]
-            back = ndimage.distance_transform_edt(~mine)[theirs]
+            there = distance_transform_edt(~theirs)[mine]
+            back = distance_transform_edt(~mine)[theirs]
             ways = np.concatenate([there, back])
             borders.append((name, class_id, ways.mean(), (ways <= TOLERANCE).mean()))
     return things, borders
@@ -108,10 +108,11 @@ class Calibration(NamedTuple):
         """
         return float((self.confidence - self.right).abs().sum() / self.pixels.sum())
 
-    def curve(self) -> list[list[float]]:
-        """Of every bin that holds pixels: mean confidence, accuracy, share of all pixels."""
+    def curve(self) -> pd.DataFrame:
+        """Mean confidence, accuracy, and share of all pixels of every bin that holds any."""
         n, sure, right = torch.stack(self)[:, self.pixels > 0]
-        return torch.stack([sure / n, right / n, n / n.sum()], dim=1).tolist()
+        columns = {"confidence": sure / n, "accuracy": right / n, "share of pixels": n / n.sum()}
+        return pd.DataFrame(columns)
 
 
 def binned(confidence: Tensor, predicted: Tensor, truth: Tensor) -> Tensor:
@@ -279,23 +280,20 @@ def read(
     if model.shape.classes != classes:
         allowed = f"a model of the data's classes, {classes}"
         raise ConfigError("model", model.shape.classes, allowed, "Read its own run's data.")
-    if not data.splits.get(split):
-        allowed = ", ".join(repr(name) for name, names in data.splits.items() if names)
-        raise ConfigError("split", split, allowed)
+    refuse_unknown("split", [split], [name for name, names in data.splits.items() if names])
     ground = data.mode == "binary" or classes[0] == "background"
-    objects = range(int(ground), len(classes))
+    objects = range(ground, len(classes))
     matrices, things, borders, bins = [], [], [], torch.zeros(3, BINS, dtype=torch.float64)
-    bar = {"desc": split, "unit": "image", "leave": False, "delay": 1.0, "disable": None}
-    for name in tqdm(data.splits[split], **bar):
+    for name in tqdm(data.splits[split], split, unit="image", leave=False, delay=1.0, disable=None):
         image, ids = data.load(name)
         truth = data.trained(torch.from_numpy(ids))
         confidence, predicted = by(model, image).max(0)
         matrices.append(confusion(predicted, truth, len(classes)))
         bins += binned(confidence, predicted, truth)
         predicted[truth == IGNORE] = IGNORE
-        found = objects_of(name, truth.numpy(), predicted.byte().numpy(), objects)
-        things += found[0]
-        borders += found[1]
+        found, edges = objects_of(name, truth.numpy(), predicted.byte().numpy(), objects)
+        things += found
+        borders += edges
     return Reading(
         classes,
         data.mode,

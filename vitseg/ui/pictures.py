@@ -77,8 +77,8 @@ def strip(images: Sequence[Image.Image], titles: Sequence[str], height: int = 16
     """Pictures of one height side by side, each below its title."""
     row = []
     for image, title in zip(images, titles, strict=True):
-        size = (round(height * image.width / image.height), height)
-        row.append(column([image.resize(size, Image.Resampling.NEAREST)], [title]))
+        scaled = ImageOps.scale(image, height / image.height, Image.Resampling.NEAREST)
+        row.append(column([scaled], [title]))
     return grid(row, len(row))
 
 

@@ -71,14 +71,22 @@ def _dots(reading: Reading, rows: pd.DataFrame, x: str, **more: Any) -> go.Figur
     for i, name in enumerate(names):
         colors[name] = f"rgb{color_of(i)}" if i else theme.PLAN
     rows["class"] = rows["class_id"].map(dict(enumerate(names)))
-    look = {"color": "class", "color_discrete_map": colors, "log_x": True, "render_mode": "svg"}
-    return px.scatter(rows, x=x, y="IoU", range_y=[-0.05, 1.1], **look, **more)
+    return px.scatter(
+        rows,
+        x=x,
+        y="IoU",
+        color="class",
+        color_discrete_map=colors,
+        log_x=True,
+        range_y=[-0.05, 1.1],
+        render_mode="svg",
+        **more,
+    )
 
 
 def calibration_figure(reading: Reading) -> go.Figure:
     """How often it was right, against how sure it was; bars: the share of the pixels."""
-    columns = ["confidence", "accuracy", "share of pixels"]
-    curve = pd.DataFrame(reading.calibration.curve(), columns=columns)
+    curve = reading.calibration.curve()
     curve["perfect calibration"] = curve["confidence"]
     figure = px.line(curve, x="confidence", y=["accuracy", "perfect calibration"], markers=True)
     figure.add_bar(x=curve["confidence"], y=curve["share of pixels"], name="share of pixels")
