@@ -172,25 +172,25 @@ def fit_image(image: Image.Image, size: Size) -> Image.Image:
     """The image scaled to a canvas of `size` (height, width), padded at the bottom and the
     right.
     """
-    return padded_image(_scaled(image, size, Image.Resampling.BILINEAR), size)
+    return padded_image(_scaled(image, size, Image.Resampling.BILINEAR).convert("RGB"), size)
 
 
 def fit_mask(mask: np.ndarray, size: Size) -> Image.Image:
     """Class ids (h, w) uint8 scaled like the image, by nearest neighbour, padded with IGNORE."""
-    canvas = Image.new("L", size[::-1], IGNORE)
-    canvas.paste(_scaled(Image.fromarray(mask), size, Image.Resampling.NEAREST))
-    return canvas
+    scaled = _scaled(Image.fromarray(mask), size, Image.Resampling.NEAREST)
+    return padded_image(scaled, size, IGNORE)
 
 
 def _scaled(image: Image.Image, size: Size, method: Image.Resampling) -> Image.Image:
     return image.resize(fitted_size(image.size[::-1], size)[::-1], method)
 
 
-def padded_image(image: Image.Image, size: Size) -> Image.Image:
+def padded_image(image: Image.Image, size: Size, fill: object = FILL) -> Image.Image:
     """The image as it is, padded at the bottom and the right where it is smaller than `size`
     (height, width).
     """
-    canvas = Image.new("RGB", (max(size[1], image.width), max(size[0], image.height)), FILL)
+    size = max(size[1], image.width), max(size[0], image.height)
+    canvas = Image.new(image.mode, size, fill)
     canvas.paste(image)
     return canvas
 

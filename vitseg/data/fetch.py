@@ -173,14 +173,8 @@ def _make(wanted: PublicSet, folder: Path) -> None:
     unpacked, ready = partial / "unpacked", partial / "ready"
     for url, sha256 in wanted.archives.items():
         _unpack(url, sha256, archives, unpacked)
-    said = {
-        "source": wanted.source,
-        "licence": wanted.licence,
-        "archives": wanted.archives,
-        "masks": wanted.code.description,
-        "left_out": {},
-    }
-    pairs = _published(wanted, unpacked, said["left_out"]) if wanted.archives else _slices(said)
+    left_out: dict[str, str] = {}
+    pairs = _published(wanted, unpacked, left_out) if wanted.archives else _slices()
     for split, name, image, ids in pairs:
         images, masks = halves = [ready / split / half for half in HALVES]
         for half in halves:
@@ -192,6 +186,13 @@ def _make(wanted: PublicSet, folder: Path) -> None:
             image.save(images / f"{name}.png")
     declared = {"classes": wanted.code.classes, "encoding": "index", "ignore_value": IGNORE}
     write_json(ready / "classes.json", declared)
+    said = {
+        "source": wanted.source,
+        "licence": wanted.licence,
+        "archives": wanted.archives or {"nilearn": version("nilearn")},
+        "masks": wanted.code.description,
+        "left_out": left_out,
+    }
     write_json(ready / "about.json", said)
     ready.rename(folder)
     for leftover in (partial, archives):
@@ -246,7 +247,7 @@ def _published(wanted: PublicSet, unpacked: Path, left_out: dict[str, str]) -> I
             yield split, stem, path if is_plain else pixels, ids
 
 
-def _slices(said: dict[str, Any]) -> Iterator[Pair]:
+def _slices() -> Iterator[Pair]:
     """The MNI152 template, which the package nilearn brings with it: 96 axial slices of 1 mm, RGB,
     233 x 197 pixels, in blocks from below: eight in a row, then four that are left out.
 
@@ -260,7 +261,6 @@ def _slices(said: dict[str, Any]) -> Iterator[Pair]:
     except ImportError:
         says = "mni-brain: the package nilearn is not installed."
         raise DataError(says, "Install it: pip install nilearn.") from None
-    said["nilearn"] = version("nilearn")
     load = (
         datasets.load_mni152_template,
         datasets.load_mni152_gm_template,

@@ -7,7 +7,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 import torch
@@ -21,8 +20,13 @@ from vitseg.model.segmenter import Segmenter
 _GAP, _PAPER, _QUIET = 6, "#ffffff00", "#7a7a7a"
 
 
-def grid(images: Sequence[Image.Image], columns: int = 1) -> Image.Image:
-    """Rows of so many images on a transparent ground."""
+def grid(
+    images: Sequence[Image.Image], columns: int = 1, titles: Sequence[str] = ()
+) -> Image.Image:
+    """Rows of so many images on a transparent ground, each below its title, if they have any."""
+    if titles:
+        pairs = zip(map(_label, titles), images, strict=True)
+        images = [grid(pair) for pair in pairs]
     places, left, top, right, bottom = [], 0, 0, 0, 0
     for number, image in enumerate(images):
         if number % columns == 0:
@@ -62,30 +66,22 @@ def comparison(
     data: SegmentationData, names: Sequence[str], masks: Sequence[np.ndarray], side: int = 190
 ) -> Image.Image:
     """What `predictions` shows, of masks that have been predicted."""
-    tiles = [_label(head, side) for head in ("image", "truth", "prediction", "disagreement")]
+    tiles = []
     for name, predicted in zip(names, masks, strict=True):
         image, ids = data.load(name)
         truth = data.trained(torch.from_numpy(ids)).numpy()
         wrong = Image.fromarray((predicted != truth) & (truth != IGNORE))
         shown = image, overlay(image, truth, 0.65), overlay(image, predicted, 0.65), wrong
         tiles += [_tile(each, side) for each in shown]
-    sheet = grid(tiles, 4)
+    sheet = grid(tiles, 4, ("image", "truth", "prediction", "disagreement") * len(names))
     return grid([sheet, legend(data.classes, sheet.width)])
 
 
 def strip(images: Sequence[Image.Image], titles: Sequence[str], height: int = 168) -> Image.Image:
     """Pictures of one height side by side, each below its title."""
-    row = []
-    for image, title in zip(images, titles, strict=True):
-        scaled = ImageOps.scale(image, height / image.height, Image.Resampling.NEAREST)
-        row.append(column([scaled], [title]))
-    return grid(row, len(row))
-
-
-def column(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
-    """Pictures one below the other, each below its title."""
-    pairs = zip(map(_label, titles), images, strict=True)
-    return grid(list(chain.from_iterable(pairs)))
+    nearest = Image.Resampling.NEAREST
+    row = [ImageOps.scale(image, height / image.height, nearest) for image in images]
+    return grid(row, len(row), titles)
 
 
 def spotlight(image: Image.Image, heat: Tensor) -> Image.Image:
@@ -125,10 +121,8 @@ def _tile(image: Image.Image, side: int) -> Image.Image:
     return ImageOps.contain(image.convert("RGB"), (side, 2 * side))
 
 
-def _label(text: str, width: int = 0) -> Image.Image:
-    """Text, on a ground that is at least as wide as is asked for."""
+def _label(text: str) -> Image.Image:
     font = ImageFont.load_default(13)
-    width = max(width, round(font.getlength(text)) + 10)
-    canvas = Image.new("RGBA", (width, 18), _PAPER)
+    canvas = Image.new("RGBA", (round(font.getlength(text)) + 10, 18), _PAPER)
     ImageDraw.Draw(canvas).text((0, 0), text, _QUIET, font)
     return canvas
