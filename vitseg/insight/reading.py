@@ -22,7 +22,7 @@ from vitseg.draws import seed_for
 from vitseg.errors import ConfigError
 from vitseg.images import IGNORE
 from vitseg.model.segmenter import Segmenter
-from vitseg.training.metrics import confusion, mean_of_known, scores
+from vitseg.training.metrics import confusion, scores
 
 BINS = 15
 """Of a calibration."""
@@ -111,8 +111,9 @@ class Calibration(NamedTuple):
     def curve(self) -> pd.DataFrame:
         """Mean confidence, accuracy, and share of all pixels of every bin that holds any."""
         n, sure, right = torch.stack(self)[:, self.pixels > 0]
-        columns = {"confidence": sure / n, "accuracy": right / n, "share of pixels": n / n.sum()}
-        return pd.DataFrame(columns)
+        return pd.DataFrame(
+            {"confidence": sure / n, "accuracy": right / n, "share of pixels": n / n.sum()}
+        )
 
 
 def binned(confidence: Tensor, predicted: Tensor, truth: Tensor) -> Tensor:
@@ -153,10 +154,12 @@ class Reading:
 
     def iou_by_image(self) -> pd.Series:
         """By name; nan where an image holds nothing that is scored."""
-        return pd.Series(self._iou(self.matrices), self.names, dtype=float)
+        return self._iou(self.matrices).set_axis(self.names)
 
-    def _iou(self, matrices: Iterable[Tensor]) -> list[float | None]:
-        return [scores(matrix, self.mode, self.score_background)["iou"] for matrix in matrices]
+    def _iou(self, matrices: Iterable[Tensor]) -> pd.Series:
+        mode, background = self.mode, self.score_background
+        found = [scores(matrix, mode, background)["iou"] for matrix in matrices]
+        return pd.Series(found, dtype=float)
 
     def means(self, batch_size: int) -> dict[str, float | None]:
         """One and the same predictions, three usual ways to say "IoU": they differ where images
@@ -169,22 +172,21 @@ class Reading:
         batches = (batch.sum(0) for batch in self.matrices.split(batch_size))
         return {
             "data set": self.scores()["iou"],
-            "images": mean_of_known(self._iou(self.matrices)),
-            "batches": mean_of_known(self._iou(batches)),
+            "images": self._iou(self.matrices).mean(),
+            "batches": self._iou(batches).mean(),
         }
 
-    def interval(self) -> list[float] | None:
+    def interval(self) -> list[float]:
         """95 % interval, low and high, of the data set's IoU over images like these: percentiles of
         a bootstrap over images (Efron 1979).
 
         It knows nothing of what another seed of training would have changed. The draws are the same
-        each time. None where no image holds anything that is scored.
+        each time. nan where no image holds anything that is scored.
         """
         rng, n = np.random.default_rng(seed_for("bootstrap")), len(self.names)
         counts = torch.from_numpy(rng.multinomial(n, np.full(n, 1 / n), size=1000))
         totals = torch.einsum("rn,nij->rij", counts, self.matrices)
-        found = [iou for iou in self._iou(totals) if iou is not None]
-        return np.quantile(found, (0.025, 0.975)).tolist() if found else None
+        return self._iou(totals).quantile([0.025, 0.975]).tolist()
 
     def by_class(self) -> pd.DataFrame:
         """A row a class: its IoU, its share of the pixels, how many objects it has, and what is
@@ -204,7 +206,7 @@ class Reading:
     def summary(self, batch_size: int = 8) -> pd.DataFrame:
         """A row a score; nan where nothing is scored."""
         means, found = self.means(batch_size), self.scores()
-        low, high = self.interval() or (None, None)
+        low, high = self.interval()
         numbers = {
             "IoU over all pixels: what training logs": means["data set"],
             "the same, 95 % interval over images, from": low,
