@@ -240,7 +240,7 @@ def test_another_hash_is_refused(pets, own_folder):
     with pytest.raises(DataError, match=r"annotations\.tar\.gz: cannot be fetched .*SHA256 hash"):
         vitseg.fetch("oxford-pets")
     assert not (own_folder / "oxford-pets").exists()
-    assert not (own_folder / "oxford-pets.partial" / "unpacked" / "annotations").exists()
+    assert not (own_folder / "oxford-pets.archives" / "annotations").exists()
 
 
 @pytest.mark.parametrize(
@@ -281,9 +281,9 @@ def test_a_conversion_that_was_cut_off_is_begun_again_without_a_download(
         patch.setattr(fetch, "palette_image", interrupted)
         vitseg.fetch("oxford-pets")
     assert not (own_folder / "oxford-pets").exists()
-    (own_folder / "oxford-pets.partial" / "ready" / "train" / "images" / "stray.jpg").write_bytes(
-        b"of the first try"
-    )
+    left = own_folder / ".oxford-pets.new" / "train" / "images"  # as if it had been killed
+    left.mkdir(parents=True)
+    (left / "stray.jpg").write_bytes(b"of the first try")
     folder = vitseg.fetch("oxford-pets")
     assert len(pets.asked) == 2
     assert not (folder / "train" / "images" / "stray.jpg").exists()

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from vitseg.data.folder import HALVES
 from vitseg.data.masks import MaskCode, read_raw, refuse_unknown
 from vitseg.errors import DataError
-from vitseg.files import cache_folder, write_json
+from vitseg.files import cache_folder, whole_file, write_json
 from vitseg.images import IGNORE, UNREADABLE, opened, palette_image, to_rgb
 
 PETS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
@@ -143,7 +143,7 @@ def fetch(name: str) -> Path:
     `about.json` in the folder says where it is from, under which licence, and which images were
     left out, and why. Delete the folder to have it made anew. Raises ConfigError for an unknown
     name; DataError without a network, for an archive that is not the published one, or where there
-    is no room.
+    is no room for it; RunError where there is none for the folder.
     """
     refuse_unknown("name", [name], SETS)
     folder = cache_folder() / "data" / name
@@ -167,52 +167,47 @@ def about(folder: Path) -> dict[str, Any]:
 
 def _make(wanted: PublicSet, folder: Path) -> None:
     """Download, unpack and convert beside the folder; the last step gives it its name."""
-    archives = folder.with_name(f"{folder.name}.archives")
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a fetch that was cut off
-    unpacked, ready = partial / "unpacked", partial / "ready"
+    unpacked = folder.with_name(f"{folder.name}.archives")
     for url, sha256 in wanted.archives.items():
-        _unpack(url, sha256, archives, unpacked)
+        _unpack(url, sha256, unpacked)
     left_out: dict[str, str] = {}
     pairs = _published(wanted, unpacked, left_out) if wanted.archives else _slices()
-    for split, name, image, ids in pairs:
-        images, masks = halves = [ready / split / half for half in HALVES]
-        for half in halves:
-            half.mkdir(parents=True, exist_ok=True)
-        palette_image(ids).save(masks / f"{name}.png")
-        if isinstance(image, Path):  # moved, which takes no room
-            image.rename(images / image.name)
-        else:
-            image.save(images / f"{name}.png")
-    declared = {"classes": wanted.code.classes, "encoding": "index", "ignore_value": IGNORE}
-    write_json(ready / "classes.json", declared)
-    said = {
-        "source": wanted.source,
-        "licence": wanted.licence,
-        "archives": wanted.archives or {"nilearn": version("nilearn")},
-        "masks": wanted.code.description,
-        "left_out": left_out,
-    }
-    write_json(ready / "about.json", said)
-    ready.rename(folder)
-    for leftover in (partial, archives):
-        shutil.rmtree(leftover, ignore_errors=True)
+    with whole_file(folder) as made:
+        for split, name, image, ids in pairs:
+            images, masks = halves = [made / split / half for half in HALVES]
+            for half in halves:
+                half.mkdir(parents=True, exist_ok=True)
+            palette_image(ids).save(masks / f"{name}.png")
+            if isinstance(image, Path):  # moved, which takes no room
+                image.rename(images / image.name)
+            else:
+                image.save(images / f"{name}.png")
+        declared = {"classes": wanted.code.classes, "encoding": "index", "ignore_value": IGNORE}
+        write_json(made / "classes.json", declared)
+        said = {
+            "source": wanted.source,
+            "licence": wanted.licence,
+            "archives": wanted.archives or {"nilearn": version("nilearn")},
+            "masks": wanted.code.description,
+            "left_out": left_out,
+        }
+        write_json(made / "about.json", said)
+    shutil.rmtree(unpacked, ignore_errors=True)
 
 
-def _unpack(url: str, sha256: str, archives: Path, folder: Path) -> None:
-    """Unpack an archive, downloaded unless it is there already."""
+def _unpack(url: str, sha256: str, folder: Path) -> None:
+    """Unpack an archive in a folder, downloaded into it unless it is there already."""
     import pooch  # with requests: needed once only
     from requests import RequestException
 
     name = url.rpartition("/")[2]
     try:
-        archive = pooch.retrieve(url, f"sha256:{sha256}", name, archives, progressbar=True)
+        archive = pooch.retrieve(url, f"sha256:{sha256}", name, folder, progressbar=True)
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")  # no devices, and nothing outside the folder
     except (RequestException, ValueError, tarfile.TarError, EOFError, zlib.error) as error:
         hint = (
-            f"Fetch again. The file can also be brought from elsewhere: put it into {archives} "
-            f"first."
+            f"Fetch again. The file can also be brought from elsewhere: put it into {folder} first."
         )
         why = f"{type(error).__name__}: {error}"
         raise DataError(f"{url}: cannot be fetched ({why}).", hint) from None
