@@ -267,7 +267,7 @@ def _slices() -> Iterator[Pair]:
         np.rot90(volume(resolution=1).get_fdata(dtype=np.float32)) for volume in load
     )
     brain = (brain * 255).clip(0, 255).round().astype(np.uint8)
-    ids = np.select([mask == 0, grey >= 0.5, white >= 0.5], [0, 1, 2], default=3)
+    ids = np.select([mask == 0, grey >= 0.5, white >= 0.5], [0, 1, 2], 3)
     for number, split in enumerate(BLOCKS):
         start = 10 + 12 * number  # the first to show much of a brain is the 10th
         for z in range(start, start + 8):

@@ -51,8 +51,8 @@ def export_onnx(model: Segmenter, path: str | Path) -> float:
     except ImportError as error:
         hint = "pip install 'vitseg[onnx]'"
         raise VitsegError(f"export: {error.name} is not installed.", hint) from None
-    about = {"classes": "\n".join(model.shape.classes), "size": "{}x{}".format(*size)}
-    program.model.metadata_props.update(about)
+    program.model.metadata_props["classes"] = "\n".join(model.shape.classes)
+    program.model.metadata_props["size"] = "{}x{}".format(*size)
     apart, given = 0.0, torch.Generator().manual_seed(0)
     with written(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         file = Path(folder) / path.name

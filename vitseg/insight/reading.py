@@ -157,8 +157,7 @@ class Reading:
         return self._iou(self.matrices).set_axis(self.names)
 
     def _iou(self, matrices: Iterable[Tensor]) -> pd.Series:
-        mode, background = self.mode, self.score_background
-        found = [scores(matrix, mode, background)["iou"] for matrix in matrices]
+        found = [scores(matrix, self.mode, self.score_background)["iou"] for matrix in matrices]
         return pd.Series(found, dtype=float)
 
     def means(self, batch_size: int) -> dict[str, float | None]:

@@ -18,9 +18,6 @@ from vitseg.ui import markup, pictures, result, theme
 from vitseg.ui.screen import live_figure
 from vitseg.ui.widgets import Fit
 
-_FRESH = 100
-"""Views on the slider where there is no end of them."""
-
 
 def show_views(data: SegmentationData, columns: int = 4, side: int = 190) -> w.VBox:
     """A panel with an image picker and a view slider, for a cell of its own.
@@ -29,7 +26,7 @@ def show_views(data: SegmentationData, columns: int = 4, side: int = 190) -> w.V
     mask laid over it, and what was done. Views are in the order in which the epochs of stage 1 show
     them.
     """
-    count = _FRESH if data.cfg.views == "fresh" else data.cfg.views
+    count = 100 if data.cfg.views == "fresh" else data.cfg.views  # of fresh ones there is no end
     views, images = [view_name(data.cfg, 1, epoch) for epoch in range(1, count + 1)], []
     for split, names in data.splits.items():
         images += [(f"{name} ({split})", name) for name in names]

@@ -25,8 +25,7 @@ def grid(
 ) -> Image.Image:
     """Rows of so many images on a transparent ground, each below its title, if they have any."""
     if titles:
-        pairs = zip(map(_label, titles), images, strict=True)
-        images = [grid(pair) for pair in pairs]
+        images = [grid(pair) for pair in zip(map(_label, titles), images, strict=True)]
     places, left, top, right, bottom = [], 0, 0, 0, 0
     for number, image in enumerate(images):
         if number % columns == 0:
