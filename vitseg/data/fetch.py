@@ -4,14 +4,13 @@ converted and kept.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -160,11 +159,6 @@ def fetch(name: str) -> Path:
     return folder
 
 
-def about(folder: Path) -> dict[str, Any]:
-    """What a fetched folder says of itself."""
-    return json.loads((folder / "about.json").read_text(encoding="utf-8"))
-
-
 def _make(wanted: PublicSet, folder: Path) -> None:
     """Download, unpack and convert beside the folder; the last step gives it its name."""
     unpacked = folder.with_name(f"{folder.name}.archives")
@@ -200,8 +194,8 @@ def _unpack(url: str, sha256: str, folder: Path) -> None:
     import pooch  # with requests: needed once only
     from requests import RequestException
 
-    name = url.rpartition("/")[2]
     try:
+        name = Path(url).name
         archive = pooch.retrieve(url, f"sha256:{sha256}", name, folder, progressbar=True)
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")  # no devices, and nothing outside the folder

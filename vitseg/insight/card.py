@@ -119,6 +119,8 @@ The decoder was trained here. What the encoder's licence asks for holds for thes
 
 def _markdown(table: pd.DataFrame) -> str:
     heads, rows = in_text(table)
-    lines = [heads, ["---"] * len(heads), *rows]
-    cells = [[cell.replace("|", "&#124;") for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    lines = []
+    for row in (heads, ["---"] * len(heads), *rows):
+        cells = [cell.replace("|", "&#124;") for cell in row]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

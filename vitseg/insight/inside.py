@@ -109,12 +109,8 @@ def spread(grid: Tensor, model: Segmenter, image: Image.Image) -> Tensor:
     size and in 0..1.
     """
     height, width = model.shape.size
-    canvas = F.interpolate(
-        grid[None, None].float(),
-        scale_factor=model.encoder.patch,
-        mode="bilinear",
-        align_corners=False,
-    )
+    patch, grid = model.encoder.patch, grid[None, None].float()
+    canvas = F.interpolate(grid, scale_factor=patch, mode="bilinear")
     heat = restored(canvas[0, :, :height, :width], image.size[::-1])[0]
     heat = heat - heat.min()
     return heat / heat.max().clamp(min=1e-12)
