@@ -95,13 +95,10 @@ def picture(image: Tensor) -> Image.Image:
 
 
 def legend(classes: Sequence[str], width: int) -> Image.Image:
-    """Class names beside their colours, in as many lines as they need."""
-    entries = []
-    for number, name in enumerate(classes):
-        square = ImageOps.expand(Image.new("RGB", (12, 12), color_of(number)), 1, _QUIET)
-        entries.append(grid([square, _label(name)], 2))
-    widest = max(entry.width for entry in entries)
-    return grid(entries, max(1, width // (widest + _GAP)))
+    """Class names above their colours, in as many lines as they need."""
+    bars = [Image.new("RGB", (90, 12), color_of(i)) for i in range(len(classes))]
+    framed = [ImageOps.expand(bar, 1, _QUIET) for bar in bars]
+    return grid(framed, max(1, width // 100), classes)
 
 
 def png(image: Image.Image) -> bytes:
