@@ -171,8 +171,8 @@ class Reading:
         batches = (batch.sum(0) for batch in self.matrices.split(batch_size))
         return {
             "data set": self.scores()["iou"],
-            "images": self._iou(self.matrices).mean(),
-            "batches": self._iou(batches).mean(),
+            "images": float(self._iou(self.matrices).mean()),
+            "batches": float(self._iou(batches).mean()),
         }
 
     def interval(self) -> list[float]:
@@ -183,7 +183,7 @@ class Reading:
         each time. nan where no image holds anything that is scored.
         """
         rng, n = np.random.default_rng(seed_for("bootstrap")), len(self.names)
-        counts = torch.from_numpy(rng.multinomial(n, np.full(n, 1 / n), size=1000))
+        counts = torch.from_numpy(rng.multinomial(n, [1 / n] * n, 1000))
         totals = torch.einsum("rn,nij->rij", counts, self.matrices)
         return self._iou(totals).quantile([0.025, 0.975]).tolist()
 
