@@ -114,11 +114,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         if is_signed:
             values = values.view(np.int8)  # Pillow takes it for unsigned
-        least, most = values.min(), values.max()
-        if least < 0 or most > 65535:
+        if not 0 <= values.min() <= values.max() <= 65535:
             raise ValueError(
-                f"values from {least} to {most}, of which only 0 to 65535 can be read; "
-                f"map all images alike to that range, or save them with 8 bits"
+                f"values from {values.min()} to {values.max()}, of which only 0 to 65535 can be "
+                f"read; map all images alike to that range, or save them with 8 bits"
             )
     is_blended = with_alpha or "transparency" in image.info
     if tags and with_alpha and not is_transparency(image):
