@@ -156,7 +156,7 @@ def apply_effect(pair: Both, effect: Effect, rng: Generator) -> Both:
         case GridDistortion(strength=most, cells=cells):
             steps = 1 + rng.uniform(-most, most, (2, cells))
             x, y = (np.pad(np.cumsum(s / s.sum()), (1, 0)) for s in steps)
-            return _through_mesh(pair, np.stack(np.meshgrid(x, y), axis=-1) * size)
+            return _through_mesh(pair, np.stack(np.meshgrid(x, y), -1) * size)
         case OpticalDistortion(strength=most):
             middle, k = size / 2, rng.uniform(-most, most)
             # 12 cells meet the curve of the strongest lens within a hundredth of the canvas
@@ -195,7 +195,7 @@ def _lattice(size: Iterable[int], cells: int) -> np.ndarray:
     whole pixels, as float64.
     """
     ends = [np.linspace(0, length, cells + 1).round() for length in size]
-    return np.stack(np.meshgrid(*ends), axis=-1)
+    return np.stack(np.meshgrid(*ends), -1)
 
 
 def _through_mesh(pair: Both, nodes: np.ndarray) -> Both:
@@ -205,8 +205,8 @@ def _through_mesh(pair: Both, nodes: np.ndarray) -> Both:
     Between the nodes places are mixed bilinearly, so that neighbouring cells meet.
     """
     even = _lattice(pair[0].size, len(nodes) - 1).astype(int)
-    boxes = np.concatenate([even[:-1, :-1], even[1:, 1:]], axis=-1).reshape(-1, 4)
+    boxes = np.concatenate([even[:-1, :-1], even[1:, 1:]], -1).reshape(-1, 4)
     corners = nodes[:-1, :-1], nodes[1:, :-1], nodes[1:, 1:], nodes[:-1, 1:]  # NW SW SE NE
-    quads = np.concatenate(corners, axis=-1).reshape(-1, 8)
+    quads = np.concatenate(corners, -1).reshape(-1, 8)
     mesh = list(zip(boxes.tolist(), quads.tolist(), strict=True))
     return _resampled(pair, Image.Transform.MESH, mesh)

@@ -115,7 +115,7 @@ class _Scene:
         frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
         frequency[0, 0] = np.inf
         spectrum = np.fft.rfft2(self.rng.standard_normal((side, side))) / frequency**roughness
-        field = np.fft.irfft2(spectrum, s=(side, side))
+        field = np.fft.irfft2(spectrum, (side, side))
         return field / field.std()
 
     def _outline(self, low: float, high: float) -> np.ndarray:

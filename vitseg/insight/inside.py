@@ -98,7 +98,7 @@ def pca_colors(maps: Sequence[Tensor]) -> list[Tensor]:
     _, directions = torch.linalg.eigh(rows.T.cov())  # rising; not pca_lowrank, which draws
     directions = directions[:, -3:].flip(1)
     found = rows @ (directions * directions.sum(0).sign())  # else the sign is free
-    low, high = found.quantile(found.new_tensor([0.01, 0.99]), dim=0)
+    low, high = found.quantile(found.new_tensor([0.01, 0.99]), 0)
     colors = ((found - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).float()
     parts = colors.split([m[0].numel() for m in maps])
     return [part.unflatten(0, m.shape[1:]) for part, m in zip(parts, maps, strict=True)]

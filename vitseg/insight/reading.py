@@ -253,7 +253,7 @@ class Reading:
         if of not in axes:
             raise ConfigError("of", of, "'truth' or 'prediction'")
         counts = self.matrix.double()
-        return counts / counts.sum(dim=axes[of], keepdim=True)
+        return counts / counts.sum(axes[of], keepdim=True)
 
     def _id(self, named: int | str) -> int:
         for class_id, name in enumerate(self.classes):
