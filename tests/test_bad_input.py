@@ -223,7 +223,7 @@ DATA = {
     ),
     "group that matches nothing": Case(
         DataError,
-        ("data: group='patient', group_file=None: no group for 'a',",),
+        ("data: group='patient', group_file=None,", "no group for 'a',"),
         settings={"data.group": "patient"},
     ),
     "group that is no expression": setting(ConfigError, "data.group", "(", "a regular expression"),

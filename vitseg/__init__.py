@@ -63,15 +63,14 @@ _PUBLIC = {
         "pca_colors",
         "spread",
     ),
-    "vitseg.insight.reading": ("flipped", "probabilities"),
+    "vitseg.insight.reading": ("flipped", "probabilities", "read"),
     "vitseg.ui.ablation": ("ablate",),
     "vitseg.ui.console": ("progress", "watch"),
     "vitseg.ui.data_report": ("check",),
-    "vitseg.ui.gallery": ("gallery", "read", "show_confusions"),
+    "vitseg.ui.gallery": ("gallery", "show_confusions", "show_views"),
     "vitseg.ui.pictures": ("contact_sheet",),
     "vitseg.ui.report": ("report",),
     "vitseg.ui.search": ("search",),
-    "vitseg.ui.views": ("show_views",),
     "vitseg.ui.workbench": ("Workbench",),
 }
 _WHERE = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -155,10 +155,8 @@ def _check(parsed: Namespace) -> int:
 
 
 def _fetch(parsed: Namespace) -> None:
-    from vitseg.data.fetch import about
-
     folder = vitseg.fetch(parsed.name)
-    left_out = about(folder)["left_out"]
+    left_out = json.loads((folder / "about.json").read_text(encoding="utf-8"))["left_out"]
     if left_out:
         _note(f"{len(left_out)} left out, see about.json: {', '.join(left_out)}")
     _say(folder)

@@ -24,64 +24,65 @@ class Crop(Words):
     margin: float = Field(0.25, ge=0, le=10)
 
 
-class RightAngle(Words):
+class _Effect(Words):
+    """Happens to a view with probability `p`."""
+
+    kind: str
+    p: Chance = 0.5
+
+
+class RightAngle(_Effect):
     """A turn by 90, 180 or 270 degrees; on a canvas that is not square a picture that lies across
     it is fitted again.
     """
 
     kind: Literal["right_angle"] = "right_angle"
-    p: Chance = 0.5
 
 
-class Hue(Words):
+class Hue(_Effect):
     """Colours moved round the colour circle, by `degrees` at most either way."""
 
     kind: Literal["hue"] = "hue"
-    p: Chance = 0.5
     degrees: float = Field(15.0, ge=1.5, le=180)  # a step of 8-bit hue is 1.4 degrees
 
 
-class Blur(Words):
+class Blur(_Effect):
     """A Gaussian blur, whose standard deviation is at most `sigma_pixels` of the canvas."""
 
     kind: Literal["blur"] = "blur"
-    p: Chance = 0.5
     sigma_pixels: float = Field(1.5, gt=0, le=50)
 
 
-class Elastic(Words):
+class Elastic(_Effect):
     """Each node of a lattice of `cells` a side moves freely, by `strength` of a cell at most, and
     the image with it.
     """
 
     kind: Literal["elastic"] = "elastic"
-    p: Chance = 0.5
     strength: float = Field(0.25, gt=0, le=0.4)  # from 0.5 on two neighbours could change places
     cells: Cells = 6
 
 
-class GridDistortion(Words):
+class GridDistortion(_Effect):
     """The columns and rows of a lattice of `cells` a side get other widths and heights, by
     `strength` of them at most.
     """
 
     kind: Literal["grid_distortion"] = "grid_distortion"
-    p: Chance = 0.5
     strength: float = Field(0.3, gt=0, le=0.9)
     cells: Cells = 5
 
 
-class OpticalDistortion(Words):
+class OpticalDistortion(_Effect):
     """A lens: a point at distance r from the centre (1 in the corners) is taken from r (1 + k r^2),
     |k| <= `strength`.
     """
 
     kind: Literal["optical_distortion"] = "optical_distortion"
-    p: Chance = 0.5
     strength: float = Field(0.15, gt=0, le=0.3)  # from 1/3 on r (1 + k r^2) would turn back
 
 
-class CoarseDropout(Words):
+class CoarseDropout(_Effect):
     """Up to `holes` rectangles, `side` of the canvas at most either way, filled with the padding's
     colour.
 
@@ -89,12 +90,11 @@ class CoarseDropout(Words):
     """
 
     kind: Literal["coarse_dropout"] = "coarse_dropout"
-    p: Chance = 0.5
     holes: int = Field(6, ge=1, le=100)
     side: float = Field(0.15, gt=0, le=0.5)
 
 
-class Clahe(Words):
+class Clahe(_Effect):
     """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of the brightness, over
     `cells` x `cells` tiles.
 
@@ -102,7 +102,6 @@ class Clahe(Words):
     """
 
     kind: Literal["clahe"] = "clahe"
-    p: Chance = 0.5
     clip_limit: float = Field(4.0, ge=1, le=40)
     cells: Cells = 8
 

@@ -47,8 +47,6 @@ Size = tuple[int, int]
 WITH_ALPHA = {"RGBA", "LA", "PA"}
 """Modes whose last channel is alpha."""
 
-FLOATS = "an image of floats, whose range is not known; save it with 8 or 16 bits"
-
 UNREADABLE = (
     OSError,
     SyntaxError,
@@ -73,8 +71,10 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
     with Path(path).open("rb") as file, Image.open(file) as image:
         most = Image.MAX_IMAGE_PIXELS or math.inf
         if image.width * image.height > most:
-            says = f"{image.width}x{image.height} pixels, more than {most:,} in all"
-            raise ValueError(f"{says}; scale it down, or cut it up")
+            raise ValueError(
+                f"{image.width}x{image.height} pixels, more than {most:,} in all; scale it down, "
+                f"or cut it up"
+            )
         # a JPEG's others are previews
         if image.format in {"TIFF", "PNG", "WEBP", "GIF"} and image.n_frames > 1:
             raise ValueError(f"it holds {image.n_frames} pictures; save the one that is meant")
@@ -107,12 +107,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
     is_deep, with_alpha = image.mode.startswith("I"), image.mode in WITH_ALPHA
+    is_signed = image.mode == "L" and tags.get(SAMPLEFORMAT) == (2,)
     if image.mode == "F":
-        raise ValueError(FLOATS)
-    if is_deep:
-        _check_range(np.asarray(image))
-    elif image.mode == "L" and tags.get(SAMPLEFORMAT) == (2,):
-        _check_range(np.asarray(image).view(np.int8))  # Pillow takes it for unsigned
+        raise ValueError("an image of floats, whose range is not known; save it with 8 or 16 bits")
+    if is_deep or is_signed:
+        values = np.asarray(image)
+        if is_signed:
+            values = values.view(np.int8)  # Pillow takes it for unsigned
+        if not 0 <= values.min() <= values.max() <= 65535:
+            raise ValueError(
+                f"values from {values.min()} to {values.max()}, of which only 0 to 65535 can be "
+                f"read; map all images alike to that range, or save them with 8 bits"
+            )
     is_blended = with_alpha or "transparency" in image.info
     if tags and with_alpha and not is_transparency(image):
         is_blended = False
@@ -138,26 +144,17 @@ def is_transparency(image: Image.Image) -> bool:
     return counts[255] > 4 * sum(counts[1:255])
 
 
-def _check_range(values: np.ndarray) -> None:
-    least, most = values.min(), values.max()
-    if least < 0 or most > 65535:
-        raise ValueError(
-            f"values from {least} to {most}, of which only 0 to 65535 can be read; "
-            f"map all images alike to that range, or save them with 8 bits"
-        )
-
-
 def size_of(path: str | Path) -> Size | None:
     """(height, width) of an image once upright, from its header alone; None for what is no image.
     Not turned where the EXIF chunk of a PNG comes after the pixels.
     """
     try:
         with opened(path) as image:
-            is_late = image.format == "PNG" and "exif" not in image.info
-            is_turned = not is_late and orientation_of(image) >= 5
-            if is_turned and image.format != "TIFF":  # whose size Pillow gives upright
-                return image.size
-            return image.height, image.width
+            # the size of a TIFF is given upright
+            as_is = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
+            if as_is or orientation_of(image) < 5:
+                return image.height, image.width
+            return image.size
     except UNREADABLE:
         return None
 
@@ -174,26 +171,25 @@ def fit_image(image: Image.Image, size: Size) -> Image.Image:
     """The image scaled to a canvas of `size` (height, width), padded at the bottom and the
     right.
     """
-    return padded_image(_scaled(image, size, Image.Resampling.BILINEAR), size)
+    return padded_image(_scaled(image, size, Image.Resampling.BILINEAR).convert("RGB"), size)
 
 
 def fit_mask(mask: np.ndarray, size: Size) -> Image.Image:
     """Class ids (h, w) uint8 scaled like the image, by nearest neighbour, padded with IGNORE."""
-    canvas = Image.new("L", size[::-1], IGNORE)
-    canvas.paste(_scaled(Image.fromarray(mask), size, Image.Resampling.NEAREST))
-    return canvas
+    scaled = _scaled(Image.fromarray(mask), size, Image.Resampling.NEAREST)
+    return padded_image(scaled, size, IGNORE)
 
 
 def _scaled(image: Image.Image, size: Size, method: Image.Resampling) -> Image.Image:
-    height, width = fitted_size((image.height, image.width), size)
-    return image.resize((width, height), method)
+    return image.resize(fitted_size(image.size[::-1], size)[::-1], method)
 
 
-def padded_image(image: Image.Image, size: Size) -> Image.Image:
+def padded_image(image: Image.Image, size: Size, fill: object = FILL) -> Image.Image:
     """The image as it is, padded at the bottom and the right where it is smaller than `size`
     (height, width).
     """
-    canvas = Image.new("RGB", (max(size[1], image.width), max(size[0], image.height)), FILL)
+    size = max(size[1], image.width), max(size[0], image.height)
+    canvas = Image.new(image.mode, size, fill)
     canvas.paste(image)
     return canvas
 

@@ -120,6 +120,11 @@ def without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(fetch.SETS, "oxford-pets", pets._replace(archives=nowhere))
 
 
+def about(folder: Path) -> dict:
+    """What a fetched folder says of itself."""
+    return json.loads((folder / "about.json").read_text(encoding="utf-8"))
+
+
 TRIMAP = [[1, 2], [3, 2]]
 
 
@@ -185,7 +190,7 @@ def test_what_cannot_be_used_is_left_out_by_name_with_its_reason(pets, capsys):
     said = capsys.readouterr()
     assert "3 left out, see about.json: Birman_3, Birman_4, Birman_6\n" in said.err
     folder = said.out.strip().splitlines()[-1]
-    left_out = fetch.about(vitseg.fetch("oxford-pets"))["left_out"]
+    left_out = about(vitseg.fetch("oxford-pets"))["left_out"]
     assert folder == str(vitseg.fetch("oxford-pets"))
     assert "truncated" in left_out["Birman_3"]
     assert left_out["Birman_4"] == "the mask holds 7, which stands for no class"
@@ -229,7 +234,7 @@ def test_the_second_call_asks_no_network_and_nothing_else_is_left(pets, own_fold
     assert vitseg.fetch("oxford-pets") == first
     assert len(pets.asked) == 2
     assert {p.name for p in own_folder.iterdir()} <= {"oxford-pets", "oxford-pets.lock"}
-    assert fetch.about(first)["archives"].keys() == {
+    assert about(first)["archives"].keys() == {
         f"{pets.at}/images.tar.gz",
         f"{pets.at}/annotations.tar.gz",
     }
@@ -240,7 +245,7 @@ def test_another_hash_is_refused(pets, own_folder):
     with pytest.raises(DataError, match=r"annotations\.tar\.gz: cannot be fetched .*SHA256 hash"):
         vitseg.fetch("oxford-pets")
     assert not (own_folder / "oxford-pets").exists()
-    assert not (own_folder / "oxford-pets.partial" / "unpacked" / "annotations").exists()
+    assert not (own_folder / "oxford-pets.archives" / "annotations").exists()
 
 
 @pytest.mark.parametrize(
@@ -278,12 +283,12 @@ def test_a_conversion_that_was_cut_off_is_begun_again_without_a_download(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(fetch, "read_raw", interrupted)
+        patch.setattr(fetch, "palette_image", interrupted)
         vitseg.fetch("oxford-pets")
     assert not (own_folder / "oxford-pets").exists()
-    (own_folder / "oxford-pets.partial" / "ready" / "train" / "images" / "stray.jpg").write_bytes(
-        b"of the first try"
-    )
+    left = own_folder / ".oxford-pets.new" / "train" / "images"  # as if it had been killed
+    left.mkdir(parents=True)
+    (left / "stray.jpg").write_bytes(b"of the first try")
     folder = vitseg.fetch("oxford-pets")
     assert len(pets.asked) == 2
     assert not (folder / "train" / "images" / "stray.jpg").exists()

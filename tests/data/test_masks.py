@@ -288,7 +288,9 @@ def test_beside_colours_the_ignored_value_is_a_grey_that_can_exist(tmp_path: Pat
 
 def test_a_grey_factor_beside_masks_in_colour_is_refused_since_it_would_do_nothing(tmp_path: Path):
     folder = write_pairs(tmp_path, {"a": colored("RGB")(FOUR)}, colors=COLORS)
-    with pytest.raises(DataError, match="grey_factor: got 15, which has no effect here; leave it out"):
+    with pytest.raises(
+        DataError, match="grey_factor: got 15, which has no effect here; leave it out"
+    ):
         code_of(folder, grey_factor=15)
 
 

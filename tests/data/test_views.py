@@ -41,7 +41,7 @@ def scene() -> tuple[Image.Image, Image.Image]:
 
 
 def view(number: object, name: str = "photo", **settings) -> tuple[np.ndarray, np.ndarray]:
-    image, mask = make_view(*scene(), Data(**{"augment": WILD} | settings), name, str(number))
+    image, mask, _ = make_view(*scene(), Data(**{"augment": WILD} | settings), name, str(number))
     return np.asarray(image), np.asarray(mask)
 
 
@@ -166,10 +166,9 @@ def test_padding_stays_ignored_in_every_view(number: int):
     """
     image, mask = Image.new("RGB", (100, 40), (255, 255, 255)), np.zeros((40, 100), np.uint8)
     fitted = fit_image(image, (70, 70)), fit_mask(mask, (70, 70))
-    seen, ids = map(
-        np.asarray,
-        make_view(*fitted, Data(augment=WILD.model_copy(update=COLORLESS)), "photo", str(number)),
-    )
+    data = Data(augment=WILD.model_copy(update=COLORLESS))
+    *pair, _ = make_view(*fitted, data, "photo", str(number))
+    seen, ids = map(np.asarray, pair)
     assert 0.3 < (ids == IGNORE).mean() < 0.9
     assert (seen[ids == IGNORE].max(1) < 255).mean() > 0.98  # but for blends along the edge
     assert (seen[ids == 0].max(1) == 255).mean() > 0.9

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 
 import vitseg
 from vitseg.errors import RunError
-from vitseg.insight.reading import read_images
+from vitseg.insight.reading import read
 
 
 @pytest.fixture
@@ -29,14 +29,15 @@ def test_the_card_quotes_the_run_and_the_model_still_loads(copy, data):
     assert card.data.library_name == "vitseg"
     assert card.data.pipeline_tag == "image-segmentation"
     text = card.text
-    reading = read_images(vitseg.load(copy.path), data)
+    reading = read(vitseg.load(copy.path), data)
     low, high = reading.interval()
-    assert f"| {best['iou']:.3f} ({low:.3f} to {high:.3f}, 95 %, bootstrap over images) |" in text
+    for value in (best["iou"], low, high, best["f1"], reading.calibration.error()):
+        assert f"| {round(value, 3)} |" in text
     assert vitseg.explain(copy.path) in text
     assert "10 train, 2 validation images" in text
     assert "The images are generated" in text
     for name, iou in zip(copy.summary["classes"], best["per_class_iou"], strict=True):
-        assert re.search(rf"\| {name} \| {'n/a' if iou is None else f'{iou:.3f}'} \|", text)
+        assert re.search(rf"\| {name} \| {'n/a' if iou is None else round(iou, 3)} \|", text)
     assert all(torch.equal(t, before[n]) for n, t in vitseg.load(copy.path).state_dict().items())
     assert [*vitseg.replay(copy.path)]
 
@@ -59,11 +60,11 @@ def test_a_reading_of_other_images_or_weights_is_not_put_into_the_card(copy, dat
     with pytest.raises(
         RunError, match=r"reading: train images, IoU 0\.\d+; the run has logged 0\."
     ):
-        vitseg.write_card(copy.path, read_images(model, data, "train"))
+        vitseg.write_card(copy.path, read(model, data, "train"))
     with torch.no_grad():
         model.decoder.classify.bias[1] += 100  # everything is granulation
     with pytest.raises(
         RunError, match=r"reading: validation images, IoU 0\.\d+; the run has logged 0\."
     ):
-        vitseg.write_card(copy.path, read_images(model, data))
+        vitseg.write_card(copy.path, read(model, data))
     assert not (copy.best / "README.md").exists()

@@ -27,7 +27,7 @@ def cells_of(notebook: str) -> list[str]:
 def mask_stays_behind(patch: pytest.MonkeyPatch) -> None:
     """Augmentation moves the image, and not its mask."""
     warp = augment._warp
-    patch.setattr(augment, "_warp", lambda pair, **how: (warp(pair, **how)[0], pair[1]))
+    patch.setattr(augment, "_warp", lambda pair, *how: (warp(pair, *how)[0], pair[1]))
 
 
 def rest_of_a_patch_is_lost(patch: pytest.MonkeyPatch) -> None:

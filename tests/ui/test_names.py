@@ -12,7 +12,7 @@ import pytest
 from builders import stripes, write_pairs
 
 import vitseg
-from vitseg.insight.reading import read_images
+from vitseg.insight.reading import read
 from vitseg.ui import charts, result, table
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -98,15 +98,15 @@ def test_in_the_panels_of_views_and_of_confusions(recipe, run):
     views = vitseg.show_views(data)
     assert not Tags(shown(views)).foreign
     model = vitseg.load(run.path)
-    panel = vitseg.show_confusions(read_images(model, data, "train"), model, data)
+    panel = vitseg.show_confusions(read(model, data, "train"), model, data)
     truth, prediction = panel.children[3].children
-    truth.value, prediction.value = 1, 1
+    truth.index, prediction.index = 1, 1
     assert is_text(shown(panel))
 
 
 def test_in_the_charts_where_plotly_would_take_it_for_a_tag(recipe, run):
     data = vitseg.SegmentationData(recipe.data)
-    reading = read_images(vitseg.load(run.path), data, "train")
+    reading = read(vitseg.load(run.path), data, "train")
     figures = [
         charts.planned_lr(recipe, 3),
         charts.curves(run.events()),

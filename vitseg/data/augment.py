@@ -9,12 +9,13 @@ are one resampling by PIL through a mesh, image and mask through the same; see d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache, partial
+from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib.metadata import version
 
 import numpy as np
 import torch
+from numpy.random import Generator, default_rng
 from PIL import Image, ImageEnhance, ImageFilter
 
 from vitseg.draws import seed_for
@@ -36,10 +37,6 @@ CLEAN = "0"
 Both = tuple[Image.Image, Image.Image]
 """Image (RGB) and mask (class ids, mode L) of one size."""
 
-_LENS_CELLS = 12
-"""Fine enough that the curve of the strongest lens is met within a hundredth of the canvas."""
-
-_TURNS = Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270
 _COLOURS = {
     "brightness": ImageEnhance.Brightness,
     "contrast": ImageEnhance.Contrast,
@@ -58,7 +55,7 @@ def crop_box(foreground: np.ndarray, data: Data, name: str, view: str) -> list[i
     """
     if data.crop is None or view == CLEAN:
         return None
-    rng = np.random.default_rng(seed_for(data.view_seed, "crop", name, view))
+    rng = default_rng(seed_for(data.view_seed, "crop", name, view))
     box = Image.fromarray(foreground).getbbox()
     if box is None or rng.random() >= data.crop.p:
         return None
@@ -68,57 +65,38 @@ def crop_box(foreground: np.ndarray, data: Data, name: str, view: str) -> list[i
     return grown.clip(0, foreground.shape[::-1] * 2).tolist()
 
 
-def make_view(image: Image.Image, mask: Image.Image, data: Data, name: str, view: str) -> Both:
-    """The view of a fitted image (RGB) and its mask (class ids, mode L)."""
-    pair = image, mask
-    if view != CLEAN:
-        for _, change in _changes(data, name, view):
-            pair = change(pair)
-    return pair
-
-
-def description(foreground: np.ndarray, data: Data, name: str, view: str) -> str:
-    """What is done to make the view of an image with this foreground (h, w) bool, in a few words
-    and in order.
+def make_view(
+    image: Image.Image, mask: Image.Image, data: Data, name: str, view: str
+) -> tuple[Image.Image, Image.Image, list[str]]:
+    """The view of a fitted image (RGB) and its mask (class ids, mode L), and what was done to make
+    it, in words and in order.
     """
     if view == CLEAN:
-        return "clean"
-    words = [] if crop_box(foreground, data, name, view) is None else ["cropped"]
-    for said, _ in _changes(data, name, view):
-        words += [word for word, is_visible in said.items() if is_visible]
-    return ", ".join(words) or "unchanged"
-
-
-def _changes(
-    data: Data, name: str, view: str
-) -> Iterator[tuple[dict[str, bool], Callable[[Both], Both]]]:
-    """What chance makes of `Augment` and the effects, in order: words, and whether it can be seen,
-    and what it does. The order of the draws is kept: another one would change every view.
-    """
+        return image, mask, ["clean"]
+    # The order of the draws is kept: another one would change every view.
     cfg = data.augment
-    rng = np.random.default_rng(seed_for(data.view_seed, "view", name, view))
+    rng = default_rng(seed_for(data.view_seed, "view", name, view))
     mirrored = cfg.flip_horizontal and rng.random() < 0.5
     upside_down = cfg.flip_vertical and rng.random() < 0.5
     degrees = rng.uniform(-cfg.rotate_degrees, cfg.rotate_degrees)
     zoom = math.exp(rng.uniform(-1, 1) * math.log1p(cfg.zoom))
-    said = {
+    image, mask = _warp((image, mask), 1 - 2 * np.array([mirrored, upside_down]), degrees, zoom)
+    is_visible = {
         "mirrored": mirrored,
         "upside down": upside_down,
         f"turned {degrees:+.0f}°": abs(degrees) >= 0.5,
         f"zoom {zoom:.2f}": abs(zoom - 1) >= 0.005,
     }
-    flips = 1 - 2 * np.array([mirrored, upside_down])
-    yield said, partial(_warp, flips=flips, degrees=degrees, zoom=zoom)
-    for colour, most in zip(_COLOURS, (cfg.brightness, cfg.contrast, cfg.saturation), strict=True):
+    for colour, enhancer in _COLOURS.items():
+        most = getattr(cfg, colour)
         change = rng.uniform(-most, most)
-        said = {f"{colour} {change:+.0%}": abs(change) >= 0.005}
-        yield said, partial(_recoloured, colour=colour, change=change)
+        image = enhancer(image).enhance(1 + change)
+        is_visible[f"{colour} {change:+.0%}"] = abs(change) >= 0.005
+    words = [word for word, visible in is_visible.items() if visible]
     for effect, rng in occurring(data, name, view):
-        yield {effect.kind.replace("_", " "): True}, partial(apply_effect, effect=effect, rng=rng)
-
-
-def _recoloured(pair: Both, colour: str, change: float) -> Both:
-    return _COLOURS[colour](pair[0]).enhance(1 + change), pair[1]
+        image, mask = apply_effect((image, mask), effect, rng)
+        words.append(effect.kind.replace("_", " "))
+    return image, mask, words
 
 
 def _warp(pair: Both, flips: np.ndarray, degrees: float, zoom: float) -> Both:
@@ -142,7 +120,7 @@ def _resampled(pair: Both, method: Image.Transform, data: list) -> Both:
 # ---------------------------------------------------------------------- effects
 
 
-def occurring(data: Data, name: str, view: str) -> Iterator[tuple[Effect, np.random.Generator]]:
+def occurring(data: Data, name: str, view: str) -> Iterator[tuple[Effect, Generator]]:
     """The effects that chance gives a view, in order, each with the generator that its numbers come
     from.
 
@@ -150,38 +128,39 @@ def occurring(data: Data, name: str, view: str) -> Iterator[tuple[Effect, np.ran
     draws.
     """
     for place, effect in enumerate(data.effects):
-        seed = seed_for(data.view_seed, "effect", name, view, place, effect.kind)
-        rng = np.random.default_rng(seed)
+        rng = default_rng(seed_for(data.view_seed, "effect", name, view, place, effect.kind))
         if rng.random() < effect.p:
             yield effect, rng
 
 
-def apply_effect(pair: Both, effect: Effect, rng: np.random.Generator) -> Both:
+def apply_effect(pair: Both, effect: Effect, rng: Generator) -> Both:
     """The pair after an effect. What is brought in is FILL in the image, IGNORE in the mask."""
     image, mask = pair
     size = np.array(image.size)
     match effect:
         case RightAngle():
-            turn, canvas = _TURNS[rng.integers(3)], (image.height, image.width)
+            turn = Image.Transpose.ROTATE_90 + rng.integers(3)  # or 180, or 270
+            canvas = image.size[::-1]
             mask = fit_mask(np.asarray(mask.transpose(turn)), canvas)
             image = fit_image(image.transpose(turn), canvas)
         case Hue(degrees=most):
-            hsv = np.array(image.convert("HSV"))
-            hsv[..., 0] += np.uint8(round(rng.uniform(-most, most) / 360 * 256) % 256)
-            image = Image.fromarray(hsv, "HSV").convert("RGB")
+            pixels = np.array(image.convert("HSV"))
+            pixels[..., 0] += np.uint8(round(rng.uniform(-most, most) / 360 * 256) % 256)
+            image = Image.fromarray(pixels, "HSV").convert("RGB")
         case Blur():
             image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, effect.sigma_pixels)))
         case Elastic(strength=most, cells=cells):
             nodes = _lattice(size, cells)
-            moved = rng.uniform(-most, most, nodes.shape) * (size / cells)
-            return _through_mesh(pair, nodes + moved)
+            nodes += rng.uniform(-most, most, nodes.shape) * (size / cells)
+            return _through_mesh(pair, nodes)
         case GridDistortion(strength=most, cells=cells):
             steps = 1 + rng.uniform(-most, most, (2, cells))
             x, y = (np.pad(np.cumsum(s / s.sum()), (1, 0)) for s in steps)
-            return _through_mesh(pair, np.stack(np.meshgrid(x, y), axis=-1) * size)
+            return _through_mesh(pair, np.stack(np.meshgrid(x, y), -1) * size)
         case OpticalDistortion(strength=most):
             middle, k = size / 2, rng.uniform(-most, most)
-            away = _lattice(size, _LENS_CELLS) - middle
+            # 12 cells meet the curve of the strongest lens within a hundredth of the canvas
+            away = _lattice(size, 12) - middle
             r2 = (away**2).sum(-1, keepdims=True) / (middle**2).sum()
             return _through_mesh(pair, middle + away * (1 + k * r2))
         case CoarseDropout():
@@ -190,8 +169,17 @@ def apply_effect(pair: Both, effect: Effect, rng: np.random.Generator) -> Both:
                 hole = (rng.uniform(0, effect.side, 2) * size).round().clip(1).astype(int)
                 corner = rng.integers(size - hole + 1)
                 image.paste(FILL, (*corner, *(corner + hole)))
-        case Clahe():
-            image = _equalised(image, rng.uniform(1, effect.clip_limit), effect.cells)
+        case Clahe(clip_limit=most, cells=cells):
+            from kornia.enhance import equalize_clahe  # a quarter of a second
+
+            pixels = np.array(image.convert("YCbCr"))
+            values = torch.from_numpy(pixels[..., 0]).double()[None] / 255
+            equal = equalize_clahe(values, rng.uniform(1, most), (cells, cells))[0] * 255
+            # Counts are whole numbers, so sums are exact in any order. What is left to the threads
+            # is the last bit of a mixture of four of them, a multiple of 1 / (4 x pixels of a
+            # tile): far from a half, or on it, which is always rounded up.
+            pixels[..., 0] = (equal + (0.5 + 1e-9)).floor().clamp(0, 255)
+            image = Image.fromarray(pixels, "YCbCr").convert("RGB")
     return image, mask
 
 
@@ -202,25 +190,12 @@ def libraries(effects: tuple[Effect, ...]) -> dict[str, str]:
     return {"kornia": version("kornia")} if "clahe" in used else {}
 
 
-def _equalised(image: Image.Image, limit: float, cells: int) -> Image.Image:
-    from kornia.enhance import equalize_clahe  # a quarter of a second, and of use here alone
-
-    y, cb, cr = image.convert("YCbCr").split()
-    values = torch.from_numpy(np.array(y)).double()[None] / 255
-    equal = equalize_clahe(values, limit, (cells, cells))[0] * 255
-    # Counts are whole numbers, so sums are exact in any order. What is left to the threads is the
-    # last bit of a mixture of four of them, a multiple of 1 / (4 x pixels of a tile): far from a
-    # half, or on it, which is always rounded up.
-    rounded = (equal + (0.5 + 1e-9)).floor().clamp(0, 255).to(torch.uint8)
-    return Image.merge("YCbCr", (Image.fromarray(rounded.numpy()), cb, cr)).convert("RGB")
-
-
 def _lattice(size: Iterable[int], cells: int) -> np.ndarray:
     """Nodes (cells + 1, cells + 1, 2) of an even lattice over `size` (width, height): (x, y) in
     whole pixels, as float64.
     """
     ends = [np.linspace(0, length, cells + 1).round() for length in size]
-    return np.stack(np.meshgrid(*ends), axis=-1)
+    return np.stack(np.meshgrid(*ends), -1)
 
 
 def _through_mesh(pair: Both, nodes: np.ndarray) -> Both:
@@ -230,8 +205,8 @@ def _through_mesh(pair: Both, nodes: np.ndarray) -> Both:
     Between the nodes places are mixed bilinearly, so that neighbouring cells meet.
     """
     even = _lattice(pair[0].size, len(nodes) - 1).astype(int)
-    boxes = np.concatenate([even[:-1, :-1], even[1:, 1:]], axis=-1).reshape(-1, 4)
+    boxes = np.concatenate([even[:-1, :-1], even[1:, 1:]], -1).reshape(-1, 4)
     corners = nodes[:-1, :-1], nodes[1:, :-1], nodes[1:, 1:], nodes[:-1, 1:]  # NW SW SE NE
-    quads = np.concatenate(corners, axis=-1).reshape(-1, 8)
+    quads = np.concatenate(corners, -1).reshape(-1, 8)
     mesh = list(zip(boxes.tolist(), quads.tolist(), strict=True))
     return _resampled(pair, Image.Transform.MESH, mesh)

@@ -39,6 +39,7 @@ class Sample(NamedTuple):
     binary_mask: Tensor  # (H, W) int64: 1 is any foreground
     multiclass_mask: Tensor  # (H, W) int64
     original: Tensor  # (h, w) uint8: the multiclass mask at the image's own size
+    made_by: str  # what was done to make the view, in a few words
 
 
 class Batch(NamedTuple):
@@ -144,15 +145,17 @@ class SegmentationData:
         name, view = key
         image, ids = self.load(name)
         original = torch.from_numpy(ids)
-        box = crop_box(self.foreground(ids), self.cfg, name, view)
+        box, words = crop_box(self.foreground(ids), self.cfg, name, view), []
         if box:
+            words = ["cropped"]
             left, top, right, bottom = box
             image, ids = image.crop(box), ids[top:bottom, left:right]
         fitted = fit_image(image, self.cfg.size), fit_mask(ids, self.cfg.size)
-        canvas, mask = map(np.array, make_view(*fitted, self.cfg, name, view))
+        *pair, done = make_view(*fitted, self.cfg, name, view)
+        canvas, mask = map(np.array, pair)
         pixels, multiclass = torch.from_numpy(canvas), torch.from_numpy(mask).long()
-        binary = self.to_binary(multiclass)
-        return Sample(name, pixels.permute(2, 0, 1), binary, multiclass, original)
+        binary, made_by = self.to_binary(multiclass), ", ".join(words + done) or "unchanged"
+        return Sample(name, pixels.permute(2, 0, 1), binary, multiclass, original, made_by)
 
     def to_binary(self, mask: Tensor) -> Tensor:
         """1 for the foreground's classes, 0 for the others; ignored pixels stay ignored."""

@@ -4,14 +4,13 @@ converted and kept.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tarfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from vitseg.data.folder import HALVES
 from vitseg.data.masks import MaskCode, read_raw, refuse_unknown
 from vitseg.errors import DataError
-from vitseg.files import cache_folder, write_json
+from vitseg.files import cache_folder, whole_file, write_json
 from vitseg.images import IGNORE, UNREADABLE, opened, palette_image, to_rgb
 
 PETS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
@@ -50,13 +49,8 @@ VOC_CLASSES = (
     "train",
     "tvmonitor",
 )
-FIRST, BLOCK, GAP = 10, 12, 4
-"""Slices of 1 mm: the first that shows much of a brain, those of a block, and those of each block
-that are left out.
-"""
-
 BLOCKS = ("train", "train", "validation", "train", "train", "test") * 2
-"""The split of each block, from below."""
+"""The split of each block of slices, from below."""
 
 
 class PublicSet(NamedTuple):
@@ -148,7 +142,7 @@ def fetch(name: str) -> Path:
     `about.json` in the folder says where it is from, under which licence, and which images were
     left out, and why. Delete the folder to have it made anew. Raises ConfigError for an unknown
     name; DataError without a network, for an archive that is not the published one, or where there
-    is no room.
+    is no room for it; RunError where there is none for the folder.
     """
     refuse_unknown("name", [name], SETS)
     folder = cache_folder() / "data" / name
@@ -165,64 +159,63 @@ def fetch(name: str) -> Path:
     return folder
 
 
-def about(folder: Path) -> dict[str, Any]:
-    """What a fetched folder says of itself."""
-    return json.loads((folder / "about.json").read_text(encoding="utf-8"))
-
-
 def _make(wanted: PublicSet, folder: Path) -> None:
     """Download, unpack and convert beside the folder; the last step gives it its name."""
-    archives = folder.with_name(f"{folder.name}.archives")
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a fetch that was cut off
-    unpacked, ready = partial / "unpacked", partial / "ready"
+    unpacked = folder.with_name(f"{folder.name}.archives")
     for url, sha256 in wanted.archives.items():
-        _unpack(url, sha256, archives, unpacked)
-    convert = _convert if wanted.archives else _write_slices
-    said = {
-        "source": wanted.source,
-        "licence": wanted.licence,
-        "archives": wanted.archives,
-        "masks": wanted.code.description,
-        **convert(wanted, unpacked, ready),
-    }
-    declared = {"classes": wanted.code.classes, "encoding": "index", "ignore_value": IGNORE}
-    write_json(ready / "classes.json", declared)
-    write_json(ready / "about.json", said)
-    ready.rename(folder)
-    for leftover in (partial, archives):
-        shutil.rmtree(leftover, ignore_errors=True)
+        _unpack(url, sha256, unpacked)
+    left_out: dict[str, str] = {}
+    pairs = _published(wanted, unpacked, left_out) if wanted.archives else _slices()
+    with whole_file(folder) as made:
+        for split, name, image, ids in pairs:
+            images, masks = halves = [made / split / half for half in HALVES]
+            for half in halves:
+                half.mkdir(parents=True, exist_ok=True)
+            palette_image(ids).save(masks / f"{name}.png")
+            if isinstance(image, Path):  # moved, which takes no room
+                image.rename(images / image.name)
+            else:
+                image.save(images / f"{name}.png")
+        declared = {"classes": wanted.code.classes, "encoding": "index", "ignore_value": IGNORE}
+        write_json(made / "classes.json", declared)
+        said = {
+            "source": wanted.source,
+            "licence": wanted.licence,
+            "archives": wanted.archives or {"nilearn": version("nilearn")},
+            "masks": wanted.code.description,
+            "left_out": left_out,
+        }
+        write_json(made / "about.json", said)
+    shutil.rmtree(unpacked, ignore_errors=True)
 
 
-def _unpack(url: str, sha256: str, archives: Path, folder: Path) -> None:
-    """Unpack an archive, downloaded unless it is there already."""
+def _unpack(url: str, sha256: str, folder: Path) -> None:
+    """Unpack an archive in a folder, downloaded into it unless it is there already."""
     import pooch  # with requests: needed once only
     from requests import RequestException
 
-    name = url.rpartition("/")[2]
     try:
-        archive = pooch.retrieve(url, f"sha256:{sha256}", name, archives, progressbar=True)
+        name = Path(url).name
+        archive = pooch.retrieve(url, f"sha256:{sha256}", name, folder, progressbar=True)
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")  # no devices, and nothing outside the folder
     except (RequestException, ValueError, tarfile.TarError, EOFError, zlib.error) as error:
         hint = (
-            f"Fetch again. The file can also be brought from elsewhere: put it into {archives} "
-            f"first."
+            f"Fetch again. The file can also be brought from elsewhere: put it into {folder} first."
         )
         why = f"{type(error).__name__}: {error}"
         raise DataError(f"{url}: cannot be fetched ({why}).", hint) from None
 
 
-# ---------------------------------------------------------------------- into the folder layout
+# ---------------------------------------------------------------------- image by image
+
+Pair = tuple[str, str, Image.Image | Path, np.ndarray]
+"""Split and name, the image, or the file that can stay as it is, and its class ids (h, w)."""
 
 
-def _convert(wanted: PublicSet, unpacked: Path, folder: Path) -> dict[str, Any]:
-    """Every pair that can be read; the others are left out, and named. The images are moved, which
-    takes no room.
-    """
-    left_out = {}
+def _published(wanted: PublicSet, unpacked: Path, left_out: dict[str, str]) -> Iterator[Pair]:
+    """Every pair of the archives that can be read; the others are `left_out`, with the reason."""
     for split, listed in wanted.lists.items():
-        images, masks = _halves(folder / split)
         stems = np.loadtxt(unpacked / listed, str, usecols=0, ndmin=1).tolist()
         for stem in tqdm(stems, desc=split, unit="image"):
             path = unpacked / wanted.images / f"{stem}.jpg"
@@ -233,20 +226,17 @@ def _convert(wanted: PublicSet, unpacked: Path, folder: Path) -> dict[str, Any]:
                 ids = wanted.code.decode(read_raw(unpacked / wanted.masks / f"{stem}.png"))
                 height, width = ids.shape
                 if pixels.size != (width, height):
-                    sizes = f"image {pixels.width}x{pixels.height}, mask {width}x{height}"
-                    raise ValueError(f"{sizes} pixels")
+                    raise ValueError(
+                        f"image {pixels.width}x{pixels.height}, mask {width}x{height} pixels"
+                    )
             except UNREADABLE as error:
                 left_out[stem] = str(error).replace(f"{unpacked}/", "")
                 continue
-            palette_image(ids).save(masks / f"{stem}.png")
-            if is_plain:
-                path.rename(images / path.name)
-            else:  # a PNG or GIF by the name of .jpg, or not in RGB
-                pixels.save(images / f"{stem}.png")
-    return {"left_out": left_out}
+            # others are a PNG or GIF by the name of .jpg, or not in RGB
+            yield split, stem, path if is_plain else pixels, ids
 
 
-def _write_slices(wanted: PublicSet, unpacked: Path, folder: Path) -> dict[str, Any]:
+def _slices() -> Iterator[Pair]:
     """The MNI152 template, which the package nilearn brings with it: 96 axial slices of 1 mm, RGB,
     233 x 197 pixels, in blocks from below: eight in a row, then four that are left out.
 
@@ -268,22 +258,11 @@ def _write_slices(wanted: PublicSet, unpacked: Path, folder: Path) -> dict[str, 
     )
     # (x, y, z), a voxel a millimetre, turned as one looks at it from above: the forehead on top
     brain, grey, white, mask = (
-        np.rot90(np.asarray(volume(resolution=1).dataobj, dtype=np.float32)) for volume in load
+        np.rot90(volume(resolution=1).get_fdata(dtype=np.float32)) for volume in load
     )
     brain = (brain * 255).clip(0, 255).round().astype(np.uint8)
-    ids = np.select([mask == 0, grey >= 0.5, white >= 0.5], [0, 1, 2], default=3)
+    ids = np.select([mask == 0, grey >= 0.5, white >= 0.5], [0, 1, 2], 3)
     for number, split in enumerate(BLOCKS):
-        images, masks = _halves(folder / split)
-        start = FIRST + number * BLOCK
-        for z in range(start, start + BLOCK - GAP):
-            Image.fromarray(brain[:, :, z]).convert("RGB").save(images / f"z{z:03}.png")
-            palette_image(ids[:, :, z]).save(masks / f"z{z:03}.png")
-    return {"nilearn": version("nilearn"), "left_out": {}}
-
-
-def _halves(folder: Path) -> list[Path]:
-    """images/ and masks/ in a folder, made where they are not there."""
-    halves = [folder / half for half in HALVES]
-    for half in halves:
-        half.mkdir(parents=True, exist_ok=True)
-    return halves
+        start = 10 + 12 * number  # the first to show much of a brain is the 10th
+        for z in range(start, start + 8):
+            yield split, f"z{z:03}", Image.fromarray(brain[:, :, z]).convert("RGB"), ids[:, :, z]

@@ -9,6 +9,7 @@ not solve it.
 from __future__ import annotations
 
 import numpy as np
+from numpy.random import Generator, default_rng
 from PIL import Image, ImageColor
 
 from vitseg.draws import seed_for
@@ -38,28 +39,18 @@ def class_names(cfg: Generated) -> tuple[str, ...]:
 
 def generate(cfg: Generated, index: int) -> tuple[Image.Image, np.ndarray]:
     """Sample `index`: an RGB image of side `cfg.side` and its class ids (side, side) uint8."""
-    rng = np.random.default_rng(seed_for(cfg.seed, "generated", index))
-    image = _skin(rng, cfg.side)
-    mask = np.zeros((cfg.side, cfg.side), dtype=np.uint8)
+    rng = default_rng(seed_for(cfg.seed, "generated", index))
+    scene = _Scene(rng, cfg.side)
     for _ in range(1 + rng.choice(3, p=[0.65, 0.25, 0.1])):
-        _wound(rng, image, mask)
+        scene.add_wound()
     for kind in _BESIDE:
         if rng.random() < 0.35:
-            _patch(rng, image, mask, kind)
-    mask[mask >= max(cfg.classes, _BESIDE[0])] = 0
+            scene.add_lesion(kind)
+    mask = scene.mask
     if cfg.classes == 2:
-        mask[mask > 0] = 1
+        mask = ((mask > 0) & (mask <= _RIM)).astype(np.uint8)
     mask[mask >= cfg.classes] = 0
-    return Image.fromarray(_lit(rng, image).clip(0, 255).round().astype(np.uint8)), mask
-
-
-def _noise(rng: np.random.Generator, side: int, roughness: float) -> np.ndarray:
-    """A smooth random field of unit variance (side, side), spectrum 1 / f ** roughness."""
-    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
-    frequency[0, 0] = np.inf
-    spectrum = np.fft.rfft2(rng.standard_normal((side, side))) / frequency**roughness
-    field = np.fft.irfft2(spectrum, s=(side, side))
-    return field / field.std()
+    return Image.fromarray(scene.lit().clip(0, 255).round().astype(np.uint8)), mask
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
@@ -69,79 +60,84 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(np.minimum(-x, 700.0)))
 
 
-def _skin(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Ground (side, side, 3): a skin tone with blotches, some of them as red as a wound, pores and
-    freckles.
-    """
-    tone, other = rng.choice(_SKIN, 2)
-    image = tone * 0.7 + other * 0.3 + _noise(rng, side, 1.6)[..., None] * (9, 7, 7)
-    blotch = _sigmoid(6 * (_noise(rng, side, 2.2) - 1.3))
-    _blend(image, blotch * rng.uniform(0.1, 0.5), (172, 84, 78))
-    freckle = _sigmoid(12 * (_noise(rng, side, 1.1) - 2.6))
-    _blend(image, freckle * rng.uniform(0, 0.6), (84, 54, 42))
-    return image + rng.standard_normal((side, side, 1)) * 4
+class _Scene:
+    """A picture in the making: colours (side, side, 3) and class ids (side, side)."""
 
+    def __init__(self, rng: Generator, side: int):
+        """Ground: a skin tone with blotches, some of them as red as a wound, pores and freckles."""
+        self.rng, self.side, self.mask = rng, side, np.zeros((side, side), np.uint8)
+        tone, other = rng.choice(_SKIN, 2)
+        self.image = tone * 0.7 + other * 0.3 + self._noise(1.6)[..., None] * (9, 7, 7)
+        blotch = _sigmoid(6 * (self._noise(2.2) - 1.3))
+        self._blend(blotch * rng.uniform(0.1, 0.5), (172, 84, 78))
+        freckle = _sigmoid(12 * (self._noise(1.1) - 2.6))
+        self._blend(freckle * rng.uniform(0, 0.6), (84, 54, 42))
+        self.image += rng.standard_normal((side, side, 1)) * 4
 
-def _outline(rng: np.random.Generator, side: int, low: float, high: float) -> np.ndarray:
-    """Distance from a random centre in units of a wobbly ellipse's radius (side, side): below 1 is
-    inside.
-    """
-    centre = rng.uniform(0.2, 0.8, 2) * side
-    radius = rng.uniform(low, high, 2) * side
-    y, x = (np.mgrid[:side, :side] - centre[:, None, None]) / radius[:, None, None]
-    angle, wobble = np.arctan2(y, x), 1
-    for k in range(2, 7):
-        wobble += rng.normal(0, 0.22 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
-    return np.hypot(y, x) / wobble + 0.05 * _noise(rng, side, 1.5)
+    def add_wound(self) -> None:
+        rng, distance = self.rng, self._outline(0.09, 0.26)
+        inside, width = distance < 1, rng.uniform(0.08, 0.2)
+        tissue = np.select([inside, distance < 1 + width], [_GRANULATION, _RIM])
+        tissue[inside & (self._noise(1.8) > rng.uniform(0.3, 1.6))] = _SLOUGH
+        if rng.random() < 0.4:
+            dark = distance + 0.35 * self._noise(1.8)
+            tissue[inside & (dark < rng.uniform(0.3, 0.7))] = _NECROSIS
+        edge = _sigmoid((1 + width - distance) / 0.03)
+        for kind in np.unique(tissue[tissue > 0]):
+            self._paint(edge * (tissue == kind), kind)
+        self.mask[tissue > 0] = tissue[tissue > 0]
 
+    def add_lesion(self, kind: int) -> None:
+        """A small one of a rarer kind; where its class is not asked for it stays in the image as a
+        distraction.
+        """
+        distance = self._outline(0.03, 0.1)
+        inside = (distance < 1) & (self.mask == 0)
+        self._paint(inside * 0.8 * _sigmoid((0.9 - distance) / 0.06), kind)
+        self.mask[inside] = kind
 
-def _wound(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> None:
-    side = len(mask)
-    distance, width = _outline(rng, side, 0.09, 0.26), rng.uniform(0.08, 0.2)
-    inside = distance < 1
-    tissue = np.select([inside, distance < 1 + width], [_GRANULATION, _RIM])
-    tissue[inside & (_noise(rng, side, 1.8) > rng.uniform(0.3, 1.6))] = _SLOUGH
-    if rng.random() < 0.4:
-        dark = distance + 0.35 * _noise(rng, side, 1.8)
-        tissue[inside & (dark < rng.uniform(0.3, 0.7))] = _NECROSIS
-    edge = _sigmoid((1 + width - distance) / 0.03)
-    for kind in np.unique(tissue[tissue > 0]):
-        _paint(rng, image, edge * (tissue == kind), kind)
-    mask[tissue > 0] = tissue[tissue > 0]
+    def lit(self) -> np.ndarray:
+        """The image in uneven light: a gradient across it, a soft shadow, wet highlights, a colour
+        cast.
+        """
+        rng, side = self.rng, self.side
+        y, x = np.mgrid[:side, :side] / side - 0.5
+        direction = rng.uniform(0, 2 * np.pi)
+        gain = 1 + rng.uniform(0.1, 0.6) * (np.cos(direction) * x + np.sin(direction) * y)
+        gain *= 1 - 0.25 * _sigmoid(8 * (self._noise(2.4) - 1))
+        shine = _sigmoid(7 * (self._noise(1.9) - 2.5))
+        cast = rng.uniform(0.92, 1.08, 3)
+        return self.image * gain[..., None] * cast + 70 * shine[..., None]
 
+    def _noise(self, roughness: float) -> np.ndarray:
+        """A smooth random field of unit variance (side, side), spectrum 1 / f ** roughness."""
+        side = self.side
+        frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
+        frequency[0, 0] = np.inf
+        spectrum = np.fft.rfft2(self.rng.standard_normal((side, side))) / frequency**roughness
+        field = np.fft.irfft2(spectrum, (side, side))
+        return field / field.std()
 
-def _patch(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, kind: int) -> None:
-    """A small lesion of a rarer kind; where its class is not asked for it stays in the image as a
-    distraction.
-    """
-    distance = _outline(rng, len(mask), 0.03, 0.1)
-    inside = (distance < 1) & (mask == 0)
-    _paint(rng, image, inside * 0.8 * _sigmoid((0.9 - distance) / 0.06), kind)
-    mask[inside] = kind
+    def _outline(self, low: float, high: float) -> np.ndarray:
+        """Distance from a random centre in units of a wobbly ellipse's radius (side, side): below 1
+        is inside.
+        """
+        rng, side = self.rng, self.side
+        centre = rng.uniform(0.2, 0.8, 2) * side
+        radius = rng.uniform(low, high, 2) * side
+        y, x = (np.mgrid[:side, :side] - centre[:, None, None]) / radius[:, None, None]
+        angle, wobble = np.arctan2(y, x), 1
+        for k in range(2, 7):
+            wobble += rng.normal(0, 0.22 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
+        return np.hypot(y, x) / wobble + 0.05 * self._noise(1.5)
 
+    def _paint(self, alpha: np.ndarray, kind: int) -> None:
+        """Lay a tissue over the image: its colour, varied from wound to wound, with a texture of
+        its own.
+        """
+        color = ImageColor.getrgb(_COLORS[NAMES[kind]]) + self.rng.normal(0, 12, 3)
+        texture = self._noise(1.0)[..., None] * self.rng.uniform(6, 16)
+        self._blend(alpha, color + texture)
 
-def _paint(rng: np.random.Generator, image: np.ndarray, alpha: np.ndarray, kind: int) -> None:
-    """Lay a tissue over the image: its colour, varied from wound to wound, with a texture of its
-    own.
-    """
-    color = ImageColor.getrgb(_COLORS[NAMES[kind]]) + rng.normal(0, 12, 3)
-    texture = _noise(rng, len(image), 1.0)[..., None] * rng.uniform(6, 16)
-    _blend(image, alpha, color + texture)
-
-
-def _blend(image: np.ndarray, alpha: np.ndarray, color: np.ndarray | tuple[int, ...]) -> None:
-    image += alpha[..., None] * (color - image)
-
-
-def _lit(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """In uneven light: a gradient across the image, a soft shadow, wet highlights, a colour
-    cast.
-    """
-    side = len(image)
-    y, x = np.mgrid[:side, :side] / side - 0.5
-    direction = rng.uniform(0, 2 * np.pi)
-    gain = 1 + rng.uniform(0.1, 0.6) * (np.cos(direction) * x + np.sin(direction) * y)
-    gain *= 1 - 0.25 * _sigmoid(8 * (_noise(rng, side, 2.4) - 1))
-    shine = _sigmoid(7 * (_noise(rng, side, 1.9) - 2.5))
-    cast = rng.uniform(0.92, 1.08, 3)
-    return image * gain[..., None] * cast + 70 * shine[..., None]
+    def _blend(self, alpha: np.ndarray, color: np.ndarray | tuple[int, ...]) -> None:
+        self.image += alpha[..., None] * (color - self.image)

@@ -5,26 +5,16 @@ weights come from.
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import median
 
-from huggingface_hub import ModelCardData
+import pandas as pd
 
 from vitseg.data.dataset import SegmentationData
 from vitseg.errors import RunError
 from vitseg.files import write_text
-from vitseg.insight.reading import TOLERANCE, Reading, read_images
+from vitseg.insight.reading import TOLERANCE, Reading, in_text, read
 from vitseg.model.segmenter import load_segmenter
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.narrate import explain, number_or_na
-
-_LIMITS = """\
-- The scores are of images like the validation images: other cameras, light, people or places were
-  not tried.
-- The validation images chose the weights, so their score is a little too good; a test set that
-  chose nothing says more.
-- The interval is over images. It knows nothing of what another seed would have given: an ablation
-  over seeds does.
-- It is no medical device, and was examined for no use in which an error does harm."""
 
 
 def write_card(folder: str | Path, reading: Reading | None = None) -> Path:
@@ -39,7 +29,7 @@ def write_card(folder: str | Path, reading: Reading | None = None) -> Path:
     if reading is None:
         data = SegmentationData(run.recipe.data)
         run.check_split(data.splits)
-        reading = read_images(load_segmenter(run.best), data)
+        reading = read(load_segmenter(run.best), data)
     found = reading.scores()["iou"]
     if reading.split != "validation" or abs((found or 0.0) - (logged or 0.0)) > 0.005:
         raise RunError(
@@ -56,13 +46,7 @@ def write_card(folder: str | Path, reading: Reading | None = None) -> Path:
 def _card(run: RunFolder, reading: Reading) -> str:
     """Markdown below a YAML header."""
     summary = run.summary
-    header = ModelCardData(
-        library_name="vitseg",
-        tags=["image-segmentation", "vision-transformer"],
-        pipeline_tag="image-segmentation",
-    )
     images = ", ".join(f"{n:,} {split}" for split, n in summary["images"].items() if n)
-    classes = "\n".join(f"- {i} {name}" for i, name in enumerate(summary["classes"]))
     encoder = "\n".join(f"- {key}: {value}" for key, value in summary["encoder"].items())
     height, width = run.recipe.data.size
     generated = ""
@@ -73,7 +57,11 @@ def _card(run: RunFolder, reading: Reading) -> str:
         )
     return f"""\
 ---
-{header.to_yaml()}
+library_name: vitseg
+pipeline_tag: image-segmentation
+tags:
+- image-segmentation
+- vision-transformer
 ---
 
 # {summary["name"]}
@@ -91,7 +79,11 @@ mask = model.predict("image.jpg")  # class ids, at the image's own size
 
 ## What it tells apart
 
-{classes}
+{_markdown(reading.by_class())}
+
+Of the borders `distance` is the mean way from one to the other in pixels, and `within` the share of
+them with at most {TOLERANCE:g} to go: medians over images that hold the class and a prediction of
+it.
 
 ## What it was trained on
 
@@ -103,11 +95,19 @@ mask = model.predict("image.jpg")  # class ids, at the image's own size
 
 ## What it is worth
 
-{_worth(reading)}
+{len(reading.names)} {reading.split} images, at their own size.
+
+{_markdown(reading.summary())}
 
 ## Limits
 
-{_LIMITS}
+- The scores are of images like the validation images: other cameras, light, people or places were
+  not tried.
+- The validation images chose the weights, so their score is a little too good; a test set that
+  chose nothing says more.
+- The interval is over images. It knows nothing of what another seed would have given: an ablation
+  over seeds does.
+- It is no medical device, and was examined for no use in which an error does harm.
 
 ## Where the weights come from
 
@@ -117,25 +117,10 @@ The decoder was trained here. What the encoder's licence asks for holds for thes
 """
 
 
-def _worth(reading: Reading) -> str:
-    found, interval, means = reading.scores(), reading.interval(), reading.means(8)
-    over = f" ({interval}, 95 %, bootstrap over images)" if interval else ""
-    lines = [
-        f"{len(reading.names)} {reading.split} images, at their own size.\n",
-        "| measure | value |\n| --- | --- |",
-        "| IoU, over all pixels of the set (this is what training logs) "
-        f"| {number_or_na(means['data set'])}{over} |",
-        f"| IoU, mean over images | {number_or_na(means['images'])} |",
-        f"| F1 | {number_or_na(found['f1'])} |",
-        f"| accuracy | {number_or_na(found['accuracy'])} |",
-        f"| calibration error | {reading.calibration.error():.3f} |\n",
-        f"| class | IoU | median border error, pixels (within {TOLERANCE:g}) |",
-        "| --- | --- | --- |",
-    ]
-    for i, (name, iou) in enumerate(zip(reading.classes, found["per_class_iou"], strict=True)):
-        border, mine = "", [b[2:] for b in reading.borders if b.class_id == i]
-        if mine:
-            distance, within = map(median, zip(*mine, strict=True))
-            border = f"{distance:.1f} ({100 * within:.0f} %)"
-        lines.append(f"| {name.replace('|', '&#124;')} | {number_or_na(iou)} | {border} |")
+def _markdown(table: pd.DataFrame) -> str:
+    heads, rows = in_text(table)
+    lines = []
+    for row in (heads, ["---"] * len(heads), *rows):
+        cells = [cell.replace("|", "&#124;") for cell in row]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -60,7 +60,7 @@ def grad_cam(model: Segmenter, image: Image.Image, class_id: int, level: int) ->
     _check("level", level, 0, shape.skip_depths[-1])
     _check("class_id", class_id, 0, len(shape.classes) - 1)
     levels = all_levels(model, image)
-    height, width = fitted_size((image.height, image.width), shape.size)
+    height, width = fitted_size(image.size[::-1], shape.size)
 
     def class_logits(tokens: Tensor) -> Tensor:
         logits = model.suffix(levels | {level: tokens}, shape.size, level)[:, :, :height, :width]
@@ -79,11 +79,12 @@ def feature_map(model: Segmenter, image: Image.Image, level: int) -> Tensor:
     """Features (D, h, w) of the patches of an image at level 0 .. L, normed as the decoder gets
     them.
     """
-    _check("level", level, 0, model.encoder.depth)
+    encoder = model.encoder
+    _check("level", level, 0, encoder.depth)
     tokens = all_levels(model, image)[level]
     with torch.no_grad():
-        features = model.encoder.to_map(tokens, model.padded(model.shape.size))[0]
-    return _on_patches(features.flatten(1), model, image)
+        patches = encoder.norm(tokens)[0, encoder.prefix_tokens :]
+    return _on_patches(patches.T, model, image)
 
 
 def pca_colors(maps: Sequence[Tensor]) -> list[Tensor]:
@@ -94,11 +95,10 @@ def pca_colors(maps: Sequence[Tensor]) -> list[Tensor]:
     off.
     """
     rows = torch.cat([m.flatten(1).T for m in maps]).double()
-    rows = rows - rows.mean(0)
-    _, directions = torch.linalg.eigh(rows.T @ rows)  # rising; not pca_lowrank, which draws
+    _, directions = torch.linalg.eigh(rows.T.cov())  # rising; not pca_lowrank, which draws
     directions = directions[:, -3:].flip(1)
     found = rows @ (directions * directions.sum(0).sign())  # else the sign is free
-    low, high = found.quantile(found.new_tensor([0.01, 0.99]), dim=0)
+    low, high = found.quantile(found.new_tensor([0.01, 0.99]), 0)
     colors = ((found - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).float()
     parts = colors.split([m[0].numel() for m in maps])
     return [part.unflatten(0, m.shape[1:]) for part, m in zip(parts, maps, strict=True)]
@@ -109,13 +109,9 @@ def spread(grid: Tensor, model: Segmenter, image: Image.Image) -> Tensor:
     size and in 0..1.
     """
     height, width = model.shape.size
-    canvas = F.interpolate(
-        grid[None, None].float(),
-        scale_factor=model.encoder.patch,
-        mode="bilinear",
-        align_corners=False,
-    )
-    heat = restored(canvas[0, :, :height, :width], (image.height, image.width))[0]
+    patch, grid = model.encoder.patch, grid[None, None].float()
+    canvas = F.interpolate(grid, scale_factor=patch, mode="bilinear")
+    heat = restored(canvas[0, :, :height, :width], image.size[::-1])[0]
     heat = heat - heat.min()
     return heat / heat.max().clamp(min=1e-12)
 
@@ -149,7 +145,7 @@ def _on_patches(values: Tensor, model: Segmenter, image: Image.Image) -> Tensor:
     CPU.
     """
     patch = model.encoder.patch
-    height, width = model.padded(fitted_size((image.height, image.width), model.shape.size))
+    height, width = model.padded(fitted_size(image.size[::-1], model.shape.size))
     columns = model.padded(model.shape.size)[1] // patch
     grid = values.unflatten(-1, (-1, columns))
     return grid[..., : height // patch, : width // patch].cpu()

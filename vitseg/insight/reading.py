@@ -4,7 +4,7 @@ borders, calibration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,15 +12,17 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image, ImageOps
-from scipy import ndimage
+from scipy.ndimage import binary_erosion, distance_transform_edt, label
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from vitseg.data.dataset import SegmentationData
+from vitseg.data.masks import refuse_unknown
 from vitseg.draws import seed_for
 from vitseg.errors import ConfigError
 from vitseg.images import IGNORE
 from vitseg.model.segmenter import Segmenter
-from vitseg.training.metrics import confusion, mean_of_known, scores
+from vitseg.training.metrics import confusion, scores
 
 BINS = 15
 """Of a calibration."""
@@ -51,58 +53,43 @@ Predict = Callable[[Segmenter, Image.Image], Tensor]
 """
 
 
-class Thing(NamedTuple):
-    """An object: a connected piece of one class in the truth. `found` is the share of its pixels
-    that were predicted as its class; `iou` is its overlap with the predicted pieces that touch it.
+THINGS = ("name", "class_id", "pixels", "found", "IoU")
+"""Of an object, a connected piece of one class in the truth: the image's name, the class, and the
+size; `found` is the share of its pixels that were predicted as its class; `IoU` is its overlap with
+the predicted pieces that touch it. A score over pixels hides what happens to small ones.
+"""
 
-    A score over pixels hides what happens to small ones.
-    """
-
-    name: str
-    class_id: int
-    pixels: int
-    found: float
-    iou: float
-
-
-class Border(NamedTuple):
-    """How far the borders of one class in one image are apart. `distance` is the average symmetric
-    surface distance: the mean way from a pixel of either border to the nearest of the other;
-    `within` is the share of those pixels with at most TOLERANCE to go.
-    """
-
-    name: str
-    class_id: int
-    distance: float
-    within: float
+BORDERS = ("name", "class_id", "distance", "within")
+"""How far the borders of one class in one image are apart. `distance` is the average symmetric
+surface distance: the mean way from a pixel of either border to the nearest of the other; `within`
+is the share of those pixels with at most TOLERANCE to go.
+"""
 
 
 def objects_of(
     name: str, truth: np.ndarray, predicted: np.ndarray, classes: Iterable[int]
-) -> tuple[list[Thing], list[Border]]:
-    """Of these classes in class ids (h, w): the pieces, of which pixels that touch at a corner
-    belong to one, and the borders of those in the truth and in the prediction; where one is missing
-    there is no way to go. Ignored pixels are of no class in either.
+) -> tuple[list[tuple], list[tuple]]:
+    """Of these classes in class ids (h, w): a row of THINGS for each piece, of which pixels that
+    touch at a corner belong to one, and a row of BORDERS for each class that is in the truth and in
+    the prediction. Ignored pixels are of no class in either.
     """
     things, borders, corners = [], [], np.ones((3, 3))
     for class_id in classes:
         regions = predicted == class_id, truth == class_id
-        guesses, _ = ndimage.label(regions[0], corners)
-        pieces, count = ndimage.label(regions[1], corners)
+        (guesses, _), (pieces, count) = (label(region, corners) for region in regions)
         sizes = np.bincount(guesses.ravel())
         for number in range(1, count + 1):
             inside = guesses[pieces == number]
             hit, pixels = inside[inside > 0], len(inside)
-            union = pixels + int(sizes[np.unique(hit)].sum()) - len(hit)
-            things.append(Thing(name, class_id, pixels, len(hit) / pixels, len(hit) / union))
+            union = pixels + sizes[np.unique(hit)].sum() - len(hit)
+            things.append((name, class_id, pixels, len(hit) / pixels, len(hit) / union))
         # of what is cut off by the frame the border ends there
-        mine, theirs = (region & ~ndimage.binary_erosion(region) for region in regions)
+        mine, theirs = (region & ~binary_erosion(region) for region in regions)
         if mine.any() and theirs.any():
-            there = ndimage.distance_transform_edt(~theirs)[mine]
-            back = ndimage.distance_transform_edt(~mine)[theirs]
+            there = distance_transform_edt(~theirs)[mine]
+            back = distance_transform_edt(~mine)[theirs]
             ways = np.concatenate([there, back])
-            within = float((ways <= TOLERANCE).mean())
-            borders.append(Border(name, class_id, float(ways.mean()), within))
+            borders.append((name, class_id, ways.mean(), (ways <= TOLERANCE).mean()))
     return things, borders
 
 
@@ -121,10 +108,12 @@ class Calibration(NamedTuple):
         """
         return float((self.confidence - self.right).abs().sum() / self.pixels.sum())
 
-    def curve(self) -> list[list[float]]:
-        """Of every bin that holds pixels: mean confidence, accuracy, share of all pixels."""
+    def curve(self) -> pd.DataFrame:
+        """Mean confidence, accuracy, and share of all pixels of every bin that holds any."""
         n, sure, right = torch.stack(self)[:, self.pixels > 0]
-        return torch.stack([sure / n, right / n, n / n.sum()], dim=1).tolist()
+        return pd.DataFrame(
+            {"confidence": sure / n, "accuracy": right / n, "share of pixels": n / n.sum()}
+        )
 
 
 def binned(confidence: Tensor, predicted: Tensor, truth: Tensor) -> Tensor:
@@ -138,18 +127,10 @@ def binned(confidence: Tensor, predicted: Tensor, truth: Tensor) -> Tensor:
     return torch.zeros(3, BINS, dtype=torch.float64).index_add_(1, place, rows)
 
 
-class Interval(NamedTuple):
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.low:.3f} to {self.high:.3f}"
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
     """A model on a split. `matrices` (N, C, C) int64 are pixel counts by image, truth by row,
-    ignored pixels left out.
+    ignored pixels left out; `things` and `borders` have the columns THINGS and BORDERS.
     """
 
     classes: tuple[str, ...]
@@ -158,8 +139,8 @@ class Reading:
     split: str
     names: tuple[str, ...]
     matrices: Tensor
-    things: tuple[Thing, ...]
-    borders: tuple[Border, ...]
+    things: pd.DataFrame
+    borders: pd.DataFrame
     calibration: Calibration
 
     @property
@@ -171,12 +152,13 @@ class Reading:
         """As training logs them: from one confusion matrix over all images."""
         return scores(self.matrix, self.mode, self.score_background)
 
-    def iou_by_image(self) -> list[float | None]:
-        """None where an image holds nothing that is scored."""
-        return self._iou(self.matrices)
+    def iou_by_image(self) -> pd.Series:
+        """By name; nan where an image holds nothing that is scored."""
+        return self._iou(self.matrices).set_axis(self.names)
 
-    def _iou(self, matrices: Iterable[Tensor]) -> list[float | None]:
-        return [scores(matrix, self.mode, self.score_background)["iou"] for matrix in matrices]
+    def _iou(self, matrices: Iterable[Tensor]) -> pd.Series:
+        found = [scores(matrix, self.mode, self.score_background)["iou"] for matrix in matrices]
+        return pd.Series(found, dtype=float)
 
     def means(self, batch_size: int) -> dict[str, float | None]:
         """One and the same predictions, three usual ways to say "IoU": they differ where images
@@ -189,27 +171,56 @@ class Reading:
         batches = (batch.sum(0) for batch in self.matrices.split(batch_size))
         return {
             "data set": self.scores()["iou"],
-            "images": mean_of_known(self.iou_by_image()),
-            "batches": mean_of_known(self._iou(batches)),
+            "images": float(self._iou(self.matrices).mean()),
+            "batches": float(self._iou(batches).mean()),
         }
 
-    def interval(self) -> Interval | None:
-        """95 % interval of the data set's IoU over images like these: percentiles of a bootstrap
-        over images (Efron 1979).
+    def interval(self) -> list[float]:
+        """95 % interval, low and high, of the data set's IoU over images like these: percentiles of
+        a bootstrap over images (Efron 1979).
 
         It knows nothing of what another seed of training would have changed. The draws are the same
-        each time. None where no image holds anything that is scored.
+        each time. nan where no image holds anything that is scored.
         """
         rng, n = np.random.default_rng(seed_for("bootstrap")), len(self.names)
-        counts = torch.from_numpy(rng.multinomial(n, np.full(n, 1 / n), size=1000))
+        counts = torch.from_numpy(rng.multinomial(n, [1 / n] * n, 1000))
         totals = torch.einsum("rn,nij->rij", counts, self.matrices)
-        found = [iou for iou in self._iou(totals) if iou is not None]
-        return Interval(*np.quantile(found, (0.025, 0.975)).tolist()) if found else None
+        return self._iou(totals).quantile([0.025, 0.975]).tolist()
+
+    def by_class(self) -> pd.DataFrame:
+        """A row a class: its IoU, its share of the pixels, how many objects it has, and what is
+        usual of its borders: the medians over images that hold the class and a prediction of it.
+        """
+        pixels, things = self.matrix.sum(1).double(), self.things["class_id"].astype(int)
+        columns = {
+            "class_id": range(len(pixels)),
+            "class": self.classes,
+            "IoU": self.scores()["per_class_iou"],
+            "share": pixels / pixels.sum(),
+            "objects": np.bincount(things, minlength=len(pixels)),
+        }
+        borders = self.borders.groupby("class_id")[["distance", "within"]].median()
+        return pd.DataFrame(columns).join(borders)
+
+    def summary(self, batch_size: int = 8) -> pd.DataFrame:
+        """A row a score; nan where nothing is scored."""
+        means, found = self.means(batch_size), self.scores()
+        low, high = self.interval()
+        numbers = {
+            "IoU over all pixels: what training logs": means["data set"],
+            "the same, 95 % interval over images, from": low,
+            "to": high,
+            "IoU, mean over images: small objects count as much as large": means["images"],
+            f"IoU, mean over batches of {batch_size}: depends on their order": means["batches"],
+            "F1": found["f1"],
+            "accuracy": found["accuracy"],
+            "calibration error: mean |confidence - accuracy|": self.calibration.error(),
+        }
+        return pd.DataFrame(numbers.items(), columns=["score", "value"])
 
     def ranked(self) -> list[str]:
         """Names of the images that can be scored, from the worst to the best."""
-        scored = pd.Series(self.iou_by_image(), self.names, dtype=float).dropna()
-        return scored.sort_values(kind="stable").index.tolist()
+        return self.iou_by_image().dropna().sort_values(kind="stable").index.tolist()
 
     def examples(self, each: int = 2) -> dict[str, list[str]]:
         """Names of the `each` best images, those around the median, and the worst; of three images
@@ -224,13 +235,13 @@ class Reading:
             "worst": ranked[:each],
         }
 
-    def confused(self, truth: int | str, predicted: int | str) -> list[tuple[str, int]]:
-        """Images in which pixels of class `truth` were taken for `predicted`, with how many, the
-        most first.
+    def confused(self, truth: int | str, predicted: int | str) -> pd.Series:
+        """How many pixels of class `truth` were taken for `predicted`, by name of the image, the
+        most first; without those in which none was.
         """
         counts = self.matrices[:, self._id(truth), self._id(predicted)].numpy()
         found = pd.Series(counts, self.names).sort_values(ascending=False, kind="stable")
-        return list(found[found > 0].items())
+        return found[found > 0]
 
     def shares(self, of: str) -> Tensor:
         """The matrix (C, C) as shares: `of="truth"` (rows add up to 1, recall on the diagonal) or
@@ -242,7 +253,7 @@ class Reading:
         if of not in axes:
             raise ConfigError("of", of, "'truth' or 'prediction'")
         counts = self.matrix.double()
-        return counts / counts.sum(dim=axes[of], keepdim=True)
+        return counts / counts.sum(axes[of], keepdim=True)
 
     def _id(self, named: int | str) -> int:
         for class_id, name in enumerate(self.classes):
@@ -251,39 +262,39 @@ class Reading:
         raise ConfigError("class", named, ", ".join(map(repr, self.classes)))
 
 
-def read_images(
-    model: Segmenter,
-    data: SegmentationData,
-    split: str = "validation",
-    by: Predict = probabilities,
-    watch: Callable[[list[str]], Iterator[str]] = iter,
-) -> Reading:
-    """Predict every image of a split at its own size, and keep what can be counted. The model is
-    left as it was.
+def in_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """The heads of its columns and its rows, for people."""
+    text = table.round(3).astype(object).fillna("n/a").map(str)
+    return list(text), text.to_numpy().tolist()
 
-    `watch` hands on the names as they are asked for: room for a progress bar. Raises ConfigError
-    for a split without images, and for a model of other classes.
+
+def read(
+    model: Segmenter, data: SegmentationData, split: str = "validation", by: Predict = probabilities
+) -> Reading:
+    """Predict the images of a split at their own size, under a bar if it takes longer than a
+    moment, and count what can be counted. The model is left as it was.
+
+    `by` says how: `vitseg.probabilities`, or `vitseg.flipped` for test-time augmentation. Raises
+    ConfigError for a split without images, and for a model of other classes.
     """
     classes = data.classes
     if model.shape.classes != classes:
         allowed = f"a model of the data's classes, {classes}"
         raise ConfigError("model", model.shape.classes, allowed, "Read its own run's data.")
-    if not data.splits.get(split):
-        allowed = ", ".join(repr(name) for name, names in data.splits.items() if names)
-        raise ConfigError("split", split, allowed)
+    refuse_unknown("split", [split], [name for name, names in data.splits.items() if names])
     ground = data.mode == "binary" or classes[0] == "background"
-    objects = range(int(ground), len(classes))
+    objects = range(ground, len(classes))
     matrices, things, borders, bins = [], [], [], torch.zeros(3, BINS, dtype=torch.float64)
-    for name in watch(data.splits[split]):
+    for name in tqdm(data.splits[split], split, unit="image", leave=False, delay=1.0, disable=None):
         image, ids = data.load(name)
         truth = data.trained(torch.from_numpy(ids))
         confidence, predicted = by(model, image).max(0)
         matrices.append(confusion(predicted, truth, len(classes)))
         bins += binned(confidence, predicted, truth)
         predicted[truth == IGNORE] = IGNORE
-        found = objects_of(name, truth.numpy(), predicted.byte().numpy(), objects)
-        things += found[0]
-        borders += found[1]
+        found, edges = objects_of(name, truth.numpy(), predicted.byte().numpy(), objects)
+        things += found
+        borders += edges
     return Reading(
         classes,
         data.mode,
@@ -291,7 +302,7 @@ def read_images(
         split,
         tuple(data.splits[split]),
         torch.stack(matrices),
-        tuple(things),
-        tuple(borders),
+        pd.DataFrame(things, columns=THINGS),
+        pd.DataFrame(borders, columns=BORDERS),
         Calibration(*bins),
     )

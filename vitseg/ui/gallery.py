@@ -1,35 +1,50 @@
-"""Looking at a result in a notebook: read it under a bar, the best and the worst images, what was
-taken for what.
+"""Pictures to look through in a notebook: an image in several of its views, each said to be what
+it is; the best and the worst images of a result, and what was taken for what.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 
 import ipywidgets as w
 from PIL import Image
-from tqdm.auto import tqdm
 
+from vitseg.data.augment import view_name
 from vitseg.data.dataset import SegmentationData
-from vitseg.insight.reading import Predict, Reading, probabilities, read_images
+from vitseg.errors import VitsegError
+from vitseg.insight.reading import Reading
 from vitseg.model.segmenter import Segmenter
-from vitseg.ui import markup, pictures, result
+from vitseg.ui import markup, pictures, result, theme
 from vitseg.ui.screen import live_figure
-from vitseg.ui.table import number_or_na
 from vitseg.ui.widgets import Fit
 
 
-def read(
-    model: Segmenter, data: SegmentationData, split: str = "validation", by: Predict = probabilities
-) -> Reading:
-    """Predict the images of a split, under a bar if it takes longer than a moment, and count what
-    can be counted.
+def show_views(data: SegmentationData, columns: int = 4, side: int = 190) -> w.VBox:
+    """A panel with an image picker and a view slider, for a cell of its own.
 
-    `by` says how: `vitseg.probabilities`, or `vitseg.flipped` for test-time augmentation. Raises
-    ConfigError for a split that holds no images.
+    It shows `columns` views from the chosen one on: the image as the network gets it, below it the
+    mask laid over it, and what was done. Views are in the order in which the epochs of stage 1 show
+    them.
     """
-    bar = partial(tqdm, desc=split, unit="image", leave=False, delay=1.0, disable=None)
-    return read_images(model, data, split, by, bar)
+    count = 100 if data.cfg.views == "fresh" else data.cfg.views  # of fresh ones there is no end
+    views, images = [view_name(data.cfg, 1, epoch) for epoch in range(1, count + 1)], []
+    for split, names in data.splits.items():
+        images += [(f"{name} ({split})", name) for name in names]
+    image = w.Dropdown(options=images, description="Image")
+    view = w.IntSlider(max=max(0, count - columns), description="View", style=theme.HANDLE)
+    view.disabled = view.max == 0
+
+    def draw() -> Figures:
+        figures = []
+        for name in views[view.value :][:columns]:
+            sample = data[image.value, name]
+            mask = data.trained(sample.multiclass_mask).numpy()
+            picture = pictures.with_mask(pictures.picture(sample.image), mask, side)
+            figures.append((f"view {name}: {sample.made_by}", pictures.data_uri(picture)))
+        key = pictures.legend(data.classes, columns * (side + 12))
+        return [*figures, ("", pictures.data_uri(key))]
+
+    return w.VBox([w.HTML(markup.STYLE), image, view, _drawn(draw, image, view)])
 
 
 def gallery(
@@ -38,13 +53,12 @@ def gallery(
     """The best images, those around the median, and the worst, each with truth, prediction and
     where they disagree.
     """
-    iou = dict(zip(reading.names, map(number_or_na, reading.iou_by_image()), strict=True))
-    parts, titles = [], []
+    iou, parts, titles = reading.iou_by_image(), [], []
     for kind, names in reading.examples(each).items():
-        scores = ", ".join(f"{name} (IoU {iou[name]})" for name in names)
+        scores = ", ".join(f"{name} (IoU {iou[name]:.3f})" for name in names)
         titles.append(f"{kind}: {scores}")
         parts.append(pictures.predictions(model, data, names, side))
-    return pictures.column(parts, titles)
+    return pictures.grid(parts, titles=titles)
 
 
 def show_confusions(
@@ -53,32 +67,50 @@ def show_confusions(
     """The confusion matrix as a panel: click a cell, or choose two classes, to see the images where
     it happened most.
     """
-    names = [(name, i) for i, name in enumerate(reading.classes)]
     mistakes = reading.matrix.clone().fill_diagonal_(0)
-    worst = divmod(int(mistakes.argmax()), len(names))
-    truth = w.Dropdown(options=names, value=worst[0], description="Truth")
-    prediction = w.Dropdown(options=names, value=worst[1], description="Prediction")
-    figure, shown = live_figure(result.confusion_figure(reading)), w.HTML()
+    worst = divmod(int(mistakes.argmax()), len(mistakes))
+    truth = w.Dropdown(options=reading.classes, index=worst[0], description="Truth")
+    prediction = w.Dropdown(options=reading.classes, index=worst[1], description="Prediction")
+    figure = live_figure(result.confusion_figure(reading))
 
-    def draw(_: object = None) -> None:
+    def draw() -> Figures:
         found = reading.confused(truth.value, prediction.value)
         words = (
-            f"{sum(n for _, n in found):,} pixels of {truth.label!r} were taken for "
-            f"{prediction.label!r}, in {len(found)} of {len(reading.names)} images"
+            f"{found.sum():,} pixels of {truth.value!r} were taken for {prediction.value!r}, in "
+            f"{len(found)} of {len(reading.names)} images"
         )
-        picture = ""
-        if found:
-            words += ": " + ", ".join(f"{name} ({n:,})" for name, n in found[:most])
-            some = [name for name, _ in found[:most]]
-            picture = pictures.data_uri(pictures.predictions(model, data, some, side))
-        shown.value = markup.html(markup.render("sheet", figures=[(words, picture)]))
+        picture, some = "", found.head(most)
+        if len(found):
+            words += ": " + ", ".join(f"{name} ({n:,})" for name, n in some.items())
+            sheet = pictures.predictions(model, data, list(some.index), side)
+            picture = pictures.data_uri(sheet)
+        return [(words, picture)]
 
     def clicked(_: object, points: object, __: object) -> None:
         if points.point_inds:
-            truth.value, prediction.value = points.point_inds[0]
+            truth.index, prediction.index = points.point_inds[0]
 
     figure.data[0].on_click(clicked)
-    truth.observe(draw, "value")
-    prediction.observe(draw, "value")
-    draw()
+    shown = _drawn(draw, truth, prediction)
     return w.VBox([w.HTML(markup.STYLE), figure, Fit(), w.HBox([truth, prediction]), shown])
+
+
+Figures = list[tuple[str, str]]
+"""What is said of each picture, and its data URI."""
+
+
+def _drawn(draw: Callable[[], Figures], *controls: w.Widget) -> w.HTML:
+    """The figures that `draw` gives, or why it cannot, again whenever a control has moved."""
+    shown = w.HTML()
+
+    def redraw(_: object = None) -> None:
+        try:
+            body = markup.render("sheet", figures=draw())
+        except VitsegError as error:
+            body = markup.render("lines", lines=[("bad", "", error)])
+        shown.value = markup.html(body)
+
+    for control in controls:
+        control.observe(redraw, "value")
+    redraw()
+    return shown

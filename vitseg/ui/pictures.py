@@ -17,11 +17,15 @@ from vitseg.data.dataset import SegmentationData
 from vitseg.images import IGNORE, color_of, overlay
 from vitseg.model.segmenter import Segmenter
 
-_GAP, _PAPER, _QUIET = 6, (255, 255, 255, 0), (122, 122, 122)
+_GAP, _PAPER, _QUIET = 6, "#ffffff00", "#7a7a7a"
 
 
-def grid(images: Sequence[Image.Image], columns: int = 1) -> Image.Image:
-    """Rows of so many images on a transparent ground."""
+def grid(
+    images: Sequence[Image.Image], columns: int = 1, titles: Sequence[str] = ()
+) -> Image.Image:
+    """Rows of so many images on a transparent ground, each below its title, if they have any."""
+    if titles:
+        images = [grid(pair) for pair in zip(map(_label, titles), images, strict=True)]
     places, left, top, right, bottom = [], 0, 0, 0, 0
     for number, image in enumerate(images):
         if number % columns == 0:
@@ -61,34 +65,22 @@ def comparison(
     data: SegmentationData, names: Sequence[str], masks: Sequence[np.ndarray], side: int = 190
 ) -> Image.Image:
     """What `predictions` shows, of masks that have been predicted."""
-    heads = ("image", "truth", "prediction", "disagreement")
-    columns = [[_label(head)] for head in heads]
+    tiles = []
     for name, predicted in zip(names, masks, strict=True):
         image, ids = data.load(name)
         truth = data.trained(torch.from_numpy(ids)).numpy()
         wrong = Image.fromarray((predicted != truth) & (truth != IGNORE))
         shown = image, overlay(image, truth, 0.65), overlay(image, predicted, 0.65), wrong
-        for tiles, tile in zip(columns, shown, strict=True):
-            tiles.append(_tile(tile, side))
-    sheet = grid(list(map(grid, columns)), len(columns))
+        tiles += [_tile(each, side) for each in shown]
+    sheet = grid(tiles, 4, ("image", "truth", "prediction", "disagreement") * len(names))
     return grid([sheet, legend(data.classes, sheet.width)])
 
 
 def strip(images: Sequence[Image.Image], titles: Sequence[str], height: int = 168) -> Image.Image:
     """Pictures of one height side by side, each below its title."""
-    row = []
-    for image, title in zip(images, titles, strict=True):
-        size = (round(height * image.width / image.height), height)
-        row.append(column([image.resize(size, Image.Resampling.NEAREST)], [title]))
-    return grid(row, len(row))
-
-
-def column(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
-    """Pictures one below the other, each below its title."""
-    parts = []
-    for image, title in zip(images, titles, strict=True):
-        parts += [_label(title), image]
-    return grid(parts)
+    nearest = Image.Resampling.NEAREST
+    row = [ImageOps.scale(image, height / image.height, nearest) for image in images]
+    return grid(row, len(row), titles)
 
 
 def spotlight(image: Image.Image, heat: Tensor) -> Image.Image:
@@ -103,13 +95,10 @@ def picture(image: Tensor) -> Image.Image:
 
 
 def legend(classes: Sequence[str], width: int) -> Image.Image:
-    """Class names beside their colours, in as many lines as they need."""
-    entries = []
-    for number, name in enumerate(classes):
-        square = ImageOps.expand(Image.new("RGB", (12, 12), color_of(number)), 1, _QUIET)
-        entries.append(grid([square, _label(name)], 2))
-    widest = max(entry.width for entry in entries)
-    return grid(entries, max(1, width // (widest + _GAP)))
+    """Class names above their colours, in as many lines as they need."""
+    bars = [Image.new("RGB", (90, 12), color_of(i)) for i in range(len(classes))]
+    framed = [ImageOps.expand(bar, 1, _QUIET) for bar in bars]
+    return grid(framed, max(1, width // 100), classes)
 
 
 def png(image: Image.Image) -> bytes:
@@ -120,7 +109,7 @@ def png(image: Image.Image) -> bytes:
 
 def data_uri(image: Image.Image) -> str:
     """The picture as a PNG within an HTML page."""
-    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
+    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
 
 
 def _tile(image: Image.Image, side: int) -> Image.Image:
