@@ -438,7 +438,7 @@ def test_an_error_in_a_chart_does_not_stop_the_training(wb, monkeypatch):
     monkeypatch.setattr(Points, "trace", lambda *_: 1 / 0)
     wb.start()
     assert wb.session.wait() == "ended"
-    until(lambda: "The screen could not be drawn (ZeroDivisionError" in wb.status.value)
+    until(lambda: "The screen could not be drawn. ZeroDivisionError" in wb.status.value)
 
 
 def test_a_freeze_breach_is_red_with_its_sentence(wb):

@@ -100,14 +100,15 @@ def _add_band(figure: go.Figure, band: Band, text: str) -> None:
 
 def planned_lr(recipe: Recipe, batches_per_epoch: int) -> go.Figure:
     """The promised LR of every step, before any training."""
-    planned = Curves(recipe, batches_per_epoch)
+    planned = Curves()
+    planned.promise(recipe, batches_per_epoch)
     data = planned.points["LR (planned)"].trace()
     figure = go.Figure(go.Scatter(data, name="planned", line_shape="vh", hovertemplate=_HOVER))
     for stage, band in zip(recipe.stages, planned.bands, strict=True):
         text = f"{band.stage} {theme.literal(stage.name)}<br>{plan.describe(stage)}"
         _add_band(figure, band, text)
-    figure.update_layout(xaxis_title="epoch", yaxis={"title": "learning rate", "type": "log"})
-    return figure.update_layout(template=theme.TEMPLATE, height=380)
+    axes = {"xaxis_title": "epoch", "yaxis_title": "learning rate", "yaxis_type": "log"}
+    return figure.update_layout(template=theme.TEMPLATE, height=380, **axes)
 
 
 def freeze_map(rows: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], edited: int = 0) -> Table:
@@ -158,7 +159,7 @@ def class_map(events: Iterable[Event], most: int = 1000) -> Table:
     if not ended:
         return Table((), (), "After the first epoch: the IoU of every class, epoch by epoch.")
     apart = -(-len(ended) // most)
-    ended = ended[(len(ended) - 1) % apart :: apart]
+    ended = ended[::-apart][::-1]
     for event in ended:
         for row, iou in zip(rows, event.validation["per_class_iou"], strict=True):
             cell = "n/a"

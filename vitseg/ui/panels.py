@@ -19,20 +19,21 @@ def stage_parts(
     """The rows of `charts.freeze_map`: stages that have started as `events` found them, the others
     as planned. `failure` names the parts that broke the promise of what trains.
     """
-    started, at_fault = {}, 1
+    started, ended = {}, 0
     for event in events:
         if isinstance(event, StageStarted):
             started[event.stage] = event.parts
         elif isinstance(event, StageEnded):
-            at_fault = event.stage + 1
-    rows, model = [], model_parts(job.model).values()
+            ended = event.stage
+    sizes = []
+    for part in model_parts(job.model).values():
+        count = sum(p.numel() for p in part.parameters)
+        sizes.append({"name": part.name, "block": part.block, "parameters": count})
+    rows = []
     for plan in job.stages:
-        parts = started.get(plan.number) or []
-        for part in model if not parts else ():
-            count, trains = sum(p.numel() for p in part.parameters), part.name in plan.trained
-            about = {"name": part.name, "block": part.block}
-            parts.append(about | {"parameters": count, "trains": trains})
-        if failure and plan.number == at_fault:
+        planned = [size | {"trains": size["name"] in plan.trained} for size in sizes]
+        parts = started.get(plan.number) or planned
+        if failure and plan.number == ended + 1:
             parts = [part | {"broken": part["name"] in failure.parts} for part in parts]
         rows.append((f"{plan.number} {plan.stage.name}", parts))
     return rows

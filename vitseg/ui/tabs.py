@@ -8,12 +8,13 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import ipywidgets as w
+import pandas as pd
 
 from vitseg.errors import RunError
 from vitseg.runs.folder import RunFolder, runs_root
 from vitseg.runs.narrate import number_or_na
 from vitseg.ui import charts, pictures, theme
-from vitseg.ui.curves import write_csv
+from vitseg.ui.curves import Curves
 from vitseg.ui.live import current
 from vitseg.ui.markup import html, lines
 from vitseg.ui.panels import checks
@@ -87,20 +88,19 @@ class Tabs:
 
     def draw_runs(self) -> None:
         """The run that is shown stands first, so that the list, where it is new, chooses it."""
-        runs, shown = recent_runs(), self.session.run
-        if shown and shown.events_file.exists():
-            runs = [shown, *(run for run in runs if run.path != shown.path)]
-        rows = []
-        for run in runs:
-            iou = ""
+        runs, rows = {}, []
+        for run in (self.session.run, *recent_runs()):
+            if run and run.events_file.exists():
+                runs[run.path] = run
+        for path, run in runs.items():
+            iou, ended = "", ", ".join(map(str, run.ended_stages()))
             with suppress(RunError):  # it has not ended, or somebody wrote into it
                 iou = number_or_na(run.summary["best"]["iou"])
-            ended = ", ".join(map(str, run.ended_stages()))
-            rows.append((run.path.name, _state_of(run), ended, iou))
+            rows.append((path.name, _state_of(run), ended, iou))
         caption = f"In {runs_root()}" if rows else "No run has been recorded yet."
-        table = Table(("run", "state", "finished stages", "best IoU"), tuple(rows), caption)
-        self.runs.value = html(table)
-        self.which.options = [(run.path.name, run.path) for run in runs]
+        heads = ("run", "state", "finished stages", "best IoU")
+        self.runs.value = html(Table(heads, rows, caption))
+        self.which.options = [(path.name, path) for path in runs]
         if runs and self.which.index is None:
             self.which.index = 0
 
@@ -112,15 +112,22 @@ class Tabs:
     def export_report(self) -> None:
         run = self._chosen()
         self.said.say(f"Writing the report of {run.path.name}...")
+        done = ("",)
         try:
-            self.said.say("Report written:", report(run.path))
-        except Exception:
-            self.said.say("")
-            raise
+            done = "Report written:", report(run.path)
+        finally:
+            self.said.say(*done)
 
     def export_csv(self) -> None:
-        run = self._chosen()
-        self.said.say("Curves written:", write_csv(run.path, run.events()))
+        """The curves as one table: a row for each point, `curve,epoch,step,value`."""
+        run, rows = self._chosen(), []
+        for name, points in Curves.of(run.events()).points.items():
+            epochs, values, steps = points.trace().values()
+            columns = {"curve": name, "epoch": epochs, "step": steps.astype(int), "value": values}
+            rows.append(pd.DataFrame(columns))
+        path = run.path / "curves.csv"
+        pd.concat(rows).dropna().to_csv(path, index=False)
+        self.said.say("Curves written:", path)
 
     def _chosen(self) -> RunFolder:
         """The run in the list beside the buttons."""

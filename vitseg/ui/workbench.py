@@ -4,11 +4,8 @@ with.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import ipywidgets as w
 import plotly.graph_objects as go
@@ -23,7 +20,6 @@ from vitseg.runs.folder import RunFolder
 from vitseg.ui import charts, table
 from vitseg.ui.console import progress, say
 from vitseg.ui.controls import Controls
-from vitseg.ui.curves import Band, Points
 from vitseg.ui.live import current
 from vitseg.ui.markup import STYLE, html, lines
 from vitseg.ui.panels import stage_parts
@@ -31,9 +27,6 @@ from vitseg.ui.screen import Screen, live_figure
 from vitseg.ui.session import Session
 from vitseg.ui.tabs import Tabs
 from vitseg.ui.widgets import Fit
-
-_views: WeakKeyDictionary[Session, threading.Event] = WeakKeyDictionary()
-"""What ends the drawing of the newest view of a session, once there is a newer one."""
 
 
 class Workbench(Screen):
@@ -53,15 +46,12 @@ class Workbench(Screen):
         super().__init__(s)
         tip = "Start the next run from the end of a finished stage of this one"
         self.add_button("Fork", self.fork, tip)
-        if s in _views:
-            _views[s].set()
-        _views[s] = self.closed
+        s.screen = self
         self.controls = Controls(s.desk, self._changed)
         self.tabs = Tabs(s, self, self._turned_to_another)
         self.heading, self.stage_table = w.HTML(), w.HTML()
         self.freeze_map, self.notes = w.HTML(), w.HTML()
-        self._drawn: dict[str, tuple[Points, int]] = {}
-        self._bands: list[Band] = []
+        self._drawn: dict[str, Any] = {}
         self.figure = live_figure(charts.curves_figure(s.curves, s.parent, charts.POINTS))
         self.box = w.VBox(
             [
@@ -105,8 +95,7 @@ class Workbench(Screen):
                 say(str(words))
             self.start()
 
-    def _printed(self, events: Iterable[Event]) -> Iterator[Event]:
-        return progress(events)
+    _printed = staticmethod(progress)
 
     def show(self) -> go.Figure:
         """The curves as a static figure, for a report or a page without live widgets."""
@@ -165,11 +154,11 @@ class Workbench(Screen):
     def _draw_plan(self) -> None:
         """What may be chosen, stage table, freeze map, and what is worth knowing about a stage."""
         s, recipe, edited = self.session, self.session.recipe, self.session.desk.stage
+        self.controls.draw(s.starts())
         job, ahead = s.plan_of(recipe), s.forecast() if s.cost else []
         rows = stage_parts(job)
         if not s.preview:
             rows = stage_parts(job, s.events, s.failure())
-        self.controls.offer(s.starts())
         self.stage_table.value = html(table.stages(recipe, rows, ahead, edited))
         self.freeze_map.value = html(charts.freeze_map(rows, edited))
         if edited > len(recipe.stages):
@@ -191,20 +180,19 @@ class Workbench(Screen):
         with figure.batch_update():
             for trace in figure.data:
                 points = charts.points_of(trace.name, curves, beneath)
-                count = len(points)  # before they are read: another thread adds to them
-                before, had = drawn.get(trace.name, (None, 0))
-                if before is not points or had != count:
+                now = points, len(points)  # before they are read: another thread adds to them
+                if drawn.get(trace.name) != now:
                     trace.update(points.trace(charts.POINTS))
-                    drawn[trace.name] = points, count
-            if curves.bands != self._bands:  # assigned: `update` would never shorten a list
+                    drawn[trace.name] = now
+            if drawn.get("bands") != curves.bands:  # assigned: `update` would never shorten a list
                 layout = charts.curves_figure(curves, most=charts.POINTS).layout
                 figure.layout.shapes, figure.layout.annotations = layout.shapes, layout.annotations
-                self._bands = curves.bands
+                drawn["bands"] = curves.bands
 
     def draw_status(self) -> None:
         with self.lock:
             s = self.session
-            self.buttons["Fork"].disabled = s.fork_point() is None
+            self.buttons["Fork"].disabled = not s.fork_point().stage
             self.heading.value = lines([("heading", s.heading(), s.path or "")])
             super().draw_status()
 
@@ -218,7 +206,7 @@ class Workbench(Screen):
     def _after_cell(self, result: Any) -> None:
         """An interrupt is meant for a cell; the run in the background goes on, and says so."""
         interrupted = isinstance(result.error_in_exec, KeyboardInterrupt)
-        if interrupted and self.session.alive and not self.closed.is_set():
+        if interrupted and self.session.alive and self.session.screen is self:
             self.note = "The interrupt ended a cell, not the training; press Stop for that."
             self.draw_status()
 
@@ -229,16 +217,14 @@ def _session_of(asked: Recipe | str | Path | None, reuse: bool) -> Session:
     """
     shown, recipe = None, asked
     if not isinstance(asked, Recipe):
-        path = None if asked is None else Path(asked).expanduser().absolute()
-        if path and (path / "recipe.json").exists():
-            shown, recipe = path, RunFolder(path).recipe
+        run = RunFolder(asked or ".")
+        if asked and (run.path / "recipe.json").exists():
+            shown, recipe = run.path, run.recipe
         else:
-            recipe = quick(path)
+            recipe = quick(asked)
     live = current()
-    if isinstance(live, Session):
-        meant = shown or recipe
-        if meant in (live.path, live.asked):
-            return live
+    if isinstance(live, Session) and (shown or recipe) in (live.path, live.asked):
+        return live
     session = Session(recipe)
     session.desk.retrain = not reuse
     if shown:
