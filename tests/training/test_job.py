@@ -98,7 +98,7 @@ for _ in range(2):
     counts.append(wb.session.between(encoders))
     assert wb.wait() == "ended"
     counts.append(encoders())
-    wb.session.desk.set("Seed", 1)
+    wb.controls["Seed"].value = 1
 print(*counts)
 """
 

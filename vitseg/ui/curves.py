@@ -81,17 +81,12 @@ class Curves:
     early, the plan of the later ones is moved to where they really began.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, events: Iterable[Event] = ()):
         self.points = {name: Points() for name in NAMES}
         self.bands: list[Band] = []
-        self._took: dict[int, int] = {}
-
-    @classmethod
-    def of(cls, events: Iterable[Event]) -> Curves:
-        curves = cls()
+        self._took = {}
         for event in events:
-            curves.add(event)
-        return curves
+            self.add(event)
 
     def promise(self, recipe: Recipe, n: int) -> None:
         """Draw up the plan of `recipe`, of `n` batches an epoch, around what has happened so

@@ -69,10 +69,9 @@ class Task:
     """Whether what was cut off can be gone on with, by Resume."""
 
     def __init__(self) -> None:
-        self._mail, self._thread = threading.Condition(), None
-        self._guests, self._stepping = 0, False
-        self.cost: Any = None
-        self.screen: Any = None
+        self._moved, self._thread = threading.Condition(), None
+        self._turn, self._step = threading.RLock(), threading.RLock()
+        self.cost = self.screen = None
         self._clear()
 
     def _clear(self) -> None:
@@ -133,9 +132,10 @@ class Task:
         """
         if not self.phase:
             raise RunError("Nothing has been started.", "Press Start.")
-        with self._mail:
+        with self._moved:
             self.phase = moves.get(self.phase, self.phase)
-            self._mail.notify_all()
+            self.turns += 1
+            self._moved.notify_all()
 
     def wait(self, timeout: float | None = None) -> str:
         """Until nothing more comes, or `timeout` seconds have passed; returns the state."""
@@ -159,16 +159,8 @@ class Task:
         """The result of `job`, done while no step is under way: also while paused, and after the
         end.
         """
-        with self._mail:
-            self._guests += 1
-        try:
-            with self._mail:
-                self._mail.wait_for(lambda: not self._stepping)
+        with self._turn, self._step:
             return job()
-        finally:
-            with self._mail:
-                self._guests -= 1
-                self._mail.notify_all()
 
     # ---- the thread
 
@@ -189,32 +181,28 @@ class Task:
         try:
             with closing(stream):  # which saves, and may fail to
                 while self._may_go_on():
-                    began = time.monotonic()
-                    event = next(stream)
-                    self.seconds += min(time.monotonic() - began, LONGEST)
-                    self.take(event)
+                    with self._turn:  # whoever waits for the end of a step comes first
+                        pass
+                    with self._step:
+                        began = time.monotonic()
+                        event = next(stream)
+                        self.seconds += min(time.monotonic() - began, LONGEST)
+                        self.take(event)
+                        if self.phase == "pausing":
+                            self._save()
+                            self._move(pausing="paused")
         except StopIteration:
             last = "ended"
         except BaseException as error:  # a SystemExit, too: nobody would see it on this thread
             self.error, last = error, "failed"
         atexit.unregister(self._at_exit)
-        with self._mail:  # from here on another run may be launched
-            self.phase, self._stepping = last, False
-            self._mail.notify_all()
+        with self._moved:
+            self.phase = last  # from here on another run may be launched
 
     def _may_go_on(self) -> bool:
-        """Sit out a pause, and what others do between two steps. False once it is to stop."""
-        with self._mail:
-            pausing = self.phase == "pausing"
-            if pausing:
-                self.phase = "paused"
-        if pausing:
-            self._save()
-        with self._mail:
-            self._stepping = False
-            self._mail.notify_all()
-            self._mail.wait_for(lambda: not self._guests and self.phase != "paused")
-            self._stepping = True
+        """Sit out a pause. False once it is to stop."""
+        with self._moved:
+            self._moved.wait_for(lambda: self.phase != "paused")
             return self.phase != "stopping"
 
     def _save(self) -> None:

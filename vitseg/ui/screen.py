@@ -103,11 +103,12 @@ class Screen:
         self._do(self.session.stop)
 
     def _do(self, act: Callable[[], None]) -> None:
-        was_alive = self.session.alive
-        act()
-        if self.session.alive and not was_alive:
-            self._paint_while_alive()
-        self.draw_status()
+        with self.lock:
+            was_alive = self.session.alive
+            act()
+            if not was_alive:
+                self._paint_while_alive()
+            self.draw_status()
 
     def _pause_or_resume(self) -> None:
         if self.state == "running":
@@ -161,7 +162,7 @@ class Screen:
 
     def _repr_mimebundle_(self, **more: Any) -> Any:
         if not self.session.alive:
-            self._time_batches()
+            self.time_batches()
         return self.box._repr_mimebundle_(**more) | {"text/plain": str(self)}
 
     def draw_news(self) -> None:
@@ -173,12 +174,12 @@ class Screen:
         """
         with self.lock:
             session, state, live = self.session, self.state, current()
-            resumable = session.resumable and not live
+            own, resumable = live is session, session.resumable and not live
             self.buttons["Start"].disabled = not session.startable
             pause, stop = self.buttons["Pause"], self.buttons["Stop"]
-            resumes = state != "running" and (session.alive or resumable)
+            resumes = state != "running" and (own or resumable)
             pause.description = "Resume" if resumes else "Pause"
-            may_pause = state in {"running", "pausing", "paused"} and not session.elsewhere
+            may_pause = own and state != "stopping" and not session.elsewhere
             pause.disabled = not (may_pause or resumable)
             stop.disabled = not live or live.state == "stopping"
             done, left = session.progress()
@@ -191,8 +192,9 @@ class Screen:
         self.status.value = html(f"<p role=status class='{kind}'>{escape(words)}</p>")
 
     def _paint_while_alive(self) -> None:
-        self.note = ""
-        threading.Thread(target=self._paint, name="vitseg painter", daemon=True).start()
+        if self.session.alive:
+            self.note = ""
+            threading.Thread(target=self._paint, name="vitseg painter", daemon=True).start()
 
     def _paint(self) -> None:
         """Redraw a few times a second while there is something new, and once at the end. Never
@@ -212,7 +214,7 @@ class Screen:
                 return
             self.session.wait(REDRAW_SECONDS)
 
-    def _time_batches(self) -> None:
+    def time_batches(self) -> None:
         """A forecast needs a few timed batches; they are timed once the screen stands, and waited
         for at exit: torch does not like to be cut off.
         """

@@ -1,4 +1,4 @@
-"""A workbench without its widgets: the run that is shown, how long it takes, and what is said of it."""
+"""What a workbench shows: a run, how long it takes, and what is said of it."""
 
 from __future__ import annotations
 
@@ -25,25 +25,18 @@ from vitseg.events import (
 )
 from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import steps_saved
-from vitseg.runs.folder import Failure, RunFolder, new_run, runs_root
+from vitseg.runs.folder import Failure, RunFolder, new_run
 from vitseg.runs.forecast import StageForecast, forecast, measure
-from vitseg.runs.fork import differences
 from vitseg.runs.narrate import inherited_words, number_or_na
 from vitseg.runs.run import TrainingRun, fork, kept_events, resume, train, trained_already
 from vitseg.runs.store import StageEnd, environment, stage_keys
 from vitseg.training.job import Job
+from vitseg.ui.controls import Controls
 from vitseg.ui.curves import Curves
-from vitseg.ui.desk import Desk
 from vitseg.ui.live import Said, Task, launching, why_busy
 
 _SAME_COST = {"name", "stages", "batch_size", "seed"}
 """Settings that timed batches do not depend on."""
-
-
-def recent_runs() -> list[RunFolder]:
-    """The 20 newest runs in the runs root."""
-    logs = sorted(runs_root().glob("*/events.jsonl"), key=lambda log: log.stat().st_mtime)
-    return [RunFolder(log.parent) for log in logs[:-21:-1]]
 
 
 class Session(Task):
@@ -59,13 +52,12 @@ class Session(Task):
     def __init__(self, recipe: Recipe):
         self.asked = self.trained = recipe
         self.job = Job(recipe)
-        self.desk = Desk(recipe, lambda edited: self.job.replace(edited))
+        self.controls = Controls(recipe, lambda edited: self.job.replace(edited))
         self.samples = self.job.data.splits["validation"][:4]  # predicted after every epoch
         self.run: RunFolder | None = None
         self.path, self.idle, self.preview = None, "ready", True
         self.predictions: dict[int, list[np.ndarray]] = {}
-        self._choice: object = None
-        self._timing = threading.Lock()
+        self._choice, self._timing = None, threading.Lock()
         super().__init__()
 
     def _clear(self) -> None:
@@ -74,10 +66,8 @@ class Session(Task):
         self.ended: list[StageEnded] = []
         self.features: FeaturesUsed | None = None
         self.no_pictures = self.unsaved = ""
-        self._training: TrainingRun | None = None
-        self._inherited, self._epoch = 0, 0.0
+        self._training, self._weights, self._inherited, self._epoch = None, [], 0, 0.0
         self._began = 0.0, 0.0  # epoch and seconds before the first step that is trained here
-        self._weights: list[float] = []
 
     # ---- what there is
 
@@ -97,7 +87,7 @@ class Session(Task):
     @property
     def recipe(self) -> Recipe:
         """That of the run on the screen, or of what Start would train."""
-        return self.desk.recipe if self.preview else self.trained
+        return self.controls.recipe if self.preview else self.trained
 
     @property
     def resumable(self) -> bool:
@@ -108,10 +98,10 @@ class Session(Task):
     @property
     def edited(self) -> bool:
         """Whether the controls say something else than the run that is shown."""
-        return self._choice != self.desk.choice()
+        return self._choice != self.controls.choice()
 
     def why_not_start(self) -> str:
-        return why_busy() or self.desk.problem
+        return why_busy() or self.controls.problem
 
     def failure(self) -> Failure | None:
         """What ended the run that is shown: as it happened here, or as its folder remembers."""
@@ -119,32 +109,23 @@ class Session(Task):
             return Failure.of(self.error)
         return self.run.failure() if self.state == "shown" else None
 
-    def starts(self) -> list[StageEnd]:
-        """The ends of stages of recent runs from which the desk's recipe may go on, newest first."""
-        found, new = [], self.desk.recipe
-        for run in recent_runs():
-            with suppress(VitsegError):
-                old, ends = run.recipe, reversed(run.ended_stages())
-                found += [StageEnd(run.path, n) for n in ends if not differences(old, new, n)]
-        return found
-
     def fork_point(self) -> StageEnd:
         """Where Fork starts: the last finished stage before the edited one, of the run on the
         screen; stage 0 if there is none.
         """
-        before = max(1, self.desk.stage - 1)
-        finished = min(before, len(self.desk.recipe.stages) - 1, len(self.ended))
+        before = max(1, self.controls.stage - 1)
+        finished = min(before, len(self.controls.recipe.stages) - 1, len(self.ended))
         return StageEnd(self.path, finished)
 
     # ---- what can be done
 
     def _begin(self) -> None:
-        """Train what is on the desk, in a new run folder."""
+        """Train what the controls say, in a new run folder."""
         if reason := self.why_not_start():
             raise TrainingError(reason)
-        recipe, start = self.desk.chosen(), self.desk.start
+        recipe, start = self.controls.chosen(), self.controls.start
         run = new_run(recipe.name)
-        begin = partial(train, folder=run.path, reuse=not self.desk.retrain)
+        begin = partial(train, folder=run.path, reuse=not self.controls["Retrain"].value)
         if start.stage:
             begin = partial(fork, *start, folder=run.path)
         self._turn_to(run, recipe)
@@ -154,7 +135,7 @@ class Session(Task):
         """Show a run that the controls describe."""
         self.run, self.path, self.idle = run, run.path, "shown"
         self.trained, self.preview = recipe, False
-        self._choice, self.predictions = self.desk.choice(), {}
+        self._choice, self.predictions = self.controls.choice(), {}
 
     def _stream(self, recipe: Recipe, begin: Callable[[Job], TrainingRun]) -> Generator[Event]:
         """What was recorded of the run that is shown, and what `begin` makes of its job."""
@@ -168,9 +149,8 @@ class Session(Task):
             self.unsaved = ""
             if self._training:
                 self._training.save()
-        except VitsegError as error:
+        except Exception as error:  # the training itself goes on
             self.unsaved = f"What came after the last save is not saved: {error}"
-        self.turns += 1
 
     def resume(self) -> None:
         """Go on after a pause; or continue the run that is shown, if it was cut off, from its last
@@ -179,7 +159,6 @@ class Session(Task):
         with launching:
             if self.alive:
                 super().resume()
-                self.turns += 1
             elif self.resumable:
                 recipe = self.run.resolved_recipe()
                 self._launch(self._stream(recipe, partial(resume, self.path)))
@@ -191,20 +170,19 @@ class Session(Task):
         """Take the end of the stage before the edited one as the place to start from. Start then
         trains the rest.
         """
-        desk, start = self.desk, self.fork_point()
+        start = self.fork_point()
         if not start.stage:
             hint = "Wait for the end of stage 1, or choose a run in Runs."
             raise RunError("There is no finished stage to fork from.", hint)
-        desk.start, desk.stage = start, max(desk.stage, start.stage + 1)
-        desk.check()
+        self.controls.turn_to(max(self.controls.stage, start.stage + 1), start)
 
     def show(self, folder: str | Path) -> None:
         """Show a run of the past in place of the one that is shown, and its settings in the
         controls.
         """
         if self.alive:
-            raise TrainingError(f"{self.path.name} is training.", "Stop it, or wait for its end.")
-        run, base = RunFolder(folder), self.desk.base
+            raise TrainingError(why_busy())
+        run, base = RunFolder(folder), self.controls.base
         events, recipe = list(run.events()), run.recipe
         if (recipe.data, recipe.model) != (base.data, base.model):
             raise RunError(
@@ -213,7 +191,7 @@ class Session(Task):
             )
         if recipe.model_dump(exclude=_SAME_COST) != base.model_dump(exclude=_SAME_COST):
             self.cost = None
-        self.desk.take(recipe)
+        self.controls.take(recipe)
         self._turn_to(run, recipe)
         self._clear()
         for event in events:
@@ -227,7 +205,7 @@ class Session(Task):
             case RunStarted() if event.parent:
                 self._inherited = event.parent["stage"]
                 with suppress(VitsegError):  # it may have been deleted
-                    self.parent = Curves.of(RunFolder(self.run.forked()["parent"]).events())
+                    self.parent = Curves(RunFolder(self.run.forked()["parent"]).events())
             case FeaturesUsed():
                 self.features = event
             case BatchEnded():
@@ -245,9 +223,8 @@ class Session(Task):
     def _predict(self, epoch: int) -> None:
         """Pictures are no reason for a training to end: what goes wrong is said beside them."""
         try:
-            model, data = self.job.model, self.job.data
-            masks = [model.predict(data.load(name)[0]) for name in self.samples]
-            self.predictions[epoch] = masks
+            images = [self.job.data.load(name)[0] for name in self.samples]
+            self.predictions[epoch] = list(map(self.job.model.predict, images))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             self.no_pictures = f"No prediction after epoch {epoch} ({reason}). Training goes on."
@@ -258,7 +235,7 @@ class Session(Task):
         """Time a few batches, once, and look up what the keys of stages follow from."""
         with self._timing:
             if self.cost is None:
-                job = self.plan_of(self.desk.base)
+                job = self.plan_of(self.controls.base)
                 self._facts, self.cost = environment(job), measure(job)
 
     def forecast(self) -> list[StageForecast]:
@@ -276,8 +253,8 @@ class Session(Task):
         """How many stages Start would take from other runs; those of a start, where only Start can
         tell.
         """
-        start = self.desk.start
-        if start.stage or self.desk.retrain:
+        start = self.controls.start
+        if start.stage or self.controls["Retrain"].value:
             return start.stage
         found = trained_already(stage_keys(job, self._facts | job.machine.facts()))
         return found.stage if found else 0
@@ -322,41 +299,38 @@ class Session(Task):
         return words
 
     def sentence(self, note: str = "") -> Said:
-        off, wrong = self.why_not_start(), [self.incomplete]
-        if self.alive:
-            moved = "A control was moved: that takes effect at the next start."
-            words = [self._doing(), note or moved * self.edited]
-            wrong.append(self.desk.problem)
-        else:
-            words = [self._outcome(off)]
-            wrong += [note, off and f"Start is off: {off}"]
+        off = self.controls.problem if self.alive else self.why_not_start()
+        words = self._doing() if self.alive else self._outcome(off)
+        wrong = [self.incomplete, note, off and f"Start is off: {off}"]
         if not self.preview:
             if failure := self.failure():
                 wrong.append(f"{failure.kind}: {failure.says}")
             elif self.ended:
                 wrong.append(self.ended[-1].warning)
-        return " ".join(filter(None, words + wrong)), "bad" if any(wrong) else ""
+        return " ".join(filter(None, [words, *wrong])), "bad" if any(wrong) else ""
 
     def _doing(self) -> str:
+        moved = " A control was moved: that takes effect at the next start." * self.edited
         match self.state, self.position:
             case "paused", _:
-                return f"Paused. Resume goes on. {self.unsaved}"
+                return f"Paused. Resume goes on. {self.unsaved}{moved}"
             case "pausing" | "stopping" as state, _:
-                return f"{state.capitalize()} after this batch."
+                return f"{state.capitalize()} after this batch.{moved}"
             case _, None:
-                return "Reading data and weights."
+                return f"Reading data and weights.{moved}"
             case _, BatchEnded() | ValidationBatch() as p:
                 what = "Training" if isinstance(p, BatchEnded) else "Scoring"
-                return f"{what} stage {p.stage}: epoch {p.epoch}, batch {p.batch} of {p.batches}."
-        return "Training."
+                where = f"epoch {p.epoch}, batch {p.batch} of {p.batches}"
+                return f"{what} stage {p.stage}: {where}.{moved}"
+        return f"Training.{moved}"
 
     def _outcome(self, off: str) -> str:
         """What Start would train, or how the run that is shown came to its end, and whether it can
         go on.
         """
-        run, start = self.run, self.desk.start
+        run, start = self.run, self.controls.start
         if self.preview:
-            first, last = start.stage + 1, len(self.desk.chosen().stages)
+            first, last = start.stage + 1, len(self.controls.chosen().stages)
             which = f"stages {first} to {last}" if first < last else f"stage {last}"
             source = f" from {start}" if start.stage else ""
             return "" if off else f"Ready. Start trains {which}{source}."

@@ -4,7 +4,6 @@ past.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 
 import ipywidgets as w
@@ -14,13 +13,12 @@ from vitseg.errors import RunError
 from vitseg.runs.folder import RunFolder, runs_root
 from vitseg.runs.narrate import number_or_na
 from vitseg.ui import charts, pictures, theme
+from vitseg.ui.controls import recent_runs
 from vitseg.ui.curves import Curves
 from vitseg.ui.live import current
 from vitseg.ui.markup import html, lines
-from vitseg.ui.panels import checks
 from vitseg.ui.report import report
 from vitseg.ui.screen import Screen
-from vitseg.ui.session import Session, recent_runs
 from vitseg.ui.table import Table
 from vitseg.ui.widgets import FileLink
 
@@ -31,12 +29,10 @@ _NO_PICTURES = (
 
 
 class Tabs:
-    """Draws what a session holds. `shown` is called once a run of the past has taken the place of
-    the one on the screen.
-    """
+    """Draws what the session of a screen holds."""
 
-    def __init__(self, session: Session, screen: Screen, shown: Callable[[], None]):
-        self.session, self._shown, self._filling = session, shown, False
+    def __init__(self, screen: Screen):
+        self.screen, self.session, self._filling = screen, screen.session, False
         self.epoch = w.IntSlider(max=0, description="Epoch", style=theme.HANDLE)
         self.epoch.observe(lambda _: self._filling or screen.attempt(self._draw_pictures), "value")
         self.picture = w.Image(layout={"max_width": "100%", "align_self": "flex-start"})
@@ -63,15 +59,14 @@ class Tabs:
         """What changes once an epoch."""
         s = self.session
         self.classes.value = html(charts.class_map(s.events, most=24))
-        self.checks.value = checks(s.events, s.failure(), s.features)
+        self.checks.value = charts.checks(s.events, s.failure(), s.features)
         slider, self._filling = self.epoch, True
         follows = slider.value == slider.max  # unless somebody has gone back in time
         slider.max, slider.disabled = max(s.predictions, default=0), not s.predictions
         if follows:
             slider.value = slider.max
         self._filling = False
-        if follows or not s.predictions:
-            self._draw_pictures()
+        self._draw_pictures()
         self.draw_runs()
 
     def _draw_pictures(self) -> None:
@@ -107,7 +102,8 @@ class Tabs:
     def show(self) -> None:
         """Put the chosen run on the screen."""
         self.session.show(self._chosen().path)
-        self._shown()
+        self.screen.draw()
+        self.screen.time_batches()
 
     def export_report(self) -> None:
         run = self._chosen()
@@ -121,7 +117,7 @@ class Tabs:
     def export_csv(self) -> None:
         """The curves as one table: a row for each point, `curve,epoch,step,value`."""
         run, rows = self._chosen(), []
-        for name, points in Curves.of(run.events()).points.items():
+        for name, points in Curves(run.events()).points.items():
             epochs, values, steps = points.trace().values()
             columns = {"curve": name, "epoch": epochs, "step": steps.astype(int), "value": values}
             rows.append(pd.DataFrame(columns))
