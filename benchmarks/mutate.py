@@ -170,7 +170,7 @@ def mend_digest(file: Path) -> None:
 def open_run(bench: Bench, copy: Path) -> None:
     """All that is done with a run that was cut off."""
     run = RunFolder(copy)
-    Curves.of(replay(copy))
+    Curves(replay(copy))
     Narrator(run.events(), run.timings()).summary()
     with contextlib.closing(resume(copy)) as events:
         for _, _ in zip(range(3), events, strict=False):

@@ -45,7 +45,7 @@ COURSE = {  # the cell of each notebook whose output stands for it
     "02_what_the_encoder_sees": "display(strip([picture(train.images[i])",
     "03_the_decoder": "legend(data.classes, 620)",
     "04_freezing_and_learning_rate": "charts.freeze_map(",
-    "05_progressive_training": "beneath=Curves.of(parent)",
+    "05_progressive_training": "beneath=Curves(parent)",
     "06_bug_museum": 'tickformat=".1e"',
     "07_ablation": "ablation.show()",
     "08_reading_a_result": "vitseg.gallery(reading",

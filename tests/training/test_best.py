@@ -13,7 +13,7 @@ import vitseg
 from vitseg.events import EpochEnded, StageEnded, StageStarted
 from vitseg.settings import Constant, Data, Folder, Stage
 from vitseg.training import loop
-from vitseg.ui import panels
+from vitseg.ui import charts
 from vitseg.ui.console import progress
 
 CLASSES = {"binary": 2, "multiclass": 3}
@@ -158,7 +158,7 @@ def test_with_rare_foreground_what_was_trained_goes_on_and_every_stage_says_that
         )
     assert capsys.readouterr().out.count("Warning: The best weights of stage") == 2
     assert vitseg.explain(tmp_path / "run").count("find no foreground") == 2
-    assert panels.checks(events).count("<p class=bad>✗ The best weights of stage") == 2
+    assert charts.checks(events).count("<p class=bad>✗ The best weights of stage") == 2
     assert (
         vitseg.report(tmp_path / "run")
         .read_text()

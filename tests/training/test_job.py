@@ -98,8 +98,7 @@ for _ in range(2):
     counts.append(wb.session.between(encoders))
     assert wb.wait() == "ended"
     counts.append(encoders())
-    wb.session.desk.edit("seed", 1)
-    wb.session.desk.check()
+    wb.controls["Seed"].value = 1
 print(*counts)
 """
 

@@ -11,10 +11,21 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vitseg import plan
-from vitseg.events import EpochEnded, Event, RunStarted, StageStarted
+from vitseg.events import (
+    BatchEnded,
+    EpochEnded,
+    Event,
+    FeaturesUsed,
+    RunStarted,
+    StageEnded,
+    StageStarted,
+)
 from vitseg.recipe import Recipe
+from vitseg.runs.folder import Failure
+from vitseg.runs.narrate import inherited_words
 from vitseg.ui import theme
 from vitseg.ui.curves import Band, Curves, Points
+from vitseg.ui.markup import lines
 from vitseg.ui.table import Cell, Table
 
 POINTS = 1000
@@ -40,11 +51,11 @@ def curves(events: Iterable[Event], beneath: Iterable[Event] | None = None) -> g
     """Learning rate, loss, IoU and F1 over epochs, a band for each stage; those of another run grey
     and dotted beneath.
     """
-    return curves_figure(Curves.of(events), Curves.of(beneath or ()))
+    return curves_figure(Curves(events), Curves(beneath or ()), None)
 
 
 def curves_figure(
-    curves: Curves, beneath: Curves | None = None, most: int | None = None
+    curves: Curves, beneath: Curves | None = None, most: int | None = POINTS
 ) -> go.Figure:
     """Three charts side by side on one epoch axis. Of `beneath`, the curves of another run, the
     validation scores are drawn.
@@ -100,14 +111,15 @@ def _add_band(figure: go.Figure, band: Band, text: str) -> None:
 
 def planned_lr(recipe: Recipe, batches_per_epoch: int) -> go.Figure:
     """The promised LR of every step, before any training."""
-    planned = Curves(recipe, batches_per_epoch)
+    planned = Curves()
+    planned.promise(recipe, batches_per_epoch)
     data = planned.points["LR (planned)"].trace()
     figure = go.Figure(go.Scatter(data, name="planned", line_shape="vh", hovertemplate=_HOVER))
     for stage, band in zip(recipe.stages, planned.bands, strict=True):
         text = f"{band.stage} {theme.literal(stage.name)}<br>{plan.describe(stage)}"
         _add_band(figure, band, text)
-    figure.update_layout(xaxis_title="epoch", yaxis={"title": "learning rate", "type": "log"})
-    return figure.update_layout(template=theme.TEMPLATE, height=380)
+    axes = {"xaxis_title": "epoch", "yaxis_title": "learning rate", "yaxis_type": "log"}
+    return figure.update_layout(template=theme.TEMPLATE, height=380, **axes)
 
 
 def freeze_map(rows: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], edited: int = 0) -> Table:
@@ -141,8 +153,9 @@ def _part(part: Mapping[str, Any]) -> Cell:
 
 def freeze_map_of(events: Iterable[Event]) -> Table:
     """The freeze map of a run, a row for each stage begun."""
-    started = [e for e in events if isinstance(e, StageStarted)]
-    return freeze_map([(f"{e.stage} {e.name}", e.parts) for e in started])
+    return freeze_map(
+        [(f"{e.stage} {e.name}", e.parts) for e in events if isinstance(e, StageStarted)]
+    )
 
 
 def class_map(events: Iterable[Event], most: int = 1000) -> Table:
@@ -158,7 +171,7 @@ def class_map(events: Iterable[Event], most: int = 1000) -> Table:
     if not ended:
         return Table((), (), "After the first epoch: the IoU of every class, epoch by epoch.")
     apart = -(-len(ended) // most)
-    ended = ended[(len(ended) - 1) % apart :: apart]
+    ended = ended[::-apart][::-1]
     for event in ended:
         for row, iou in zip(rows, event.validation["per_class_iou"], strict=True):
             cell = "n/a"
@@ -168,3 +181,34 @@ def class_map(events: Iterable[Event], most: int = 1000) -> Table:
             row.append(cell)
     caption = "Validation IoU in hundredths, images at their own size. n/a: absent from the truth."
     return Table(("epoch", *(str(event.epoch) for event in ended)), rows, caption, "cells")
+
+
+def checks(
+    events: Sequence[Event], failure: Failure | None = None, used: FeaturesUsed | None = None
+) -> str:
+    """What the detectors found, stage by stage: green, or red with the sentence that explains what
+    ended the run.
+    """
+    said, steps = [], 0
+    for event in events:
+        match event:
+            case RunStarted() if event.parent:
+                said.append(("quiet", "", inherited_words(event.parent)))
+            case StageStarted():
+                said.append(("good", f"✓ Stage {event.stage}, before its first step.", event.audit))
+            case BatchEnded():
+                steps += 1
+            case StageEnded():
+                said.append(("good", f"✓ Stage {event.stage}, after its last step.", event.audit))
+                if event.warning:
+                    said.append(("bad", "", f"✗ {event.warning}"))
+    if steps:
+        words = f"all {steps:,} steps so far were taken at the promised learning rates."
+        said.append(("good", "✓ LR contract:", words))
+    if used:
+        counts = f"epoch {used.epoch} read {used.read:,} views and computed {used.computed:,}"
+        said.append(("quiet", "", f"Cached features: {counts}. {used.note}"))
+    if failure:
+        said.append(("bad", f"✗ Stopped by {failure.kind}:", failure.says))
+    waiting = "Once a stage begins: what trains, what the optimizer holds, which weights moved."
+    return lines(said or [("quiet", "", waiting)])

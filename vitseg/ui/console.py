@@ -63,5 +63,5 @@ def watch(events: Iterable[Event], every: int = 10) -> Iterator[Event]:
         curves.add(event)
         if not event.transient and (not isinstance(event, BatchEnded) or event.step % every == 0):
             clear_output(wait=True)
-            display(charts.curves_figure(curves, most=charts.POINTS))
+            display(charts.curves_figure(curves))
         yield event

@@ -6,19 +6,17 @@ One gatherer serves live, replayed and reported runs, so all of them show the sa
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from array import array
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from vitseg import plan
 from vitseg.events import BatchEnded, EpochEnded, Event, RunStarted, StageEnded, StageStarted
-from vitseg.recipe import Recipe
+from vitseg.recipe import Recipe, parse
 
 NAMES = (
     "LR (planned)",
@@ -79,43 +77,37 @@ class Band(NamedTuple):
 class Curves:
     """Give it the events of a run with `add`; read `points` and `bands` at any time.
 
-    With a recipe the promised LR of all stages is there before the first event. Where a stage ended
+    With `promise` the planned LR of all stages is there before the first event. Where a stage ended
     early, the plan of the later ones is moved to where they really began.
     """
 
-    def __init__(self, recipe: Recipe | None = None, batches_per_epoch: int = 0):
+    def __init__(self, events: Iterable[Event] = ()):
         self.points = {name: Points() for name in NAMES}
-        self._took: dict[int, int] = {}
-        self._promise(recipe, batches_per_epoch)
-
-    @classmethod
-    def of(cls, events: Iterable[Event]) -> Curves:
-        curves = cls()
+        self.bands: list[Band] = []
+        self._took = {}
         for event in events:
-            curves.add(event)
-        return curves
+            self.add(event)
 
-    def _promise(self, recipe: Recipe | None, n: int) -> None:
+    def promise(self, recipe: Recipe, n: int) -> None:
         """Draw up the plan of `recipe`, of `n` batches an epoch, around what has happened so
         far.
         """
-        self._recipe, self._n = recipe, n
-        planned, bands, epoch = Points(), [], 0
-        for number, stage in enumerate(recipe.stages if recipe else (), start=1):
-            end = epoch + self._took.get(number, stage.epochs)
-            for batch in range(1, (end - epoch) * n + 1):
-                done, lr = plan.epochs_done(epoch, batch, n), plan.planned_lr(stage, batch, n)
-                planned.add(done, lr, epoch * n + batch)
-            bands.append(Band(number, stage.name, epoch, end))
-            epoch = end
+        self._promised = recipe, n
+        planned, bands, before = Points(), [], 0
+        for number, stage in enumerate(recipe.stages, start=1):
+            epochs = self._took.get(number, stage.epochs)
+            for batch, lr in enumerate(plan.rates(stage, n)[: epochs * n], start=1):
+                planned.add(plan.epochs_done(before, batch, n), lr, before * n + batch)
+            bands.append(Band(number, stage.name, before, before + epochs))
+            before += epochs
         # whole: another thread may be drawing them
         self.points["LR (planned)"], self.bands = planned, bands
 
     def add(self, event: Event) -> None:
         match event:
             case RunStarted():
-                recipe = Recipe.model_validate_json(json.dumps(event.recipe))
-                self._promise(recipe, event.batches_per_epoch)
+                recipe = parse(json.dumps(event.recipe))
+                self.promise(recipe, event.batches_per_epoch)
             case StageStarted():
                 if event.epoch:  # a gap, for the start weights' score begins a new piece
                     self._validation(event, dict.fromkeys(event.validation))
@@ -127,7 +119,7 @@ class Curves:
                 self._validation(event, event.validation)
             case StageEnded():
                 self._took[event.stage] = event.epochs
-                self._promise(self._recipe, self._n)
+                self.promise(*self._promised)
 
     def _batch(self, event: BatchEnded) -> None:
         epoch, base = event.epoch - 1 + event.batch / event.batches, event.lr["decoder"]
@@ -142,16 +134,3 @@ class Curves:
     def _validation(self, event: StageStarted | EpochEnded, scores: dict) -> None:
         for name, key in (("valid loss", "loss"), ("valid IoU", "iou"), ("valid F1", "f1")):
             self.points[name].add(event.epoch, scores[key], event.step)
-
-
-def write_csv(folder: Path, events: Iterable[Event]) -> Path:
-    """The run's curves as one table: a row for each point, `curve,epoch,step,value`."""
-    path = folder / "curves.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("curve", "epoch", "step", "value"))
-        for name, points in Curves.of(events).points.items():
-            for epoch, value, step in zip(*points.trace().values(), strict=True):
-                if not math.isnan(value):
-                    rows.writerow((name, epoch, int(step), value))
-    return path

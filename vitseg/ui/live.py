@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import atexit
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ OVER = frozenset({"", "stopped", "ended", "failed"})
 Said = tuple[str, str]
 """The words of a status line, and "bad" where they are about something wrong."""
 
+LONGEST = 60.0
+"""Seconds that a step may take; more was a machine asleep."""
+
 launching = threading.RLock()
 """Held while a run is launched: buttons and cells may press Start from several threads at once."""
 
@@ -32,23 +35,23 @@ def current() -> Task | None:
     return _current if _current and _current.alive else None
 
 
-def refuse_a_second() -> None:
-    """Raises TrainingError if a run is alive: two would share the cores."""
-    if other := current():
-        raise TrainingError(
-            f"{other.path.name} is training in this kernel.", "Stop it first, or wait for its end."
-        )
+def why_busy() -> str:
+    """Why nothing can be launched, if so: two runs would share the cores."""
+    other = current()
+    words = "is training in this kernel. Stop it first, or wait for its end."
+    return f"{other.path.name} {words}" if other else ""
 
 
 class Task:
     """What is trained in the background, and what a screen asks of it. A stream of events is drained
-    on a thread; between two events the thread pauses, stops, or does what `between` hands it.
+    on a thread; between two events the thread pauses, stops, or waits for what others do there.
 
     `phase` is running, pausing, paused or stopping, and in the end stopped, ended or failed, by
     `error`; "" for what was not started here. `events` are all but the transient ones of the run
     that is shown, `position` is the last event of any kind. `version` counts what happened, and
-    `turns` what is worth drawing everything anew. `incomplete` is why the screen does not show all
-    of it, `cost` what a forecast rests on; None until batches have been timed.
+    `turns` what is worth drawing everything anew; `seconds` are those in which the stream worked.
+    `incomplete` is why the screen does not show all of it, `cost` what a forecast rests on; None
+    until batches have been timed. Of several screens only `screen` is drawn meanwhile, if it is set.
 
     Each kind of task defines `idle`, its state while `phase` is ""; `_begin`, which launches what
     Start trains; `_note`, which takes note of an event for curves and progress; `progress`, the
@@ -66,17 +69,17 @@ class Task:
     """Whether what was cut off can be gone on with, by Resume."""
 
     def __init__(self) -> None:
-        self._mail, self._thread = threading.Condition(), None
-        self.cost: Any = None
+        self._moved, self._thread = threading.Condition(), None
+        self._turn, self._step = threading.RLock(), threading.RLock()
+        self.cost = self.screen = None
         self._clear()
 
     def _clear(self) -> None:
-        self.phase, self.error = "", None
-        self._jobs: list[Callable[[], None]] = []
+        self.phase, self.error, self.incomplete = "", None, ""
         self.events: list[Event] = []
         self.position: Event | None = None
         self.version = self.turns = 0
-        self.incomplete = ""
+        self.seconds = 0.0
 
     def measure(self) -> None:
         """Time a few batches, once, where there is a forecast."""
@@ -93,20 +96,11 @@ class Task:
 
     @property
     def startable(self) -> bool:
-        return not self.alive and not self.why_not_start()
-
-    @property
-    def stoppable(self) -> Task | None:
-        """What Stop ends."""
-        return self if self.alive else None
+        return not self.why_not_start()
 
     def why_not_start(self) -> str:
         """Why Start is off; empty if it is not."""
-        try:
-            refuse_a_second()
-        except TrainingError as error:
-            return str(error)
-        return ""
+        return why_busy()
 
     # ---- what can be done
 
@@ -126,8 +120,10 @@ class Task:
         self._move(pausing="running", paused="running")
 
     def stop(self) -> None:
-        """End after the batch that is under way. The run can be continued from there."""
-        if task := self.stoppable:
+        """End what trains in this kernel after the batch that is under way: also a run of another
+        screen, whose own button may be gone. It can be continued from there.
+        """
+        if task := current():
             task._move(running="stopping", pausing="stopping", paused="stopping")
 
     def _move(self, **moves: str) -> None:
@@ -136,9 +132,10 @@ class Task:
         """
         if not self.phase:
             raise RunError("Nothing has been started.", "Press Start.")
-        with self._mail:
+        with self._moved:
             self.phase = moves.get(self.phase, self.phase)
-            self._mail.notify_all()
+            self.turns += 1
+            self._moved.notify_all()
 
     def wait(self, timeout: float | None = None) -> str:
         """Until nothing more comes, or `timeout` seconds have passed; returns the state."""
@@ -162,32 +159,15 @@ class Task:
         """The result of `job`, done while no step is under way: also while paused, and after the
         end.
         """
-        return job() if threading.current_thread() is self._thread else self.later(job).result()
-
-    def later(self, job: Callable[[], Any]) -> Future:
-        """The same, without waiting for it."""
-        done: Future = Future()
-
-        def answer() -> None:
-            try:
-                done.set_result(job())
-            except Exception as error:
-                done.set_exception(error)
-
-        with self._mail:
-            alive = self.alive
-            if alive:
-                self._jobs.append(answer)
-                self._mail.notify_all()
-        if not alive:
-            answer()
-        return done
+        with self._turn, self._step:
+            return job()
 
     # ---- the thread
 
     def _launch(self, stream: Generator[Event]) -> None:
         global _current
-        refuse_a_second()
+        if reason := why_busy():
+            raise TrainingError(reason)
         self._clear()
         self.phase, _current = "running", self
         self._thread = threading.Thread(
@@ -201,28 +181,32 @@ class Task:
         try:
             with closing(stream):  # which saves, and may fail to
                 while self._may_go_on():
-                    self.take(next(stream))
+                    with self._turn:  # whoever waits for the end of a step comes first
+                        pass
+                    with self._step:
+                        began = time.monotonic()
+                        event = next(stream)
+                        self.seconds += min(time.monotonic() - began, LONGEST)
+                        self.take(event)
+                        if self.phase == "pausing":
+                            self._save()
+                            self._move(pausing="paused")
         except StopIteration:
             last = "ended"
         except BaseException as error:  # a SystemExit, too: nobody would see it on this thread
             self.error, last = error, "failed"
         atexit.unregister(self._at_exit)
-        with self._mail:  # from here on another run may be launched, with jobs of its own
-            self.phase, jobs = last, self._jobs
-        for job in jobs:
-            job()
+        with self._moved:
+            self.phase = last  # from here on another run may be launched
 
     def _may_go_on(self) -> bool:
-        """Do the jobs, sit out a pause. False once it is to stop."""
-        while True:
-            with self._mail:
-                if self.phase == "pausing":
-                    self.phase = "paused"
-                self._mail.wait_for(lambda: self._jobs or self.phase != "paused")
-                if not self._jobs:
-                    return self.phase != "stopping"
-                job = self._jobs.pop(0)
-            job()
+        """Sit out a pause. False once it is to stop."""
+        with self._moved:
+            self._moved.wait_for(lambda: self.phase != "paused")
+            return self.phase != "stopping"
+
+    def _save(self) -> None:
+        """What is paused may never be resumed here."""
 
     def _at_exit(self) -> None:
         """A kernel that shuts down waits for the step under way, so that no file is left half

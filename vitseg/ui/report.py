@@ -8,7 +8,7 @@ from vitseg.data.dataset import SegmentationData
 from vitseg.model.segmenter import load_segmenter
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.narrate import line
-from vitseg.ui import charts, markup, panels, pictures, table, theme
+from vitseg.ui import charts, markup, pictures, table, theme
 
 
 def report(folder: str | Path, shown: int = 6) -> Path:
@@ -29,7 +29,7 @@ def report(folder: str | Path, shown: int = 6) -> Path:
         results=table.results(summary),
         curves=curves,
         freeze_map=charts.freeze_map_of(events),
-        checks=panels.checks(events),
+        checks=charts.checks(events),
         class_map=charts.class_map(events),
         classes=table.classes(summary),
         sheet=pictures.data_uri(sheet),

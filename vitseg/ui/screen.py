@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from html import escape
 from pathlib import Path
@@ -38,7 +38,7 @@ class Screen:
 
     def __init__(self, session: Task):
         self.session, self.note = session, ""
-        self.lock, self.closed = threading.RLock(), threading.Event()
+        self.lock = threading.RLock()
         self.buttons: dict[str, w.Button] = {}
         self.bar = w.FloatProgress(min=0, max=1, layout={"width": "220px"})
         self.left, self.status = w.HTML(), w.HTML()
@@ -51,13 +51,11 @@ class Screen:
 
     def add_button(self, label: str, act: Callable[[], None], tip: str) -> None:
         """One more in the row before the progress bar."""
-        self.buttons[label] = self.button(label, act, tip, "100px")
+        self.buttons[label] = self.button(label, act, tip)
         self._row.children = [*self.buttons.values(), self.bar, self.left]
 
-    def button(
-        self, label: str, act: Callable[[], None], tip: str = "", width: str = "130px"
-    ) -> w.Button:
-        made = w.Button(description=label, tooltip=tip, layout={"width": width})
+    def button(self, label: str, act: Callable[[], None], tip: str = "") -> w.Button:
+        made = w.Button(description=label, tooltip=tip, layout={"width": "120px"})
         made.on_click(lambda _: self.attempt(act))
         return made
 
@@ -65,24 +63,26 @@ class Screen:
         """A press of a button: what goes wrong is a sentence in the status line, never a
         traceback.
         """
-        with self.lock:
+        with self.lock, self._complaining():
             self.note = ""
-            try:
-                act()
-                self.draw_status()
-            except Exception as error:
-                words = str(error)
-                # a fault of ours; a button that does nothing would be worse
-                if not isinstance(error, VitsegError | OSError):
-                    words = f"{type(error).__name__}: {words}. That should not happen; please report it."
-                self._complain(words)
-
-    def _complain(self, words: str) -> None:
-        """In the status line, even where nothing else can be drawn."""
-        self.note = words
-        self._say(words, "bad")
-        with suppress(Exception):
+            act()
             self.draw_status()
+
+    @contextmanager
+    def _complaining(self, what: str = "") -> Iterator[None]:
+        """Say what goes wrong in the status line, even where nothing else can be drawn."""
+        try:
+            yield
+        except Exception as error:
+            words = str(error)
+            # a fault of ours; a button that does nothing would be worse
+            if not isinstance(error, VitsegError | OSError):
+                kind = type(error).__name__
+                words = f"{kind}: {words}. That should not happen; please report it."
+            self.note = what + words
+            self._say(self.note, "bad")
+            with suppress(Exception):
+                self.draw_status()
 
     # ---- what the buttons do, and what other cells may ask
 
@@ -103,11 +103,12 @@ class Screen:
         self._do(self.session.stop)
 
     def _do(self, act: Callable[[], None]) -> None:
-        was_alive = self.session.alive
-        act()
-        if self.session.alive and not was_alive:
-            self._paint_while_alive()
-        self.draw_status()
+        with self.lock:
+            was_alive = self.session.alive
+            act()
+            if not was_alive:
+                self._paint_while_alive()
+            self.draw_status()
 
     def _pause_or_resume(self) -> None:
         if self.state == "running":
@@ -161,9 +162,8 @@ class Screen:
 
     def _repr_mimebundle_(self, **more: Any) -> Any:
         if not self.session.alive:
-            self._time_batches()
-        bundle = self.box._repr_mimebundle_(**more)
-        return bundle | {"text/plain": str(self)} if isinstance(bundle, dict) else bundle
+            self.time_batches()
+        return self.box._repr_mimebundle_(**more) | {"text/plain": str(self)}
 
     def draw_news(self) -> None:
         self.draw_status()
@@ -173,16 +173,15 @@ class Screen:
         is called.
         """
         with self.lock:
-            session, state = self.session, self.state
-            resumable = session.resumable and current() is None
+            session, state, live = self.session, self.state, current()
+            own, resumable = live is session, session.resumable and not live
             self.buttons["Start"].disabled = not session.startable
             pause, stop = self.buttons["Pause"], self.buttons["Stop"]
-            resumes = state != "running" and (session.alive or resumable)
+            resumes = state != "running" and (own or resumable)
             pause.description = "Resume" if resumes else "Pause"
-            may_pause = state in {"running", "pausing", "paused"} and not session.elsewhere
+            may_pause = own and state != "stopping" and not session.elsewhere
             pause.disabled = not (may_pause or resumable)
-            live = session.stoppable
-            stop.disabled = live is None or live.state == "stopping"
+            stop.disabled = not live or live.state == "stopping"
             done, left = session.progress()
             about = f", about {duration(left)} left" if left else ""
             self.bar.value = done
@@ -193,34 +192,29 @@ class Screen:
         self.status.value = html(f"<p role=status class='{kind}'>{escape(words)}</p>")
 
     def _paint_while_alive(self) -> None:
-        self.note = ""
-        threading.Thread(target=self._paint, name="vitseg painter", daemon=True).start()
+        if self.session.alive:
+            self.note = ""
+            threading.Thread(target=self._paint, name="vitseg painter", daemon=True).start()
 
     def _paint(self) -> None:
         """Redraw a few times a second while there is something new, and once at the end. Never
         stops the training.
         """
         drawn = turned = None
-        while not self.closed.is_set():
+        while self.session.screen in (None, self):
             over = not self.session.alive
             turn, news = self.session.turns, (self.session.version, self.state)
-            try:
-                with self.lock:
-                    if over or turn != turned:
-                        self.draw()
-                    elif news != drawn:
-                        self.draw_news()
+            with self._complaining("The screen could not be drawn. "), self.lock:
+                if over or turn != turned:
+                    self.draw()
+                elif news != drawn:
+                    self.draw_news()
                 drawn, turned = news, turn
-            except Exception as error:
-                words = f"The screen could not be drawn ({type(error).__name__}: {error})."
-                self.session.incomplete = words
-                with suppress(Exception):
-                    self.draw_status()
             if over:
                 return
             self.session.wait(REDRAW_SECONDS)
 
-    def _time_batches(self) -> None:
+    def time_batches(self) -> None:
         """A forecast needs a few timed batches; they are timed once the screen stands, and waited
         for at exit: torch does not like to be cut off.
         """
@@ -228,11 +222,9 @@ class Screen:
             threading.Thread(target=self._measure).start()
 
     def _measure(self) -> None:
-        try:
+        with self._complaining("There is no forecast. "):
             self.session.measure()
             self.draw()
-        except Exception as error:
-            self._complain(f"There is no forecast: {error}")
 
 
 class LiveFigure(go.FigureWidget):

@@ -1,9 +1,8 @@
-"""A workbench without its widgets: the run that is shown, how long it takes, and what is said of it."""
+"""What a workbench shows: a run, how long it takes, and what is said of it."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from functools import partial
@@ -26,31 +25,18 @@ from vitseg.events import (
 )
 from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import steps_saved
-from vitseg.runs.folder import Failure, RunFolder, new_run, runs_root
+from vitseg.runs.folder import Failure, RunFolder, new_run
 from vitseg.runs.forecast import StageForecast, forecast, measure
-from vitseg.runs.fork import differences
 from vitseg.runs.narrate import inherited_words, number_or_na
 from vitseg.runs.run import TrainingRun, fork, kept_events, resume, train, trained_already
 from vitseg.runs.store import StageEnd, environment, stage_keys
 from vitseg.training.job import Job
+from vitseg.ui.controls import Controls
 from vitseg.ui.curves import Curves
-from vitseg.ui.desk import Desk
-from vitseg.ui.live import Said, Task, current, launching, refuse_a_second
-
-_BEGINS_AGAIN = "Stopped. Resume begins again: nothing had been saved."
-
-LONGEST = 60.0
-"""Seconds that a step may take; more was a machine asleep."""
+from vitseg.ui.live import Said, Task, launching, why_busy
 
 _SAME_COST = {"name", "stages", "batch_size", "seed"}
 """Settings that timed batches do not depend on."""
-
-
-def recent_runs() -> list[RunFolder]:
-    """The 20 newest runs in the runs root."""
-    found = [p for p in runs_root().glob("*/recipe.json") if p.with_name("events.jsonl").exists()]
-    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    return [RunFolder(path.parent) for path in found[:20]]
 
 
 class Session(Task):
@@ -66,13 +52,12 @@ class Session(Task):
     def __init__(self, recipe: Recipe):
         self.asked = self.trained = recipe
         self.job = Job(recipe)
-        self.desk = Desk(recipe, lambda edited: self.job.replace(edited))
+        self.controls = Controls(recipe, lambda edited: self.job.replace(edited))
         self.samples = self.job.data.splits["validation"][:4]  # predicted after every epoch
         self.run: RunFolder | None = None
-        self.preview = True
+        self.path, self.idle, self.preview = None, "ready", True
         self.predictions: dict[int, list[np.ndarray]] = {}
-        self._choice: object = None
-        self._timing = threading.Lock()
+        self._choice, self._timing = None, threading.Lock()
         super().__init__()
 
     def _clear(self) -> None:
@@ -81,10 +66,8 @@ class Session(Task):
         self.ended: list[StageEnded] = []
         self.features: FeaturesUsed | None = None
         self.no_pictures = self.unsaved = ""
-        self._training: TrainingRun | None = None
-        self._inherited, self._epoch = 0, 0.0
-        self._weights: list[float] = []
-        self._last, self._seconds, self._done = time.monotonic(), 0.0, 0.0
+        self._training, self._weights, self._inherited, self._epoch = None, [], 0, 0.0
+        self._began = 0.0, 0.0  # epoch and seconds before the first step that is trained here
 
     # ---- what there is
 
@@ -92,46 +75,33 @@ class Session(Task):
         """A recipe on this session's data and model, and on the device that is used here, wherever
         it would train.
         """
-        here = {name: getattr(self.job.recipe, name) for name in ("device", "precision", "threads")}
+        here = self.job.recipe.model_dump(include={"device", "precision", "threads"})
         return self.job.replace(recipe.replace(here))
 
     def planned(self, recipe: Recipe) -> Curves:
         """The promised curve of a recipe."""
-        return Curves(recipe, self.plan_of(recipe).batches)
+        curves = Curves()
+        curves.promise(recipe, self.plan_of(recipe).batches)
+        return curves
 
     @property
     def recipe(self) -> Recipe:
         """That of the run on the screen, or of what Start would train."""
-        return self.desk.recipe if self.preview else self.trained
-
-    @property
-    def idle(self) -> str:
-        return "shown" if self.run else "ready"
-
-    @property
-    def path(self) -> Path | None:
-        return self.run.path if self.run else None
-
-    @property
-    def stoppable(self) -> Task | None:
-        """Also a run of another workbench, whose own button may be gone."""
-        return current()
+        return self.controls.recipe if self.preview else self.trained
 
     @property
     def resumable(self) -> bool:
         """Whether the run that is shown can be continued: it has not ended, and nobody trains it."""
         run = self.run
-        if run is None or self.alive or not run.events_file.exists():
-            return False
-        return run.is_cut_off()
+        return bool(run) and not self.alive and run.events_file.exists() and run.is_cut_off()
 
     @property
     def edited(self) -> bool:
         """Whether the controls say something else than the run that is shown."""
-        return self._choice != self.desk.choice()
+        return self._choice != self.controls.choice()
 
     def why_not_start(self) -> str:
-        return super().why_not_start() or self.desk.problem
+        return why_busy() or self.controls.problem
 
     def failure(self) -> Failure | None:
         """What ended the run that is shown: as it happened here, or as its folder remembers."""
@@ -139,62 +109,48 @@ class Session(Task):
             return Failure.of(self.error)
         return self.run.failure() if self.state == "shown" else None
 
-    def starts(self) -> list[StageEnd]:
-        """The ends of stages of recent runs from which the desk's recipe may go on, newest first."""
-        found, new = [], self.desk.recipe
-        for run in recent_runs():
-            with suppress(VitsegError):
-                old, ends = run.recipe, reversed(run.ended_stages())
-                found += [StageEnd(run.path, n) for n in ends if not differences(old, new, n)]
-        return found
-
-    def fork_point(self) -> StageEnd | None:
+    def fork_point(self) -> StageEnd:
         """Where Fork starts: the last finished stage before the edited one, of the run on the
-        screen.
+        screen; stage 0 if there is none.
         """
-        edited = min(max(2, self.desk.stage), len(self.desk.recipe.stages))
-        finished = min(edited - 1, len(self.ended))
-        return StageEnd(self.run.path, finished) if finished else None
+        before = max(1, self.controls.stage - 1)
+        finished = min(before, len(self.controls.recipe.stages) - 1, len(self.ended))
+        return StageEnd(self.path, finished)
 
     # ---- what can be done
 
     def _begin(self) -> None:
-        """Train what is on the desk, in a new run folder."""
+        """Train what the controls say, in a new run folder."""
         if reason := self.why_not_start():
             raise TrainingError(reason)
-        recipe, start = self.desk.chosen(), self.desk.start
-        begin = partial(fork, *start) if start else partial(train, reuse=not self.desk.retrain)
-        self._choice, self.predictions = self.desk.choice(), {}
-        self._train(new_run(recipe.name), recipe, begin)
+        recipe, start = self.controls.chosen(), self.controls.start
+        run = new_run(recipe.name)
+        begin = partial(train, folder=run.path, reuse=not self.controls["Retrain"].value)
+        if start.stage:
+            begin = partial(fork, *start, folder=run.path)
+        self._turn_to(run, recipe)
+        self._launch(self._stream(recipe, begin))
 
-    def _train(
-        self, run: RunFolder, recipe: Recipe, begin: Callable[[Job, Path], TrainingRun]
-    ) -> None:
-        """Show a run, and launch what `begin` makes of its job and folder."""
+    def _turn_to(self, run: RunFolder, recipe: Recipe) -> None:
+        """Show a run that the controls describe."""
+        self.run, self.path, self.idle = run, run.path, "shown"
+        self.trained, self.preview = recipe, False
+        self._choice, self.predictions = self.controls.choice(), {}
 
-        def stream() -> Generator[Event]:
-            self.job = Job(recipe)
-            yield from kept_events(run.path)
-            with closing(begin(self.job, run.path)) as self._training:
-                yield from self._training
-
-        refuse_a_second()
-        self.run, self.trained, self.preview = run, recipe, False
-        self._launch(stream())
-
-    def pause(self) -> None:
-        super().pause()
-        self.later(self._save)
+    def _stream(self, recipe: Recipe, begin: Callable[[Job], TrainingRun]) -> Generator[Event]:
+        """What was recorded of the run that is shown, and what `begin` makes of its job."""
+        self.job = Job(recipe)
+        yield from kept_events(self.path)
+        with closing(begin(self.job)) as self._training:
+            yield from self._training
 
     def _save(self) -> None:
-        """On the training thread: what is paused may never be resumed here."""
         try:
             self.unsaved = ""
             if self._training:
                 self._training.save()
-        except VitsegError as error:
+        except Exception as error:  # the training itself goes on
             self.unsaved = f"What came after the last save is not saved: {error}"
-        self.turns += 1
 
     def resume(self) -> None:
         """Go on after a pause; or continue the run that is shown, if it was cut off, from its last
@@ -203,10 +159,10 @@ class Session(Task):
         with launching:
             if self.alive:
                 super().resume()
-                self.turns += 1
             elif self.resumable:
                 recipe = self.run.resolved_recipe()
-                self._train(self.run, recipe, lambda job, folder: resume(folder, job))
+                self._launch(self._stream(recipe, partial(resume, self.path)))
+                self.preview = False
             else:
                 raise RunError("There is nothing to resume.", "Press Start.")
 
@@ -214,20 +170,19 @@ class Session(Task):
         """Take the end of the stage before the edited one as the place to start from. Start then
         trains the rest.
         """
-        desk, start = self.desk, self.fork_point()
-        if start is None:
+        start = self.fork_point()
+        if not start.stage:
             hint = "Wait for the end of stage 1, or choose a run in Runs."
             raise RunError("There is no finished stage to fork from.", hint)
-        desk.start, desk.stage = start, max(desk.stage, start.stage + 1)
-        desk.check()
+        self.controls.turn_to(max(self.controls.stage, start.stage + 1), start)
 
     def show(self, folder: str | Path) -> None:
         """Show a run of the past in place of the one that is shown, and its settings in the
         controls.
         """
         if self.alive:
-            raise TrainingError(f"{self.path.name} is training.", "Stop it, or wait for its end.")
-        run, base = RunFolder(folder), self.desk.base
+            raise TrainingError(why_busy())
+        run, base = RunFolder(folder), self.controls.base
         events, recipe = list(run.events()), run.recipe
         if (recipe.data, recipe.model) != (base.data, base.model):
             raise RunError(
@@ -236,10 +191,8 @@ class Session(Task):
             )
         if recipe.model_dump(exclude=_SAME_COST) != base.model_dump(exclude=_SAME_COST):
             self.cost = None
-        self.desk.take(recipe)
-        self.desk.check()
-        self._choice, self.predictions = self.desk.choice(), {}
-        self.run, self.trained, self.preview = run, recipe, False
+        self.controls.take(recipe)
+        self._turn_to(run, recipe)
         self._clear()
         for event in events:
             self.take(event)
@@ -247,38 +200,31 @@ class Session(Task):
     # ---- what has happened
 
     def _note(self, event: Event) -> None:
-        work = 0.0
+        own = self._training and isinstance(event, StageEvent) and event.stage > self._inherited
         match event:
             case RunStarted() if event.parent:
                 self._inherited = event.parent["stage"]
                 with suppress(VitsegError):  # it may have been deleted
-                    self.parent = Curves.of(RunFolder(self.run.forked()["parent"]).events())
+                    self.parent = Curves(RunFolder(self.run.forked()["parent"]).events())
             case FeaturesUsed():
                 self.features = event
             case BatchEnded():
                 self._epoch = event.epoch - 1 + event.batch / event.batches
-                work = self._weight(event.stage) / event.batches
+            case StageStarted() | EpochEnded() if own:
+                self._predict(event.epoch)
             case StageEnded():
                 self.ended.append(event)
             case RunEnded() if self._training and not self.predictions:  # all was inherited
                 self._predict(self.ended[-1].epoch)
-        new = self._training and isinstance(event, StageEvent) and event.stage > self._inherited
-        if new and isinstance(event, StageStarted | EpochEnded):
-            self._predict(event.epoch)
-        now = time.monotonic()
-        if new and self.phase == "running":  # a pause is no work
-            self._seconds += min(now - self._last, LONGEST)
-            self._done += work
-        self._last = now
-        if not event.transient:
-            self.curves.add(event)
+        if not own:
+            self._began = self._epoch, self.seconds
+        self.curves.add(event)
 
     def _predict(self, epoch: int) -> None:
         """Pictures are no reason for a training to end: what goes wrong is said beside them."""
         try:
-            model, data = self.job.model, self.job.data
-            masks = [model.predict(data.load(name)[0]) for name in self.samples]
-            self.predictions[epoch] = masks
+            images = [self.job.data.load(name)[0] for name in self.samples]
+            self.predictions[epoch] = list(map(self.job.model.predict, images))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             self.no_pictures = f"No prediction after epoch {epoch} ({reason}). Training goes on."
@@ -289,7 +235,7 @@ class Session(Task):
         """Time a few batches, once, and look up what the keys of stages follow from."""
         with self._timing:
             if self.cost is None:
-                job = self.plan_of(self.desk.base)
+                job = self.plan_of(self.controls.base)
                 self._facts, self.cost = environment(job), measure(job)
 
     def forecast(self) -> list[StageForecast]:
@@ -297,110 +243,108 @@ class Session(Task):
         The first call times a few batches.
         """
         self.measure()
-        try:
+        with suppress(ConfigError):  # of a device that is not here
             job = self.job.replace(self.recipe)
-        except ConfigError:  # of a device that is not here
-            return []
-        if job.machine.device != self.job.machine.device:
-            return []
-        return forecast(job, self.cost, self._inherited if self.alive else self._found(job))
+            if job.machine.device == self.job.machine.device:
+                return forecast(job, self.cost, self._inherited if self.alive else self._found(job))
+        return []
 
     def _found(self, job: Job) -> int:
-        """How many stages Start would take from other runs; 0 where only Start can tell."""
-        if self.desk.start:
-            return self.desk.start.stage
-        if self.desk.retrain:
-            return 0
-        here = {name: getattr(job.machine, name) for name in ("precision", "threads")}
-        found = trained_already(stage_keys(job, self._facts | here))
+        """How many stages Start would take from other runs; those of a start, where only Start can
+        tell.
+        """
+        start = self.controls.start
+        if start.stage or self.controls["Retrain"].value:
+            return start.stage
+        found = trained_already(stage_keys(job, self._facts | job.machine.facts()))
         return found.stage if found else 0
 
-    def _weight(self, stage: int) -> float:
-        """How long a step of a stage takes, beside those of others: by forecast, or all alike."""
-        if self.cost is None:
-            return 1.0
-        if not self._weights:
+    def _work(self, first: float, last: float) -> float:
+        """What the steps between two epochs of the run take beside others: by forecast, once there
+        is one.
+        """
+        if self.cost and not self._weights:
             ahead = forecast(self.plan_of(self.trained), self.cost)
             self._weights = [f.seconds / f.steps for f in ahead]
-        return self._weights[stage - 1]
+        work, bands = 0.0, self.curves.bands
+        for band, weight in zip(bands, self._weights or [1.0] * len(bands), strict=True):
+            work += weight * max(0.0, min(band.end, last) - max(band.start, first))
+        return work
 
     def progress(self) -> tuple[float, float | None]:
         """By the epochs of the run; nothing is done of what Start would train."""
-        bands, work = self.curves.bands, 0.0
+        bands, now, (since, before) = self.curves.bands, self._epoch, self._began
         if self.preview or not bands:
             return 0.0, None
-        for band in bands:
-            work += max(0.0, band.end - max(band.start, self._epoch)) * self._weight(band.stage)
-        left = work * self._seconds / self._done if self._done else None
-        return self._epoch / bands[-1].end, left
+        done, end, left = self._work(since, now), bands[-1].end, None
+        if done:
+            left = self._work(now, end) * (self.seconds - before) / done
+        return now / end, left
 
     # ---- what is said
 
     def heading(self) -> str:
         """What the screen shows: a run, or what Start would train."""
-        if self.run is None:
-            return "What Start would train."
-        name = self.run.path.name
+        words, name = "What Start would train.", self.path and self.path.name
         if self.alive:
             return f"Run {name}, in training."
         if not self.preview:
             return (
                 f"Run {name}. The controls hold its settings; Start would train them as a new run."
             )
-        words = f"What Start would train. For comparison, grey and dotted: run {name}."
+        if name:
+            words += f" For comparison, grey and dotted: run {name}."
         if self.resumable:
             words += f" Resume would go on with {name}, unchanged."
         return words
 
     def sentence(self, note: str = "") -> Said:
-        wrong = [self.incomplete]
-        if self.alive:
-            moved = "A control was moved: that takes effect at the next start."
-            words = [self._doing(), note or moved * self.edited]
-            wrong.append(self.desk.problem)
-        else:
-            off = self.why_not_start()
-            words = [self._ready(off) if self.preview else self._outcome()]
-            wrong += [note, off and f"Start is off: {off}"]
+        off = self.controls.problem if self.alive else self.why_not_start()
+        words = self._doing() if self.alive else self._outcome(off)
+        wrong = [self.incomplete, note, off and f"Start is off: {off}"]
         if not self.preview:
             if failure := self.failure():
                 wrong.append(f"{failure.kind}: {failure.says}")
             elif self.ended:
                 wrong.append(self.ended[-1].warning)
-        return " ".join(filter(None, words + wrong)), "bad" if any(wrong) else ""
+        return " ".join(filter(None, [words, *wrong])), "bad" if any(wrong) else ""
 
     def _doing(self) -> str:
+        moved = " A control was moved: that takes effect at the next start." * self.edited
         match self.state, self.position:
             case "paused", _:
-                return f"Paused. Resume goes on. {self.unsaved}"
+                return f"Paused. Resume goes on. {self.unsaved}{moved}"
             case "pausing" | "stopping" as state, _:
-                return f"{state.capitalize()} after this batch."
+                return f"{state.capitalize()} after this batch.{moved}"
             case _, None:
-                return "Reading data and weights."
+                return f"Reading data and weights.{moved}"
             case _, BatchEnded() | ValidationBatch() as p:
                 what = "Training" if isinstance(p, BatchEnded) else "Scoring"
-                return f"{what} stage {p.stage}: epoch {p.epoch}, batch {p.batch} of {p.batches}."
-        return "Training."
+                where = f"epoch {p.epoch}, batch {p.batch} of {p.batches}"
+                return f"{what} stage {p.stage}: {where}.{moved}"
+        return f"Training.{moved}"
 
-    def _ready(self, off: str) -> str:
-        start, last = self.desk.start, len(self.desk.chosen().stages)
-        first = start.stage + 1 if start else 1
-        which = f"stages {first} to {last}" if first < last else f"stage {last}"
-        source = f" from {start}" if start else ""
-        return "" if off else f"Ready. Start trains {which}{source}."
-
-    def _outcome(self) -> str:
-        """How the run that is shown came to its end, and whether it can go on."""
-        run = self.run
+    def _outcome(self, off: str) -> str:
+        """What Start would train, or how the run that is shown came to its end, and whether it can
+        go on.
+        """
+        run, start = self.run, self.controls.start
+        if self.preview:
+            first, last = start.stage + 1, len(self.controls.chosen().stages)
+            which = f"stages {first} to {last}" if first < last else f"stage {last}"
+            source = f" from {start}" if start.stage else ""
+            return "" if off else f"Ready. Start trains {which}{source}."
         if self.resumable:
-            step = steps_saved(run)
-            return f"Stopped. Resume goes on after step {step}." if step else _BEGINS_AGAIN
+            again = "begins again: nothing had been saved."
+            if step := steps_saved(run):
+                again = f"goes on after step {step}."
+            return f"Stopped. Resume {again}"
         if not run.events_file.exists():
             return "Stopped before anything was recorded."
         if not run.summary_file.exists():
             return f"{run.path.name} is being trained elsewhere."
         best, parent, again = run.summary["best"], self.events[0].parent, ""
-        if parent and not self.desk.start:
+        if parent and not start.stage:
             again = f" {inherited_words(parent)} Tick Retrain to do so."
         scores = f"IoU {number_or_na(best['iou'])}, F1 {number_or_na(best['f1'])}"
         return f"Ended. Best valid {scores}.{again}"

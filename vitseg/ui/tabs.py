@@ -4,22 +4,21 @@ past.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 
 import ipywidgets as w
+import pandas as pd
 
 from vitseg.errors import RunError
 from vitseg.runs.folder import RunFolder, runs_root
 from vitseg.runs.narrate import number_or_na
 from vitseg.ui import charts, pictures, theme
-from vitseg.ui.curves import write_csv
+from vitseg.ui.controls import recent_runs
+from vitseg.ui.curves import Curves
 from vitseg.ui.live import current
 from vitseg.ui.markup import html, lines
-from vitseg.ui.panels import checks
 from vitseg.ui.report import report
 from vitseg.ui.screen import Screen
-from vitseg.ui.session import Session, recent_runs
 from vitseg.ui.table import Table
 from vitseg.ui.widgets import FileLink
 
@@ -30,12 +29,10 @@ _NO_PICTURES = (
 
 
 class Tabs:
-    """Draws what a session holds. `shown` is called once a run of the past has taken the place of
-    the one on the screen.
-    """
+    """Draws what the session of a screen holds."""
 
-    def __init__(self, session: Session, screen: Screen, shown: Callable[[], None]):
-        self.session, self._shown, self._filling = session, shown, False
+    def __init__(self, screen: Screen):
+        self.screen, self.session, self._filling = screen, screen.session, False
         self.epoch = w.IntSlider(max=0, description="Epoch", style=theme.HANDLE)
         self.epoch.observe(lambda _: self._filling or screen.attempt(self._draw_pictures), "value")
         self.picture = w.Image(layout={"max_width": "100%", "align_self": "flex-start"})
@@ -62,15 +59,14 @@ class Tabs:
         """What changes once an epoch."""
         s = self.session
         self.classes.value = html(charts.class_map(s.events, most=24))
-        self.checks.value = checks(s.events, s.failure(), s.features)
+        self.checks.value = charts.checks(s.events, s.failure(), s.features)
         slider, self._filling = self.epoch, True
         follows = slider.value == slider.max  # unless somebody has gone back in time
         slider.max, slider.disabled = max(s.predictions, default=0), not s.predictions
         if follows:
             slider.value = slider.max
         self._filling = False
-        if follows or not s.predictions:
-            self._draw_pictures()
+        self._draw_pictures()
         self.draw_runs()
 
     def _draw_pictures(self) -> None:
@@ -87,40 +83,47 @@ class Tabs:
 
     def draw_runs(self) -> None:
         """The run that is shown stands first, so that the list, where it is new, chooses it."""
-        runs, shown = recent_runs(), self.session.run
-        if shown and shown.events_file.exists():
-            runs = [shown, *(run for run in runs if run.path != shown.path)]
-        rows = []
-        for run in runs:
-            iou = ""
+        runs, rows = {}, []
+        for run in (self.session.run, *recent_runs()):
+            if run and run.events_file.exists():
+                runs[run.path] = run
+        for path, run in runs.items():
+            iou, ended = "", ", ".join(map(str, run.ended_stages()))
             with suppress(RunError):  # it has not ended, or somebody wrote into it
                 iou = number_or_na(run.summary["best"]["iou"])
-            ended = ", ".join(map(str, run.ended_stages()))
-            rows.append((run.path.name, _state_of(run), ended, iou))
+            rows.append((path.name, _state_of(run), ended, iou))
         caption = f"In {runs_root()}" if rows else "No run has been recorded yet."
-        table = Table(("run", "state", "finished stages", "best IoU"), tuple(rows), caption)
-        self.runs.value = html(table)
-        self.which.options = [(run.path.name, run.path) for run in runs]
+        heads = ("run", "state", "finished stages", "best IoU")
+        self.runs.value = html(Table(heads, rows, caption))
+        self.which.options = [(path.name, path) for path in runs]
         if runs and self.which.index is None:
             self.which.index = 0
 
     def show(self) -> None:
         """Put the chosen run on the screen."""
         self.session.show(self._chosen().path)
-        self._shown()
+        self.screen.draw()
+        self.screen.time_batches()
 
     def export_report(self) -> None:
         run = self._chosen()
         self.said.say(f"Writing the report of {run.path.name}...")
+        done = ("",)
         try:
-            self.said.say("Report written:", report(run.path))
-        except Exception:
-            self.said.say("")
-            raise
+            done = "Report written:", report(run.path)
+        finally:
+            self.said.say(*done)
 
     def export_csv(self) -> None:
-        run = self._chosen()
-        self.said.say("Curves written:", write_csv(run.path, run.events()))
+        """The curves as one table: a row for each point, `curve,epoch,step,value`."""
+        run, rows = self._chosen(), []
+        for name, points in Curves(run.events()).points.items():
+            epochs, values, steps = points.trace().values()
+            columns = {"curve": name, "epoch": epochs, "step": steps.astype(int), "value": values}
+            rows.append(pd.DataFrame(columns))
+        path = run.path / "curves.csv"
+        pd.concat(rows).dropna().to_csv(path, index=False)
+        self.said.say("Curves written:", path)
 
     def _chosen(self) -> RunFolder:
         """The run in the list beside the buttons."""

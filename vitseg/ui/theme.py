@@ -4,6 +4,8 @@ no way out to the network.
 
 from __future__ import annotations
 
+from html import escape
+
 import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.colors import sample_colorscale
@@ -12,7 +14,7 @@ STAGES = ("#2584C6", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """One colour a stage (Okabe & Ito, the blue lighter for dark pages)."""
 
 TRAIN, VALID, SECOND, PLAN = "#2584C6", "#D55E00", "#009E73", "#8a8a8a"
-TEXT, GRID = "#7a7a7a", "rgba(128,128,128,0.22)"
+TEXT = "#7a7a7a"
 """TEXT has a contrast above 4 on white and on JupyterLab's dark page; backgrounds are transparent.
 """
 
@@ -22,7 +24,7 @@ FROZEN, TRAINED, BROKEN = ("#b8bec4", "#333"), ("#E69F00", "#111"), ("#B2182B", 
 HANDLE = {"handle_color": TRAIN}
 """Of a slider: JupyterLab's own is white on white at the end of the scale."""
 
-_AXIS = {"gridcolor": GRID, "zeroline": False, "exponentformat": "power"}
+_AXIS = {"gridcolor": "rgba(128,128,128,0.22)", "zeroline": False, "exponentformat": "power"}
 TEMPLATE = go.layout.Template(
     data={"heatmap": [{"colorscale": "Cividis", "showscale": False}]},
     layout={
@@ -48,7 +50,7 @@ for _renderer in map(pio.renderers.__getitem__, pio.renderers):
 
 def literal(text: str) -> str:
     """A name for a chart, which would take a "<" in it for the beginning of a tag."""
-    return text.replace("&", "&amp;").replace("<", "&lt;")
+    return escape(text, quote=False)
 
 
 def stage_color(stage: int) -> str:
@@ -58,5 +60,5 @@ def stage_color(stage: int) -> str:
 
 def heat(share: float) -> tuple[str, str]:
     """Ground and ink of a cell for a value in 0..1, after Cividis: from dark blue to yellow."""
-    color = sample_colorscale("Cividis", [min(max(share, 0.0), 1.0)])[0]
+    (color,) = sample_colorscale("Cividis", [share])
     return color, "#fff" if share < 0.55 else "#111"

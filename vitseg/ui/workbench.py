@@ -4,36 +4,29 @@ with.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import ipywidgets as w
 import plotly.graph_objects as go
 from IPython import get_ipython
 
-from vitseg.events import Event
+from vitseg.events import Event, StageStarted
+from vitseg.model.freeze import model_parts
 from vitseg.model.segmenter import Segmenter, load_segmenter
 from vitseg.plan import batch_notes
 from vitseg.presets import quick
 from vitseg.recipe import Recipe
 from vitseg.runs.folder import RunFolder
+from vitseg.training.job import Job
 from vitseg.ui import charts, table
 from vitseg.ui.console import progress, say
-from vitseg.ui.controls import Controls
-from vitseg.ui.curves import Band, Points
 from vitseg.ui.live import current
 from vitseg.ui.markup import STYLE, html, lines
-from vitseg.ui.panels import stage_parts
 from vitseg.ui.screen import Screen, live_figure
 from vitseg.ui.session import Session
 from vitseg.ui.tabs import Tabs
 from vitseg.ui.widgets import Fit
-
-_views: WeakKeyDictionary[Session, threading.Event] = WeakKeyDictionary()
-"""What ends the drawing of the newest view of a session, once there is a newer one."""
 
 
 class Workbench(Screen):
@@ -53,16 +46,14 @@ class Workbench(Screen):
         super().__init__(s)
         tip = "Start the next run from the end of a finished stage of this one"
         self.add_button("Fork", self.fork, tip)
-        if s in _views:
-            _views[s].set()
-        _views[s] = self.closed
-        self.controls = Controls(s.desk, self._changed)
-        self.tabs = Tabs(s, self, self._turned_to_another)
+        s.screen = self
+        self.controls = s.controls
+        self.controls.changed = self._changed
+        self.tabs = Tabs(self)
         self.heading, self.stage_table = w.HTML(), w.HTML()
         self.freeze_map, self.notes = w.HTML(), w.HTML()
-        self._drawn: dict[str, tuple[Points, int]] = {}
-        self._bands: list[Band] = []
-        self.figure = live_figure(charts.curves_figure(s.curves, s.parent, charts.POINTS))
+        self._drawn = {}
+        self.figure = live_figure(charts.curves_figure(s.curves, s.parent))
         self.box = w.VBox(
             [
                 w.HTML(STYLE + _what_is_trained(s)),
@@ -78,9 +69,8 @@ class Workbench(Screen):
             ]
         )
         self.draw()
-        if s.alive:
-            self._paint_while_alive()
-        self._time_batches()
+        self._paint_while_alive()
+        self.time_batches()
         if shell := get_ipython():
             shell.events.register("post_run_cell", self._after_cell)
 
@@ -91,7 +81,6 @@ class Workbench(Screen):
         press Start.
         """
         self.session.fork()
-        self.controls.fill()
         self._changed()
 
     def _open(self) -> None:
@@ -105,12 +94,11 @@ class Workbench(Screen):
                 say(str(words))
             self.start()
 
-    def _printed(self, events: Iterable[Event]) -> Iterator[Event]:
-        return progress(events)
+    _printed = staticmethod(progress)
 
     def show(self) -> go.Figure:
         """The curves as a static figure, for a report or a page without live widgets."""
-        return charts.curves_figure(self.session.curves, self.session.parent)
+        return charts.curves_figure(self.session.curves, self.session.parent, None)
 
     @property
     def events(self) -> list[Event]:
@@ -119,7 +107,7 @@ class Workbench(Screen):
     @property
     def recipe(self) -> Recipe:
         """What is being trained, or else what Start would train."""
-        return self.session.trained if self.session.alive else self.session.desk.recipe
+        return self.session.trained if self.session.alive else self.controls.recipe
 
     @property
     def model(self) -> Segmenter:
@@ -127,9 +115,9 @@ class Workbench(Screen):
         past, its best weights.
         """
         s = self.session
-        if s.phase:
+        if s.phase or not s.path:
             return s.between(lambda: s.job.model.snapshot())
-        return load_segmenter(s.path) if s.path else s.job.model.snapshot()
+        return load_segmenter(s.path)
 
     @property
     def folder(self) -> Path | None:
@@ -140,7 +128,7 @@ class Workbench(Screen):
 
     def __str__(self) -> str:
         return (
-            f"{table.stages(self.session.desk.recipe)}\n(A workbench: live in JupyterLab; "
+            f"{table.stages(self.controls.recipe)}\n(A workbench: live in JupyterLab; "
             f"here, wb.start() and wb.wait().)"
         )
 
@@ -164,61 +152,74 @@ class Workbench(Screen):
 
     def _draw_plan(self) -> None:
         """What may be chosen, stage table, freeze map, and what is worth knowing about a stage."""
-        s, recipe, edited = self.session, self.session.recipe, self.session.desk.stage
+        s, recipe, edited = self.session, self.session.recipe, self.controls.stage
+        self.controls.offer(self.controls.start)
         job, ahead = s.plan_of(recipe), s.forecast() if s.cost else []
-        rows = stage_parts(job)
-        if not s.preview:
-            rows = stage_parts(job, s.events, s.failure())
-        self.controls.offer(s.starts())
+        rows = self._stage_parts(job)
         self.stage_table.value = html(table.stages(recipe, rows, ahead, edited))
         self.freeze_map.value = html(charts.freeze_map(rows, edited))
-        if edited > len(recipe.stages):
-            notes = [f"Stage {edited} is not part of this run."]
-        else:
+        notes = [f"Stage {edited} is not part of this run."]
+        if edited <= len(recipe.stages):
             notes = job.notes(edited)
-        bad = job.data.warnings + batch_notes(recipe, len(job.data.splits["train"]))
+        bad = job.data.warnings + batch_notes(recipe, job.images)
         if s.preview:
             bad += table.memory_notes(ahead, s.job.machine)
         said = dict.fromkeys(bad + notes)
         self.notes.value = lines(("bad" if n in bad else "quiet", "", n) for n in said)
+
+    def _stage_parts(self, job: Job) -> list[tuple[str, list[dict[str, Any]]]]:
+        """The rows of `charts.freeze_map`: stages that have started as the events found them, the
+        others as planned; parts that broke the promise of what trains are marked.
+        """
+        s, started, broken = self.session, {}, ()
+        if not s.preview:
+            started = {e.stage: e.parts for e in s.events if isinstance(e, StageStarted)}
+            if failure := s.failure():
+                broken = failure.parts
+        sizes = []
+        for part in model_parts(job.model).values():
+            count = sum(p.numel() for p in part.parameters)
+            sizes.append({"name": part.name, "block": part.block, "parameters": count})
+        rows = []
+        for plan in job.stages:
+            planned = [size | {"trains": size["name"] in plan.trained} for size in sizes]
+            parts = started.get(plan.number) or planned
+            if plan.number == len(s.ended) + 1:
+                parts = [part | {"broken": part["name"] in broken} for part in parts]
+            rows.append((f"{plan.number} {plan.stage.name}", parts))
+        return rows
 
     def _draw_curves(self) -> None:
         """Of the curves that are on the screen already, only those that have grown or moved."""
         s, figure, drawn = self.session, self.figure, self._drawn
         curves, beneath = s.curves, s.parent
         if s.preview:
-            curves, beneath = s.planned(s.desk.chosen()), s.curves
+            curves, beneath = s.planned(self.controls.chosen()), s.curves
         with figure.batch_update():
             for trace in figure.data:
                 points = charts.points_of(trace.name, curves, beneath)
-                count = len(points)  # before they are read: another thread adds to them
-                before, had = drawn.get(trace.name, (None, 0))
-                if before is not points or had != count:
+                now = points, len(points)  # before they are read: another thread adds to them
+                if drawn.get(trace.name) != now:
                     trace.update(points.trace(charts.POINTS))
-                    drawn[trace.name] = points, count
-            if curves.bands != self._bands:  # assigned: `update` would never shorten a list
-                layout = charts.curves_figure(curves, most=charts.POINTS).layout
+                    drawn[trace.name] = now
+            if drawn.get("bands") != curves.bands:  # assigned: `update` would never shorten a list
+                layout = charts.curves_figure(curves).layout
                 figure.layout.shapes, figure.layout.annotations = layout.shapes, layout.annotations
-                self._bands = curves.bands
+                drawn["bands"] = curves.bands
 
     def draw_status(self) -> None:
         with self.lock:
             s = self.session
-            self.buttons["Fork"].disabled = s.fork_point() is None
+            self.buttons["Fork"].disabled = not s.fork_point().stage
             self.heading.value = lines([("heading", s.heading(), s.path or "")])
             super().draw_status()
 
     # ---- the rest
 
-    def _turned_to_another(self) -> None:
-        self.controls.fill()
-        self.draw()
-        self._time_batches()
-
     def _after_cell(self, result: Any) -> None:
         """An interrupt is meant for a cell; the run in the background goes on, and says so."""
         interrupted = isinstance(result.error_in_exec, KeyboardInterrupt)
-        if interrupted and self.session.alive and not self.closed.is_set():
+        if interrupted and self.session.alive and self.session.screen is self:
             self.note = "The interrupt ended a cell, not the training; press Stop for that."
             self.draw_status()
 
@@ -229,18 +230,16 @@ def _session_of(asked: Recipe | str | Path | None, reuse: bool) -> Session:
     """
     shown, recipe = None, asked
     if not isinstance(asked, Recipe):
-        path = None if asked is None else Path(asked).expanduser().absolute()
-        if path and (path / "recipe.json").exists():
-            shown, recipe = path, RunFolder(path).recipe
+        run = RunFolder(asked or ".")
+        if asked and (run.path / "recipe.json").exists():
+            shown, recipe = run.path, run.recipe
         else:
-            recipe = quick(path)
+            recipe = quick(asked)
     live = current()
-    if isinstance(live, Session):
-        meant = shown or recipe
-        if meant in (live.path, live.asked):
-            return live
+    if isinstance(live, Session) and (shown or recipe) in (live.path, live.asked):
+        return live
     session = Session(recipe)
-    session.desk.retrain = not reuse
+    session.controls["Retrain"].value = not reuse
     if shown:
         session.show(shown)
     return session
@@ -248,7 +247,7 @@ def _session_of(asked: Recipe | str | Path | None, reuse: bool) -> Session:
 
 def _what_is_trained(session: Session) -> str:
     """Data, encoder, decoder and device in one line."""
-    recipe, job = session.desk.base, session.job
+    recipe, job = session.controls.base, session.job
     encoder, splits = job.model.shape.source, job.data.splits
     words = (
         f"{recipe.data.source.kind}, {len(splits['train'])} / {len(splits['validation'])} images · "
