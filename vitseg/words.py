@@ -127,9 +127,7 @@ def explain(error: ValidationError, cls: type[BaseModel]) -> RecipeError:
             refusal = replace(refusal, says=f"{refusal.says}; allowed: {refusal.allowed}.")
         refusals.append(refusal)
     words = " ".join(map(str, refusals))
-    refused = RecipeError(f"{cls.__name__} refused. {words}", "", tuple(refusals))
-    refused.idle |= idle
-    return refused
+    return RecipeError(f"{cls.__name__} refused. {words}", refusals=tuple(refusals), idle=idle)
 
 
 def _refusal(error: dict[str, Any], known: dict[str, type[BaseModel]]) -> Refusal:

@@ -290,7 +290,7 @@ class Search:
                 raise RunError(f"{run.path}: {problem}.", "Choose another folder.")
             if run.summary_file.exists():  # killed before the study was told
                 return False
-            for event in kept_events(run.path):
+            for event in kept_events(run):
                 self._should_prune(trial, event)
         with closing(train_or_resume(run, recipe, self.path.parent)) as events:
             for event in events:

@@ -126,7 +126,7 @@ class AuditReport(NamedTuple):
         """
         if self.breach:
             when = f" Noticed {noticed}." if noticed else ""
-            raise FreezeBreach(self.breach + when, self.mend, self.broken)
+            raise FreezeBreach(self.breach + when, self.mend, parts=self.broken)
         return self
 
     def __str__(self) -> str:

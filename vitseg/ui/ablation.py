@@ -84,7 +84,7 @@ class SweepSession(Trials):
                 self.trial, self.curves[trial] = trial, []
                 run = self.sweep.run_of(trial)
                 if run.events_file.exists() and not self.elsewhere:  # elsewhere all will be told
-                    for earlier in kept_events(run.path):
+                    for earlier in kept_events(run):
                         self._note(earlier)
             case RunStarted():
                 self._inherits[self.trial] = event.parent["stage"] if event.parent else 0

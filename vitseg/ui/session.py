@@ -28,10 +28,9 @@ from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import steps_saved
 from vitseg.runs.folder import Failure, RunFolder, new_run, runs_root
 from vitseg.runs.forecast import StageForecast, forecast, measure
-from vitseg.runs.fork import differences
 from vitseg.runs.narrate import inherited_words, number_or_na
 from vitseg.runs.run import TrainingRun, fork, kept_events, resume, train, trained_already
-from vitseg.runs.store import StageEnd, environment, stage_keys
+from vitseg.runs.store import StageEnd, differences, environment, stage_keys
 from vitseg.training.job import Job
 from vitseg.ui.curves import Curves
 from vitseg.ui.desk import Desk
@@ -174,7 +173,7 @@ class Session(Task):
 
         def stream() -> Generator[Event]:
             self.job = Job(recipe)
-            yield from kept_events(run.path)
+            yield from kept_events(run)
             with closing(begin(self.job, run.path)) as self._training:
                 yield from self._training
 
