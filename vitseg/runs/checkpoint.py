@@ -65,15 +65,12 @@ class Saver:
         self.training: StageTraining | None = None
         self._saved, self._at = -1, time.monotonic()
 
-    @property
-    def is_due(self) -> bool:
-        return time.monotonic() - self._at > EVERY_SECONDS
-
-    def save(self) -> None:
-        if self.training is None or self.run.sequence == self._saved:
-            return
-        save_checkpoint(self.run, self.training.state_dict())
-        self._saved, self._at = self.run.sequence, time.monotonic()
+    def save(self, now: bool = True) -> None:
+        """Write a checkpoint, if there is anything new to save, and it is wanted now or due."""
+        due = now or time.monotonic() - self._at > EVERY_SECONDS
+        if due and self.training and self.run.sequence != self._saved:
+            save_checkpoint(self.run, self.training.state_dict())
+            self._saved, self._at = self.run.sequence, time.monotonic()
 
 
 def save_checkpoint(run: RunFolder, state: State) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vitseg.errors import RecipeError, RunError
-from vitseg.events import Event, RunStarted, StageEnded, StageEvent, from_json, to_json
+from vitseg.events import Event, RunStarted, StageEnded, from_json, to_json
 from vitseg.files import is_held, write_json, written
 from vitseg.recipe import Recipe, load_recipe, parse
 from vitseg.words import Strict, json_of
@@ -186,7 +186,7 @@ class RunFolder:
                     event = from_json(line, number)
                     if isinstance(event, RunStarted):
                         stages = len(parse(json.dumps(event.recipe)).stages)
-                    elif isinstance(event, StageEvent) and event.stage > stages:
+                    elif getattr(event, "stage", 0) > stages:
                         raise ValueError(f"line {number}: stage {event.stage} of {stages}")
                     yield event
         except (ValueError, RecipeError) as error:  # also bytes that are no text

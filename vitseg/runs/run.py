@@ -268,8 +268,7 @@ def _trained(
                     event = next(events)
                     if not event.transient:
                         run.record(event)
-                    if isinstance(event, EpochEnded) or asked or saver.is_due:
-                        saver.save()
+                    saver.save(now=isinstance(event, EpochEnded) or bool(asked))
                     if isinstance(event, RunEnded):
                         write_json(run.summary_file, summarize(run))
                         run.drop_checkpoints()

@@ -153,8 +153,8 @@ def _is_whole(end: StageEnd) -> bool:
     """Whether the weights of the run's stages are what was written, and its log goes that far."""
     run = RunFolder(end.run)
     try:
-        damaged = any(flaw(run.stage(number)) for number in range(1, end.stage + 1))
-        return not damaged and bool(run.up_to(end.stage))
+        run.up_to(end.stage)
+        return not any(flaw(run.stage(number)) for number in range(1, end.stage + 1))
     except (RunError, OSError, ValueError):  # also where somebody else has spoilt the log
         return False
 
