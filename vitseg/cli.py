@@ -81,15 +81,15 @@ def _run(parsed: Namespace) -> None:
     ahead = forecast(job, measure(job), inherited)
     notes = table.memory_notes(ahead, job.machine)
     _say("\n".join([str(table.stages(recipe, (), ahead)), *notes, ""]))
-    _finish(events, run, [first])
+    _finish(events, run, first)
 
 
 def _resume(parsed: Namespace) -> None:
     events = vitseg.resume(parsed.folder, allow_inexact=parsed.inexact)
-    _finish(events, vitseg.RunFolder(parsed.folder), [])
+    _finish(events, vitseg.RunFolder(parsed.folder))
 
 
-def _finish(events: Generator[Event], run: vitseg.RunFolder, before: list[Event]) -> None:
+def _finish(events: Generator[Event], run: vitseg.RunFolder, *before: Event) -> None:
     """Train to the end, or until a signal asks for one; then the table, the folder and the
     report.
     """

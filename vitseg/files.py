@@ -26,7 +26,7 @@ from vitseg.errors import RunError
 
 MANIFEST = "manifest.json"
 _DIGESTS = TypeAdapter(dict[str, str])
-_LOCK, _HOLDER = ".lock", ".holder"
+_LOCK = ".lock"
 _HEAD = 4096
 UNSEALED = "sha256:" + 64 * "0"
 """What a file has within its first 4096 bytes, to be sealed."""
@@ -223,7 +223,7 @@ def held(folder: Path) -> Iterator[None]:
     """A folder that nobody else, in this process or another, writes into meanwhile. Raises RunError
     while it is held.
     """
-    holder = folder / _HOLDER
+    holder = folder / ".holder"
     try:  # `is_held` may have it for a moment
         lock = FileLock(folder / _LOCK, thread_local=False).acquire(timeout=0.2)
     except Timeout:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 
 from vitseg.events import Scores
-from vitseg.files import UNSEALED, flaw, remove, seal, whole_file, written
+from vitseg.files import UNSEALED, flaw, remove, seal, whole_file
 from vitseg.runs.folder import RunFolder
 from vitseg.training.loop import StageTraining
 from vitseg.training.weights import Weights
@@ -86,10 +86,9 @@ def save_checkpoint(run: RunFolder, state: State) -> None:
     for kind, found in kinds.items():
         for name, tensor in found.items():
             tensors[f"{kind}/{name}"] = tensor.contiguous()
-    with written(run.checkpoints):
-        run.checkpoints.mkdir(exist_ok=True)
     path = run.checkpoints / f"{run.sequence:08d}.safetensors"
     with whole_file(path, need=sum(tensor.nbytes for tensor in tensors.values())) as aside:
+        aside.parent.mkdir(exist_ok=True)
         text = json.dumps(position, allow_nan=False)
         save_file(tensors, aside, {_STATE: UNSEALED + text})
         seal(aside)

@@ -20,9 +20,6 @@ from vitseg.files import is_held, write_json, written
 from vitseg.recipe import Recipe, load_recipe, parse
 from vitseg.words import Strict, json_of
 
-Splits = dict[str, list[str]]
-"""The names of the images by split."""
-
 JsonDict = dict[str, Any]
 """An object of JSON, by the names in it."""
 
@@ -102,8 +99,8 @@ class RunFolder:
             )
         return _read_json(self.summary_file, "stages", "best")
 
-    def check_split(self, splits: Splits) -> None:
-        """Raises RunError unless the images are split as they were when the run began."""
+    def check_split(self, splits: dict[str, list[str]]) -> None:
+        """Raises RunError unless the images, by split, are those of when the run began."""
         if splits != _read_json(self.path / "split.json"):
             raise RunError(
                 f"{self.path}: the images are not those of the run.",
