@@ -40,7 +40,7 @@ from vitseg.events import BatchEnded
 from vitseg.files import MANIFEST, UNSEALED, seal, sha256_of, write_json
 from vitseg.recipe import load_recipe
 from vitseg.runs.folder import RunFolder, replay
-from vitseg.runs.narrate import Narrator
+from vitseg.runs.narrate import explanation
 from vitseg.runs.run import resume, train
 from vitseg.settings import Data, Folder
 from vitseg.ui.curves import Curves
@@ -171,7 +171,7 @@ def open_run(bench: Bench, copy: Path) -> None:
     """All that is done with a run that was cut off."""
     run = RunFolder(copy)
     Curves(replay(copy))
-    Narrator(run.events(), run.timings()).summary()
+    explanation(run.events())
     with contextlib.closing(resume(copy)) as events:
         for _, _ in zip(range(3), events, strict=False):
             pass

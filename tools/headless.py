@@ -21,7 +21,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from vitseg.errors import is_for_readers
+from vitseg import errors
 
 _BUNDLE = "plotly.js v"
 _PICTURES = {"application/vnd.plotly.v1+json", "image/png", "image/jpeg"}
@@ -112,7 +112,8 @@ def main() -> int:
         if pages and (readme := Path(paths[0]).with_name("README.md")).is_file():
             write_index(readme, Path(pages))
     except CellExecutionError as error:
-        known = is_for_readers(error.ename.rpartition(".")[2])
+        kind = getattr(errors, error.ename.rpartition(".")[2], object)
+        known = issubclass(kind, errors.VitsegError)
         sys.stderr.write(f"\n{error.evalue if known else error}\n")
         return 2 if known else 1
     return 0

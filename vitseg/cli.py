@@ -18,7 +18,9 @@ import vitseg
 from vitseg import presets
 from vitseg.errors import RunError, VitsegError
 from vitseg.events import Event
+from vitseg.files import held_back, written
 from vitseg.recipe import Recipe, load_recipe
+from vitseg.ui import table
 
 PRESETS = {"quick": presets.quick, "giant": presets.giant}
 
@@ -69,7 +71,6 @@ def _note(text: object) -> None:
 
 def _run(parsed: Namespace) -> None:
     from vitseg.runs.forecast import forecast, measure
-    from vitseg.ui import table
 
     recipe = _recipe(parsed.recipe, parsed.data).replace(dict(map(_setting, parsed.set)))
     run = vitseg.RunFolder(parsed.folder) if parsed.folder else vitseg.new_run(recipe.name)
@@ -80,21 +81,18 @@ def _run(parsed: Namespace) -> None:
     ahead = forecast(job, measure(job), inherited)
     notes = table.memory_notes(ahead, job.machine)
     _say("\n".join([str(table.stages(recipe, (), ahead)), *notes, ""]))
-    _finish(events, run, [first])
+    _finish(events, run, first)
 
 
 def _resume(parsed: Namespace) -> None:
     events = vitseg.resume(parsed.folder, allow_inexact=parsed.inexact)
-    _finish(events, vitseg.RunFolder(parsed.folder), [])
+    _finish(events, vitseg.RunFolder(parsed.folder))
 
 
-def _finish(events: Generator[Event], run: vitseg.RunFolder, before: list[Event]) -> None:
+def _finish(events: Generator[Event], run: vitseg.RunFolder, *before: Event) -> None:
     """Train to the end, or until a signal asks for one; then the table, the folder and the
     report.
     """
-    from vitseg.files import held_back
-    from vitseg.ui import table
-
     try:
         with held_back() as asked, closing(events):  # which saves
             for _ in vitseg.progress(chain(before, events)):
@@ -171,7 +169,6 @@ def _convert(parsed: Namespace) -> None:
 
 def _cache(parsed: Namespace) -> None:
     from vitseg.training.cache import default_cache
-    from vitseg.ui.table import kept
 
     cache = default_cache()
     match parsed.action:
@@ -183,7 +180,7 @@ def _cache(parsed: Namespace) -> None:
             for path in bad:
                 _say(f"  {path}")
         case _:
-            _say(f"{kept(cache.groups(), cache.limit)}\n{cache.root}")
+            _say(f"{table.kept(cache.groups(), cache.limit)}\n{cache.root}")
 
 
 def _predict(parsed: Namespace) -> None:
@@ -195,12 +192,8 @@ def _predict(parsed: Namespace) -> None:
     if out.resolve() in {path.parent.resolve() for path in paths}:
         raise RunError(f"--out {out}: holds the images themselves.", "Choose another folder.")
     model = vitseg.load(parsed.model)
-    try:
+    with written(out):
         (out / "overlays").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"{out}: cannot be written ({error.strerror}).", "Choose another --out."
-        ) from None
     predict = model.predict_windows if parsed.windows else model.predict
     for path in tqdm(paths, unit="image"):
         mask, name = predict(path), f"{path.stem}.png"
@@ -223,10 +216,8 @@ def _images(given: list[str]) -> list[Path]:
     for name in given:
         folder = Path(name)
         for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
-            if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-                continue
-            other = first.setdefault(path.stem, path)
-            if other is not path:
+            is_image = path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+            if is_image and (other := first.setdefault(path.stem, path)) is not path:
                 raise RunError(
                     f"{other} and {path}: their masks would share a name.",
                     "Predict them into two folders.",
@@ -246,7 +237,7 @@ COMMANDS = {
         {
             "recipe": f"a recipe.json, or a preset: {', '.join(PRESETS)}",
             "folder": {"nargs": "?", "help": "where to keep the run; a new folder by default"},
-            "--data": {"metavar": "FOLDER", "help": "images and masks to train on, with a preset"},
+            "--data": "a folder of images and masks to train on, with a preset",
             "--set": {
                 "metavar": "PATH=VALUE",
                 "action": "append",
@@ -291,11 +282,7 @@ COMMANDS = {
         {
             "model": _MODEL,
             "images": {"nargs": "+", "help": "image files, or folders of them"},
-            "--out": {
-                "default": "predictions",
-                "metavar": "FOLDER",
-                "help": "where masks and overlays go",
-            },
+            "--out": {"default": "predictions", "help": "the folder for masks and overlays"},
             "--windows": {
                 "action": "store_true",
                 "help": "at the images' own resolution, in overlapping windows",
@@ -305,18 +292,15 @@ COMMANDS = {
     "recipe": (
         lambda parsed: _say(PRESETS[parsed.preset](parsed.data).model_dump_json(indent=2)),
         "print a preset as JSON",
-        {"preset": {"choices": PRESETS}, "--data": {"metavar": "FOLDER"}},
+        {"preset": {"choices": PRESETS}, "--data": "a folder of images and masks"},
     ),
     "check": (
         _check,
         "look at a folder of images and masks: all that is wrong, and what is in it",
         {
             "data": "a folder, or a recipe.json for its data",
-            "--json": {
-                "metavar": "FILE",
-                "help": "write what was found as JSON; - for standard output",
-            },
-            "--html": {"metavar": "FILE", "help": "write a page with pictures"},
+            "--json": "a file for what was found, as JSON; - for standard output",
+            "--html": "a file for a page with pictures",
         },
     ),
     "fetch": (
@@ -330,11 +314,7 @@ COMMANDS = {
         {
             "file": "",
             "folder": "where the encoder goes; name it as model.encoder",
-            "--like": {
-                "required": True,
-                "metavar": "ENCODER",
-                "help": "an encoder of the same make, by name or folder",
-            },
+            "--like": {"required": True, "help": "an encoder of the same make, by name or folder"},
         },
     ),
     "cache": (
@@ -342,7 +322,7 @@ COMMANDS = {
         "what is kept of the frozen blocks: list, verify or clear it",
         {
             "action": {"nargs": "?", "default": "list", "choices": ("list", "verify", "clear")},
-            "of": {"nargs": "?", "metavar": "ENCODER", "help": "clear that alone, or masks"},
+            "of": {"nargs": "?", "help": "the encoder to clear alone, or masks"},
         },
     ),
 }

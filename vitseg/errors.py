@@ -1,6 +1,8 @@
 """Every error a user can cause, as one sentence: what, where, what is allowed, and the mend."""
 
-from typing import NamedTuple
+import copyreg
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 
 class Refusal(NamedTuple):
@@ -19,13 +21,14 @@ class Refusal(NamedTuple):
 
 class VitsegError(Exception):
     """Base of all errors meant for the reader's eyes; the command line prints it without a
-    traceback. `refusals` are the settings that it is about.
+    traceback. `facts` are attributes, for programs; `refusals` the settings that it is about.
     """
 
     refusals: tuple[Refusal, ...] = ()
 
-    def __init__(self, problem: str, mend: str = ""):
+    def __init__(self, problem: str, mend: str = "", **facts: Any):
         self.problem, self.mend = problem, mend
+        self.__dict__.update(facts)
         super().__init__(f"{problem} {mend}".strip())
 
     def _render_traceback_(self) -> list[str]:
@@ -33,16 +36,10 @@ class VitsegError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
     def __reduce__(self) -> tuple:
-        """For the way from a loader's worker: rebuilt from its fields, whatever its constructor
+        """For the way from another process: its text and its facts, whatever its constructor
         takes.
         """
-        return _rebuilt, (type(self), str(self), self.__dict__)
-
-
-def _rebuilt(kind: type[VitsegError], text: str, fields: dict[str, object]) -> VitsegError:
-    error = kind.__new__(kind, text)
-    error.args, error.__dict__ = (text,), dict(fields)
-    return error
+        return copyreg.__newobj__, (type(self), str(self)), self.__dict__
 
 
 class Interrupted(KeyboardInterrupt):
@@ -56,10 +53,9 @@ class ConfigError(VitsegError):
     """A setting that cannot work, named by its path in the recipe."""
 
     def __init__(self, field: str, got: object, allowed: str, mend: str = ""):
-        self.field, self.got, self.allowed = field, got, allowed
         says = f"got {got!r}; allowed: {allowed}."
-        self.refusals = (Refusal(field, got, allowed, says),)
-        super().__init__(f"{field}: {says}", mend)
+        refusals = (Refusal(field, got, allowed, says),)
+        super().__init__(f"{field}: {says}", mend, refusals=refusals, field=field, got=got)
 
 
 class RecipeError(VitsegError):
@@ -69,9 +65,7 @@ class RecipeError(VitsegError):
     that would do.
     """
 
-    def __init__(self, problem: str, mend: str = "", refusals: tuple[Refusal, ...] = ()):
-        self.refusals, self.idle = refusals, dict[str, object]()
-        super().__init__(problem, mend)
+    idle: Mapping[str, object] = {}
 
 
 class DataError(VitsegError):
@@ -95,9 +89,7 @@ class FreezeBreach(VitsegError):
     promise.
     """
 
-    def __init__(self, problem: str, mend: str = "", parts: tuple[str, ...] = ()):
-        self.parts = parts
-        super().__init__(problem, mend)
+    parts: tuple[str, ...] = ()
 
 
 class FeatureBreach(VitsegError):
@@ -106,9 +98,3 @@ class FeatureBreach(VitsegError):
 
 class LRBreach(VitsegError):
     """The learning rate in use is not the promised one; names the step and the parameter group."""
-
-
-def is_for_readers(kind: str) -> bool:
-    """Whether an error of that name is one of these: a sentence that needs no traceback."""
-    found = globals().get(kind)
-    return isinstance(found, type) and issubclass(found, VitsegError)

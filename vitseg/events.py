@@ -52,12 +52,11 @@ class Part(TypedDict):
 
 
 def _numbered(parts: Any) -> Any:
-    """Of a log from before blocks had numbers: embeddings, block 1 .. L, final norm, decoder."""
-    if isinstance(parts, list):
-        for place, part in enumerate(parts):
-            if isinstance(part, dict):
-                is_block = 0 < place < len(parts) - 2
-                part.setdefault("block", place if is_block else None)
+    """Of a log from before blocks had numbers: embeddings, block 1 .. L, final norm, decoder. Of
+    what is no such list it raises what `from_json` expects.
+    """
+    for place, part in enumerate(parts):
+        part.setdefault("block", place if 0 < place < len(parts) - 2 else None)
     return parts
 
 
@@ -90,7 +89,7 @@ def record(kind: type[Any]) -> type[Any]:
     return made
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Event:
     """Base of all records. A `transient` one is shown while it happens and not logged."""
 
@@ -98,7 +97,7 @@ class Event:
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StageEvent(Event):
     """Something that happened in a stage. Its `epoch` is counted over the whole run."""
 

@@ -12,7 +12,6 @@ import os
 import platform
 import shutil
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,7 +26,7 @@ from vitseg.errors import RunError
 
 MANIFEST = "manifest.json"
 _DIGESTS = TypeAdapter(dict[str, str])
-_LOCK, _HOLDER = ".lock", ".holder"
+_LOCK = ".lock"
 _HEAD = 4096
 UNSEALED = "sha256:" + 64 * "0"
 """What a file has within its first 4096 bytes, to be sealed."""
@@ -55,8 +54,10 @@ def written(path: Path, need: int = 0) -> Iterator[None]:
         with suppress(OSError):  # its folder may be gone
             free = shutil.disk_usage(path.parent).free
             reason += f"; {free / 1e6:,.1f} MB are free there"
-        hint = "Make room, allow writing, or choose another folder. What was saved before is whole."
-        raise RunError(f"{path}: cannot be written ({reason}).", hint) from None
+        raise RunError(
+            f"{path}: cannot be written ({reason}).",
+            "Make room, allow writing, or choose another folder. What was saved before is whole.",
+        ) from None
 
 
 @contextmanager
@@ -137,16 +138,12 @@ def _sync(path: Path) -> None:
     """Make what was written, or renamed in a folder, last. Windows syncs only files, opened for
     writing.
     """
-    if path.is_dir():
-        if os.name == "posix":
-            opened = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(opened)
-            finally:
-                os.close(opened)
-    else:
-        with path.open("r+b") as file:
-            os.fsync(file.fileno())
+    if path.is_file() or os.name == "posix":
+        opened = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def remove(path: Path) -> None:
@@ -187,7 +184,7 @@ def flaw(path: Path) -> str:
         if path.is_file():
             return "" if _is_sealed(path) else "it is not what was written"
         manifest = _DIGESTS.validate_json((path / MANIFEST).read_bytes())
-        for name in sorted(manifest.keys() | _files_in(path) - {MANIFEST}):
+        for name in sorted(manifest.keys() | _files_in(path)):
             if name not in manifest:
                 return f"{name} was put there"
             if sha256_of(path / name) != manifest[name]:
@@ -211,8 +208,11 @@ def _is_sealed(file: Path) -> bool:
 
 
 def _files_in(folder: Path) -> set[str]:
-    """The files of a folder by their paths in it, but for hidden ones, which systems leave."""
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("[!.]*") if p.is_file()}
+    """The files of a folder by their paths in it, but for its manifest, and hidden ones, which
+    systems leave.
+    """
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("[!.]*") if p.is_file()}
+    return found - {MANIFEST}
 
 
 # ---- held
@@ -223,15 +223,16 @@ def held(folder: Path) -> Iterator[None]:
     """A folder that nobody else, in this process or another, writes into meanwhile. Raises RunError
     while it is held.
     """
-    holder = folder / _HOLDER
+    holder = folder / ".holder"
     try:  # `is_held` may have it for a moment
         lock = FileLock(folder / _LOCK, thread_local=False).acquire(timeout=0.2)
     except Timeout:
         who = "another process"
         with suppress(OSError):  # it has just started, or ended
             who = holder.read_text(encoding="utf-8")
-        hint = "Wait for its end, or stop it there."
-        raise RunError(f"{folder}: is being trained by {who}.", hint) from None
+        raise RunError(
+            f"{folder}: is being trained by {who}.", "Wait for its end, or stop it there."
+        ) from None
     with lock:
         with suppress(OSError):  # who holds it is a courtesy
             holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
@@ -266,26 +267,23 @@ def held_back() -> Iterator[list[int]]:
     A second interrupt takes effect at once. Outside the main thread, where Python handles no
     signals, nothing is held back.
     """
-    asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
+    asked, before = list[int](), {}
 
     def note(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and number in asked:
             raise KeyboardInterrupt
         asked.append(number)
 
-    before = {}
-    for number in signal.Signals:  # Windows has no SIGHUP
-        asks = number.name in ("SIGINT", "SIGTERM", "SIGHUP")
-        # ignored under nohup, or in a background job; None where another than Python handles it
-        if asks and signal.getsignal(number) not in (signal.SIG_IGN, None):
-            before[number] = signal.signal(number, note)
+    with suppress(ValueError):  # which Python raises outside the main thread
+        for number in signal.Signals:  # Windows has no SIGHUP
+            asks = number.name in ("SIGINT", "SIGTERM", "SIGHUP")
+            # ignored under nohup, or in a background job; None where another than Python handles it
+            if asks and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, note)
     try:
         yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in dict.fromkeys(asked):
+        for number in set(asked):
             signal.raise_signal(number)

@@ -113,9 +113,7 @@ def explain(error: ValidationError, cls: type[BaseModel]) -> RecipeError:
             says = f"{says}; allowed: {allowed}."
         refusals.append(Refusal(field, got, allowed, says))
     words = " ".join(map(str, refusals))
-    refused = RecipeError(f"{cls.__name__} refused. {words}", "", tuple(refusals))
-    refused.idle |= idle
-    return refused
+    return RecipeError(f"{cls.__name__} refused. {words}", refusals=tuple(refusals), idle=idle)
 
 
 def _refusal(problem: dict[str, Any], known: dict[str, str]) -> tuple[str, str, str]:

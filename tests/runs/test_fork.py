@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 import vitseg
 from vitseg.errors import RunError
 from vitseg.events import BatchEnded, RunEnded, RunStarted, StageEnded, StageStarted
-from vitseg.runs import fork as forks
 from vitseg.runs import run as runs
 from vitseg.runs.folder import RunFolder
 from vitseg.runs.run import fork, resume, train
@@ -132,13 +131,11 @@ def photos(parent, tiny_recipe, tmp_path, monkeypatch):
         record(run, event)
 
     def writing(path, value):
-        if path.name == "fork.json":
+        if path.name == "fork.json" and value["sequence"]:
             photograph("all recorded")
         write_json(path, value)
 
-    monkeypatch.setattr(
-        forks, "shutil", SimpleNamespace(copytree=copying, ignore_patterns=shutil.ignore_patterns)
-    )
+    monkeypatch.setattr(runs, "shutil", SimpleNamespace(copytree=copying))
     monkeypatch.setattr(RunFolder, "record", recording)
     monkeypatch.setattr(runs, "write_json", writing)
     list(fork(parent, 1, tiny_recipe, whole))
@@ -149,7 +146,7 @@ def photos(parent, tiny_recipe, tmp_path, monkeypatch):
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_fork_killed_while_it_inherits_goes_on_to_the_same_bits(moment, photos):
     cut, whole = photos / moment, photos / "whole"
-    assert runs.kept_events(cut) == []
+    assert runs.kept_events(RunFolder(cut)) == []
     events = list(resume(cut))
     assert next(e for e in events if isinstance(e, RunStarted)).parent == {
         "run": "parent",

@@ -14,7 +14,7 @@ import vitseg
 from vitseg.errors import RunError
 from vitseg.events import BatchEnded, StageEnded, StageStarted
 from vitseg.runs.folder import Failure
-from vitseg.runs.narrate import Narrator, explain
+from vitseg.runs.narrate import explain, explanation
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +54,16 @@ def test_what_the_audit_found_is_told_not_what_was_promised(run):
             return event
         return dataclasses.replace(event, audit="trains: block 4 · optimizer holds 7 of 9")
 
-    told = Narrator(map(other, vitseg.replay(run))).explanation().split("\n\n")[1]
+    told = explanation(map(other, vitseg.replay(run))).split("\n\n")[1]
     assert "trains: block 4 · optimizer holds 7 of 9" in told
 
 
 def test_a_run_that_was_cut_off_and_one_that_failed_say_so(run):
-    events = list(vitseg.replay(run))
-    cut = Narrator(events[:6])
-    assert cut.explanation().endswith("It has not ended.")
+    cut = list(vitseg.replay(run))[:6]
+    assert explanation(cut).endswith("It has not ended.")
     failure = Failure(kind="LRBreach", says="Step 3 was taken at 2.")
     ending = "It ended with LRBreach: Step 3 was taken at 2."
-    assert cut.explanation(failure).endswith(ending)
+    assert explanation(cut, failure).endswith(ending)
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):

@@ -89,6 +89,7 @@ def test_a_run_that_has_been_trained_is_not_trained_again(tiny_recipe, root, ste
         and first.pop("seconds")
         and second.pop("seconds") is not None
     )
+    assert second.pop("parent") == {"run": "first", "stage": 3} and first.pop("parent") is None
     assert second == first
     (third,) = [
         e for e in train(tiny_recipe, root / "third", reuse=False) if isinstance(e, RunStarted)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import NonNegativeInt, PositiveInt, ValidationError
+from pydantic import NonNegativeInt, PositiveInt
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 
 from vitseg.events import Scores
-from vitseg.files import UNSEALED, flaw, remove, seal, whole_file, written
+from vitseg.files import UNSEALED, flaw, remove, seal, whole_file
 from vitseg.runs.folder import RunFolder
 from vitseg.training.loop import StageTraining
 from vitseg.training.weights import Weights
-from vitseg.words import Strict, explain
+from vitseg.words import Strict
 
 
 class Position(Strict):
@@ -45,11 +46,13 @@ KEEP = 2
 EVERY_SECONDS = 60.0
 """Between two checkpoints within an epoch."""
 
+State = dict[str, Any]
+"""What `StageTraining.state_dict` gives; of a checkpoint with `sequence` and `offset`, its place in
+the log.
+"""
+
 _STATE = "vitseg"
 """The one metadata key: the order of several is random, and equal states give equal files."""
-
-_KINDS = {"now": "weights", "best": "best_weights", "optimizer": "optimizer"}
-"""The tensors of a state by the first part of their names."""
 
 
 class Saver:
@@ -62,35 +65,30 @@ class Saver:
         self.training: StageTraining | None = None
         self._saved, self._at = -1, time.monotonic()
 
-    @property
-    def is_due(self) -> bool:
-        return time.monotonic() - self._at > EVERY_SECONDS
-
-    def save(self) -> None:
-        if self.training is None or self.run.sequence == self._saved:
-            return
-        save_checkpoint(self.run, self.training.state_dict())
-        self._saved, self._at = self.run.sequence, time.monotonic()
+    def save(self, now: bool = True) -> None:
+        """Write a checkpoint, if there is anything new to save, and it is wanted now or due."""
+        due = now or time.monotonic() - self._at > EVERY_SECONDS
+        if due and self.training and self.run.sequence != self._saved:
+            save_checkpoint(self.run, self.training.state_dict())
+            self._saved, self._at = self.run.sequence, time.monotonic()
 
 
-def save_checkpoint(run: RunFolder, state: dict[str, Any]) -> None:
+def save_checkpoint(run: RunFolder, state: State) -> None:
     """Write `state` as a checkpoint that goes with what is logged so far.
 
     The newest KEEP checkpoints stay. Frozen weights are not in it: the recipe names them.
     """
     position = state | {"sequence": run.sequence, "offset": run.sync()}
+    kinds = {"now": position.pop("weights"), "best": position.pop("best_weights")}
+    for parameter, slots in position.pop("optimizer").items():
+        kinds[f"optimizer/{parameter}"] = slots
     tensors: Weights = {}
-    for kind, name in _KINDS.items():
-        for key, value in position.pop(name).items():
-            if kind == "optimizer":
-                for slot, tensor in value.items():
-                    tensors[f"{kind}/{key}/{slot}"] = tensor.contiguous()
-            else:
-                tensors[f"{kind}/{key}"] = value
-    with written(run.checkpoints):
-        run.checkpoints.mkdir(exist_ok=True)
+    for kind, found in kinds.items():
+        for name, tensor in found.items():
+            tensors[f"{kind}/{name}"] = tensor.contiguous()
     path = run.checkpoints / f"{run.sequence:08d}.safetensors"
     with whole_file(path, need=sum(tensor.nbytes for tensor in tensors.values())) as aside:
+        aside.parent.mkdir(exist_ok=True)
         text = json.dumps(position, allow_nan=False)
         save_file(tensors, aside, {_STATE: UNSEALED + text})
         seal(aside)
@@ -98,7 +96,7 @@ def save_checkpoint(run: RunFolder, state: dict[str, Any]) -> None:
         remove(old)
 
 
-def newest_checkpoint(run: RunFolder) -> tuple[dict[str, Any] | None, list[str]]:
+def newest_checkpoint(run: RunFolder) -> tuple[State | None, list[str]]:
     """The state of the newest checkpoint that is whole, with its `sequence` and `offset`, and why
     newer ones were skipped.
 
@@ -106,16 +104,15 @@ def newest_checkpoint(run: RunFolder) -> tuple[dict[str, Any] | None, list[str]]
     """
     skipped, log = [], run.events_file
     for path in _newest_first(run):
-        reason = flaw(path)
-        if not reason:
-            try:
-                state = _load(path)
-                if state["offset"] <= log.stat().st_size:
-                    return state, skipped
-                reason = f"{log.name} is shorter than it says"
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
-                reason = f"it holds no state of a training ({error})"
-        skipped.append(f"checkpoint {path.stem} was skipped: {reason}")
+        try:
+            if reason := flaw(path):
+                raise ValueError(reason)
+            state = _load(path)
+            if state["offset"] > log.stat().st_size:
+                raise ValueError(f"{log.name} is shorter than it says")
+            return state, skipped
+        except (OSError, ValueError, SafetensorError) as error:
+            skipped.append(f"checkpoint {path.stem} was skipped: {error}")
     return None, skipped
 
 
@@ -124,7 +121,7 @@ def drop_after(run: RunFolder, sequence: int) -> None:
     out new ones.
     """
     for path in _newest_first(run):
-        if int(path.stem) > sequence:
+        if path.stem > f"{sequence:08d}":
             remove(path)
 
 
@@ -139,40 +136,27 @@ def steps_saved(run: RunFolder) -> int:
 
 def _newest_first(run: RunFolder) -> list[Path]:
     """Files, and the folders that checkpoints were before November 2026."""
-    return sorted((p for p in run.checkpoints.glob("*") if p.stem.isdecimal()), reverse=True)
+    return sorted(run.checkpoints.glob("[0-9]*"), reverse=True)
 
 
-def _position(path: Path) -> dict[str, Any]:
+def _position(path: Path) -> State:
     """Raises OSError, ValueError or SafetensorError for what is no checkpoint."""
     if path.is_dir():
         text = (path / "state.json").read_bytes()
     else:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(_STATE, "")[len(UNSEALED) :]
-    try:
-        position = Position.model_validate_json(text).model_dump()
-    except ValidationError as error:
-        raise ValueError(explain(error, Position).problem) from None
-    if position["sequence"] != int(path.stem):
-        raise ValueError(f"it is checkpoint {position['sequence']}")
-    return position
+    return Position.model_validate_json(text).model_dump()
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> State:
     """Raises as `_position` does, whatever digest it has."""
-    state = _position(path) | {name: {} for name in _KINDS.values()}
-    # bytes, not a file mapped into memory: Windows deletes no file that is mapped
-    if path.is_dir():
-        tensors = load((path / "weights.safetensors").read_bytes())
-        for name, tensor in load((path / "optimizer.safetensors").read_bytes()).items():
-            tensors[f"optimizer/{name}"] = tensor
-    else:
-        tensors = load(path.read_bytes())
-    for name, tensor in tensors.items():
-        kind, _, key = name.partition("/")
-        found = state[_KINDS[kind]]
-        if kind == "optimizer":
-            parameter, _, key = key.partition("/")
-            found = found.setdefault(int(parameter), {})
-        found[key] = tensor
-    return state
+    kinds: dict[str, Weights] = defaultdict(dict)
+    for file in path.glob("*.safetensors") if path.is_dir() else [path]:
+        # bytes, not a file mapped into memory: Windows deletes no file that is mapped
+        for name, tensor in load(file.read_bytes()).items():
+            kind, _, key = name.rpartition("/")
+            kinds[kind.removeprefix("optimizer/")][key] = tensor
+    state = {"weights": kinds.pop("now", {}), "best_weights": kinds.pop("best", {})}
+    optimizer = {int(parameter): slots for parameter, slots in kinds.items()}
+    return _position(path) | state | {"optimizer": optimizer}

@@ -14,14 +14,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vitseg.errors import FreezeBreach, RecipeError, RunError
-from vitseg.events import Event, RunStarted, StageEnded, StageEvent, from_json, to_json
+from vitseg.errors import RecipeError, RunError
+from vitseg.events import Event, RunStarted, StageEnded, from_json, to_json
 from vitseg.files import is_held, write_json, written
 from vitseg.recipe import Recipe, load_recipe, parse
 from vitseg.words import Strict, json_of
 
-Splits = dict[str, list[str]]
-"""The names of the images by split."""
+JsonDict = dict[str, Any]
+"""An object of JSON, by the names in it."""
+
+_RESOLVED = ("device", "precision", "threads")
+"""What may be "auto" in a recipe, and is resolved in a run's environment."""
 
 
 def runs_root() -> Path:
@@ -48,7 +51,7 @@ class Failure(Strict):
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        parts = error.parts if isinstance(error, FreezeBreach) else ()
+        parts = getattr(error, "parts", ())
         return cls(kind=type(error).__name__, says=str(error), parts=parts)
 
 
@@ -59,39 +62,13 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser().absolute()
-        self.events_file, self.timings_file = (
-            self.path / "events.jsonl",
-            self.path / "timings.jsonl",
-        )
+        self.events_file = self.path / "events.jsonl"
+        self.timings_file = self.path / "timings.jsonl"
         self.environment_file = self.path / "environment.json"
         self.checkpoints, self.best = self.path / "checkpoints", self.path / "best"
         self.summary_file = self.path / "summary.json"
         self.fork_file, self.failure_file = self.path / "fork.json", self.path / "failure.json"
         self.sequence, self._zero = 0, time.monotonic()
-
-    def create(
-        self,
-        recipe: Recipe,
-        splits: Splits,
-        environment: dict[str, Any],
-        forked: dict[str, Any] | None = None,
-    ) -> None:
-        """Make the folder, with recipe, environment and split, and where a fork comes from.
-
-        Raises RunError if there is a run in it already.
-        """
-        if self.events_file.exists():
-            hint = f"Resume it (vitseg resume {self.path}), or choose another folder."
-            raise RunError(f"{self.path}: holds a run already.", hint)
-        with written(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            # of a fork that was cut off before its first event
-            self.fork_file.unlink(missing_ok=True)
-            if forked:  # first of all: a fork that is cut off must not pass for a run of its own
-                write_json(self.fork_file, forked)
-            recipe.save(self.path / "recipe.json")
-            write_json(self.environment_file, environment)
-            write_json(self.path / "split.json", splits)
 
     @property
     def recipe(self) -> Recipe:
@@ -101,30 +78,34 @@ class RunFolder:
         """A file that every run has. Raises RunError where it is missing."""
         file = self.path / name
         if not file.exists():
-            problem = f"{self.path}: is not a run folder (no {name} in it)."
-            raise RunError(problem, f"Runs are kept in {runs_root()}.")
+            raise RunError(
+                f"{self.path}: is not a run folder (no {name} in it).",
+                f"Runs are kept in {runs_root()}.",
+            )
         return file
 
     def resolved_recipe(self) -> Recipe:
         """The recipe with what "auto" became when the run began, on whatever machine it goes on."""
-        recipe, names = self.recipe, ("device", "precision", "threads")
-        resolved = _read_json(self.environment_file, *names)
-        return recipe.replace({name: resolved[name] for name in names})
+        recipe, resolved = self.recipe, self.environment()
+        return recipe.replace({name: resolved[name] for name in _RESOLVED})
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonDict:
         """The run in numbers. Raises RunError while it has not ended."""
         self._existing("recipe.json")
         if not self.summary_file.exists():
-            hint = "Resume it: vitseg.resume(folder)."
-            raise RunError(f"{self.path}: this run has not ended.", hint)
+            raise RunError(
+                f"{self.path}: this run has not ended.", "Resume it: vitseg.resume(folder)."
+            )
         return _read_json(self.summary_file, "stages", "best")
 
-    def check_split(self, splits: Splits) -> None:
-        """Raises RunError unless the images are split as they were when the run began."""
+    def check_split(self, splits: dict[str, list[str]]) -> None:
+        """Raises RunError unless the images, by split, are those of when the run began."""
         if splits != _read_json(self.path / "split.json"):
-            problem = f"{self.path}: the images are not those of the run."
-            raise RunError(problem, "Restore them, or start a new run.")
+            raise RunError(
+                f"{self.path}: the images are not those of the run.",
+                "Restore them, or start a new run.",
+            )
 
     def drop_checkpoints(self) -> None:
         """Of a run that has ended: nothing is left to go on with."""
@@ -143,15 +124,13 @@ class RunFolder:
         """Where the weights at the end of a stage are kept."""
         return self.path / "stages" / str(number)
 
-    def environment(self) -> dict[str, Any]:
-        """What the run began with."""
-        return _read_json(self.environment_file)
+    def environment(self) -> JsonDict:
+        """What the run began with. The `keys` of its stages are not in it where they would promise
+        too much.
+        """
+        return _read_json(self.environment_file, *_RESOLVED)
 
-    def keys(self) -> list[str]:
-        """The keys of the run's stages; none where they would promise too much."""
-        return self.environment().get("keys", [])
-
-    def changes(self, now: dict[str, Any]) -> list[str]:
+    def changes(self, now: JsonDict) -> list[str]:
         """What of an environment, or of a part of it, is not as it was when the run began."""
         then = self.environment()
         return changes({name: then.get(name, value) for name, value in now.items()}, now)
@@ -185,8 +164,9 @@ class RunFolder:
         """
         self.events_file.touch()
         if self.events_file.stat().st_size < offset:
-            problem = f"{self.events_file}: is shorter than its checkpoint says."
-            raise RunError(problem, "Start a new run.")
+            raise RunError(
+                f"{self.events_file}: is shorter than its checkpoint says.", "Start a new run."
+            )
         os.truncate(self.events_file, offset)
         _append(self.timings_file, "")  # ends a line that a kill has torn
         before = self.timings().get(sequence, 0.0)
@@ -203,12 +183,14 @@ class RunFolder:
                     event = from_json(line, number)
                     if isinstance(event, RunStarted):
                         stages = len(parse(json.dumps(event.recipe)).stages)
-                    elif isinstance(event, StageEvent) and event.stage > stages:
+                    elif getattr(event, "stage", 0) > stages:
                         raise ValueError(f"line {number}: stage {event.stage} of {stages}")
                     yield event
         except (ValueError, RecipeError) as error:  # also bytes that are no text
-            problem = f"{self.events_file}: {str(error).removesuffix('.')}."
-            raise RunError(problem, "It was written by another version, or changed.") from None
+            raise RunError(
+                f"{self.events_file}: {str(error).removesuffix('.')}.",
+                "It was written by another version, or changed.",
+            ) from None
 
     def up_to(self, stage: int) -> list[Event]:
         """The events up to the StageEnded of a stage. Raises RunError if it has not ended."""
@@ -218,10 +200,12 @@ class RunFolder:
             has_ended = isinstance(event, StageEnded) and event.stage == stage
             if has_ended and self.stage(stage).is_dir():
                 return found
-        problem = f"{self.path}: stage {stage} of this run has not ended."
-        raise RunError(problem, "Start from another stage, or resume it.")
+        raise RunError(
+            f"{self.path}: stage {stage} of this run has not ended.",
+            "Start from another stage, or resume it.",
+        )
 
-    def forked(self) -> dict[str, Any] | None:
+    def forked(self) -> JsonDict | None:
         """Where a fork's own part begins: `parent`, `stage`, `sequence` and `offset`; None for a
         run of its own.
 
@@ -267,7 +251,7 @@ class RunFolder:
         seconds = {}
         with suppress(OSError):  # the run is as good without them
             for line in self.timings_file.read_text(encoding="utf-8").splitlines():
-                with suppress(ValueError, LookupError, TypeError):  # torn by a kill
+                with suppress(ValueError):  # torn by a kill
                     timing = json_of(line)
                     seconds[timing["seq"]] = timing["seconds"]
         return seconds
@@ -278,15 +262,17 @@ def _append(log: Path, line: str) -> None:
         file.write(line + "\n")
 
 
-def _read_json(path: Path, *names: str) -> dict[str, Any]:
+def _read_json(path: Path, *names: str) -> JsonDict:
     """A file of ours. Raises RunError unless it is a JSON object with those names."""
     try:
         found = json_of(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or not found.keys() >= set(names):
             raise ValueError(f"it is no object with {', '.join(names)}")
     except (OSError, ValueError) as error:
-        problem = f"{path}: not a file that vitseg wrote ({error})."
-        raise RunError(problem, "Delete the run, or restore the file.") from None
+        raise RunError(
+            f"{path}: not a file that vitseg wrote ({error}).",
+            "Delete the run, or restore the file.",
+        ) from None
     return found
 
 
@@ -294,16 +280,18 @@ def changes(then: Any, now: Any, path: str = "") -> list[str]:
     """What nested settings are, and were, by dotted path, where that differs:
     "stages.0.lr: 0.001, was 0.01."
     """
-    if isinstance(then, list) and isinstance(now, list):
-        then, now = dict(enumerate(then)), dict(enumerate(now))
-    if not isinstance(then, dict) or not isinstance(now, dict):
-        return [] if then == now else [f"{path[1:]}: {now!r}, was {then!r}."]
     found = []
-    for name in then | now:
-        found += changes(then.get(name), now.get(name), f"{path}.{name}")
+    match then, now:
+        case list(), list():
+            return changes(dict(enumerate(then)), dict(enumerate(now)), path)
+        case dict(), dict():
+            for name in then | now:
+                found += changes(then.get(name), now.get(name), f"{path}.{name}")
+        case _ if then != now:
+            found.append(f"{path[1:]}: {now!r}, was {then!r}.")
     return found
 
 
 def replay(folder: str | Path) -> Iterator[Event]:
     """The events of a run, from its folder: what a live run yielded, without training."""
-    yield from RunFolder(folder).events()
+    return RunFolder(folder).events()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from vitseg.recipe import parse
 from vitseg.runs.checkpoint import Saver
 from vitseg.runs.run import stages
 from vitseg.runs.store import decisive, environment
@@ -19,7 +18,7 @@ from vitseg.training.parallel import ProcessGroup, follow
 def train_along(group: ProcessGroup) -> None:
     """Train what process 0, in `vitseg.runs.run`, broadcasts."""
     recipe, start = group.broadcast()
-    job = Job(parse(recipe))
+    job = Job(recipe)
     group.same("The environment", decisive(environment(job)))
     for _ in stages(job, start, group, Saver()):
         pass

@@ -6,18 +6,17 @@ from __future__ import annotations
 
 import math
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from timeit import repeat
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode  # torch.compile and torch.export use it
 
-from vitseg.data.augment import view_name
-from vitseg.model.encoder import Levels
+from vitseg.data.augment import CLEAN, view_name
 from vitseg.model.freeze import model_parts, set_freeze_depth, trained_parts
 from vitseg.model.noise import key_noise
 from vitseg.model.segmenter import Segmenter
@@ -29,26 +28,27 @@ from vitseg.training.losses import SegmentationLoss
 
 
 class StepMemory(NamedTuple):
-    """Bytes that a step over two images, and over four, saves for its backward pass: those of the
-    decoder, of the first block that trains, and of each further one. It is a line through these
-    for any number of images.
+    """Bytes that a step over two images, and over four, saves for its backward pass: with no block
+    that trains, with one, and, as blocks are run once more if they are, with one and with two. It
+    is a line through these for any number of images.
     """
 
     two: np.ndarray
     four: np.ndarray
 
     def at(self, unfrozen: int, images: int) -> int:
-        """All of it at a freeze depth, when it is most."""
-        parts = self.two + (self.four - self.two) * (images - 2) / 2
-        return round(parts @ [1, unfrozen > 0, max(0, unfrozen - 1)])
+        """All of it at a freeze depth, when it is most: of blocks that are run once more, one at a
+        time has all of its own.
+        """
+        sizes = self.two + (self.four - self.two) * (images - 2) / 2
+        return round(sizes @ ([0, 1, 1 - unfrozen, unfrozen - 1] if unfrozen else [1, 0, 0, 0]))
 
 
 class Cost(NamedTuple):
     """Seconds an image, measured, and what a training step keeps in memory.
 
     `loading` is what reading cached features takes, `level_bytes` the room of one level of one
-    view, `known` the share of images of which a view is cached, by view; "validation" is that of
-    the validation images.
+    view, `known` the share of all views that is cached already.
     """
 
     read: float
@@ -59,7 +59,7 @@ class Cost(NamedTuple):
     loading: float
     memory: StepMemory
     level_bytes: int
-    known: dict[str, float]
+    known: float
 
 
 class StageForecast(NamedTuple):
@@ -79,7 +79,7 @@ class StageForecast(NamedTuple):
     kept: int
     gain: float
     bound: str
-    inherited: bool = False
+    inherited: bool
 
 
 # ---- measured
@@ -93,75 +93,55 @@ def measure(job: Job) -> Cost:
     """
     recipe, data, machine = job.recipe, job.data, job.machine
     machine.settle()
-    model = job.model.snapshot()
+    model, size = job.model.snapshot(), recipe.data.size
     model.encoder.recompute = recipe.recompute
-    names = data.splits["train"][: min(4, recipe.batch_size)]
-    view = "0" if recipe.data.views == 1 else "1"
-    keys = [(name, view) for name in names]
-    read, batch = _timed(lambda: next(data.batches(keys, len(keys))))
+    names, view = data.splits["train"][: min(4, recipe.batch_size)], view_name(recipe.data, 1, 2)
+    load = lambda: next(data.loaded([[(name, view) for name in names]]))  # noqa: E731
+    batch = load()
     pixels, masks = batch.images.to(machine.device), batch.masks.to(machine.device)
-    size = tuple(pixels.shape[2:])
 
     def training(unfrozen: int) -> float:
         set_freeze_depth(model.train(), unfrozen)
         key_noise(model, "forecast")
         with machine.autocast():
             levels = model.prefix(pixels)
-            return _timed(lambda: job.loss(model.suffix(levels, size), masks).backward())[0]
+            return _timed(lambda: job.loss(model.suffix(levels, size), masks).backward())
 
-    decoder_training = training(0)
-    encoder, levels = _timed(lambda: model.eval().prefix(pixels))
+    depth = model.encoder.depth
+    some = max(1, depth // 3)  # several: the difference that one makes drowns in noise
+    with_blocks, decoder_training = training(some), training(0)
+    encoder = _timed(lambda: model.eval().prefix(pixels))
+    block = max(0.0, (with_blocks - decoder_training) / some - encoder / depth)
+    levels = model.prefix(pixels)
     with torch.no_grad():
-        decoder, _ = _timed(lambda: model.suffix(levels, size))
-    block, depth = 0.0, model.encoder.depth
-    if model.shape.skip_depths[-1] == depth:
-        some = max(1, depth // 3)  # several: the difference that one makes drowns in noise
-        block = max(0.0, (training(some) - decoder_training) / some - encoder / depth)
+        decoder = _timed(lambda: model.suffix(levels, size))
+    with tempfile.TemporaryDirectory() as folder:
+        cache, row = FeatureCache(Path(folder), reserve=0), ("features", "of one view")
+        cache.put(*row, {str(level): tokens[0].cpu() for level, tokens in levels.items()})
+        loading = _timed(lambda: cache.get(*row))
     with FakeTensorMode(allow_non_fake_inputs=True):
         memory = step_memory(model, job.loss, machine.autocast())
-    times = (read, encoder, decoder, decoder_training, block)
-    numbers_a_level = next(iter(levels.values()))[0].numel()
     return Cost(
-        *(seconds / len(names) for seconds in times),
-        loading=_loading(levels),
+        *np.divide([_timed(load), encoder, decoder, decoder_training, block], len(names)),
+        loading=loading,
         memory=memory,
-        level_bytes=numbers_a_level * (2 if recipe.features == "half" else 4),
+        level_bytes=levels[depth][0].numel() * (2 if recipe.features == "half" else 4),
         known=_known(job.replace(model=model)),
     )
 
 
-def _timed(act: Callable[[], object]) -> tuple[float, object]:
-    """The shortest of several, and the last result."""
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        result = act()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds), result
+def _timed(act: Callable[[], object]) -> float:
+    """Seconds, the fewest of several times."""
+    return min(repeat(act, number=1, repeat=3))
 
 
-def _loading(levels: Levels) -> float:
-    """Seconds to read these levels of one view from a cache."""
-    with tempfile.TemporaryDirectory() as folder:
-        cache = FeatureCache(Path(folder), reserve=0)
-        for level, tokens in levels.items():
-            cache.put("levels", str(level), {"tokens": tokens[0].cpu()})
-        return _timed(lambda: [cache.get("levels", str(level)) for level in levels])[0]
-
-
-def _known(job: Job) -> dict[str, float]:
-    """What the cache holds already of a job's views."""
-    if not job.recipe.cache:
-        return {}
-    set_freeze_depth(job.model, 0)
+def _known(job: Job) -> float:
+    """The share of a job's views that the cache holds already."""
     features, splits = Features(job, part_hashes(job.model), training=True), job.data.splits
-    views, found = job.recipe.data.views, {}
-    keys = {"validation": [(name, "0") for name in splits["validation"]]}
-    for view in map(str, range(0 if views == "fresh" else views)):
-        keys[view] = [(name, view) for name in splits["train"]]
-    for view, wanted in keys.items():
-        found[view] = 1 - len(features.missing([wanted])[0]) / len(wanted)
-    return found
+    views, keys = job.recipe.data.views, [(name, CLEAN) for name in splits["validation"]]
+    for view in range(0 if views == "fresh" else views):
+        keys += [(name, str(view)) for name in splits["train"]]
+    return 1 - len(features.missing([keys])[0]) / len(keys)
 
 
 def step_memory(model: Segmenter, loss: SegmentationLoss, autocast: torch.autocast) -> StepMemory:
@@ -170,15 +150,12 @@ def step_memory(model: Segmenter, loss: SegmentationLoss, autocast: torch.autoca
     In a FakeTensorMode it follows from shapes alone: exact, and nothing is computed.
     """
     encoder, again, found = model.encoder, model.encoder.recompute, []
-    can_unfreeze = model.shape.skip_depths[-1] == encoder.depth
     for images in (2, 4):
         sizes = []
-        # where blocks are run once more, one of them at a time has all of its own
-        for blocks, recompute in ((0, False), (1, False), (1, again), (2, again)):
+        for blocks, recompute in ((0, again), (1, False), (1, again), (2, again)):
             encoder.recompute = recompute
-            sizes.append(saved_by_a_step(model, loss, blocks * can_unfreeze, images, autocast))
-        decoder, whole, one, two = sizes
-        found.append(np.array([decoder, whole - decoder, two - one]))
+            sizes.append(saved_by_a_step(model, loss, blocks, images, autocast))
+        found.append(np.array(sizes))
     return StepMemory(*found)
 
 
@@ -190,9 +167,9 @@ def saved_by_a_step(
     """
     set_freeze_depth(model.train(), unfrozen)
     key_noise(model, "memory")
-    size, device = model.shape.size, model.device
-    pixels = torch.zeros(images, 3, *size, dtype=torch.uint8, device=device)
-    masks = torch.zeros(images, *size, dtype=torch.int64, device=device)
+    size = model.shape.size
+    pixels = torch.zeros(images, 3, *size, dtype=torch.uint8, device=model.device)
+    masks = pixels[:, 0].long()
     saved: dict[int, torch.UntypedStorage] = {}
 
     def save(tensor: torch.Tensor) -> torch.Tensor:
@@ -225,8 +202,7 @@ def forecast(job: Job, cost: Cost, inherited: int = 0) -> list[StageForecast]:
         counts[name] = sum(p.numel() for p in part.parameters)
     step = min(recipe.batch_size * recipe.accumulate, train)
     portion = min(recipe.batch_size, math.ceil(step / recipe.processes))
-    found, skips = [], set(job.model.shape.skip_depths)
-    cached_views = {view: (skips, share) for view, share in cost.known.items()}
+    found, cached_views = [], {}
     for plan in job.stages:
         block = cost.encoder / plan.depth
         parts = {
@@ -235,12 +211,13 @@ def forecast(job: Job, cost: Cost, inherited: int = 0) -> list[StageForecast]:
             "reading": cost.loading,
         }
         cached = sum(parts.values())
-        whole = cached - cost.loading + cost.read + (plan.depth - plan.unfrozen) * block
+        trained = cached - cost.loading
+        whole = cost.read + (plan.depth - plan.unfrozen) * block + trained
         seconds, kept = 0.0, 0
         if plan.number > inherited:
             seconds, kept = _frozen_part(job, cost, plan, cached_views)
             look = validation * (cost.decoder + plan.unfrozen * block)
-            seconds += plan.stage.epochs * (train * (cached - cost.loading) + look) + look
+            seconds += plan.stage.epochs * (train * trained + look) + look
         trainable = sum(counts[name] for name in plan.trained)
         deepest = trained_parts(job.deepest(plan.number), plan.depth)
         changed = sum(counts[name] for name in deepest)
@@ -269,24 +246,27 @@ def _frozen_part(
     job: Job, cost: Cost, plan: StagePlan, cached: dict[str, tuple[set[int], float]]
 ) -> tuple[float, int]:
     """The seconds that the frozen blocks of a stage take and the bytes that it adds to the cache.
-    `cached` has by view the levels that are in it, of which share of the images; it is updated.
+    `cached` has by view the levels that are in it, of which share of the images, where that is not
+    what was known; it is updated.
     """
-    recipe, splits, skips = job.recipe, job.data.splits, job.model.shape.skip_depths
+    recipe, data, skips = job.recipe, job.data, set(job.model.shape.skip_depths)
     cut, epochs = plan.depth - plan.unfrozen, plan.stage.epochs
     block = cost.encoder / plan.depth
     whole = cost.read + cut * block
-    wanted = {level for level in skips if level <= cut} | {cut}
+    wanted = {level for level in skips if level < cut} | {cut}
     passes = Counter(view_name(recipe.data, plan.number, n) for n in range(1, epochs + 1))
     passes["validation"] = epochs + 1
     seconds, rows = 0.0, 0.0
     for view, times in passes.items():
-        images, drawn = len(splits["validation"]), 1.0
-        if view != "validation":  # what is drawn with replacement may not come up at all
-            images, drawn = len(splits["train"]), 1 - (1 - job.data.distinct_share()) ** times
-        if not recipe.cache or (recipe.data.views == "fresh" and view != "validation"):
+        # what is drawn with replacement may not come up at all
+        split, drawn = "train", 1 - (1 - data.distinct_share()) ** times
+        if view == "validation":
+            split, drawn = view, 1.0
+        images = len(data.splits[split])
+        if not recipe.cache or (recipe.data.views == "fresh" and split == "train"):
             seconds += times * images * whole
             continue
-        levels, share = cached.get(view, (set(), 0.0))
+        levels, share = cached.get(view, (skips, cost.known))
         base = max((level for level in levels if level <= cut), default=-1)
         if base < 0 or (recipe.features == "half" and base < cut):
             share = 0.0  # rounded rows are not climbed from

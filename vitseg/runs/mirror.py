@@ -23,31 +23,29 @@ def mirror(events: Iterable[Event], folder: str | Path) -> Iterator[Event]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        hint = "pip install 'vitseg[tensorboard]'"
-        raise VitsegError("mirror: tensorboard is not installed.", hint) from None
+        raise VitsegError(
+            "mirror: tensorboard is not installed.", "pip install 'vitseg[tensorboard]'"
+        ) from None
     classes: list[str] = []
     with written(Path(folder)):
         writer = SummaryWriter(str(folder))
     with closing(writer):
         for event in events:
-            if isinstance(event, RunStarted):
-                classes = event.classes
-            for tag, value in _points(event, classes).items():
+            points: dict[str, float | None] = {}
+            match event:
+                case RunStarted():
+                    classes = event.classes
+                case BatchEnded():
+                    points = {f"LR/{group}": lr for group, lr in event.lr.items()}
+                    points["loss/train"] = event.loss
+                case StageStarted(validation=valid) | EpochEnded(validation=valid):
+                    points = {"loss/valid": valid["loss"], "IoU/valid": valid["iou"]}
+                    points["F1/valid"] = valid["f1"]
+                    for name, iou in zip(classes, valid["per_class_iou"], strict=True):
+                        points[f"IoU by class/{name}"] = iou
+            if isinstance(event, EpochEnded):
+                points["IoU/train"] = event.train["iou"]
+            for tag, value in points.items():
                 if value is not None:
                     writer.add_scalar(tag, value, event.step)
             yield event
-
-
-def _points(event: Event, classes: list[str]) -> dict[str, float | None]:
-    """What an event adds to which curve, by tag."""
-    if isinstance(event, BatchEnded):
-        return {"loss/train": event.loss} | {f"LR/{g}": lr for g, lr in event.lr.items()}
-    if not isinstance(event, StageStarted | EpochEnded):
-        return {}
-    valid = event.validation
-    found = {"loss/valid": valid["loss"], "IoU/valid": valid["iou"], "F1/valid": valid["f1"]}
-    for name, iou in zip(classes, valid["per_class_iou"], strict=True):
-        found[f"IoU by class/{name}"] = iou
-    if isinstance(event, EpochEnded):
-        found["IoU/train"] = event.train["iou"]
-    return found

@@ -4,11 +4,11 @@ what they say from here. No torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from textwrap import indent
-from typing import Any
 
 from vitseg.events import (
     BatchEnded,
@@ -19,11 +19,10 @@ from vitseg.events import (
     RunEnded,
     RunResumed,
     RunStarted,
-    Scores,
     StageEnded,
     StageStarted,
 )
-from vitseg.runs.folder import Failure, RunFolder
+from vitseg.runs.folder import Failure, JsonDict, RunFolder
 
 
 def explain(folder: str | Path) -> str:
@@ -31,160 +30,109 @@ def explain(folder: str | Path) -> str:
     failed.
     """
     run = RunFolder(folder)
-    return Narrator(run.events()).explanation(run.failure())
+    return explanation(run.events(), run.failure())
 
 
-@dataclass(slots=True)
-class StageRecord:
-    """A stage as far as its events go."""
-
-    start: StageStarted
-    batches: list[BatchEnded] = field(default_factory=list)
-    end: StageEnded | None = None
-    seconds: float = 0.0
-
-
-class Narrator:
-    """A run read from its events, then said. `seconds` are the times of the events by number, since
-    the start of the run; it is enough to give them for `summary`.
-    """
-
-    def __init__(self, events: Iterable[Event], seconds: Mapping[int, float] | None = None):
-        self.start: RunStarted | None = None
-        self.stages: list[StageRecord] = []
-        self.end: RunEnded | None = None
-        self.seconds = before = 0.0
-        for number, event in enumerate(events, start=1):
-            match event:
-                case RunStarted():
-                    self.start = event
-                case StageStarted():
-                    self.stages.append(StageRecord(event))
-                    before = self.seconds
-                case BatchEnded():
-                    self.stages[-1].batches.append(event)
-                case RunEnded():
-                    self.end = event
-            self.seconds = (seconds or {}).get(number, self.seconds)
-            if isinstance(event, StageEnded):
-                self.stages[-1].end = event
-                self.stages[-1].seconds = self.seconds - before
-
-    def explanation(self, failure: Failure | None = None) -> str:
-        """What `explain` says. `failure` is what ended the run, if something did."""
-        ending = "It has not ended."
-        if self.end:
-            ending = _closing(self.end)
-        elif failure:
-            ending = f"It ended with {failure.kind}: {failure.says}"
-        opening = [line(self.start)] if self.start else []
-        return "\n\n".join([*opening, *map(_paragraph, self.stages), ending])
-
-    def summary(self) -> dict[str, Any]:
-        """The content of `summary.json`, as far as the run has come."""
-        run, end = self.start, self.end
-        if not run:
-            return {"stages": []}
-        rows = [_row(run, stage) for stage in self.stages]
-        summary = {
-            "name": run.recipe["name"],
-            "data": run.recipe["data"]["source"]["kind"],
-            "classes": run.classes,
-            "mode": run.mode,
-            "score": score_name(run),
-            "images": {
-                "train": run.train_images,
-                "validation": run.validation_images,
-                "test": run.test_images,
-            },
-            "masks": run.masks,
-            "encoder": run.encoder,
-            "stages": rows,
-        }
-        if end:
-            rows[-1]["test"] = end.test and _shown(end.test)
-            summary |= {"best": end.best, "test": end.test, "seconds": round(self.seconds, 1)}
-        return summary
+def explanation(events: Iterable[Event], failure: Failure | None = None) -> str:
+    """What `explain` says. `failure` is what ended the run, if something did."""
+    paragraphs, ending = [], "It has not ended."
+    if failure:
+        ending = f"It ended with {failure.kind}: {failure.says}"
+    for own in _by_stage(events):
+        match own[0]:
+            case RunStarted() as start:
+                paragraphs.append(line(start))
+            case StageStarted():
+                paragraphs.append(_paragraph(own))
+            case RunEnded(best=best, test=test):
+                ending = f"The best weights have a validation IoU of {number_or_na(best['iou'])}, "
+                ending += "and were chosen by it. "
+                if test:
+                    iou = number_or_na(test["iou"])
+                    ending += f"The test images, scored once at the end, gave {iou}. "
+                ending += (
+                    "Whether the later stages earned their part, or more epochs of the first would "
+                    "have done as well, one run cannot say: vitseg.ablate can."
+                )
+    return "\n\n".join([*paragraphs, ending])
 
 
-def _row(run: RunStarted, stage: StageRecord) -> dict[str, Any]:
-    start, end = stage.start, stage.end
-    kind = run.recipe["stages"][start.stage - 1]["schedule"]["kind"]
-    clock = start.schedule.partition(" / ")[2]
-    row = {
-        "name": start.name,
-        "unfrozen_blocks": start.unfrozen_blocks,
-        "trainable": start.trainable,
-        "total": start.total,
-        "schedule": {"kind": kind, "steps_per": clock, "steps_taken": 0},
+def summarize(run: RunFolder) -> JsonDict:
+    """The content of `summary.json`, of a run that has ended."""
+    [start], *stages, [end] = _by_stage(run.events())
+    seconds, number, rows = run.timings(), 1, []
+    before = seconds.get(number, 0.0)
+    for own in stages:
+        number += len(own)
+        now = seconds.get(number, before)
+        rows.append(_row(start, own, now - before))
+        before = now
+    rows[-1]["test"] = end.test
+    facts = asdict(start)
+    recipe = facts.pop("recipe")
+    return facts | {
+        "name": recipe["name"],
+        "data": recipe["data"]["source"]["kind"],
+        "score": score_name(start),
+        "images": {
+            "train": start.train_images,
+            "validation": start.validation_images,
+            "test": start.test_images,
+        },
+        "stages": rows,
+        "best": end.best,
+        "test": end.test,
+        "seconds": round(seconds.get(number + 1, before), 1),
     }
-    if stage.batches:
-        first, last = (stage.batches[at].lr["decoder"] for at in (0, -1))
-        row["lr"] = {"first": first, "last": last}
-    if end:
-        inherited = run.parent and start.stage <= run.parent["stage"]
-        row["schedule"]["steps_taken"] = end.schedule_steps
-        row |= {
-            "epochs": end.epochs,
-            "seconds": None if inherited else round(stage.seconds, 1),
-            "best": _shown(end.best),
-            "best_epoch": end.best_epoch,
-            "stopped_early": end.stopped_early,
-            "audit": end.audit,
-            "warning": end.warning,
-            "test": None,
-        }
-    return row
 
 
-def _shown(scores: Scores) -> dict[str, Any]:
-    return {name: scores[name] for name in ("iou", "f1", "accuracy", "per_class_iou")}
+def _by_stage(events: Iterable[Event]) -> list[list[Event]]:
+    """The events of each stage, and those before, between and after them."""
+    return [list(own) for _, own in groupby(events, lambda event: getattr(event, "stage", 0))]
 
 
-def _paragraph(stage: StageRecord) -> str:
+def _row(run: RunStarted, events: list[Event], seconds: float) -> JsonDict:
+    start, end = events[0], events[-1]
+    rates = [event.lr["decoder"] for event in events if isinstance(event, BatchEnded)]
+    inherited = run.parent and end.stage <= run.parent["stage"]
+    row = asdict(start) | asdict(end)
+    del row["parts"]
+    return row | {
+        "schedule": {
+            "kind": run.recipe["stages"][end.stage - 1]["schedule"]["kind"],
+            "steps_per": start.schedule.partition(" / ")[2],
+            "steps_taken": end.schedule_steps,
+        },
+        "lr": {"first": rates[0], "last": rates[-1]},
+        "seconds": None if inherited else round(seconds, 1),
+        "test": None,
+    }
+
+
+def _paragraph(events: list[Event]) -> str:
     """What was said of a stage when it started and ended, and its steps in between."""
-    said = [line(stage.start).strip(), _steps(stage)]
-    return "\n".join([*said, line(stage.end)] if stage.end else said)
-
-
-def _steps(stage: StageRecord) -> str:
-    if not stage.batches:
-        return "  It took no step."
-    courses = []
-    for group in stage.batches[0].lr:
-        rates = _course([batch.lr[group] for batch in stage.batches])
-        course = f"{group.partition(',')[0]} {rates}"
-        if course not in courses:  # groups that differ in weight decay alone, once
-            courses.append(course)
-    text = (
-        f"  {len(stage.batches):,} steps, at learning rates of {', '.join(courses)}; schedule "
-        f"{stage.start.schedule}"
-    )
-    if stage.end:
-        text += f", which moved {stage.end.schedule_steps:,} times in {stage.end.epochs} epochs"
-    if skipped := sum(not batch.stepped for batch in stage.batches):
-        text += f"; {skipped} steps were skipped, for an overflow of half precision"
-    return f"{text}."
-
-
-def _course(rates: list[float]) -> str:
-    """ "2.00e-03 to 1.00e-03", and what lay outside these two on the way"""
-    low, high = min(rates), max(rates)
-    ends = f"{rates[0]:.2e} to {rates[-1]:.2e}"
-    if {low, high} <= {rates[0], rates[-1]}:
-        return ends
-    return f"{ends} ({low:.2e} to {high:.2e} on the way)"
-
-
-def _closing(end: RunEnded) -> str:
-    test = ""
-    if end.test:
-        test = f" The test images, scored once at the end, gave {number_or_na(end.test['iou'])}."
-    return (
-        f"The best weights have a validation IoU of {number_or_na(end.best['iou'])}, and were "
-        f"chosen by it.{test} Whether the later stages earned their part, or more epochs of the "
-        "first would have done as well, one run cannot say: vitseg.ablate can."
-    )
+    start, end = events[0], events[-1]
+    batches = [event for event in events if isinstance(event, BatchEnded)]
+    steps, said = "  It took no step", []
+    if batches:
+        courses = {}
+        for group in batches[0].lr:
+            rates = [batch.lr[group] for batch in batches if group in batch.lr]
+            course = f"{group.partition(',')[0]} {rates[0]:.2e} to {rates[-1]:.2e}"
+            low, high = min(rates), max(rates)
+            if {low, high} - {rates[0], rates[-1]}:
+                course += f" ({low:.2e} to {high:.2e} on the way)"
+            courses[course] = None  # groups that differ in weight decay alone, once
+        steps = (
+            f"  {len(batches):,} steps, at learning rates of {', '.join(courses)}; schedule "
+            f"{start.schedule}"
+        )
+    if isinstance(end, StageEnded):
+        steps += f", which moved {end.schedule_steps:,} times in {end.epochs} epochs"
+        said = [line(end)]
+    if skipped := sum(not batch.stepped for batch in batches):
+        steps += f"; {skipped} steps were skipped, for an overflow of half precision"
+    return "\n".join([line(start).strip(), f"{steps}.", *said])
 
 
 def line(event: Event) -> str:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vitseg.errors import RunError
 from vitseg.events import EpochEnded, Event, RunEnded, RunResumed, StageEnded
-from vitseg.files import held, held_back, sweep, whole_folder, write_json
+from vitseg.files import flaw, held, held_back, sweep, whole_folder, write_json, written
 from vitseg.model.freeze import set_freeze_depth
 from vitseg.model.segmenter import load_parts, save_parts
 from vitseg.recipe import Recipe
-from vitseg.runs.checkpoint import Saver, drop_after, newest_checkpoint, save_checkpoint
-from vitseg.runs.folder import RunFolder, new_run
-from vitseg.runs.fork import ForkPoint, copy_stage, fork_point, refuse_stage, retold
-from vitseg.runs.narrate import Narrator
-from vitseg.runs.store import KEY_FILE, decisive, environment, key_of, stage_keys, trained_already
+from vitseg.runs.checkpoint import Saver, State, drop_after, newest_checkpoint, save_checkpoint
+from vitseg.runs.folder import JsonDict, RunFolder, new_run
+from vitseg.runs.narrate import summarize
+from vitseg.runs.store import (
+    KEY_FILE,
+    ForkPoint,
+    decisive,
+    environment,
+    fork_point,
+    key_of,
+    refuse_stage,
+    retold,
+    stage_keys,
+    trained_already,
+)
 from vitseg.training.evaluate import evaluate
 from vitseg.training.job import Job
 from vitseg.training.loop import StageTraining
@@ -41,8 +52,8 @@ def train(
     weights, with the same settings, are taken from there: the same bits. `reuse` may name another
     folder to look in; False trains them all.
     """
-    point = lambda job, facts: ForkPoint(trained_already(facts["keys"], reuse))  # noqa: E731
-    return TrainingRun(_new(recipe, folder, point))
+    point = lambda job, facts: (trained_already(facts["keys"], reuse), None, [])  # noqa: E731
+    return TrainingRun(partial(_new, recipe, folder, point))
 
 
 def fork(
@@ -55,7 +66,8 @@ def fork(
     every difference, if `recipe`, the machine or the encoder's weights differ in anything that
     those stages were trained with.
     """
-    return TrainingRun(_new(recipe, folder, partial(fork_point, RunFolder(parent), stage)))
+    point = partial(fork_point, RunFolder(parent), stage)
+    return TrainingRun(partial(_new, recipe, folder, point))
 
 
 def resume(
@@ -68,14 +80,13 @@ def resume(
     `allow_inexact` goes on and records it, except with other weights. A fork that was cut off while
     it inherited does so again, from its parent: RunError if that is gone.
     """
-    return TrainingRun(_resumed(RunFolder(folder), job, allow_inexact))
+    return TrainingRun(partial(_resumed, RunFolder(folder), job, allow_inexact))
 
 
-def kept_events(folder: str | Path) -> list[Event]:
+def kept_events(run: RunFolder) -> list[Event]:
     """The events of a run that `resume` will not let happen again: those up to the checkpoint it
     goes on from.
     """
-    run = RunFolder(folder)
     state, _ = newest_checkpoint(run)
     place = state or run.forked() or {"sequence": 0}
     return list(islice(run.events(), place["sequence"]))
@@ -87,9 +98,9 @@ class TrainingRun(Iterator[Event]):
     `save()`, between two events, writes a checkpoint; `close()` ends the run, saved.
     """
 
-    def __init__(self, start: AbstractContextManager[Started]):
+    def __init__(self, begin: Callable[[Saver], Generator[Event]]):
         self._saver = Saver()
-        self._events = _trained(start, self._saver)
+        self._events = begin(self._saver)
 
     def __next__(self) -> Event:
         return next(self._events)
@@ -111,62 +122,75 @@ class Start(NamedTuple):
     epochs: int = 0
     steps: int = 0
     weights: Weights | None = None
-    state: dict[str, Any] | None = None
+    state: State | None = None
 
 
 # ---- a new run, or one that is resumed
 
 
-class Started(NamedTuple):
-    """A run folder, held, that training can go on with; and the events that come first."""
-
-    run: RunFolder
-    job: Job
-    start: Start
-    events: list[Event]
-
-
-@contextmanager
 def _new(
     recipe: Recipe | Job,
     folder: str | Path | None,
-    point_of: Callable[[Job, dict[str, Any]], ForkPoint],
-) -> Iterator[Started]:
+    point_of: Callable[[Job, JsonDict], ForkPoint],
+    saver: Saver,
+) -> Generator[Event]:
     """One from within a stage is one from the end of the stage before it, with a checkpoint. If it
     is cut off before that is written, it trains that stage again: to the same bits, later.
     """
     job = recipe if isinstance(recipe, Job) else Job(recipe)
     refuse_a_second_group(job.recipe.processes)
-    facts, forked = environment(job), None
+    facts = environment(job)
     facts["keys"] = stage_keys(job, facts)
     end, state, others = point_of(job, facts)
-    if end:
-        forked = {"parent": str(end.run), "stage": end.stage, "sequence": 0, "offset": 0}
     run = RunFolder(folder) if folder else new_run(job.recipe.name)
-    run.create(job.recipe, job.data.splits, facts, forked)
+    if run.events_file.exists():
+        hint = f"Resume it (vitseg resume {run.path}), or choose another folder."
+        raise RunError(f"{run.path}: holds a run already.", hint)
+    with written(run.path):
+        run.path.mkdir(parents=True, exist_ok=True)
+        # first of all: a fork that is cut off must not pass for a run of its own, nor a run for a
+        # fork that was cut off here before its first event
+        run.fork_file.unlink(missing_ok=True)
+        if end:
+            point = {"parent": str(end.run), "stage": end.stage, "sequence": 0, "offset": 0}
+            write_json(run.fork_file, point)
+        job.recipe.save(run.path / "recipe.json")
+        write_json(run.environment_file, facts)
+        write_json(run.path / "split.json", job.data.splits)
     with held(run.path):
         events = _begin(run, job, others)
         if state:
             save_checkpoint(run, state)
-        yield Started(run, job, _start(run, state), events)
+        yield from _trained(run, job, _start(run, state), events, saver)
 
 
-@contextmanager
-def _resumed(run: RunFolder, job: Job | None, allow_inexact: bool) -> Iterator[Started]:
+def _resumed(
+    run: RunFolder, job: Job | None, allow_inexact: bool, saver: Saver
+) -> Generator[Event]:
     recipe = run.resolved_recipe()
     refuse_a_second_group(recipe.processes)
     with held(run.path):
         if run.summary_file.exists():
             run.drop_checkpoints()  # a kill may have come between the two
-            hint = "Read it with vitseg.replay(folder)."
-            raise RunError(f"{run.path}: this run has ended.", hint)
+            raise RunError(
+                f"{run.path}: this run has ended.", "Read it with vitseg.replay(folder)."
+            )
         sweep(run.path)
         state, skipped = newest_checkpoint(run)
         if state:
             refuse_stage(run, state["stage"], recipe)
         job = job or Job(recipe)
         run.check_split(job.data.splits)
-        _refuse_or_record(run, environment(job), allow_inexact)
+        before, now = run.environment(), environment(job)
+        if changed := run.changes(decisive(now)):
+            if not allow_inexact or before.get("weights") != now["weights"]:
+                raise RunError(
+                    f"{run.path}: what the run began with has changed. {' '.join(changed)}",
+                    "Restore it, or start a new run. Other things than weights may change with "
+                    "allow_inexact=True (vitseg resume --inexact).",
+                )
+            inexact = [*before.get("inexact", []), *changed]
+            write_json(run.environment_file, now | {"inexact": inexact})
         run.failure_file.unlink(missing_ok=True)
         events, place = [], state or run.forked() or {"sequence": 0}
         drop_after(run, place["sequence"])
@@ -176,23 +200,7 @@ def _resumed(run: RunFolder, job: Job | None, allow_inexact: bool) -> Iterator[S
             events = _begin(run, job)
         start = _start(run, state)
         step = start.steps + (state["step"] if state else 0)
-        yield Started(run, job, start, [RunResumed(step, skipped), *events])
-
-
-def _refuse_or_record(run: RunFolder, now: dict[str, Any], allow_inexact: bool) -> None:
-    """Raises RunError if what the run began with has changed; if that is allowed, writes it
-    down.
-    """
-    changed, before = run.changes(decisive(now)), run.environment()
-    if changed and not (allow_inexact and before.get("weights") == now["weights"]):
-        raise RunError(
-            f"{run.path}: what the run began with has changed. {' '.join(changed)}",
-            "Restore it, or start a new run. Other things than weights may change with "
-            "allow_inexact=True (vitseg resume --inexact).",
-        )
-    if changed:
-        inexact = [*before.get("inexact", []), *changed]
-        write_json(run.environment_file, now | {"inexact": inexact})
+        yield from _trained(run, job, start, [RunResumed(step, skipped), *events], saver)
 
 
 def _begin(run: RunFolder, job: Job, others: Sequence[Event] = ()) -> list[Event]:
@@ -206,10 +214,15 @@ def _begin(run: RunFolder, job: Job, others: Sequence[Event] = ()) -> list[Event
         source, stage = RunFolder(forked["parent"]), forked["stage"]
         parent = {"run": source.path.name, "stage": stage}
         for number in range(1, stage + 1):
-            copy_stage(source, run, number)
+            theirs = source.stage(number)
+            if reason := flaw(theirs):
+                hint = "Restore it, start from another run, or train the stage again."
+                raise RunError(f"{theirs}: {reason}.", hint)
+            with whole_folder(run.stage(number), store=run.store) as aside:
+                shutil.copytree(theirs, aside, dirs_exist_ok=True)
         others = others or source.up_to(stage)
     run.cut_back(0, 0)
-    events = [job.started(run.recipe, parent), *retold(others, job, run.recipe)]
+    events = [job.started(run.recipe, parent), *retold(others, job)]
     for event in events:
         run.record(event)
         if forked and isinstance(event, StageEnded) and event.stage == stage:
@@ -217,7 +230,7 @@ def _begin(run: RunFolder, job: Job, others: Sequence[Event] = ()) -> list[Event
     return events
 
 
-def _start(run: RunFolder, state: dict[str, Any] | None) -> Start:
+def _start(run: RunFolder, state: State | None) -> Start:
     """Where to go on: within a stage, after those that were inherited, or at the first."""
     if state:
         return Start(state["stage"], state["epochs_before"], state["steps_before"], state=state)
@@ -234,42 +247,41 @@ def _start(run: RunFolder, state: dict[str, Any] | None) -> Start:
 # ---- and then all alike
 
 
-def _trained(started: AbstractContextManager[Started], saver: Saver) -> Generator[Event]:
-    """Events, each recorded before it is handed on. Whoever stops asking for them loses no step; a
-    kill loses a minute's.
+def _trained(
+    run: RunFolder, job: Job, start: Start, first: list[Event], saver: Saver
+) -> Generator[Event]:
+    """The `first` events, and then each recorded before it is handed on. Whoever stops asking for
+    them loses no step; a kill loses a minute's.
     """
-    with started as (run, job, start, first):
-        saver.run = run
-        try:
-            with (
-                process_group(job.recipe.processes, worker="vitseg.runs.follow") as group,
-                closing(stages(job, start, group, saver)) as events,
-            ):
-                group.broadcast((run.resolved_recipe().model_dump_json(), start))
-                group.same("The environment", decisive(run.environment()))
-                for event in first:
+    saver.run = run
+    try:
+        with (
+            process_group(job.recipe.processes, worker="vitseg.runs.follow") as group,
+            closing(stages(job, start, group, saver)) as events,
+        ):
+            group.broadcast((run.resolved_recipe(), start))
+            group.same("The environment", decisive(run.environment()))
+            for event in first:
+                yield from run.handed(event)
+            while not isinstance(event, RunEnded):
+                with held_back() as asked:
+                    event = next(events)
+                    if not event.transient:
+                        run.record(event)
+                    saver.save(now=isinstance(event, EpochEnded) or bool(asked))
+                    if isinstance(event, RunEnded):
+                        write_json(run.summary_file, summarize(run))
+                        run.drop_checkpoints()
+                try:
                     yield from run.handed(event)
-                while not isinstance(event, RunEnded):
-                    with held_back() as asked:
-                        event = next(events)
-                        if not event.transient:
-                            run.record(event)
-                        if isinstance(event, EpochEnded) or asked or saver.is_due:
-                            saver.save()
-                        if isinstance(event, RunEnded):
-                            summary = Narrator(run.events(), run.timings()).summary()
-                            write_json(run.summary_file, summary)
-                            run.drop_checkpoints()
-                    try:
-                        yield from run.handed(event)
-                    except GeneratorExit:
-                        saver.save()
-                        raise
-        except Exception as error:
-            run.fail(error)
-            raise
-        finally:
-            saver.training = None  # what a failed step has left is no state to go on from
+                except GeneratorExit:
+                    saver.save()
+                    raise
+    except Exception as error:
+        run.fail(error)
+        raise
+    finally:
+        saver.training = None  # what a failed step has left is no state to go on from
 
 
 def stages(job: Job, start: Start, group: ProcessGroup, saver: Saver) -> Generator[Event]:
@@ -281,14 +293,12 @@ def stages(job: Job, start: Start, group: ProcessGroup, saver: Saver) -> Generat
         model.to(job.machine.device)
         set_freeze_depth(model, job.stages[start.stage - 2].unfrozen)
         load_weights(model, start.weights)
-    number, epochs, steps, _, state = start
-    features = None
-    for plan in job.stages[number - 1 :]:
+    epochs, steps, features = start.epochs, start.steps, None
+    for plan in job.stages[start.stage - 1 :]:
         place = {"epochs_before": epochs, "steps_before": steps}
         training = StageTraining(job, plan.number, **place, group=group)
-        if state is not None:
-            training.load_state_dict(state)
-            state = None
+        if start.state and plan.number == start.stage:
+            training.load_state_dict(start.state)
         for event in training:
             saver.training = None if isinstance(event, StageEnded) else training
             yield event
@@ -313,7 +323,7 @@ def _keep_stage_end(run: RunFolder, training: StageTraining) -> None:
     """The weights, and the key under which they are found, unless somebody has changed an image in
     this stage or before.
     """
-    number, keys = training.number, run.keys()
+    number, keys = training.number, run.environment().get("keys")
     with whole_folder(run.stage(number), store=run.store) as aside:
         save_parts(training.model, training.best_weights, aside / "best")
         save_parts(training.model, training.trained_weights(), aside / "last")

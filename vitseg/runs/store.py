@@ -1,23 +1,31 @@
-"""The stage store: a finished stage is found again by a key of all that its numbers follow from."""
+"""What a run takes over from another: finished stages, found by a key of all that their numbers
+follow from, or named by a fork, as far as both runs have the same settings.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import platform
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from vitseg import plan
 from vitseg.data.augment import libraries
 from vitseg.draws import NUMERICS
 from vitseg.errors import RunError
+from vitseg.events import Event, RunStarted, StageStarted
 from vitseg.files import flaw
-from vitseg.plan import describe, effective
-from vitseg.runs.folder import RunFolder, runs_root
+from vitseg.recipe import Recipe
+from vitseg.runs.checkpoint import State, newest_checkpoint
+from vitseg.runs.folder import JsonDict, RunFolder, changes, runs_root
 from vitseg.training.audit import part_hashes
 from vitseg.training.job import Job
 
@@ -34,6 +42,12 @@ DECISIVE = (
 )
 """What of a run's environment its numbers follow from."""
 
+_FREE = {"name", "workers", "cache", "recompute", "device", "precision", "threads", "processes"}
+"""What a fork may change of a recipe."""
+
+_FIXED = ("device", "precision", "threads", "processes", "encoder", "data", "weights")
+"""What it may not change of the environment."""
+
 _COMPUTE = ("torch", "transformers", "numpy", "pillow")
 _OTHERS = ("vitseg", "safetensors", "pydantic")
 
@@ -46,7 +60,7 @@ KEY_FILE = "key"
 """Beside the weights of a stage, the key under which it is found."""
 
 
-def environment(job: Job) -> dict[str, Any]:
+def environment(job: Job) -> JsonDict:
     """What the numbers of a run depend on besides its recipe; data and start weights by digests of
     their content.
 
@@ -68,22 +82,22 @@ def environment(job: Job) -> dict[str, Any]:
     }
 
 
-def decisive(facts: dict[str, Any]) -> dict[str, Any]:
+def decisive(facts: JsonDict) -> JsonDict:
     """What of an environment the numbers of a run follow from."""
     return {name: facts.get(name) for name in DECISIVE}
 
 
-def stage_keys(job: Job, facts: dict[str, Any]) -> list[str]:
+def stage_keys(job: Job, facts: JsonDict) -> list[str]:
     """A key for each stage of a job in an environment. The same key, the same bits: names, folders,
     workers and cache are not in it.
     """
     keys, clocks = [], []
-    for plan in job.stages:
-        settings = effective(job.recipe, plan.number, plan.batches, plan.depth)
+    for stage in job.stages:
+        settings = plan.effective(job.recipe, stage.number, stage.batches, stage.depth)
         # what was found there is in the environment, by its content
         for files in ("source", "split_file", "group_file"):
             settings["data"].pop(files)
-        clocks.append(describe(plan.stage))  # the log says how often each has moved
+        clocks.append(plan.describe(stage.stage))  # the log says how often each has moved
         what = [NUMERICS, _BEST, *decisive(facts).values()]
         keys.append(_digest([what, settings, clocks], sort_keys=True))
     return keys
@@ -120,17 +134,17 @@ def trained_already(keys: list[str], reuse: bool | str | Path = True) -> StageEn
     places = {runs_root()}
     if reuse is not True:
         places.add(Path(reuse).expanduser().absolute())
-    stages: dict[str, list[tuple[float, Path]]] = {}
+    stages = []
     for place in places:
         for pattern in ("*/stages/*", "*/trials/*/stages/*"):
             for file in place.glob(f"{pattern}/{KEY_FILE}"):
                 with suppress(OSError):  # somebody deletes the run this instant
-                    found = file.stat().st_mtime, file.parent
-                    stages.setdefault(key_of(file.parent), []).append(found)
+                    stages.append((file.stat().st_mtime, file.parent, key_of(file.parent)))
+    stages.sort(reverse=True)
     for number in range(len(keys), 0, -1):
-        for _, folder in sorted(stages.get(keys[number - 1], ()), reverse=True):
+        for _, folder, key in stages:
             end = StageEnd(folder.parents[1], number)
-            if _is_whole(end):
+            if key == keys[number - 1] and _is_whole(end):
                 return end
     return None
 
@@ -139,7 +153,77 @@ def _is_whole(end: StageEnd) -> bool:
     """Whether the weights of the run's stages are what was written, and its log goes that far."""
     run = RunFolder(end.run)
     try:
-        damaged = any(flaw(run.stage(number)) for number in range(1, end.stage + 1))
-        return not damaged and bool(run.up_to(end.stage))
+        run.up_to(end.stage)
+        return not any(flaw(run.stage(number)) for number in range(1, end.stage + 1))
     except (RunError, OSError, ValueError):  # also where somebody else has spoilt the log
         return False
+
+
+# ---- forks
+
+
+def differences(old: Recipe, new: Recipe, stage: int) -> list[str]:
+    """What stages 1 .. `stage` of two recipes were, or would be, trained with, where that
+    differs.
+    """
+    then, now = (
+        r.model_copy(update={"stages": r.stages[:stage]}).model_dump(mode="json", exclude=_FREE)
+        for r in (old, new)
+    )
+    return changes(then, now)
+
+
+ForkPoint = tuple[StageEnd | None, State | None, list[Event]]
+"""The end of the stages that a run inherits, if any; where it goes on from within the next one, the
+state there, and the events of the other run until then.
+"""
+
+
+def fork_point(source: RunFolder, stage: int | None, job: Job, facts: JsonDict) -> ForkPoint:
+    """The end of a stage, or the newest checkpoint. Raises RunError, naming every difference,
+    unless `source` was trained until then as a fork would.
+    """
+    state, events, number = None, [], stage
+    if stage is None:
+        state, _ = newest_checkpoint(source)
+        if state is None:
+            raise RunError(f"{source.path}: has no checkpoint.", "Fork from the end of a stage.")
+        number, stage = state["stage"], state["stage"] - 1
+        events = list(islice(source.events(), state["sequence"]))
+    else:
+        source.up_to(stage)
+    refuse_stage(source, stage + 1, job.recipe)
+    found = differences(source.recipe, job.recipe, number)
+    if not found:
+        source.check_split(job.data.splits)
+        found = source.changes({name: facts[name] for name in _FIXED})
+    if found:
+        raise RunError(
+            f"{source.path}: stage {number} was trained otherwise. {' '.join(found)}",
+            "Only later stages, name and workers of a fork may differ; train a new run for other "
+            "changes.",
+        )
+    keys = source.environment().get("keys", [])
+    if facts["keys"][number - 1] not in {key_of(source.stage(number)), *keys}:
+        del facts["keys"]  # trained with other versions, or by a run without keys
+    return StageEnd(source.path, stage) if stage else None, state, events
+
+
+def refuse_stage(run: RunFolder, stage: int, recipe: Recipe) -> None:
+    """Raises RunError where the stage to go on with is not in the recipe."""
+    if stage > len(recipe.stages):
+        raise RunError(
+            f"{run.path}: goes on with stage {stage}, and the recipe has {len(recipe.stages)}.",
+            "Add stages to it, or fork from the end of an earlier one.",
+        )
+
+
+def retold(events: Iterable[Event], job: Job) -> Iterator[Event]:
+    """Events of stages in the words of a job's recipe, which may call them otherwise."""
+    for event in events:
+        if isinstance(event, StageStarted):
+            own = job.recipe.stages[event.stage - 1]
+            notes = job.notes(event.stage)
+            event = replace(event, name=own.name, schedule=plan.describe(own), notes=notes)
+        if not isinstance(event, RunStarted):
+            yield event

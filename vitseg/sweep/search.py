@@ -261,7 +261,7 @@ class Search:
                 problem = "is the run of other settings; the study was lost, or changed"
                 raise RunError(f"{run.path}: {problem}.", "Choose another folder.")
             if not run.summary_file.exists():  # else killed before the study was told
-                for event in kept_events(run.path):
+                for event in kept_events(run):
                     self._should_prune(trial, event)
                 with closing(train_or_resume(run, recipe, self.path.parent)) as events:
                     for event in events:

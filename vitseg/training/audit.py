@@ -130,7 +130,7 @@ class AuditReport(NamedTuple):
         promised = name_parts(part for part in self.parts if part.should_train)
         problem = f"Promised to train: only {promised}. Found: {'; '.join(found)}. {noticed}"
         broken = tuple(part.name for part in self.parts if part.broken)
-        return FreezeBreach(problem.strip(), " ".join(dict.fromkeys(hints)), broken)
+        return FreezeBreach(problem.strip(), " ".join(dict.fromkeys(hints)), parts=broken)
 
     def __str__(self) -> str:
         percent, frozen = 100 * self.trainable / self.total, self.total - self.trainable

@@ -83,7 +83,7 @@ class SweepSession(Trials):
             case TrialStarted(trial):
                 self.trial = trial
                 if not self.elsewhere:  # elsewhere all will be told
-                    for earlier in kept_events(self.sweep.run_of(trial).path):
+                    for earlier in kept_events(self.sweep.run_of(trial)):
                         self._note(earlier)
             case RunStarted():
                 self._inherits[self.trial] = event.parent["stage"] if event.parent else 0

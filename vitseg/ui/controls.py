@@ -15,8 +15,7 @@ import ipywidgets as w
 from vitseg.errors import ConfigError, RunError, VitsegError
 from vitseg.recipe import Recipe
 from vitseg.runs.folder import RunFolder, runs_root
-from vitseg.runs.fork import differences
-from vitseg.runs.store import StageEnd
+from vitseg.runs.store import StageEnd, differences
 from vitseg.settings import Constant, CosineRestarts, Exponential, Schedule, Stage, WarmupPoly
 from vitseg.training.job import Job
 from vitseg.ui import theme

@@ -140,7 +140,7 @@ class Session(Task):
     def _stream(self, recipe: Recipe, begin: Callable[[Job], TrainingRun]) -> Generator[Event]:
         """What was recorded of the run that is shown, and what `begin` makes of its job."""
         self.job = Job(recipe)
-        yield from kept_events(self.path)
+        yield from kept_events(self.run)
         with closing(begin(self.job)) as self._training:
             yield from self._training
 
