@@ -2,8 +2,6 @@
 restored.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 NUMERICS = 4

@@ -4,8 +4,6 @@ A file is written aside, synced and renamed. A folder that was written whole has
 digest of each of its files; a file that stands alone is sealed, with its digest inside it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

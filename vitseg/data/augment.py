@@ -6,8 +6,6 @@ so a view is the same bits whatever the number of threads or loader workers. The
 are one resampling by PIL through a mesh, image and mask through the same; see decision 18.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 from functools import cache

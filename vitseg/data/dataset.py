@@ -1,7 +1,5 @@
 """The data set as training sees it: splits, samples in their views, and batches."""
 
-from __future__ import annotations
-
 import math
 import signal
 from collections.abc import Iterator

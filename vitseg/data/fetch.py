@@ -2,8 +2,6 @@
 converted and kept.
 """
 
-from __future__ import annotations
-
 import shutil
 import tarfile
 import zlib

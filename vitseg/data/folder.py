@@ -3,8 +3,6 @@
 The check and training read the same scan, so what one refuses the other refuses.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import unicodedata

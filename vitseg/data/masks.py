@@ -2,8 +2,6 @@
 detected from all masks together, and what the recipe makes of the classes.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import math

@@ -4,8 +4,6 @@ The cache can be deleted at any time and changes no result. An entry holds as lo
 size and times stay; it is dropped with every change of the code, or of Pillow, that reads files.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Mapping

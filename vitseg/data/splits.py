@@ -2,8 +2,6 @@
 seed; and how often rare ones are shown.
 """
 
-from __future__ import annotations
-
 import csv
 import random
 import re

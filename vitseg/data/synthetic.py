@@ -6,8 +6,6 @@ frequency, and the ground carries blotches in the colours of the tissue, so that
 not solve it.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.random import Generator, default_rng
 from PIL import Image, ImageColor

@@ -2,8 +2,6 @@
 how far training has moved the weights. The model is left as it was.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

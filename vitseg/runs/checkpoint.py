@@ -1,7 +1,5 @@
 """Checkpoints: a training state in one sealed safetensors file each, no pickle."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections import defaultdict

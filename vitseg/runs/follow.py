@@ -3,8 +3,6 @@
 python -m vitseg.runs.follow MEETING     as `process_group` starts it
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

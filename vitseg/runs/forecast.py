@@ -2,8 +2,6 @@
 and what bounds it.
 """
 
-from __future__ import annotations
-
 import math
 import tempfile
 from collections import Counter

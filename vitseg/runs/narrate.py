@@ -2,8 +2,6 @@
 what they say from here. No torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import groupby

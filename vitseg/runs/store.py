@@ -2,8 +2,6 @@
 follow from, or named by a fork, as far as both runs have the same settings.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import platform

@@ -2,8 +2,6 @@
 Extra `ray`.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import socket

@@ -5,8 +5,6 @@ Every comparison is paired: the same seed on both sides. Intervals are Student's
 speak of initialisation, order and dropout on these images, and not of other images.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev

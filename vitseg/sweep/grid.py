@@ -2,8 +2,6 @@
 control for each.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -2,8 +2,6 @@
 its folder.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

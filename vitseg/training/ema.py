@@ -1,7 +1,5 @@
 """A moving average of the weights, beside a training: one that is updated, and can be scored."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 import torch

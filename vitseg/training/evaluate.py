@@ -1,7 +1,5 @@
 """Scoring a split: a generator of progress whose return value is the scores."""
 
-from __future__ import annotations
-
 from collections.abc import Generator
 from typing import Any
 

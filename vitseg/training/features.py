@@ -6,8 +6,6 @@ weights up to that level, the image, the view, the machine. So training a block 
 below it, and a changed image concerns its own rows alone.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The heart: a stage of training is an iterable of events, and reads top to bottom."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from functools import partial

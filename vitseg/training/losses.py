@@ -1,7 +1,5 @@
 """Losses as sums and counts, so that a batch in portions gives what it would give in one."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median

@@ -1,7 +1,5 @@
 """IoU, F1 and accuracy, all from one confusion matrix over a whole epoch."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -9,8 +9,6 @@ too, and ends the standard input of the workers that a process has started. No t
 a pause may last for days.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 import shutil

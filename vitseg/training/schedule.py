@@ -5,8 +5,6 @@ PyTorch's own schedulers do the moving. `vitseg.plan` promises by closed form;
 `vitseg.training.audit.LRContract` compares.
 """
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

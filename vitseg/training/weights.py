@@ -1,7 +1,5 @@
 """The weights that training may change: copied out, and written back in."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

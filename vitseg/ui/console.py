@@ -2,8 +2,6 @@
 is drawn again and again.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Iterator
 

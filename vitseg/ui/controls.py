@@ -2,8 +2,6 @@
 below it; and what they come to: a recipe, where training starts, and what is wrong with either.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import suppress
 from html import escape

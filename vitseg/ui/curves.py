@@ -4,8 +4,6 @@ torch.
 One gatherer serves live, replayed and reported runs, so all of them show the same.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from array import array

@@ -2,8 +2,6 @@
 pictures.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections import defaultdict

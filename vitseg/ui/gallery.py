@@ -2,8 +2,6 @@
 it is; the best and the worst images of a result, and what was taken for what.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import ipywidgets as w

@@ -1,7 +1,5 @@
 """HTML from the templates beside this file. Jinja escapes whatever is put into one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A run as one HTML file that opens without a network."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from vitseg.data.dataset import SegmentationData

@@ -2,8 +2,6 @@
 painter; and figures that are redrawn in place.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

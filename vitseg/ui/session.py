@@ -1,7 +1,5 @@
 """What a workbench shows: a run, how long it takes, and what is said of it."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress

@@ -1,7 +1,5 @@
 """A sweep as a figure: a pure function of the grid and what its trials ended with. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import product
 from statistics import fmean

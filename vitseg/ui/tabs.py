@@ -2,8 +2,6 @@
 past.
 """
 
-from __future__ import annotations
-
 from contextlib import suppress
 
 import ipywidgets as w

@@ -2,8 +2,6 @@
 no way out to the network.
 """
 
-from __future__ import annotations
-
 from html import escape
 
 import plotly.graph_objects as go

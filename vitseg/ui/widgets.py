@@ -1,7 +1,5 @@
 """The widgets whose work is done in the page, by the scripts beside the templates."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import anywidget
