@@ -207,7 +207,7 @@ def test_pairs_that_no_list_of_levels_describes_are_named_one_by_one(tiny_recipe
     results = filled(grid, lambda s, seed: 0.5 + 0.01 * (s or 0) ** 2)
     *_, (name, gain) = Findings(grid, results).main_effects()
     assert gain.mean == pytest.approx((0.04 - 0.01 + 0.16 - 0.09) / 2)
-    assert name == "batch_size 4, against 2, at 0.001 · 1, 0.0001 · 0"
+    assert name == "batch_size 4, against 2, at stage 2 lr · loss.dice 0.001 · 1, 0.0001 · 0"
 
 
 def test_the_chart_says_what_the_effects_say_and_leaves_empty_what_was_not_trained(tiny_recipe):

@@ -2,23 +2,22 @@
 Extra `ray`.
 """
 
-import math
 import os
 import socket
 from collections import Counter
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from vitseg.errors import ConfigError, VitsegError
-from vitseg.events import EpochEnded, Event, Polled, TrialStarted, from_json
+from vitseg.events import Event, Polled, TrialStarted
 from vitseg.files import held
 from vitseg.recipe import Recipe
 from vitseg.runs.folder import RunFolder
 from vitseg.sweep.grid import Grid, Trial
-from vitseg.sweep.local import FAILURES, Sweep, train_or_resume
+from vitseg.sweep.local import Sweep, epochs_of, train_or_resume
 
 try:
     os.environ.setdefault(
@@ -61,12 +60,9 @@ class Spread(Sweep):
             if trial.recipe.threads == "auto":
                 hint = 'Nodes have different numbers of cores: recipe.replace({"threads": 2}).'
                 raise ConfigError("threads", "auto", "a number, with where='ray'", hint)
-        if type(gpus) not in (int, float) or not 0 <= gpus < math.inf:
+        if type(gpus) not in (int, float) or not gpus >= 0:
             allowed = "how many a trial takes, 0 or more; 0.5 for two trials on one"
             raise ConfigError("gpus", gpus, allowed)
-        if not isinstance(address, str | None):
-            allowed = 'that of a cluster, as in "auto" or "10.0.0.1:6379"'
-            raise ConfigError("address", address, allowed)
         self._address, self._gpus = address, gpus
 
     def events(self) -> Generator[Event]:
@@ -74,23 +70,27 @@ class Spread(Sweep):
         that are left save and stop within a batch.
         """
         with cluster(self._address):
-            self._refuse_what_fits_nowhere()
+            nodes = [Counter(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+            cores = max(t.recipe.threads * t.recipe.processes for t in self.grid.trials)
+            # what fits on no node would wait without end
+            if not any(node["CPU"] >= cores and node["GPU"] >= self._gpus for node in nodes):
+                wanted = f"{cores} cores and {self._gpus:g} GPUs"
+                has = ", ".join(f"{node['CPU']:g} and {node['GPU']:g}" for node in nodes)
+                raise ConfigError("threads, processes, gpus", wanted, f"what a node has: {has}")
             self.lay_out()
             with held(self.path):
                 yield from self._spread_out()
 
     def _spread_out(self) -> Generator[Event]:
         stop = self.path / f"stop-{uuid4().hex[:8]}"
-        waiting, running, seen, first = self.todo(), dict[Any, Trial](), Counter[str](), {}
-        for trial in self.grid.trials:  # in an order in which those that share stand together
-            if not trial.shared:
-                leader = trial.name
-            first[trial.name] = leader
+        waiting, running, seen = self.todo(), dict[Any, Trial](), Counter[str]()
         try:
             while waiting or running:
-                yet = {trial.name for trial in (*waiting, *running.values())}
-                for trial in waiting.copy():
-                    if first[trial.name] not in yet - {trial.name}:
+                pending = [*waiting, *running.values()]
+                for trial in self.grid.trials:  # those that share stages stand together
+                    if not trial.shared:
+                        first = trial
+                    if trial in waiting and (trial is first or first not in pending):
                         waiting.remove(trial)
                         cores = trial.recipe.threads * trial.recipe.processes
                         task = _trained.options(
@@ -100,7 +100,7 @@ class Spread(Sweep):
                             scheduling_strategy="SPREAD",
                         )
                         run = self.run_of(trial.name)
-                        running[task.remote(run, trial.recipe, self.path.parent, stop)] = trial
+                        running[task.remote(run, trial.recipe, stop)] = trial
                 done, _ = ray.wait(list(running), timeout=POLL_SECONDS)
                 for trial in running.values():  # one that has started again has no news for a while
                     news = epochs_of(self.run_of(trial.name))[seen[trial.name] :]
@@ -109,7 +109,7 @@ class Spread(Sweep):
                         yield from news
                     seen[trial.name] += len(news)
                 for task in done:
-                    yield self.over(running.pop(task).name, outcome(task))
+                    yield self.over(running.pop(task).name, failure_of(task))
                 yield Polled(len(running))
         finally:
             if running:
@@ -118,74 +118,42 @@ class Spread(Sweep):
                 if not late:  # else it stays, for tasks that still wait for room
                     stop.unlink()
 
-    def _refuse_what_fits_nowhere(self) -> None:
-        """Raises ConfigError where no node has what a trial takes: it would wait without end."""
-        nodes = [Counter(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-        for cores in {t.recipe.threads * t.recipe.processes for t in self.grid.trials}:
-            if not any(node["CPU"] >= cores and node["GPU"] >= self._gpus for node in nodes):
-                wanted = f"{cores} cores and {self._gpus:g} GPUs"
-                has = ", ".join(f"{node['CPU']:g} and {node['GPU']:g}" for node in nodes)
-                raise ConfigError("threads, processes, gpus", wanted, f"what a node has: {has}")
-
 
 @ray.remote
-def _trained(run: RunFolder, recipe: Recipe, beside: Path, stop: Path) -> str | None:
-    """Train a trial on the node where this runs, until it ends or `stop` is there; why it failed,
-    if it did.
-    """
-    if run.summary_file.exists():  # the node was lost before its answer arrived
-        return None
-    try:
-        with closing(train_or_resume(run, recipe, beside)) as events:
+def _trained(run: RunFolder, recipe: Recipe, stop: Path) -> None:
+    """Train a trial on the node where this runs, until it ends or `stop` is there."""
+    if not run.summary_file.exists():  # else the node was lost before its answer arrived
+        with closing(train_or_resume(run, recipe)) as events:
             while not stop.exists() and next(events, None) is not None:
                 pass
-    except FAILURES as error:
-        return f"{type(error).__name__}: {error}"
-    return None
 
 
-def outcome(task: Any) -> str | None:
-    """Why a task has failed, if it has. A worker that died as often as it was started is a
-    sentence, too.
-    """
+def failure_of(task: Any) -> str | None:
+    """Why a task has failed, if it has: an error of its own, or that its worker died each time."""
     try:
         return ray.get(task)
     except ray.exceptions.RayTaskError as error:
         return f"{type(error.cause).__name__}: {error.cause}"
     except ray.exceptions.RayError as error:
-        reason = str(error).strip().partition("\n")[0]
-        return f"{type(error).__name__}: {reason} It was started {RETRIES + 1} times."
+        return f"{type(error).__name__}: {error} It was started {RETRIES + 1} times."
 
 
-def epochs_of(run: RunFolder) -> list[EpochEnded]:
-    """The epochs in a log that somebody else is writing. One that cannot be read now has nothing
-    new.
-    """
-    try:
-        lines = enumerate(run.events_file.read_text(encoding="utf-8").split("\n")[:-1], start=1)
-        return [from_json(line, number) for number, line in lines if '"event":"EpochEnded"' in line]
-    except (OSError, ValueError):
-        return []
-
-
-@contextmanager
-def cluster(address: str | None) -> Iterator[None]:
-    """Connected to a cluster: the one that this process has joined already, that of the address, or
-    one of its own.
+def cluster(address: str | None) -> AbstractContextManager:
+    """The connection to a cluster: the one that this process has joined already, that of the
+    address, or one of its own. It ends with the block, unless it was there before.
     """
     if ray.is_initialized():
-        yield
-        return
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    how = {} if address else {"include_dashboard": False}
+        return nullcontext()
+    host, _, port = str(address).removeprefix("ray://").rpartition(":")
     try:
         if port.isdecimal():  # where nobody listens Ray asks for minutes, and ends the process
             socket.create_connection((host, int(port)), timeout=5).close()
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **how)
+        return ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
     except (OSError, RuntimeError, ValueError) as error:
         problem = f"address={address!r}: no Ray cluster answers there ({error})."
         raise VitsegError(problem, "ray start --head") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -6,7 +6,8 @@ speak of initialisation, order and dropout on these images, and not of other ima
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from statistics import fmean, stdev
 from typing import NamedTuple
 
@@ -42,13 +43,15 @@ class Estimate(NamedTuple):
         return f"{self.mean:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean and half the interval: t(0.975, n - 1) s / sqrt(n) (Student 1908). None of no values."""
-    n = len(values)
-    if n < 2:
-        return Estimate(values[0], None, 1) if values else None
-    half = float(stdtrit(n - 1, 0.975)) * stdev(values) / math.sqrt(n)
-    return Estimate(fmean(values), half, n)
+def estimate(values: Iterable[float]) -> Estimate | None:
+    """Mean and half the interval, t(0.975, n - 1) s / sqrt(n) (Student 1908), of the values that
+    are not nan; None if there are none.
+    """
+    known = [value for value in values if not math.isnan(value)]
+    n, half = len(known), None
+    if n > 1:
+        half = float(stdtrit(n - 1, 0.975)) * stdev(known) / math.sqrt(n)
+    return Estimate(fmean(known), half, n) if known else None
 
 
 class Findings:
@@ -57,11 +60,11 @@ class Findings:
     def __init__(self, grid: Grid, results: Mapping[str, Result]):
         self.grid = grid
         known = {name: found.iou for name, found in results.items()}
-        own = [trial for trial in grid.trials if trial.setting is not None]
-        own.sort(key=lambda trial: trial.setting)
-        pairs = [(known.get(trial.name), known.get(trial.control)) for trial in own]
-        ious = np.array(pairs, float)  # nan where it is not known
-        ious = ious.reshape(len(grid.settings), len(grid.seeds), 2)
+        pairs = defaultdict(list)  # by setting, one for each seed
+        for trial in grid.trials:
+            pairs[trial.setting].append((known.get(trial.name), known.get(trial.control)))
+        settings = map(pairs.get, range(len(grid.settings)))
+        ious = np.array([*settings], float)  # nan where it is not known
         self._ious, self._gains = ious[..., 0], ious[..., 0] - ious[..., 1]
 
     def scores(self, setting: int) -> dict[int, float]:
@@ -73,7 +76,7 @@ class Findings:
         """IoU of a combination over that of its control, the same number of epochs wholly in stage
         1.
         """
-        return _mean_over_seeds(self._gains[[setting]])
+        return estimate(self._gains[setting])
 
     def main_effects(self) -> list[tuple[str, Estimate | None]]:
         """What each value of an axis but the first gains over that, averaged over pairs of settings
@@ -90,61 +93,49 @@ class Findings:
                 apart = level != first
                 if apart.any():
                     gains = self._ious[level[apart]] - self._ious[first[apart]]
-                    name_there = f"{name} {word}, against {words[0]}{_where(grid, axis, apart)}"
-                    found.append((name_there, _mean_over_seeds(gains)))
+                    pair = f"{name} {word}, against {words[0]}{_where(grid, axis, apart)}"
+                    found.append((pair, estimate(gains.mean(axis=0))))
         return found
 
     def unfreezing(self) -> Estimate | None:
         """IoU that the trials which unfreeze a block gain over their controls, averaged within each
         seed.
         """
-        rows = {}
+        rows = []
         for trial in self.grid.trials:
             if trial.control and any(stage.unfrozen_blocks for stage in trial.recipe.stages):
-                rows[trial.setting] = self._gains[trial.setting]
-        return _mean_over_seeds(rows.values())
+                rows += [self._gains[trial.setting]]  # once for each seed: all weigh the same
+        return estimate(map(fmean, zip(*rows, strict=True)))
 
     def sentence(self) -> str:
         """What unfreezing bought, in words that say no more than the seeds do."""
         found = self.unfreezing()
         if found is None:
-            return (
-                "What unfreezing bought is not known yet: no seed has all its trials and their "
-                "controls."
-            )
-        lengths = [total_epochs(trial.recipe) for trial in self.grid.trials]
-        epochs = " to ".join(map(str, sorted({min(lengths), max(lengths)})))
-        against = f"by {found} against the same {epochs} epochs spent wholly in stage 1"
+            return "What unfreezing bought is not known yet: no seed has all its trials."
+        lengths = sorted({total_epochs(trial.recipe) for trial in self.grid.trials})
+        changed = (
+            f"Unfreezing changed the IoU by {found} against the same "
+            f"{' or '.join(map(str, lengths))} epochs spent wholly in stage 1"
+        )
         if found.half is None:
-            return f"Unfreezing changed the IoU {against}: nothing can be said about chance."
+            return f"{changed}: nothing can be said about chance."
         verdict = f"lies {'above' if found.mean > 0 else 'below'} 0, on these validation images"
         if abs(found.mean) <= found.half:
             verdict = "covers 0: these seeds do not show that it helps, or harms"
-        over = f"(mean and 95 % interval over {found.n} seeds)"
-        return f"Unfreezing changed the IoU {against} {over}. The interval {verdict}."
-
-
-def _mean_over_seeds(rows: Iterable[Iterable[float]]) -> Estimate | None:
-    """Of rows of differences, a column for each seed: averaged within a seed, unless one of its
-    differences is nan.
-    """
-    means = map(fmean, zip(*rows, strict=True))
-    return estimate([mean for mean in means if not math.isnan(mean)])
+        over = f"mean and 95 % interval over {found.n} seeds"
+        return f"{changed} ({over}). The interval {verdict}."
 
 
 def _where(grid: Grid, axis: int, apart: np.ndarray) -> str:
-    """At which values of the other axes an axis has an effect: by axis, or one by one where that
-    would name others, too.
+    """At which values of the other axes an axis has an effect; those that do not matter are left
+    out.
     """
-    others, pairs, named = list(grid.labels.items()), np.argwhere(apart), []
+    others, names, columns = list(grid.labels.items()), [], []
     del others[axis]
-    taken = [np.unique(levels) for levels in pairs.T]
-    if len(pairs) < math.prod(map(len, taken)):
-        for levels in pairs:
-            words = [labels[i] for (_, labels), i in zip(others, levels, strict=True)]
-            named.append(" · ".join(words))
-        return f", at {', '.join(named)}"
-    for (name, labels), levels in zip(others, taken, strict=True):
-        if len(levels) < len(labels):
-            named.append(f"{name} {', '.join([labels[level] for level in levels])}")
-    return f", at {' and '.join(named)}" if named else ""
+    for place, levels in enumerate(np.argwhere(apart).T):
+        name, words = others[place]
+        if (apart != apart.take([0], place)).any():
+            names.append(name)
+            columns.append([words[level] for level in levels])
+    there = dict.fromkeys(map(" · ".join, zip(*columns, strict=True)))
+    return f", at {' · '.join(names)} {', '.join(there)}" if names else ""

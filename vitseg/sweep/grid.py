@@ -2,25 +2,20 @@
 control for each.
 """
 
-import hashlib
-import json
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from itertools import chain, product
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vitseg import plan
+from vitseg.draws import digest_of
 from vitseg.errors import ConfigError, RecipeError
 from vitseg.recipe import Recipe, plain
 
 _VIEWS = {"size", "sampler", "views", "view_seed", "augment", "effects", "crop"}
 """The settings of the data that trials may differ in; by all others the score is comparable."""
-
-_HINTS = {"seed": "Give seeds=(...) instead.", "name": "Trials are named by the sweep."}
 
 
 class Trial(NamedTuple):
@@ -52,7 +47,7 @@ class Grid(NamedTuple):
     """
 
     recipe: Recipe
-    axes: dict[str, tuple[Any, ...]]
+    axes: Mapping[str, Sequence[Any]]
     seeds: tuple[int, ...]
     labels: dict[str, list[str]]
     settings: list[tuple[str, ...]]
@@ -76,45 +71,45 @@ def make_grid(
     counted from the recipe's own, or the seeds.
     """
     check_paths("axes", axes)
-    seeds = _seeds(recipe, seeds)
+    drawn = tuple(range(recipe.seed, recipe.seed + seeds) if isinstance(seeds, int) else seeds)
+    if {*map(type, drawn)} != {int} or min(drawn) < 0 or len({*drawn}) < len(drawn):
+        allowed = "how many (at least 1), or different whole numbers from 0"
+        raise ConfigError("seeds", seeds, allowed)
     labels = {}
     for path, values in axes.items():
         variants("axes", recipe, path, values)
         labels[short_path(path)] = [value_words(value, values) for value in values]
-    axes = {path: tuple(values) for path, values in axes.items()}
 
-    def named(words: Sequence[str]) -> str:
-        return ", ".join(map("{} {}".format, labels, words))
+    def trainings(changed: Recipe) -> list[str]:
+        """Digests of what decides the numbers of the first stage, the first two, and so on."""
+        machine = [changed.device, changed.precision, changed.threads, changed.processes]
+        known = blocks if changed.model.encoder == recipe.model.encoder else None
+        batches = plan.batches_per_epoch(changed, images)
+        return [
+            digest_of(machine, plan.effective(changed, stages, batches, known))
+            for stages in range(1, len(changed.stages) + 1)
+        ]
 
-    trainings = partial(_trainings, recipe, images, blocks)
     places, first, notes = [], dict[str, Any](), []
     for values, words in zip(product(*axes.values()), product(*labels.values()), strict=True):
         changed, idle = recipe.settle(dict(zip(axes, values, strict=True)))
-        new = len(first), words, changed, idle
-        number, same, _, idle_there = first.setdefault(trainings(changed)[-1], new)
+        text = ", ".join(map("{} {}".format, labels, words))
+        digests = trainings(changed)
+        new = len(first), text, words, changed, digests
+        number, same, *_ = first.setdefault(digests[-1], new)
         places.append(number)
-        if same is not words:
-            ignored = [short_path(path) for path in axes if path in idle | idle_there]
-            why = f": {', '.join(ignored)} has no effect there" if ignored else ""
-            notes.append(f"Left out: {named(words)} is the same training as {named(same)}{why}.")
-    for _, _, changed, _ in first.values():
+        if same != text:
+            why = f": {', '.join(map(short_path, idle))} has no effect there" if idle else ""
+            notes.append(f"Left out: {text} is the same training as {same}{why}.")
+            continue
         batches = plan.batches_per_epoch(changed, images)
-        for number, stage in enumerate(changed.stages, start=1):
-            notes += [f"Stage {number}: {warning}" for warning in plan.warnings(stage, batches)]
-    places = np.reshape(places, [len(values) for values in axes.values()])
-    settings = [words for _, words, *_ in first.values()]
-    trials = _trials(first.values(), seeds, trainings)
+        for order, stage in enumerate(changed.stages, start=1):
+            notes += [f"Stage {order}: {warning}" for warning in plan.warnings(stage, batches)]
+    places = np.reshape(places, [*map(len, axes.values())])
+    settings = [words for _, _, words, *_ in first.values()]
+    trials = _trials(first.values(), drawn, trainings)
     notes = list(dict.fromkeys(notes))  # a doubtful schedule once
-    return Grid(recipe, axes, seeds, labels, settings, places, trials, notes)
-
-
-def _seeds(recipe: Recipe, seeds: int | Sequence[int]) -> tuple[int, ...]:
-    found = tuple(range(recipe.seed, recipe.seed + seeds) if isinstance(seeds, int) else seeds)
-    whole = all(type(seed) is int and seed >= 0 for seed in found)
-    if not found or not whole or len({*found}) < len(found):
-        allowed = "how many (at least 1), or different whole numbers from 0"
-        raise ConfigError("seeds", seeds, allowed)
-    return found
+    return Grid(recipe, axes, drawn, labels, settings, places, trials, notes)
 
 
 def check_paths(field: str, axes: Mapping[str, Any]) -> None:
@@ -129,34 +124,21 @@ def variants(field: str, recipe: Recipe, path: str, values: Any) -> list[Recipe]
     that differ in this setting could not be compared, and for a value that cannot be.
     """
     place = f"{field}[{path!r}]"
-    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+    if not isinstance(values, list | tuple | range) or not values:
         allowed = "a list of at least one value (in a search also one of Optuna's distributions)"
         raise ConfigError(place, values, allowed)
-    found = []
-    for value in values:
-        try:
-            found.append(recipe.settle({path: value})[0])
-        except RecipeError as error:
-            problem = f"{place}: the value {value_words(value)} cannot be. {error.problem}"
-            raise RecipeError(problem, error.mend) from None
-    top, _, rest = path.partition(".")
-    if top in _HINTS or (top == "data" and rest.partition(".")[0] not in _VIEWS):
+    try:
+        found = [recipe.settle({path: value})[0] for value in values]
+    except RecipeError as error:
+        raise RecipeError(f"{place}: {error.problem}", error.mend) from None
+    top, *rest = path.split(".")
+    if top in ("name", "seed") or (top == "data" and _VIEWS.isdisjoint(rest[:1])):
         allowed = "settings of stages, model, loss, optimizer, views and batches"
-        hint = _HINTS.get(top, "All trials are scored on the same images, by the same measure.")
+        hint = (
+            "All trials are scored on the same images, by the same measure. "
+            "Give seeds=(...) to an ablation for other seeds."
+        )
         raise ConfigError(field, path, allowed, hint)
-    return found
-
-
-def _trainings(base: Recipe, images: int, blocks: int, recipe: Recipe) -> list[str]:
-    """Digests of what decides the numbers of a recipe's first stage, its first two, and so on. The
-    blocks are those of the encoder of `base`.
-    """
-    machine = [recipe.device, recipe.precision, recipe.threads, recipe.processes]
-    known = blocks if recipe.model.encoder == base.model.encoder else None
-    batches, found = plan.batches_per_epoch(recipe, images), []
-    for stages in range(1, len(recipe.stages) + 1):
-        settings = plan.effective(recipe, stages, batches, known)
-        found.append(hashlib.sha256(json.dumps([machine, settings]).encode()).hexdigest())
     return found
 
 
@@ -166,28 +148,28 @@ def _trials(
     """The combinations and their controls, of every seed: those that share their first stages side
     by side, otherwise as they came. Combinations of equal length share a control.
     """
-    rows, controls, compared = [], dict[str, tuple[str, Recipe]](), defaultdict(list)
-    for number, words, recipe, _ in settings:
+    rows, controls = [], dict[str, list[Any]]()
+    for number, _, words, recipe, digests in settings:
         control = None
         if len(recipe.stages) > 1:
             wholly = {"stages": recipe.stages[:1], "stages.0.epochs": total_epochs(recipe)}
             alone = recipe.replace(wholly)
-            new = f"control{len(controls) + 1}", alone
-            control, _ = controls.setdefault(trainings(alone)[0], new)
-            compared[control].append(words)
-        rows.append((f"{number + 1:02d}", recipe, number, words, control))
-    for name, alone in controls.values():
-        columns = map(set, zip(*compared[name], strict=True))
-        words = ["" if len(column) > 1 else column.pop() for column in columns]
+            (digest,) = trainings(alone)
+            new = [f"control{len(controls) + 1}", alone, words]
+            found = controls.setdefault(digest, new)
+            both = zip(words, found[2], strict=True)
+            found[2] = [one if one == other else "" for one, other in both]
+            control = found[0]
+        rows.append((digests, f"{number + 1:02d}", recipe, number, words, control))
+    for digest, (name, alone, words) in controls.items():
         words[0] = f"control: {alone.stages[0].epochs} epochs in stage 1"
-        rows.append((name, alone, None, words, None))
-    beginnings = [trainings(row[1]) for row in rows]
-    rank = list(chain(*beginnings)).index
-    ordered = sorted(zip(beginnings, rows, strict=True), key=lambda row: list(map(rank, row[0])))
+        rows.append(([digest], name, alone, None, words, None))
+    rank = list(chain(*[row[0] for row in rows])).index
+    rows.sort(key=lambda row: list(map(rank, row[0])))
     trials = []
     for seed in seeds:
         trained = set[str]()
-        for digests, (row, recipe, setting, words, control) in ordered:
+        for digests, row, recipe, setting, words, control in rows:
             name, against = f"{row}-seed{seed}", control and f"{control}-seed{seed}"
             own = recipe.replace({"name": name, "seed": seed})
             shared = len(trained.intersection(digests))
@@ -216,8 +198,7 @@ def value_words(value: Any, among: Sequence[Any] = ()) -> str:
         case {**group}:
             return ", ".join(map("{} {}".format, group, group.values()))
         case [{}, *_]:
-            others = [other for other in among if isinstance(other, tuple | list)]
-            return ", then ".join([value_words(v, [*chain(*others)]) for v in value])
+            return ", then ".join([value_words(v, [*chain(*among)]) for v in value])
         case float():
             return f"{value:.3g}"
     return str(value)

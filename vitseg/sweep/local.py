@@ -2,16 +2,16 @@
 its folder.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Generator, Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+from vitseg.draws import digest_of
 from vitseg.errors import RunError, VitsegError
-from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted
+from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted, from_json
 from vitseg.files import held, write_json, written
 from vitseg.recipe import Recipe, plain
 from vitseg.runs.folder import RunFolder, runs_root
@@ -19,9 +19,6 @@ from vitseg.runs.run import TrainingRun, resume, train
 from vitseg.sweep.findings import Result
 from vitseg.sweep.grid import Grid, Trial
 from vitseg.training.job import Job, unfrozen_in
-
-FAILURES = (VitsegError, OSError, RuntimeError)
-"""What a trial may fail with, so that the others go on."""
 
 
 def check_depths(recipes: Iterable[Recipe], job: Job) -> None:
@@ -34,64 +31,72 @@ def check_depths(recipes: Iterable[Recipe], job: Job) -> None:
                 unfrozen_in(recipe, number, job.model)
 
 
-def train_or_resume(run: RunFolder, recipe: Recipe, beside: Path) -> TrainingRun:
-    """Resume a trial that has started, or start it. First stages that any run in the folder
-    `beside` has finished, on its own or in a sweep, are not trained again.
+def train_or_resume(run: RunFolder, recipe: Recipe) -> TrainingRun:
+    """Resume a trial that has started, or start it. First stages that any run beside the sweep has
+    finished, on its own or in a sweep, are not trained again.
     """
     if run.events_file.exists():
         return resume(run.path)
     shutil.rmtree(run.path, ignore_errors=True)  # left by a kill before its first event
-    return train(recipe, run.path, reuse=beside)
+    return train(recipe, run.path, reuse=run.path.parents[2])
 
 
-def place_of(kind: str, described: dict[str, Any], folder: str | Path | None) -> tuple[Path, str]:
-    """The folder of a sweep or a search, and its key: a digest of its content, which names the
-    folder if none is given, so that the same call finds it again.
+def epochs_of(run: RunFolder) -> list[EpochEnded]:
+    """The epochs in a log that somebody else may be writing. One that cannot be read now has
+    none.
     """
-    content = json.dumps(described, sort_keys=True).encode()
-    key = hashlib.sha256(content).hexdigest()[:8]
-    own = runs_root() / f"{kind}-{described['recipe']['name']}-{key}"
-    return Path(folder or own).expanduser().absolute(), key
-
-
-def refuse_another(file: Path, described: dict[str, Any]) -> None:
-    """Raises RunError where the file describes another sweep or search than this one."""
-    if not file.exists():
-        return
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        other = [name for name in described if found.get(name) != described[name]]
-    except (OSError, ValueError, AttributeError):
-        other = ["all of it"]
-    if other:
-        problem = f"{file.parent}: holds another {file.stem}; it differs in {', '.join(other)}."
-        raise RunError(problem, f"Give the same {', '.join(described)}, or another folder.")
+        lines = enumerate(run.events_file.read_text(encoding="utf-8").split("\n")[:-1], start=1)
+        return [from_json(line, number) for number, line in lines if '"event":"EpochEnded"' in line]
+    except (OSError, ValueError):
+        return []
 
 
-class Sweep:
-    """The folder of a grid, and what has been trained of it: `for event in sweep.events()` trains
-    the rest.
+class TrialsFolder:
+    """The folder of a sweep or a search, whose trials are ordinary run folders under `trials/`. A
+    file in it says what they are trials of.
 
-    Its trials are ordinary run folders under `trials/`. Without a `folder` it is one under
-    `runs_root()` that the grid's own content names, so that the same call finds it again. Raises
-    RunError if the folder holds another sweep.
+    Without a `folder` it is one under `runs_root()` that is named by what is `described`, so that
+    the same call finds it again.
     """
 
     elsewhere = False
 
-    def __init__(self, grid: Grid, folder: str | Path | None = None):
-        axes = [[path, plain(values)] for path, values in grid.axes.items()]
-        recipe = grid.recipe.model_dump(mode="json")
-        self._described = {"recipe": recipe, "axes": axes, "seeds": list(grid.seeds)}
-        self.grid = grid
-        self.path, _ = place_of("sweep", self._described, folder)
-        self.file = self.path / "sweep.json"
-        refuse_another(self.file, self._described)
-        self.failures: dict[str, str] = {}
-        self._results: dict[str, Result] = {}
+    def __init__(self, kind: str, described: dict[str, Any], folder: str | Path | None):
+        self.key = digest_of(json.dumps(described, sort_keys=True))[:8]
+        own = runs_root() / f"{kind}-{described['recipe']['name']}-{self.key}"
+        self.path = Path(folder or own).expanduser().absolute()
+        self.file, self.described = self.path / f"{kind}.json", described
 
     def run_of(self, trial: str) -> RunFolder:
-        return RunFolder(self.path / "trials" / trial)
+        return RunFolder(self.path / f"trials/{trial}")
+
+    def refuse_another(self) -> None:
+        """Raises RunError where the folder is that of another sweep or search."""
+        other = ["all of it"]
+        with suppress(OSError, ValueError, AttributeError):
+            found = json.loads(self.file.read_text(encoding="utf-8"))
+            other = [name for name in self.described if found.get(name) != self.described[name]]
+        if self.file.exists() and other:
+            problem = f"{self.path}: holds another {self.file.stem}; it differs in"
+            hint = f"Give the same {', '.join(self.described)}, or another folder."
+            raise RunError(f"{problem} {', '.join(other)}.", hint)
+
+
+class Sweep(TrialsFolder):
+    """The folder of a grid, and what has been trained of it: `for event in sweep.events()` trains
+    the rest. Raises RunError if the folder holds another sweep.
+    """
+
+    def __init__(self, grid: Grid, folder: str | Path | None = None):
+        axes = [[path, plain([*values])] for path, values in grid.axes.items()]
+        recipe = grid.recipe.model_dump(mode="json")
+        described = {"recipe": recipe, "axes": axes, "seeds": list(grid.seeds)}
+        super().__init__("sweep", described, folder)
+        self.refuse_another()
+        self.grid = grid
+        self.failures: dict[str, str] = {}
+        self._results: dict[str, Result] = {}
 
     def results(self) -> dict[str, Result]:
         """The scores of every trial that has ended, by its name."""
@@ -99,8 +104,7 @@ class Sweep:
             run = self.run_of(trial.name)
             if trial.name not in self._results and run.summary_file.exists():
                 best, seconds = run.summary["best"], run.summary["seconds"]
-                epochs = [e for e in run.events() if isinstance(e, EpochEnded)]
-                curve = {e.epoch: e.validation["iou"] for e in epochs}
+                curve = {e.epoch: e.validation["iou"] for e in epochs_of(run)}
                 self._results[trial.name] = Result(best["iou"], best["f1"], curve, seconds)
         return dict(self._results)
 
@@ -126,12 +130,12 @@ class Sweep:
             for trial in self.todo():
                 yield TrialStarted(trial.name)
                 error = None
-                run = train_or_resume(self.run_of(trial.name), trial.recipe, self.path.parent)
+                run = train_or_resume(self.run_of(trial.name), trial.recipe)
                 with closing(run) as events:  # where a save that fails is no failure of the trial
                     try:
                         for event in events:  # noqa: UP028  it would close them in here
                             yield event
-                    except FAILURES as failure:
+                    except (VitsegError, OSError, RuntimeError) as failure:
                         error = f"{type(failure).__name__}: {failure}"
                 yield self.over(trial.name, error)
 
@@ -148,7 +152,7 @@ class Sweep:
         """
         with written(self.path):
             for trial in self.grid.trials:
-                turn = self.path / "recipes" / ("2" if trial.shared else "1")
+                turn = self.path / f"recipes/{2 if trial.shared else 1}"
                 turn.mkdir(parents=True, exist_ok=True)
                 trial.recipe.save(turn / f"{trial.name}.json")
-            write_json(self.file, self._described)
+            write_json(self.file, self.described)

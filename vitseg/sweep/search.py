@@ -19,16 +19,14 @@ from vitseg.errors import ConfigError, RecipeError, RunError, TrainingError, Vit
 from vitseg.events import EpochEnded, Event, TrialEnded, TrialStarted
 from vitseg.files import held, is_held, write_json
 from vitseg.recipe import Recipe, plain
-from vitseg.runs.folder import RunFolder
 from vitseg.runs.run import kept_events
 from vitseg.sweep.grid import check_paths, value_words, variants
-from vitseg.sweep.local import place_of, refuse_another, train_or_resume
+from vitseg.sweep.local import TrialsFolder, train_or_resume
 
 try:
     import optuna
     import sqlalchemy
     from optuna.distributions import (
-        BaseDistribution,
         CategoricalDistribution,
         FloatDistribution,
         IntDistribution,
@@ -36,7 +34,7 @@ try:
     )
     from optuna.pruners import MedianPruner, NopPruner
     from optuna.samplers import RandomSampler, TPESampler
-    from optuna.trial import FrozenTrial, Trial, TrialState
+    from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 except ModuleNotFoundError:
     optuna = None  # `Search` says how to install it
 else:
@@ -58,7 +56,7 @@ LOCKED_SECONDS = 30.0
 """How long the study's file is waited for while another process writes."""
 
 
-class Search:
+class Search(TrialsFolder):
     """The folder of a search, and what has been tried: `for event in search.events()` tries until
     `trials` have ended.
 
@@ -70,8 +68,6 @@ class Search:
     more trials later, and the same study goes on. Raises ConfigError or RecipeError for a value
     that cannot be, RunError for a folder that holds another search, VitsegError without Optuna.
     """
-
-    elsewhere = False
 
     def __init__(
         self,
@@ -87,18 +83,16 @@ class Search:
         if optuna is None:
             raise VitsegError("search: Optuna is not installed.", "pip install 'vitseg[search]'")
         check_paths("space", space)
-        url = "the URL of a database, as in postgresql://user@host/name"
         for field, value, fits, allowed in (
             ("recipe", recipe, isinstance(recipe, Recipe), "a Recipe, as load_recipe(path) gives"),
             ("trials", trials, type(trials) is int and trials > 0, "how many, at least 1"),
             ("sampler", sampler, sampler in [*SAMPLERS], ", ".join(SAMPLERS)),
             ("pruner", pruner, pruner in [*PRUNERS], ", ".join(PRUNERS)),
-            ("storage", storage, storage is None or isinstance(storage, str), url),
         ):
             if not fits:
                 raise ConfigError(field, value, allowed)
         self.recipe, self.trials, self.sampler, self.pruner = recipe, trials, sampler, pruner
-        self.space: dict[str, BaseDistribution] = {}
+        self.space: dict[str, Any] = {}
         self.choices: dict[str, dict[Any, Any]] = {}
         self.extremes: list[Recipe] = []
         described = {
@@ -107,36 +101,96 @@ class Search:
             "sampler": sampler,
             "pruner": pruner,
         }
-        self.path, key = place_of("search", described, folder)
+        super().__init__("search", described, folder)
         # two processes must not choose the same trial
         self._choosing = FileLock(self.path / "asking.lock", timeout=LOCKED_SECONDS)
-        with _readable_errors(self.path):
-            (self.path / "trials").mkdir(parents=True, exist_ok=True)
-            with self._choosing:
-                file, url = self.path / "search.json", storage and sqlalchemy.make_url(storage)
-                described["storage"] = url and url.render_as_string()  # without its password
-                refuse_another(file, described)
-                write_json(file, described)
-                self.study = _open_study(storage, self.path, key, PRUNERS[pruner])
+        with self._readable():
+            url = storage and sqlalchemy.make_url(storage).render_as_string()  # no password
+            with self._choosing:  # which makes the folder
+                self.described["storage"] = url
+                self.refuse_another()
+                write_json(self.file, self.described)
+                self.study = self._open_study(storage)
 
     def _read(self, path: str, values: Any) -> Any:
         """Take up what a setting may be; what `search.json` says of it."""
+        choices = self.choices[path] = {}
         if isinstance(values, FloatDistribution | IntDistribution):
             self.extremes += variants("space", self.recipe, path, [values.low, values.high])
-            self.space[path], self.choices[path] = values, {}
+            self.space[path] = values
             return distribution_to_json(values)
-        listed = values.choices if isinstance(values, CategoricalDistribution) else values
-        self.extremes += variants("space", self.recipe, path, listed)
-        choices = self.choices[path] = {}
-        for value in listed:  # by its name in the study, which stores nothing but plain values
-            stored = isinstance(value, int | float | str | None)
-            choices[value if stored else value_words(value, listed)] = value
-        if len(choices) < len(listed):
-            raise ConfigError(f"space[{path!r}]", values, "values that differ")
         if isinstance(values, tuple):
-            _refuse_what_may_be_a_range(self.recipe, path, values)
+            self._refuse_what_may_be_a_range(path, values)
+        if isinstance(values, CategoricalDistribution):
+            values = values.choices
+        self.extremes += variants("space", self.recipe, path, values)
+        for value in values:  # by its name in the study, which stores nothing but plain values
+            stored = isinstance(value, int | float | str | None)
+            choices[value if stored else value_words(value, values)] = value
+        if len(choices) < len(values):
+            raise ConfigError(f"space[{path!r}]", values, "values that differ")
         self.space[path] = CategoricalDistribution(list(choices))
-        return plain(list(choices.values()))
+        return plain(list(values))
+
+    def _refuse_what_may_be_a_range(self, path: str, values: tuple) -> None:
+        """Raises ConfigError for two numbers if those between them are values, too."""
+        with suppress(TypeError, ValueError, RecipeError):
+            low, high = sorted(map(float, values))
+            self.recipe.settle({path: low + (high - low) / math.pi})
+            allowed = (
+                f"FloatDistribution({low!r}, {high!r}, log={0 < 10 * low <= high}) for the range, "
+                f"CategoricalDistribution({[low, high]!r}) for the two values"
+            )
+            hint = "Both are in optuna.distributions; a list is always values."
+            raise ConfigError(f"space[{path!r}]", values, allowed, hint)
+
+    def _open_study(self, url: str | None) -> optuna.Study:
+        """The folder's study, created if it is not there. Without a URL it is `study.db`.
+
+        Raises RunError for a study that belongs to another folder: its trials' claims and runs
+        would be there.
+        """
+        # a URL would read meanings into some characters of the folder's name
+        here = partial(
+            sqlite3.connect, self.path / "study.db", timeout=LOCKED_SECONDS, check_same_thread=False
+        )
+        how = {} if url else {"creator": here, "poolclass": sqlalchemy.NullPool}
+        with quiet():
+            study = optuna.create_study(
+                storage=optuna.storages.RDBStorage(url or "sqlite://", engine_kwargs=how),
+                study_name=self.key,
+                direction="maximize",
+                load_if_exists=True,
+                pruner=PRUNERS[self.pruner],
+            )
+        folder = str(self.path)
+        place = study.user_attrs.get("folder", folder)
+        if url and place != folder:
+            problem = f"{folder}: the study at this storage belongs to {place}."
+            raise RunError(problem, "Give that folder; all machines must see it.")
+        study.set_user_attr("folder", folder)
+        return study
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """A study or a folder that cannot be read or written becomes one sentence."""
+        try:
+            yield
+        except (ImportError, sqlalchemy.exc.ArgumentError) as error:
+            allowed = "the URL of a database whose driver is installed"
+            raise ConfigError("storage", str(error), allowed) from None
+        except (
+            OSError,  # also of a lock that is not released in time
+            sqlalchemy.exc.SQLAlchemyError,
+            optuna.exceptions.StorageInternalError,
+        ) as error:
+            cause = str(error.__cause__ or error).partition("\n")[0]  # the statement follows
+            hint = (
+                "If another process holds it, wait for its end; else choose another folder, or on "
+                "a network drive give a database server's URL as storage."
+            )
+            problem = f"{self.path}: the study cannot be read or written ({cause})."
+            raise RunError(problem, hint) from None
 
     def events(self) -> Generator[Event]:
         """Try what is left. The error of a trial that fails stands in its TrialEnded, and the
@@ -154,16 +208,14 @@ class Search:
         """All trials that have started. In older studies one that was cut off has failed, and goes
         on under another number.
         """
-        with _readable_errors(self.path):
+        with self._readable():
             found = self.study.get_trials(deepcopy=False)
         still = TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED
         return [t for t in found if t.state in still or "error" in t.user_attrs]
 
     def left(self) -> int:
         """How many trials have not ended and are trained by no process."""
-        trained = self._trained_now()
-        taken = [t for t in self.results() if t.state.is_finished() or t.number in trained]
-        return max(0, self.trials - len(taken))
+        return self._cut_off()[1]
 
     def tally(self) -> tuple[int, int, dict[str, str]]:
         """How many trials have ended, of how many, and why some have failed, by name."""
@@ -174,13 +226,13 @@ class Search:
                 failed[self.name_of(trial)] = trial.user_attrs["error"]
         return ended, self.trials, failed
 
-    def recipe_of(self, trial: Trial | FrozenTrial) -> Recipe:
+    def recipe_of(self, trial: BaseTrial) -> Recipe:
         """The recipe of a trial; settings without effect beside the proposed ones are put back to
         their defaults. Raises RecipeError where the proposed values exclude each other.
         """
         return self._settle(trial)[0].replace({"name": self.name_of(trial)})
 
-    def idle_in(self, trial: Trial | FrozenTrial) -> Set[str]:
+    def idle_in(self, trial: BaseTrial) -> Set[str]:
         """The proposed settings that have no effect in a trial, such as the encoder's LR at depth
         0.
         """
@@ -189,7 +241,7 @@ class Search:
         except RecipeError:  # the values exclude each other: the trial has failed
             return set()
 
-    def _settle(self, trial: Trial | FrozenTrial) -> tuple[Recipe, dict[str, Any]]:
+    def _settle(self, trial: BaseTrial) -> tuple[Recipe, dict[str, Any]]:
         chosen = trial.params.items()
         values = {path: self.choices[path].get(value, value) for path, value in chosen}
         return self.recipe.settle(values)
@@ -206,47 +258,41 @@ class Search:
         return self._settle(max(done, key=lambda t: t.value))[0]
 
     @staticmethod
-    def name_of(trial: Trial | FrozenTrial) -> str:
+    def name_of(trial: BaseTrial) -> str:
         return trial.user_attrs.get("folder", f"{trial.number:04d}")  # of an older study
-
-    def run_of(self, trial: str) -> RunFolder:
-        return RunFolder(self.path / "trials" / trial)
 
     # ---- who trains what
 
     def claim(self) -> tuple[Trial, ExitStack] | None:
         """A trial of this process's own, and its lock, to be closed at its end: one whose process
-        is gone, unless it has been attempted too often, or a new one. None once enough have
-        started.
+        is gone, or a new one. None once enough have started.
         """
-        with _readable_errors(self.path), self._choosing:
-            trial, trained = None, self._trained_now()
-            for found in self.results():
-                if found.state == TrialState.RUNNING and found.number not in trained:
-                    trial = Trial(self.study, found._trial_id)
-                    if trial.user_attrs.get("attempts", 0) < ATTEMPTS:
-                        break
-                    killed = f"Its process was killed {ATTEMPTS} times."
-                    self._end(trial, TrialState.FAIL, error=killed)
-                    trial = None
-            if not self.left():
+        with self._readable(), self._choosing:
+            cut_off, left = self._cut_off()
+            if not left:
                 return None
-            if trial is None:
+            if cut_off:
+                trial = Trial(self.study, cut_off[0]._trial_id)
+            else:
                 seed = seed_for(self.recipe.seed, "search", len(self.results())) % 2**32
                 self.study.sampler = SAMPLERS[self.sampler](seed=seed)
                 trial = self.study.ask(self.space)
             trial.set_user_attr("attempts", trial.user_attrs.get("attempts", 0) + 1)
-            claim, folder = ExitStack(), self.path / "claims" / str(trial.number)
-            folder.mkdir(parents=True, exist_ok=True)
-            claim.enter_context(held(folder))
+            claim = ExitStack()
+            claim.enter_context(held(self.path / f"claims/{trial.number}"))
             return trial, claim
 
-    def _trained_now(self) -> Set[int]:
-        """The numbers of the trials that some process trains: their claims are locks, which the
-        system releases. To be asked before the study, else a trial that ends in between would look
-        like one whose process is gone.
+    def _cut_off(self) -> tuple[list[FrozenTrial], int]:
+        """The trials whose process is gone, and how many trials are left.
+
+        Claims are locks, which the system releases. They are looked at before the study, else a
+        trial that ends in between would look like one whose process is gone.
         """
-        return {int(claim.name) for claim in (self.path / "claims").glob("*") if is_held(claim)}
+        claims = (self.path / "claims").glob("*")
+        trained = {int(claim.name) for claim in claims if is_held(claim)}
+        found = self.results()
+        gone = [t for t in found if not (t.state.is_finished() or t.number in trained)]
+        return gone, max(0, self.trials - len(found) + len(gone))
 
     # ---- one trial
 
@@ -256,6 +302,8 @@ class Search:
         run = self.run_of(name)
         try:
             yield TrialStarted(name)
+            if trial.user_attrs["attempts"] > ATTEMPTS:
+                raise TrainingError(f"Its process was killed {ATTEMPTS} times.")
             recipe = self.recipe_of(trial)
             if run.events_file.exists() and run.recipe != recipe:
                 problem = "is the run of other settings; the study was lost, or changed"
@@ -263,7 +311,7 @@ class Search:
             if not run.summary_file.exists():  # else killed before the study was told
                 for event in kept_events(run):
                     self._should_prune(trial, event)
-                with closing(train_or_resume(run, recipe, self.path.parent)) as events:
+                with closing(train_or_resume(run, recipe)) as events:
                     for event in events:
                         yield event
                         if self._should_prune(trial, event):
@@ -278,7 +326,7 @@ class Search:
                 run.drop_checkpoints()
         # of the disk or the folder: no fault of these settings, and it does not kill its process
         except (GeneratorExit, OSError, RunError):
-            with suppress(RunError), _readable_errors(self.path):
+            with suppress(Exception):
                 trial.set_user_attr("attempts", 0)
             raise
         except (VitsegError, RuntimeError) as failure:
@@ -289,36 +337,17 @@ class Search:
     def _should_prune(self, trial: Trial, event: Event) -> bool:
         if not isinstance(event, EpochEnded) or event.validation["iou"] is None:
             return False
-        with _readable_errors(self.path):
+        with self._readable():
             known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
             if event.epoch not in known:
                 trial.report(event.validation["iou"], event.epoch)
             return trial.should_prune()
 
     def _end(self, trial: Trial, state: TrialState, iou: float | None = None, **facts: Any) -> None:
-        with _readable_errors(self.path):
+        with self._readable():
             for name, value in facts.items():
                 trial.set_user_attr(name, value)
             self.study.tell(trial, iou, state)
-
-
-def _refuse_what_may_be_a_range(recipe: Recipe, path: str, values: tuple) -> None:
-    """Raises ConfigError for two numbers if those between them are values of the setting, too."""
-    try:
-        low, high = sorted(map(float, values))
-        recipe.settle({path: low + (high - low) / math.pi})
-    except (TypeError, ValueError, RecipeError):
-        return
-    scale = ", log=True" if low > 0 and high >= 10 * low else ""
-    allowed = "a distribution or a list; a tuple of two numbers could be a range or two values"
-    hint = (
-        f"For the range write FloatDistribution({low!r}, {high!r}{scale}), for the two values "
-        f"CategoricalDistribution({[low, high]!r}); both are in optuna.distributions."
-    )
-    raise ConfigError(f"space[{path!r}]", values, allowed, hint)
-
-
-# ---- the study
 
 
 @contextmanager
@@ -330,52 +359,3 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(level)
-
-
-def _open_study(
-    url: str | None, folder: Path, name: str, pruner: MedianPruner | NopPruner
-) -> optuna.Study:
-    """The folder's study, created if it is not there. Without a URL it is `study.db`.
-
-    Raises RunError for a study that belongs to another folder: its trials' claims and runs would be
-    there.
-    """
-    # a URL would read meanings into some characters of the folder's name
-    here = partial(
-        sqlite3.connect, folder / "study.db", timeout=LOCKED_SECONDS, check_same_thread=False
-    )
-    how = {} if url else {"creator": here, "poolclass": sqlalchemy.NullPool}
-    with quiet():
-        study = optuna.create_study(
-            storage=optuna.storages.RDBStorage(url or "sqlite://", engine_kwargs=how),
-            study_name=name,
-            direction="maximize",
-            load_if_exists=True,
-            pruner=pruner,
-        )
-    place = study.user_attrs.get("folder", str(folder))
-    if url and place != str(folder):
-        problem = f"{folder}: the study at this storage belongs to {place}."
-        raise RunError(problem, "Give that folder; all machines must see it.")
-    study.set_user_attr("folder", str(folder))
-    return study
-
-
-@contextmanager
-def _readable_errors(path: Path) -> Iterator[None]:
-    """A study or a folder that cannot be read or written becomes one sentence."""
-    try:
-        yield
-    except ImportError as error:
-        raise ConfigError("storage", str(error), "a database whose driver is installed") from None
-    except (
-        OSError,  # also of a lock that is not released in time
-        sqlalchemy.exc.SQLAlchemyError,
-        optuna.exceptions.StorageInternalError,
-    ) as error:
-        cause = str(error.__cause__ or error).partition("\n")[0]  # the statement follows
-        hint = (
-            "If another process holds it, wait for its end; else choose another folder, or on a "
-            "network drive give a database server's URL as storage."
-        )
-        raise RunError(f"{path}: the study cannot be read or written ({cause}).", hint) from None
