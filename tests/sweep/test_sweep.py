@@ -125,7 +125,7 @@ def test_schedules_that_differ_in_one_step_are_two(tiny_recipe):
     ("axes", "kind", "said"),
     [
         ({"stages.1.unfrozen_block": [1]}, RecipeError, "did you mean unfrozen_blocks"),
-        ({"stage.1.lr": [1e-3]}, RecipeError, "did you mean stages (of Recipe)"),
+        ({"stage.1.lr": [1e-3]}, RecipeError, "did you mean stages"),
         ({"stages.1.lr": []}, ConfigError, "axes['stages.1.lr']: got []"),
         ({"stages.1.lr": "1e-3"}, ConfigError, "a list of at least one value"),
         ({"stages.1.lr": [1e-3, -1.0]}, RecipeError, "axes['stages.1.lr']: Recipe refused."),
