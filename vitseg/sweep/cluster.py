@@ -61,8 +61,7 @@ class Spread(Sweep):
                 hint = 'Nodes have different numbers of cores: recipe.replace({"threads": 2}).'
                 raise ConfigError("threads", "auto", "a number, with where='ray'", hint)
         if type(gpus) not in (int, float) or not gpus >= 0:
-            allowed = "how many a trial takes, 0 or more; 0.5 for two trials on one"
-            raise ConfigError("gpus", gpus, allowed)
+            raise ConfigError("gpus", gpus, "0 or more a trial; 0.5 for two trials on one")
         self._address, self._gpus = address, gpus
 
     def events(self) -> Generator[Event]:

@@ -69,8 +69,8 @@ class Findings:
 
     def scores(self, setting: int) -> dict[int, float]:
         """IoU of a combination by seed, of the trials that have ended."""
-        found = zip(self.grid.seeds, self._ious[setting].tolist(), strict=True)
-        return {seed: iou for seed, iou in found if not math.isnan(iou)}
+        scores = zip(self.grid.seeds, self._ious[setting].tolist(), strict=True)
+        return {seed: iou for seed, iou in scores if not math.isnan(iou)}
 
     def gain(self, setting: int) -> Estimate | None:
         """IoU of a combination over that of its control, the same number of epochs wholly in stage
@@ -111,7 +111,7 @@ class Findings:
         """What unfreezing bought, in words that say no more than the seeds do."""
         found = self.unfreezing()
         if found is None:
-            return "What unfreezing bought is not known yet: no seed has all its trials."
+            return "What unfreezing bought is not known yet: no seed has all trials and controls."
         lengths = sorted({total_epochs(trial.recipe) for trial in self.grid.trials})
         changed = (
             f"Unfreezing changed the IoU by {found} against the same "

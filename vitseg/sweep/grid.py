@@ -73,8 +73,9 @@ def make_grid(
     check_paths("axes", axes)
     drawn = tuple(range(recipe.seed, recipe.seed + seeds) if isinstance(seeds, int) else seeds)
     if {*map(type, drawn)} != {int} or min(drawn) < 0 or len({*drawn}) < len(drawn):
-        allowed = "how many (at least 1), or different whole numbers from 0"
-        raise ConfigError("seeds", seeds, allowed)
+        raise ConfigError(
+            "seeds", seeds, "how many (at least 1), or different whole numbers from 0"
+        )
     labels = {}
     for path, values in axes.items():
         variants("axes", recipe, path, values)
@@ -95,18 +96,19 @@ def make_grid(
         changed, idle = recipe.settle(dict(zip(axes, values, strict=True)))
         text = ", ".join(map("{} {}".format, labels, words))
         digests = trainings(changed)
-        new = len(first), text, words, changed, digests
-        number, same, *_ = first.setdefault(digests[-1], new)
+        new = len(first), text, idle, words, changed, digests
+        number, same, idle_there, *_ = first.setdefault(digests[-1], new)
         places.append(number)
         if same != text:
-            why = f": {', '.join(map(short_path, idle))} has no effect there" if idle else ""
+            ignored = ", ".join(map(short_path, sorted(axes.keys() & (idle | idle_there))))
+            why = f": {ignored} has no effect there" if ignored else ""
             notes.append(f"Left out: {text} is the same training as {same}{why}.")
             continue
         batches = plan.batches_per_epoch(changed, images)
         for order, stage in enumerate(changed.stages, start=1):
             notes += [f"Stage {order}: {warning}" for warning in plan.warnings(stage, batches)]
     places = np.reshape(places, [*map(len, axes.values())])
-    settings = [words for _, _, words, *_ in first.values()]
+    settings = [words for *_, words, _, _ in first.values()]
     trials = _trials(first.values(), drawn, trainings)
     notes = list(dict.fromkeys(notes))  # a doubtful schedule once
     return Grid(recipe, axes, drawn, labels, settings, places, trials, notes)
@@ -115,8 +117,8 @@ def make_grid(
 def check_paths(field: str, axes: Mapping[str, Any]) -> None:
     """Raises ConfigError for what are not settings by their paths."""
     if not isinstance(axes, Mapping) or {*map(type, axes)} != {str}:
-        example = '{"stages.1.unfrozen_blocks": [0, 2, 4]}'
-        raise ConfigError(field, axes, f"paths of settings with their values, as in {example}")
+        example = 'paths of settings with their values, as in {"stages.1.unfrozen_blocks": [0, 2]}'
+        raise ConfigError(field, axes, example)
 
 
 def variants(field: str, recipe: Recipe, path: str, values: Any) -> list[Recipe]:
@@ -149,7 +151,7 @@ def _trials(
     by side, otherwise as they came. Combinations of equal length share a control.
     """
     rows, controls = [], dict[str, list[Any]]()
-    for number, _, words, recipe, digests in settings:
+    for number, _, _, words, recipe, digests in settings:
         control = None
         if len(recipe.stages) > 1:
             wholly = {"stages": recipe.stages[:1], "stages.0.epochs": total_epochs(recipe)}
@@ -190,10 +192,11 @@ def value_words(value: Any, among: Sequence[Any] = ()) -> str:
     match plain(value):
         case {"kind": kind, **group}:
             alike = [v for v in map(plain, among) if isinstance(v, dict) and v.get("kind") == kind]
-            apart = []
-            for name, own in group.items():
-                if any(other.get(name) != own for other in alike):
-                    apart.append(f"{name} {own}")
+            apart = [
+                f"{name} {own}"
+                for name, own in group.items()
+                if any(other.get(name) != own for other in alike)
+            ]
             return f"{kind.replace('_', ' ')} {', '.join(apart)}".strip()
         case {**group}:
             return ", ".join(map("{} {}".format, group, group.values()))

@@ -78,9 +78,9 @@ class TrialsFolder:
             found = json.loads(self.file.read_text(encoding="utf-8"))
             other = [name for name in self.described if found.get(name) != self.described[name]]
         if self.file.exists() and other:
-            problem = f"{self.path}: holds another {self.file.stem}; it differs in"
+            problem = f"holds another {self.file.stem}; it differs in {', '.join(other)}."
             hint = f"Give the same {', '.join(self.described)}, or another folder."
-            raise RunError(f"{problem} {', '.join(other)}.", hint)
+            raise RunError(f"{self.path}: {problem}", hint)
 
 
 class Sweep(TrialsFolder):
@@ -91,8 +91,9 @@ class Sweep(TrialsFolder):
     def __init__(self, grid: Grid, folder: str | Path | None = None):
         axes = [[path, plain([*values])] for path, values in grid.axes.items()]
         recipe = grid.recipe.model_dump(mode="json")
-        described = {"recipe": recipe, "axes": axes, "seeds": list(grid.seeds)}
-        super().__init__("sweep", described, folder)
+        super().__init__(
+            "sweep", {"recipe": recipe, "axes": axes, "seeds": list(grid.seeds)}, folder
+        )
         self.refuse_another()
         self.grid = grid
         self.failures: dict[str, str] = {}

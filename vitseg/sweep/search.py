@@ -251,11 +251,12 @@ class Search(TrialsFolder):
         """The recipe of the trial with the highest IoU. Of many the best looks better than it is:
         `ablate` it, on new seeds.
         """
-        done = [t for t in self.results() if t.state == TrialState.COMPLETE]
-        if not done:
+        try:
+            with self._readable():
+                return self._settle(self.study.best_trial)[0]
+        except ValueError:
             hint = "Try some: for event in search.events(): ..."
-            raise RunError(f"{self.path}: no trial has ended yet.", hint)
-        return self._settle(max(done, key=lambda t: t.value))[0]
+            raise RunError(f"{self.path}: no trial has ended yet.", hint) from None
 
     @staticmethod
     def name_of(trial: BaseTrial) -> str:
