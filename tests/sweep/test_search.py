@@ -246,6 +246,8 @@ def test_a_full_disk_ends_the_search_and_not_all_of_its_trials(recipe, tmp_path,
         with pytest.raises(OSError, match="No space left"):
             list(search.events())
     assert search.left() == 30
+    with pytest.raises(RunError, match="no trial has ended yet"):
+        search.best  # noqa: B018
 
 
 def full():
