@@ -202,7 +202,7 @@ class SegmentationData:
         would come back inside torch's own traceback.
         """
         try:
-            names, images, _, masks, originals = zip(*(self[key] for key in keys), strict=True)
+            names, images, _, masks, originals, _ = zip(*(self[key] for key in keys), strict=True)
         except VitsegError as error:
             return error
         masks = self.trained(torch.stack(masks))
