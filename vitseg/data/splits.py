@@ -109,26 +109,25 @@ def _stratified(
     """
     held = np.zeros((len(groups), 256), bool)
     for row, members in zip(held, groups, strict=True):
-        for name in members:
-            row[list(holds(name))] = True
+        row[list(chain(*map(holds, members)))] = True
     held = held[:, held.sum(0) >= len(shares)]
-    best, fewest = np.empty(len(groups), int), np.inf
+    best, fewest = None, np.inf
     for attempt in range(_ATTEMPTS):
-        order = shuffled(range(len(groups)), seed, "split", attempt)
-        sides = _dealt(held[order], shares)
-        absent = sum((~held[order][sides == n].any(0)).sum() for n in range(len(shares)))
+        order = np.array(shuffled(range(len(groups)), seed, "split", attempt))
+        sides = _dealt(held, shares, order)
+        absent = sum((~held[sides == side].any(0)).sum() for side in range(len(shares)))
         if absent < fewest:
-            fewest, best[order] = absent, sides
+            best, fewest = sides, absent
         if not absent:
             break
     return best
 
 
-def _dealt(held: np.ndarray, shares: list[float]) -> np.ndarray:
+def _dealt(held: np.ndarray, shares: list[float], order: np.ndarray) -> np.ndarray:
     """The side of each group; `held` (groups, classes) bool says which classes it holds.
 
-    The rarest class is dealt first, each of its groups to the side that lacks it most (Sechidis et
-    al. 2011), and groups without a class last. No side stays empty.
+    The rarest class is dealt first, each of its groups, in their `order`, to the side that lacks it
+    most (Sechidis et al. 2011), and groups without a class last. No side stays empty.
     """
     sides = np.full(len(held), -1)
     nothing, anything = -2, -1  # more columns
@@ -137,17 +136,16 @@ def _dealt(held: np.ndarray, shares: list[float]) -> np.ndarray:
     wanted = asked.copy()
     while (sides < 0).any():
         left = held[sides < 0].sum(0)
-        classes = np.flatnonzero(left[:nothing])
-        rarest = classes[left[classes].argmin()] if len(classes) else nothing
-        for group in np.flatnonzero(held[:, rarest] & (sides < 0)):
+        rarest = min(np.flatnonzero(left[:nothing]), key=left.item, default=nothing)
+        due = held[:, rarest] & (sides < 0)
+        for group in order[due[order]]:
             allowed = range(len(shares))
             for c in (rarest, anything):
                 lacking = np.flatnonzero(wanted[:, c] == asked[:, c])
                 if held[sides < 0, c].sum() <= len(lacking):
                     allowed = lacking
-            side = max(allowed, key=lambda s: (wanted[s, rarest], wanted[s, anything]))
-            sides[group] = side
-            wanted[side] -= held[group]
+            sides[group] = max(allowed, key=lambda s: (wanted[s, rarest], wanted[s, anything]))
+            wanted[sides[group]] -= held[group]
     return sides
 
 

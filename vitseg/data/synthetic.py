@@ -9,6 +9,7 @@ not solve it.
 import numpy as np
 from numpy.random import Generator, default_rng
 from PIL import Image, ImageColor
+from scipy.special import expit
 
 from vitseg.draws import seed_for
 from vitseg.settings import Generated
@@ -51,13 +52,6 @@ def generate(cfg: Generated, index: int) -> tuple[Image.Image, np.ndarray]:
     return Image.fromarray(scene.lit().clip(0, 255).round().astype(np.uint8)), mask
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    """Cut off before e ** -x overflows at 709: where an outline's wobble nears -1, distances have
-    no bound.
-    """
-    return 1 / (1 + np.exp(np.minimum(-x, 700.0)))
-
-
 class _Scene:
     """A picture in the making: colours (side, side, 3) and class ids (side, side)."""
 
@@ -66,9 +60,9 @@ class _Scene:
         self.rng, self.side, self.mask = rng, side, np.zeros((side, side), np.uint8)
         tone, other = rng.choice(_SKIN, 2)
         self.image = tone * 0.7 + other * 0.3 + self._noise(1.6)[..., None] * (9, 7, 7)
-        blotch = _sigmoid(6 * (self._noise(2.2) - 1.3))
+        blotch = expit(6 * (self._noise(2.2) - 1.3))
         self._blend(blotch * rng.uniform(0.1, 0.5), (172, 84, 78))
-        freckle = _sigmoid(12 * (self._noise(1.1) - 2.6))
+        freckle = expit(12 * (self._noise(1.1) - 2.6))
         self._blend(freckle * rng.uniform(0, 0.6), (84, 54, 42))
         self.image += rng.standard_normal((side, side, 1)) * 4
 
@@ -80,7 +74,7 @@ class _Scene:
         if rng.random() < 0.4:
             dark = distance + 0.35 * self._noise(1.8)
             tissue[inside & (dark < rng.uniform(0.3, 0.7))] = _NECROSIS
-        edge = _sigmoid((1 + width - distance) / 0.03)
+        edge = expit((1 + width - distance) / 0.03)
         for kind in np.unique(tissue[tissue > 0]):
             self._paint(edge * (tissue == kind), kind)
         self.mask[tissue > 0] = tissue[tissue > 0]
@@ -91,7 +85,7 @@ class _Scene:
         """
         distance = self._outline(0.03, 0.1)
         inside = (distance < 1) & (self.mask == 0)
-        self._paint(inside * 0.8 * _sigmoid((0.9 - distance) / 0.06), kind)
+        self._paint(inside * 0.8 * expit((0.9 - distance) / 0.06), kind)
         self.mask[inside] = kind
 
     def lit(self) -> np.ndarray:
@@ -102,8 +96,8 @@ class _Scene:
         y, x = np.mgrid[:side, :side] / side - 0.5
         direction = rng.uniform(0, 2 * np.pi)
         gain = 1 + rng.uniform(0.1, 0.6) * (np.cos(direction) * x + np.sin(direction) * y)
-        gain *= 1 - 0.25 * _sigmoid(8 * (self._noise(2.4) - 1))
-        shine = _sigmoid(7 * (self._noise(1.9) - 2.5))
+        gain *= 1 - 0.25 * expit(8 * (self._noise(2.4) - 1))
+        shine = expit(7 * (self._noise(1.9) - 2.5))
         cast = rng.uniform(0.92, 1.08, 3)
         return self.image * gain[..., None] * cast + 70 * shine[..., None]
 
