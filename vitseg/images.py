@@ -113,8 +113,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
                 f"values from {values.min()} to {values.max()}, of which only 0 to 65535 can be "
                 f"read; map all images alike to that range, or save them with 8 bits"
             )
-    is_blended = image.has_transparency_data
-    if tags and image.mode.endswith("A") and not is_transparency(image):
+    with_alpha = image.mode.endswith("A")
+    is_blended = with_alpha or "transparency" in image.info
+    if tags and with_alpha and not is_transparency(image):
         is_blended = False
         if 1 in tags.get(EXTRASAMPLES, ()):
             raise ValueError(

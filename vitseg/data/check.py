@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vitseg.data.folder import Scan, Watch
+from vitseg.data.folder import Scan
 from vitseg.data.masks import class_map, recounted
 from vitseg.data.splits import splits_of
 from vitseg.errors import ConfigError, DataError
@@ -39,11 +39,11 @@ class Check(Scan):
     `map` is None, and no class is counted. `image_of` is the image of each mask.
     """
 
-    def __init__(self, cfg: Data, watch: Watch = iter):
+    def __init__(self, cfg: Data):
         if not isinstance(cfg.source, Folder):
             hint = "Generated images need no check."
             raise ConfigError("data.source", cfg.source, "a folder", hint)
-        super().__init__(cfg.source, watch)
+        super().__init__(cfg.source)
         self.found = len(self.pairs)
         self.image_of = {pair.mask: pair.image for pair in self.pairs}
         good = {pair.name: pair for pair in self.good}

@@ -54,7 +54,7 @@ class Batch(NamedTuple):
 class GeneratedImage:
     """A built-in image, drawn when first asked for."""
 
-    split = None
+    split = ""
 
     def __init__(self, cfg: Generated, number: int):
         self.cfg, self.number, self.name = cfg, number, f"generated-{number:04d}"

@@ -7,7 +7,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import SAMPLESPERPIXEL
+from tqdm.auto import tqdm
 
 from vitseg.data.masks import (
     COLOR,
@@ -47,8 +48,8 @@ NO_ALPHA = "alpha that is no transparency"
 DIM = 14
 """Bits that a 16-bit image uses if it is read as the lowest quarter of 0..255."""
 
-MOST_LINES = 20
-"""Problems that a refusal lists; it begins with the number of all."""
+MOMENT = 0.5
+"""Seconds that a scan may take without a bar."""
 
 FOLDER_PROBLEMS = {"split by another name", "one name twice", "unclear masks"}
 """Kinds of problems that do not concern a pair alone, which could be left out."""
@@ -109,7 +110,7 @@ class Pair(Findings):
     """
 
     name: str
-    split: str | None
+    split: str
     image: Path
     mask: Path
     image_scan: FileScan | None = None
@@ -151,25 +152,23 @@ def _unchanged(pair: Pair) -> Iterator[None]:
         raise DataError(f"{pair.image} or its mask {pair.mask}: {why}") from None
 
 
-Watch = Callable[[list[Pair]], Iterator[Pair]]
-"""Hands on the pairs as they are asked for: room for a progress bar."""
-
-
 class Scan(Findings):
     """A folder whose every file has been looked at: its `pairs`, and the `findings` of the folder,
     then of each pair. `code` is None where no code fits the masks. Raises DataError where there is
     no data set at all.
     """
 
-    def __init__(self, cfg: Folder, watch: Watch = iter):
+    def __init__(self, cfg: Folder):
         self.root, self.code = Path(cfg.path).expanduser(), None
         self.pairs, self.findings = list[Pair](), []
         _find_pairs(self)
         cfg, cache = with_classes_file(cfg), ScanCache(self.root)
         with ThreadPoolExecutor() as pool:
             looked_at = pool.map(partial(_look, cache), self.pairs)
-            for _ in zip(watch(self.pairs), looked_at, strict=True):
-                pass
+            bar = tqdm(
+                looked_at, "pixels", len(self.pairs), delay=MOMENT, leave=False, disable=None
+            )
+            list(bar)
         cache.save()
         _warn_of_ranges(self.good)
         is_color = _compare_modes(cfg, self.good)
@@ -204,7 +203,7 @@ def read_folder(cfg: Folder) -> Scan:
     fatal = FOLDER_PROBLEMS & {problem.kind for problem in problems}
     if problems and (cfg.on_problem == "refuse" or fatal or not found.pairs):
         lines = [f"{shown(found.root)}: {len(problems)} problem{'s' * (len(problems) > 1)}."]
-        lines += [problem.says for problem in problems[:MOST_LINES]]
+        lines += [problem.says for problem in problems[:20]]
         hint = "\nFix or remove these files, or declare in classes.json how masks hold the classes."
         raise DataError("\n  ".join(lines), hint)
     if problems:
@@ -229,7 +228,7 @@ def _find_pairs(found: Scan) -> None:
             like_a_split = path.name in HALVES or (path / HALVES[0]).is_dir()
             if splits and path.name not in SPLITS and like_a_split:
                 found.add("split by another name", path, says)
-        for split in splits or [None]:
+        for split in splits or [""]:
             _pair_up(found, split)
     except OSError as error:
         place = shown(error.filename or root)
@@ -238,11 +237,11 @@ def _find_pairs(found: Scan) -> None:
         raise DataError(f"{shown(root)}: no image found.", LAYOUT)
 
 
-def _pair_up(found: Scan, split: str | None) -> None:
-    """Add the pairs of a split."""
+def _pair_up(found: Scan, split: str) -> None:
+    """Add the pairs of a split, or of a folder that has none."""
     by_stem, alike = defaultdict(dict), defaultdict(list)
     for half in HALVES:
-        for path in _files(found, found.root / (split or "") / half):
+        for path in _files(found, found.root / split / half):
             by_stem[path.stem][half] = path
             alike[half, _alike(path)].append(path)
     for first, *others in alike.values():
@@ -252,7 +251,7 @@ def _pair_up(found: Scan, split: str | None) -> None:
             found.add("one name twice", first, says)
     for stem, halves in sorted(by_stem.items()):
         if len(halves) == 2:
-            name = f"{split}/{stem}" if split else stem
+            name = f"{split}/{stem}".lstrip("/")
             found.pairs.append(Pair(name, split, *halves.values()))
             continue
         [(half, path)] = halves.items()

@@ -71,11 +71,17 @@ def random_split(names: list[str], cfg: Data, holds: Holds) -> Splits:
     """
     validation, test = cfg.validation_fraction, cfg.test_fraction
     shares = list(filter(None, (1 - validation - test, validation, test)))
-    groups = _groups(names, cfg, len(shares))
+    groups, seed = _groups(names, cfg, len(shares)), cfg.split_seed
     if cfg.stratify:
-        sides = _stratified(groups, shares, cfg.split_seed, holds)
+        sides = _stratified(groups, shares, seed, holds)
     else:
-        sides = _dealt_evenly(len(groups), shares, cfg.split_seed)
+        order, start = shuffled(range(len(groups)), seed, "split"), 0
+        sides = np.zeros(len(groups), int)
+        for side, share in enumerate(shares[1:], start=1):
+            left = len(groups) - len(shares) + side  # one at least for every side to come
+            stop = min(start + max(1, round(len(groups) * share)), left)
+            sides[order[start:stop]] = side
+            start = stop
     splits: Splits = {side: [] for side in SPLITS}
     for members, side in zip(groups, sides, strict=True):
         splits[SPLITS[side]] += members
@@ -87,16 +93,6 @@ def shuffled(items: Iterable[T], *purpose: object) -> list[T]:
     found = list(items)
     random.Random(seed_for(*purpose)).shuffle(found)
     return found
-
-
-def _dealt_evenly(count: int, shares: list[float], seed: int) -> np.ndarray:
-    """The side of each group, as its number in `shares`; at least one is left for every side."""
-    order, sides, start = shuffled(range(count), seed, "split"), np.zeros(count, int), 0
-    for side, share in enumerate(shares[1:], start=1):
-        stop = min(start + max(1, round(count * share)), count - len(shares) + side)
-        sides[order[start:stop]] = side
-        start = stop
-    return sides
 
 
 def _stratified(
