@@ -193,9 +193,9 @@ def _through_mesh(pair: Both, nodes: np.ndarray) -> Both:
 
     Between the nodes places are mixed bilinearly, so that neighbouring cells meet.
     """
-    cells, corners = len(nodes) - 1, np.array([[0, 1, 1, 0], [0, 0, 1, 1]])  # NW SW SE NE
-    i, j = np.mgrid[:cells, :cells].reshape(2, -1, 1) + corners[:, None]
-    even = _lattice(pair[0].size, cells).astype(int)
-    boxes, quads = even[i, j][:, ::2].reshape(-1, 4), nodes[i, j].reshape(-1, 8)
+    even = _lattice(pair[0].size, len(nodes) - 1).astype(int)
+    boxes = np.concatenate([even[:-1, :-1], even[1:, 1:]], -1).reshape(-1, 4)
+    corners = nodes[:-1, :-1], nodes[1:, :-1], nodes[1:, 1:], nodes[:-1, 1:]  # NW SW SE NE
+    quads = np.concatenate(corners, -1).reshape(-1, 8)
     mesh = list(zip(boxes.tolist(), quads.tolist(), strict=True))
     return _resampled(pair, Image.Transform.MESH, mesh)

@@ -216,8 +216,8 @@ class SegmentationData:
         image, mask = self.images[name].content()
         mask = [self.map.table.tobytes().hex(), self.map.foreground, *mask]
         if view != CLEAN:
-            place += [cfg.augment, cfg.effects, cfg.crop, libraries(cfg.effects)]
-            place += [cfg.view_seed, name, view]
+            made = cfg.augment, cfg.effects, cfg.crop, libraries(cfg.effects), cfg.view_seed
+            place += [*made, name, view]
             if cfg.crop:
                 image = [*image, *mask]  # where to crop is for the mask to say
         return digest_of(*place, *image)[:32], digest_of(*place, self.mode, *mask)[:32]

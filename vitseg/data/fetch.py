@@ -141,11 +141,8 @@ def _published(wanted: PublicSet, unpacked: Path, left_out: dict[str, str]) -> I
                     is_plain = (image.format, image.mode) == ("JPEG", "RGB")
                     pixels = to_rgb(image)
                 ids = wanted.code.decode(read_raw(unpacked / wanted.masks / f"{stem}.png"))
-                height, width = ids.shape
-                if pixels.size != (width, height):
-                    raise ValueError(
-                        f"image {pixels.width}x{pixels.height}, mask {width}x{height} pixels"
-                    )
+                if pixels.size != ids.shape[::-1]:
+                    raise ValueError(f"image {pixels.size}, mask {ids.shape[::-1]} pixels")
             except UNREADABLE as error:
                 left_out[stem] = str(error).replace(f"{unpacked}/", "")
                 continue

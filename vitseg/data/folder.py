@@ -8,7 +8,6 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import SAMPLESPERPIXEL
-from tqdm.auto import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from vitseg.data.masks import (
     COLOR,
@@ -163,12 +162,8 @@ class Scan(Findings):
         self.pairs, self.findings = list[Pair](), []
         _find_pairs(self)
         cfg, cache = with_classes_file(cfg), ScanCache(self.root)
-        with ThreadPoolExecutor() as pool:
-            looked_at = pool.map(partial(_look, cache), self.pairs)
-            bar = tqdm(
-                looked_at, "pixels", len(self.pairs), delay=MOMENT, leave=False, disable=None
-            )
-            list(bar)
+        bar = {"desc": "pixels", "delay": MOMENT, "leave": False, "disable": None}
+        thread_map(partial(_look, cache), self.pairs, **bar)
         cache.save()
         _warn_of_ranges(self.good)
         is_color = _compare_modes(cfg, self.good)
