@@ -92,7 +92,6 @@ def open_rgb(path: str | Path) -> Image.Image:
     outside 0..65535.
     """
     with opened(path) as image:
-        image.load()
         return to_rgb(image)
 
 
@@ -145,11 +144,9 @@ def size_of(path: str | Path) -> Size | None:
     """
     try:
         with opened(path) as image:
-            # the size of a TIFF is given upright
-            as_is = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
-            if as_is or orientation_of(image) < 5:
-                return image.height, image.width
-            return image.size
+            # that of a TIFF is given upright, and its tags are not in `info`
+            is_turned = "exif" in image.info and orientation_of(image) >= 5
+            return image.size if is_turned else image.size[::-1]
     except UNREADABLE:
         return None
 

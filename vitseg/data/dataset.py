@@ -11,7 +11,7 @@ import PIL
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from vitseg.data.augment import CLEAN, crop_box, libraries, make_view
 from vitseg.data.folder import Pair, in_brief, read_folder
@@ -245,7 +245,7 @@ class SegmentationData:
 
 def chunked(keys: list[Key], size: int) -> list[list[Key]]:
     """The same in lists of `size`, the last maybe smaller."""
-    return [keys[i : i + size] for i in range(0, len(keys), size)]
+    return list(BatchSampler(keys, size, drop_last=False))
 
 
 def _deaf_to_interrupts(worker: int) -> None:

@@ -97,14 +97,14 @@ def _make(wanted: PublicSet, folder: Path) -> None:
                 image.save(images / f"{name}.png")
         declared = {"classes": wanted.code.classes, "encoding": "index", "ignore_value": IGNORE}
         write_json(made / "classes.json", declared)
-        said = {
+        about = {
             "source": wanted.source,
             "licence": wanted.licence,
             "archives": wanted.archives or {"nilearn": version("nilearn")},
             "masks": wanted.code.description,
             "left_out": left_out,
         }
-        write_json(made / "about.json", said)
+        write_json(made / "about.json", about)
     shutil.rmtree(unpacked, ignore_errors=True)
 
 

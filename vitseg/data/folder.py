@@ -96,10 +96,10 @@ def in_brief(findings: Iterable[Finding]) -> list[str]:
     of_kind = defaultdict(list)
     for found in findings:
         of_kind[found.kind].append(found.says)
-    sentences = []
-    for kind, (first, *more) in of_kind.items():
-        sentences.append(f"{first} And {len(more)} more: {kind}." if more else first)
-    return sentences
+    return [
+        first + f" And {len(more)} more: {kind}." * bool(more)
+        for kind, (first, *more) in of_kind.items()
+    ]
 
 
 @dataclass
@@ -226,8 +226,8 @@ def _find_pairs(found: Scan) -> None:
         for split in splits or [""]:
             _pair_up(found, split)
     except OSError as error:
-        place = shown(error.filename or root)
-        raise DataError(f"{place}: cannot be looked into ({error.strerror}).", LAYOUT) from None
+        says = f"{shown(error.filename)}: cannot be looked into ({error.strerror})."
+        raise DataError(says, LAYOUT) from None
     if not found.pairs and not found.problems:
         raise DataError(f"{shown(root)}: no image found.", LAYOUT)
 
@@ -330,8 +330,14 @@ def _scan_mask(image: Image.Image) -> FileScan:
     orientation, raw = orientation_of(image), stored_values(image)
     counts, colors = counted(raw), image.getpalette() or []
     palette = {i: tuple(colors[3 * i : 3 * i + 3]) for i in counts if 3 * i < len(colors)}
-    seen = {"is_color": image.mode in COLOR, "counts": counts, "palette": palette}
-    return FileScan(raw.shape, orientation, tuple(_unread(image, "mask")), **seen)
+    return FileScan(
+        raw.shape,
+        orientation,
+        tuple(_unread(image, "mask")),
+        is_color=image.mode in COLOR,
+        counts=counts,
+        palette=palette,
+    )
 
 
 def _unread(image: Image.Image, kind: str) -> Iterator[tuple[str, str]]:

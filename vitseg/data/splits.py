@@ -7,7 +7,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,10 +82,10 @@ def random_split(names: list[str], cfg: Data, holds: Holds) -> Splits:
             stop = min(start + max(1, round(len(groups) * share)), left)
             sides[order[start:stop]] = side
             start = stop
-    splits: Splits = {side: [] for side in SPLITS}
-    for members, side in zip(groups, sides, strict=True):
-        splits[SPLITS[side]] += members
-    return {side: sorted(members) for side, members in splits.items()}
+    return {
+        side: sorted(chain(*compress(groups, sides == number)))
+        for number, side in enumerate(SPLITS)
+    }
 
 
 def shuffled(items: Iterable[T], *purpose: object) -> list[T]:
@@ -229,9 +229,8 @@ def rarity(pixels: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
     ConfigError where all are alike.
     """
     holders = Counter(chain.from_iterable(pixels.values()))
-    n, weights = len(pixels), {}
-    for name, counts in pixels.items():
-        weights[name] = n / min(map(holders.get, counts), default=n)
+    n = len(pixels)
+    weights = {name: n / min(map(holders.get, held), default=n) for name, held in pixels.items()}
     if len(set(weights.values())) == 1:
         allowed = "'shuffle': rarity has no effect on these images"
         hint = "Every training image holds classes as common as every other's."
