@@ -175,8 +175,8 @@ def apply_effect(pair: Both, effect: Effect, rng: Generator) -> Both:
 @cache
 def libraries(effects: tuple[Effect, ...]) -> dict[str, str]:
     """Versions of what else the pixels of these effects depend on."""
-    used = any(effect.kind == "clahe" for effect in effects)
-    return {"kornia": version("kornia")} if used else {}
+    used = {effect.kind for effect in effects}
+    return {"kornia": version("kornia")} if "clahe" in used else {}
 
 
 def _lattice(size: Iterable[int], cells: int) -> np.ndarray:

@@ -159,7 +159,7 @@ class Scan(Findings):
 
     def __init__(self, cfg: Folder):
         self.root, self.code = Path(cfg.path).expanduser(), None
-        self.pairs, self.findings = list[Pair](), []
+        self.pairs, self.findings = [], []
         _find_pairs(self)
         cfg, cache = with_classes_file(cfg), ScanCache(self.root)
         bar = {"desc": "pixels", "delay": MOMENT, "leave": False, "disable": None}
@@ -269,8 +269,7 @@ def _files(found: Scan, folder: Path) -> list[Path]:
                 says = "is not looked into: images and masks lie side by side."
                 found.add("folder within", path, says, "warning")
         elif re.search("[\ud800-\udfff]", path.name):  # what Python makes of other bytes
-            text = "its name is no text in UTF-8; give it another."
-            found.add("name that is no text", path, text)
+            found.add("name that is no text", path, "its name is no text in UTF-8; rename it.")
         else:
             paths.append(path)
     for path in (folder, *paths):

@@ -166,8 +166,7 @@ def _values(cfg: Folder, stored: set[int], is_color: bool) -> tuple[Sequence[int
                 "(v, v, v), v in 0..255."
             )
         return [int.from_bytes(color) for color in cfg.colors], f"{len(cfg.colors)} colours"
-    if cfg.encoding in _BINARY:
-        top = _BINARY[cfg.encoding]
+    if top := _BINARY.get(cfg.encoding):
         return (0, top), f"0 and {top}"
     factor = cfg.grey_factor or 1
     count = len(cfg.classes or range(max(stored, default=0) // factor + 1))
