@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageColor, ImageOps
-from PIL.TiffImagePlugin import EXTRASAMPLES, SAMPLEFORMAT, TiffImageFile
+from PIL.TiffImagePlugin import EXTRASAMPLES, SAMPLEFORMAT
 
 IGNORE = 255
 """Class id of pixels that count nowhere: padding, void, what a rotation brings in."""
@@ -41,9 +41,6 @@ last.
 """
 
 Size = tuple[int, int]
-
-WITH_ALPHA = {"RGBA", "LA", "PA"}
-"""Modes whose last channel is alpha."""
 
 UNREADABLE = (
     OSError,
@@ -95,7 +92,6 @@ def open_rgb(path: str | Path) -> Image.Image:
     outside 0..65535.
     """
     with opened(path) as image:
-        image.load()
         return to_rgb(image)
 
 
@@ -103,8 +99,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB, upright. Transparency is laid over the fill colour. Raises ValueError for values
     that cannot be read.
     """
-    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
-    is_deep, with_alpha = image.mode.startswith("I"), image.mode in WITH_ALPHA
+    tags, is_deep = getattr(image, "tag_v2", {}), image.mode.startswith("I")  # of a TIFF
     is_signed = image.mode == "L" and tags.get(SAMPLEFORMAT) == (2,)
     if image.mode == "F":
         raise ValueError("an image of floats, whose range is not known; save it with 8 or 16 bits")
@@ -117,6 +112,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
                 f"values from {values.min()} to {values.max()}, of which only 0 to 65535 can be "
                 f"read; map all images alike to that range, or save them with 8 bits"
             )
+    with_alpha = image.mode.endswith("A")
     is_blended = with_alpha or "transparency" in image.info
     if tags and with_alpha and not is_transparency(image):
         is_blended = False
@@ -148,11 +144,9 @@ def size_of(path: str | Path) -> Size | None:
     """
     try:
         with opened(path) as image:
-            # the size of a TIFF is given upright
-            as_is = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
-            if as_is or orientation_of(image) < 5:
-                return image.height, image.width
-            return image.size
+            # that of a TIFF is given upright, and its tags are not in `info`
+            is_turned = "exif" in image.info and orientation_of(image) >= 5
+            return image.size if is_turned else image.size[::-1]
     except UNREADABLE:
         return None
 
@@ -166,20 +160,20 @@ def fitted_size(original: Size, size: Size) -> Size:
 
 
 def fit_image(image: Image.Image, size: Size) -> Image.Image:
-    """The image scaled to a canvas of `size` (height, width), padded at the bottom and the
+    """An RGB image scaled to a canvas of `size` (height, width), padded at the bottom and the
     right.
     """
-    return padded_image(_scaled(image, size, Image.Resampling.BILINEAR).convert("RGB"), size)
+    return _fitted(image, size, Image.Resampling.BILINEAR, FILL)
 
 
 def fit_mask(mask: np.ndarray, size: Size) -> Image.Image:
     """Class ids (h, w) uint8 scaled like the image, by nearest neighbour, padded with IGNORE."""
-    scaled = _scaled(Image.fromarray(mask), size, Image.Resampling.NEAREST)
-    return padded_image(scaled, size, IGNORE)
+    return _fitted(Image.fromarray(mask), size, Image.Resampling.NEAREST, IGNORE)
 
 
-def _scaled(image: Image.Image, size: Size, method: Image.Resampling) -> Image.Image:
-    return image.resize(fitted_size(image.size[::-1], size)[::-1], method)
+def _fitted(image: Image.Image, size: Size, method: Image.Resampling, fill: object) -> Image.Image:
+    scaled = image.resize(fitted_size(image.size[::-1], size)[::-1], method)
+    return padded_image(scaled, size, fill)
 
 
 def padded_image(image: Image.Image, size: Size, fill: object = FILL) -> Image.Image:

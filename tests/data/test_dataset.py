@@ -33,6 +33,10 @@ def in_folder(folder: Path, **settings) -> SegmentationData:
     return SegmentationData(Data(source=Folder(path=str(folder)), size=SIZE, **settings))
 
 
+def as_binary(mask: torch.Tensor) -> torch.Tensor:
+    return torch.where(mask == IGNORE, IGNORE, (mask > 0).long())
+
+
 @pytest.fixture
 def wards(tmp_path: Path) -> Path:
     """Twelve images of four patients."""
@@ -218,12 +222,13 @@ def test_a_sample_has_both_masks_and_the_original_one():
     sample = data[name, "1"]
     assert (sample.image.shape, sample.image.dtype) == ((3, *SIZE), torch.uint8)
     assert (sample.multiclass_mask.shape, sample.multiclass_mask.dtype) == (SIZE, torch.int64)
-    assert torch.equal(sample.binary_mask, data.to_binary(sample.multiclass_mask))
+    assert torch.equal(sample.binary_mask, as_binary(sample.multiclass_mask))
     assert np.array_equal(sample.original.numpy(), generate(data.cfg.source, int(name[-4:]))[1])
 
 
 def test_binary_means_any_class_but_the_first_and_ignored_stays_ignored():
-    assert generated().to_binary(torch.tensor([0, 1, 2, IGNORE])).tolist() == [0, 1, 1, IGNORE]
+    ids = torch.tensor([0, 1, 2, IGNORE])
+    assert generated(mode="binary").trained(ids).tolist() == [0, 1, 1, IGNORE]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +250,7 @@ def test_mode_says_which_mask_is_trained(mode: str, classes: int, trained: tuple
     assert batch.masks.max() < len(trained)
     expected = [data[n, "0"].multiclass_mask for n in names]
     assert torch.equal(
-        batch.masks, torch.stack([data.to_binary(m) if len(trained) == 2 else m for m in expected])
+        batch.masks, torch.stack([as_binary(m) if len(trained) == 2 else m for m in expected])
     )
 
 

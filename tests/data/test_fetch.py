@@ -194,7 +194,7 @@ def test_what_cannot_be_used_is_left_out_by_name_with_its_reason(pets, capsys):
     assert folder == str(vitseg.fetch("oxford-pets"))
     assert "truncated" in left_out["Birman_3"]
     assert left_out["Birman_4"] == "the mask holds 7, which stands for no class"
-    assert left_out["Birman_6"] == "image 40x30, mask 20x30 pixels"
+    assert left_out["Birman_6"] == "image (40, 30), mask (20, 30) pixels"
     assert vitseg.check(folder).ok
 
 

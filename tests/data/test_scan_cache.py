@@ -20,7 +20,7 @@ from PIL import Image
 from vitseg.data import scan_cache
 from vitseg.data.check import Check
 from vitseg.data.dataset import SegmentationData
-from vitseg.data.folder import Scan, scan
+from vitseg.data.folder import Scan
 from vitseg.errors import DataError
 from vitseg.images import opened
 from vitseg.settings import Crop, Data, Folder
@@ -75,7 +75,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def scanned(folder: Path, **settings: Any) -> Scan:
-    return scan(Folder(path=str(folder), **settings))
+    return Scan(Folder(path=str(folder), **settings))
 
 
 def observed(folder: Path, **settings: Any) -> dict[str, Any]:
@@ -316,10 +316,10 @@ def test_masks_that_are_photographs_do_not_swell_the_cache(cache, folder):
 
 SCAN_OFTEN = """
 import sys
-from vitseg.data.folder import scan
+from vitseg.data.folder import Scan
 from vitseg.settings import Folder
 for _ in range(50):
-    pairs = scan(Folder(path=sys.argv[1])).pairs
+    pairs = Scan(Folder(path=sys.argv[1])).pairs
     print([pair.mask_scan.counts for pair in pairs])
 """
 

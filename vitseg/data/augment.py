@@ -17,17 +17,7 @@ from numpy.random import Generator, default_rng
 from PIL import Image, ImageEnhance, ImageFilter
 
 from vitseg.draws import seed_for
-from vitseg.effects import (
-    Blur,
-    Clahe,
-    CoarseDropout,
-    Effect,
-    Elastic,
-    GridDistortion,
-    Hue,
-    OpticalDistortion,
-    RightAngle,
-)
+from vitseg.effects import Effect
 from vitseg.images import FILL, IGNORE, fit_image, fit_mask
 from vitseg.settings import Data
 
@@ -135,44 +125,45 @@ def apply_effect(pair: Both, effect: Effect, rng: Generator) -> Both:
     """The pair after an effect. What is brought in is FILL in the image, IGNORE in the mask."""
     image, mask = pair
     size = np.array(image.size)
-    match effect:
-        case RightAngle():
+    match effect.kind:
+        case "right_angle":
             turn = Image.Transpose.ROTATE_90 + rng.integers(3)  # or 180, or 270
             canvas = image.size[::-1]
             mask = fit_mask(np.asarray(mask.transpose(turn)), canvas)
             image = fit_image(image.transpose(turn), canvas)
-        case Hue(degrees=most):
+        case "hue":
+            degrees = rng.uniform(-effect.degrees, effect.degrees)
             pixels = np.array(image.convert("HSV"))
-            pixels[..., 0] += np.uint8(round(rng.uniform(-most, most) / 360 * 256) % 256)
+            pixels[..., 0] += np.uint8(round(degrees / 360 * 256) % 256)
             image = Image.fromarray(pixels, "HSV").convert("RGB")
-        case Blur():
+        case "blur":
             image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, effect.sigma_pixels)))
-        case Elastic(strength=most, cells=cells):
-            nodes = _lattice(size, cells)
-            nodes += rng.uniform(-most, most, nodes.shape) * (size / cells)
-            return _through_mesh(pair, nodes)
-        case GridDistortion(strength=most, cells=cells):
-            steps = 1 + rng.uniform(-most, most, (2, cells))
+        case "elastic":
+            nodes = _lattice(size, effect.cells)
+            moved = rng.uniform(-effect.strength, effect.strength, nodes.shape)
+            return _through_mesh(pair, nodes + moved * (size / effect.cells))
+        case "grid_distortion":
+            steps = 1 + rng.uniform(-effect.strength, effect.strength, (2, effect.cells))
             x, y = (np.pad(np.cumsum(s / s.sum()), (1, 0)) for s in steps)
             return _through_mesh(pair, np.stack(np.meshgrid(x, y), -1) * size)
-        case OpticalDistortion(strength=most):
-            middle, k = size / 2, rng.uniform(-most, most)
+        case "optical_distortion":
+            middle, k = size / 2, rng.uniform(-effect.strength, effect.strength)
             # 12 cells meet the curve of the strongest lens within a hundredth of the canvas
             away = _lattice(size, 12) - middle
             r2 = (away**2).sum(-1, keepdims=True) / (middle**2).sum()
             return _through_mesh(pair, middle + away * (1 + k * r2))
-        case CoarseDropout():
+        case "coarse_dropout":
             image = image.copy()
             for _ in range(rng.integers(1, effect.holes + 1)):
                 hole = (rng.uniform(0, effect.side, 2) * size).round().clip(1).astype(int)
                 corner = rng.integers(size - hole + 1)
                 image.paste(FILL, (*corner, *(corner + hole)))
-        case Clahe(clip_limit=most, cells=cells):
+        case "clahe":
             from kornia.enhance import equalize_clahe  # a quarter of a second
 
-            pixels = np.array(image.convert("YCbCr"))
+            pixels, tiles = np.array(image.convert("YCbCr")), (effect.cells, effect.cells)
             values = torch.from_numpy(pixels[..., 0]).double()[None] / 255
-            equal = equalize_clahe(values, rng.uniform(1, most), (cells, cells))[0] * 255
+            equal = equalize_clahe(values, rng.uniform(1, effect.clip_limit), tiles)[0] * 255
             # Counts are whole numbers, so sums are exact in any order. What is left to the threads
             # is the last bit of a mixture of four of them, a multiple of 1 / (4 x pixels of a
             # tile): far from a half, or on it, which is always rounded up.
@@ -192,8 +183,8 @@ def _lattice(size: Iterable[int], cells: int) -> np.ndarray:
     """Nodes (cells + 1, cells + 1, 2) of an even lattice over `size` (width, height): (x, y) in
     whole pixels, as float64.
     """
-    ends = [np.linspace(0, length, cells + 1).round() for length in size]
-    return np.stack(np.meshgrid(*ends), -1)
+    x, y = np.linspace(0, size, cells + 1).round().T
+    return np.stack(np.meshgrid(x, y), -1)
 
 
 def _through_mesh(pair: Both, nodes: np.ndarray) -> Both:

@@ -11,7 +11,7 @@ import PIL
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from vitseg.data.augment import CLEAN, crop_box, libraries, make_view
 from vitseg.data.folder import Pair, in_brief, read_folder
@@ -54,7 +54,7 @@ class Batch(NamedTuple):
 class GeneratedImage:
     """A built-in image, drawn when first asked for."""
 
-    split = None
+    split = ""
 
     def __init__(self, cfg: Generated, number: int):
         self.cfg, self.number, self.name = cfg, number, f"generated-{number:04d}"
@@ -96,7 +96,8 @@ class SegmentationData:
             images = [GeneratedImage(source, number) for number in range(source.images)]
         else:
             found = read_folder(source)
-            code, images, self.warnings = found.code, found.pairs, in_brief(found.findings)
+            code, images = found.code, found.pairs
+            self.warnings = in_brief(finding for pair in images for finding in pair.findings)
         self.images: dict[str, SourceImage] = {image.name: image for image in images}
         self.map = class_map(code, cfg.classes)
         self.masks = self.map.description
@@ -143,31 +144,30 @@ class SegmentationData:
         name, view = key
         image, ids = self.load(name)
         original = torch.from_numpy(ids)
-        box, words = crop_box(self.foreground(ids), self.cfg, name, view), []
+        box, words = crop_box(self._binary[ids] == 1, self.cfg, name, view), []
         if box:
             words = ["cropped"]
             left, top, right, bottom = box
             image, ids = image.crop(box), ids[top:bottom, left:right]
         fitted = fit_image(image, self.cfg.size), fit_mask(ids, self.cfg.size)
         *pair, done = make_view(*fitted, self.cfg, name, view)
-        canvas, mask = map(np.array, pair)
-        pixels, multiclass = torch.from_numpy(canvas), torch.from_numpy(mask).long()
-        binary, made_by = self.to_binary(multiclass), ", ".join(words + done) or "unchanged"
-        return Sample(name, pixels.permute(2, 0, 1), binary, multiclass, original, made_by)
-
-    def to_binary(self, mask: Tensor) -> Tensor:
-        """1 for the foreground's classes, 0 for the others; ignored pixels stay ignored."""
-        return torch.from_numpy(self._binary)[mask.long()].to(mask.dtype)
+        pixels, mask = map(np.array, pair)
+        return Sample(
+            name,
+            torch.from_numpy(pixels).permute(2, 0, 1),
+            torch.from_numpy(self._binary[mask]),
+            torch.from_numpy(mask).long(),
+            original,
+            ", ".join(words + done) or "unchanged",
+        )
 
     def trained(self, mask: Tensor) -> Tensor:
-        """Class ids, as `load` gives them, in the classes that are trained."""
-        return self.to_binary(mask) if self.mode == "binary" else mask
-
-    def foreground(self, ids: np.ndarray) -> np.ndarray:
-        """Where (h, w) bool the classes are that binary mode looks for, of class ids as `load`
-        gives them.
+        """Class ids, as `load` gives them, in the classes that are trained: in binary mode 1 for
+        the foreground's and 0 for the others; ignored pixels stay ignored.
         """
-        return self._binary[ids] == 1
+        if self.mode == "binary":
+            return torch.from_numpy(self._binary)[mask.long()].to(mask.dtype)
+        return mask
 
     def batches(self, keys: list[Key], size: int, workers: int = 0) -> Iterator[Batch]:
         """Batches of `size` in the order of `keys`; the last may be smaller. The same for any
@@ -212,13 +212,12 @@ class SegmentationData:
         """Digests of all that a view's pixels, and its mask, follow from: content of the files,
         canvas, augmentation.
         """
-        cfg = self.cfg
-        place: list[object] = [NUMERICS, PIL.__version__, cfg.size]
+        cfg, place = self.cfg, [NUMERICS, PIL.__version__, self.cfg.size]
         image, mask = self.images[name].content()
         mask = [self.map.table.tobytes().hex(), self.map.foreground, *mask]
         if view != CLEAN:
-            made = cfg.augment, cfg.effects, cfg.crop, libraries(cfg.effects)
-            place += [*made, cfg.view_seed, name, view]
+            made = cfg.augment, cfg.effects, cfg.crop, libraries(cfg.effects), cfg.view_seed
+            place += [*made, name, view]
             if cfg.crop:
                 image = [*image, *mask]  # where to crop is for the mask to say
         return digest_of(*place, *image)[:32], digest_of(*place, self.mode, *mask)[:32]
@@ -234,15 +233,6 @@ class SegmentationData:
         )
         return digest_of(*views)[:32]
 
-    def distinct_share(self) -> float:
-        """How much of the training images an epoch shows at all, as expected: 1 unless they are
-        drawn with replacement.
-        """
-        if not self._rarity:
-            return 1.0
-        shares = np.array(list(self._rarity.values())) / sum(self._rarity.values())
-        return float(np.mean(1 - (1 - shares) ** len(shares)))
-
     def order(self, seed: int, stage: int, epoch: int) -> list[str]:
         """The training images of an epoch, shuffled, or drawn with replacement, as (seed, stage,
         epoch) says.
@@ -255,7 +245,7 @@ class SegmentationData:
 
 def chunked(keys: list[Key], size: int) -> list[list[Key]]:
     """The same in lists of `size`, the last maybe smaller."""
-    return [keys[i : i + size] for i in range(0, len(keys), size)]
+    return list(BatchSampler(keys, size, drop_last=False))
 
 
 def _deaf_to_interrupts(worker: int) -> None:

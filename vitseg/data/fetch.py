@@ -7,12 +7,14 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock
 from PIL import Image
+from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from vitseg.data.folder import HALVES
@@ -21,32 +23,6 @@ from vitseg.errors import DataError
 from vitseg.files import cache_folder, whole_file, write_json
 from vitseg.images import IGNORE, UNREADABLE, opened, palette_image, to_rgb
 
-PETS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
-VOC = "http://host.robots.ox.ac.uk/pascal/VOC/voc2007"
-VOC_ROOT = "VOCdevkit/VOC2007"
-VOC_CLASSES = (
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
 BLOCKS = ("train", "train", "validation", "train", "train", "test") * 2
 """The split of each block of slices, from below."""
 
@@ -69,64 +45,9 @@ class PublicSet(NamedTuple):
     lists: Mapping[str, str] = {}
 
 
-SETS = {
-    "oxford-pets": PublicSet(
-        "Oxford-IIIT Pet (Parkhi et al. 2012)",
-        "CC BY-SA 4.0; the photographs belong to their owners",
-        room_gb=1.8,
-        code=MaskCode(
-            {1: 1, 2: 0, 3: IGNORE},
-            ("background", "pet"),
-            "1 pet, 2 background, 3 border, which is ignored",
-        ),
-        archives={
-            f"{PETS}/images.tar.gz": (
-                "67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d"
-            ),
-            f"{PETS}/annotations.tar.gz": (
-                "52425fb6de5c424942b7626b428656fcbd798db970a937df61750c0f1d358e91"
-            ),
-        },
-        images="images",
-        masks="annotations/trimaps",
-        lists={"train": "annotations/trainval.txt", "test": "annotations/test.txt"},
-    ),
-    "voc2007": PublicSet(
-        "PASCAL VOC 2007, segmentation (Everingham et al. 2010)",
-        "photographs from Flickr, under its terms of use",
-        room_gb=2.0,
-        code=MaskCode(
-            {i: i for i in range(21)} | {255: IGNORE},
-            VOC_CLASSES,
-            "the palette's index, 255 is ignored",
-        ),
-        archives={
-            f"{VOC}/VOCtrainval_06-Nov-2007.tar": (
-                "7d8cd951101b0957ddfd7a530bdc8a94f06121cfc1e511bb5937e973020c7508"
-            ),
-            f"{VOC}/VOCtest_06-Nov-2007.tar": (
-                "6836888e2e01dca84577a849d339fa4f73e1e4f135d312430c4856b5609b4892"
-            ),
-        },
-        images=f"{VOC_ROOT}/JPEGImages",
-        masks=f"{VOC_ROOT}/SegmentationClass",
-        lists={
-            "train": f"{VOC_ROOT}/ImageSets/Segmentation/train.txt",
-            "validation": f"{VOC_ROOT}/ImageSets/Segmentation/val.txt",
-            "test": f"{VOC_ROOT}/ImageSets/Segmentation/test.txt",
-        },
-    ),
-    "mni-brain": PublicSet(
-        "MNI ICBM152 2009a (Fonov et al. 2011), as nilearn brings it",
-        "copyright MNI, McGill University; nilearn names no licence of it",
-        room_gb=0.1,
-        code=MaskCode(
-            {i: i for i in range(4)},
-            ("background", "grey matter", "white matter", "rest of brain"),
-            "the tissue whose probability is at least one half",
-        ),
-    ),
-}
+SETS = TypeAdapter(dict[str, PublicSet]).validate_json(
+    (files("vitseg.data") / "public_sets.json").read_bytes()
+)
 """The SHA-256 are those that tensorflow-datasets publishes in its url_checksums; see
 docs/decisions/0019.
 """
@@ -176,14 +97,14 @@ def _make(wanted: PublicSet, folder: Path) -> None:
                 image.save(images / f"{name}.png")
         declared = {"classes": wanted.code.classes, "encoding": "index", "ignore_value": IGNORE}
         write_json(made / "classes.json", declared)
-        said = {
+        about = {
             "source": wanted.source,
             "licence": wanted.licence,
             "archives": wanted.archives or {"nilearn": version("nilearn")},
             "masks": wanted.code.description,
             "left_out": left_out,
         }
-        write_json(made / "about.json", said)
+        write_json(made / "about.json", about)
     shutil.rmtree(unpacked, ignore_errors=True)
 
 
@@ -198,9 +119,7 @@ def _unpack(url: str, sha256: str, folder: Path) -> None:
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")  # no devices, and nothing outside the folder
     except (RequestException, ValueError, tarfile.TarError, EOFError, zlib.error) as error:
-        hint = (
-            f"Fetch again. The file can also be brought from elsewhere: put it into {folder} first."
-        )
+        hint = f"Fetch again, or bring the file from elsewhere and put it into {folder} first."
         why = f"{type(error).__name__}: {error}"
         raise DataError(f"{url}: cannot be fetched ({why}).", hint) from None
 
@@ -222,11 +141,8 @@ def _published(wanted: PublicSet, unpacked: Path, left_out: dict[str, str]) -> I
                     is_plain = (image.format, image.mode) == ("JPEG", "RGB")
                     pixels = to_rgb(image)
                 ids = wanted.code.decode(read_raw(unpacked / wanted.masks / f"{stem}.png"))
-                height, width = ids.shape
-                if pixels.size != (width, height):
-                    raise ValueError(
-                        f"image {pixels.width}x{pixels.height}, mask {width}x{height} pixels"
-                    )
+                if pixels.size != ids.shape[::-1]:
+                    raise ValueError(f"image {pixels.size}, mask {ids.shape[::-1]} pixels")
             except UNREADABLE as error:
                 left_out[stem] = str(error).replace(f"{unpacked}/", "")
                 continue
@@ -248,12 +164,8 @@ def _slices() -> Iterator[Pair]:
     except ImportError:
         says = "mni-brain: the package nilearn is not installed."
         raise DataError(says, "Install it: pip install nilearn.") from None
-    load = (
-        datasets.load_mni152_template,
-        datasets.load_mni152_gm_template,
-        datasets.load_mni152_wm_template,
-        datasets.load_mni152_brain_mask,
-    )
+    kinds = "template", "gm_template", "wm_template", "brain_mask"
+    load = [getattr(datasets, f"load_mni152_{kind}") for kind in kinds]
     # (x, y, z), a voxel a millimetre, turned as one looks at it from above: the forehead on top
     brain, grey, white, mask = (
         np.rot90(volume(resolution=1).get_fdata(dtype=np.float32)) for volume in load

@@ -7,8 +7,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +17,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import SAMPLESPERPIXEL, TiffImageFile
+from PIL.TiffImagePlugin import SAMPLESPERPIXEL
+from tqdm.contrib.concurrent import thread_map
 
 from vitseg.data.masks import (
     COLOR,
@@ -32,15 +32,7 @@ from vitseg.data.masks import (
 )
 from vitseg.data.scan_cache import FileScan, ScanCache
 from vitseg.errors import DataError
-from vitseg.images import (
-    UNREADABLE,
-    WITH_ALPHA,
-    Size,
-    is_transparency,
-    open_rgb,
-    orientation_of,
-    to_rgb,
-)
+from vitseg.images import UNREADABLE, Size, is_transparency, open_rgb, orientation_of, to_rgb
 from vitseg.settings import Folder
 from vitseg.words import shown
 
@@ -55,7 +47,10 @@ NO_ALPHA = "alpha that is no transparency"
 DIM = 14
 """Bits that a 16-bit image uses if it is read as the lowest quarter of 0..255."""
 
-FOLDER_PROBLEMS = {"unreadable folder", "split by another name", "one name twice", "unclear masks"}
+MOMENT = 0.5
+"""Seconds that a scan may take without a bar."""
+
+FOLDER_PROBLEMS = {"split by another name", "one name twice", "unclear masks"}
 """Kinds of problems that do not concern a pair alone, which could be left out."""
 
 _SAME_TAG = (
@@ -78,17 +73,22 @@ class Finding(NamedTuple):
 
     kind: str
     path: Path
-    text: str
-    rank: Rank = "problem"
-
-    @property
-    def says(self) -> str:
-        return f"{shown(self.path)}: {self.text}"
+    says: str
+    rank: Rank
 
 
-def ranked(rank: Rank) -> property:
-    """Those findings of an object that are of this rank."""
+def _ranked(rank: Rank) -> property:
     return property(lambda self: [found for found in self.findings if found.rank == rank])
+
+
+class Findings:
+    """What has been found: all of it in `findings`, and by rank."""
+
+    findings: list[Finding]
+    problems, warnings, notes = _ranked("problem"), _ranked("warning"), _ranked("note")
+
+    def add(self, kind: str, path: Path, text: str, rank: Rank = "problem") -> None:
+        self.findings.append(Finding(kind, path, f"{shown(path)}: {text}", rank))
 
 
 def in_brief(findings: Iterable[Finding]) -> list[str]:
@@ -96,27 +96,26 @@ def in_brief(findings: Iterable[Finding]) -> list[str]:
     of_kind = defaultdict(list)
     for found in findings:
         of_kind[found.kind].append(found.says)
-    sentences = []
-    for kind, (first, *more) in of_kind.items():
-        sentences.append(f"{first} And {len(more)} more: {kind}." if more else first)
-    return sentences
+    return [
+        first + f" And {len(more)} more: {kind}." * bool(more)
+        for kind, (first, *more) in of_kind.items()
+    ]
 
 
-@dataclass(slots=True)
-class Pair:
+@dataclass
+class Pair(Findings):
     """An image and its mask, by a name that is unique in the data set, and what was found of them:
     without a problem both files have been read whole, and `code` fits the mask.
     """
 
     name: str
-    split: str | None
+    split: str
     image: Path
     mask: Path
     image_scan: FileScan | None = None
     mask_scan: FileScan | None = None
     code: MaskCode | None = None
     findings: list[Finding] = field(default_factory=list)
-    problems = ranked("problem")
 
     @property
     def size(self) -> Size:
@@ -136,7 +135,7 @@ class Pair:
         with _unchanged(self):
             image = [self.image_scan.digest(self.image)]
             mask = [self.mask_scan.digest(self.mask), str(self.code.values)]
-        is_tiff = self.image.suffix.lower() in {".tif", ".tiff"}
+        is_tiff = self.image.suffix.lower().startswith(".tif")
         if is_tiff and NO_ALPHA in dict(self.image_scan.warnings):
             image.append("alpha not blended")  # as it once was
         return image, mask
@@ -152,84 +151,61 @@ def _unchanged(pair: Pair) -> Iterator[None]:
         raise DataError(f"{pair.image} or its mask {pair.mask}: {why}") from None
 
 
-Watch = Callable[[list[Pair]], Iterator[Pair]]
-"""Hands on the pairs as they are asked for: room for a progress bar."""
-
-
-@dataclass(slots=True)
-class Scan:
-    """A folder that has been scanned: its `pairs`, and `folder_findings`, which belong to none of
-    them. `code` is None where no code fits the masks.
+class Scan(Findings):
+    """A folder whose every file has been looked at: its `pairs`, and the `findings` of the folder,
+    then of each pair. `code` is None where no code fits the masks. Raises DataError where there is
+    no data set at all.
     """
 
-    root: Path
-    pairs: list[Pair] = field(default_factory=list)
-    folder_findings: list[Finding] = field(default_factory=list)
-    code: MaskCode | None = None
-    problems = ranked("problem")
-
-    def add(self, kind: str, path: Path, text: str, rank: Rank = "problem") -> None:
-        self.folder_findings.append(Finding(kind, path, text, rank))
+    def __init__(self, cfg: Folder):
+        self.root, self.code = Path(cfg.path).expanduser(), None
+        self.pairs, self.findings = [], []
+        _find_pairs(self)
+        cfg, cache = with_classes_file(cfg), ScanCache(self.root)
+        bar = {"desc": "pixels", "delay": MOMENT, "leave": False, "disable": None}
+        thread_map(partial(_look, cache), self.pairs, **bar)
+        cache.save()
+        _warn_of_ranges(self.good)
+        is_color = _compare_modes(cfg, self.good)
+        good = self.good
+        _compare_palettes(good)
+        stored = set().union(*(pair.mask_scan.counts for pair in good))
+        try:
+            self.code = find_code(cfg, stored, is_color, [pair.image.stem for pair in good])
+        except ValueError as error:
+            self.add("unclear masks", self.root, str(error))
+        else:
+            for pair in good:
+                pair.code = self.code
+                _compare_labels(pair)
+        self.findings += chain(*(pair.findings for pair in self.pairs))
 
     @property
-    def findings(self) -> list[Finding]:
-        return [*self.folder_findings, *chain(*(pair.findings for pair in self.pairs))]
-
-    @property
-    def whole(self) -> list[Pair]:
+    def good(self) -> list[Pair]:
         """The pairs that have no problem."""
         return [pair for pair in self.pairs if not pair.problems]
 
 
 def read_folder(cfg: Folder) -> Scan:
-    """The pairs of a folder and the code of their masks; with `cfg.on_problem="skip"` of those that
-    are whole.
+    """The scan of a folder in which nothing is wrong; with `cfg.on_problem="skip"` its good pairs
+    alone.
 
     Raises DataError with everything that is wrong, not only the first: missing masks, unreadable
     files, sizes that differ, labels outside the classes.
     """
-    found = scan(cfg)
-    code, whole, problems = found.code, found.whole, found.problems
+    found = Scan(cfg)
+    found.pairs, problems = found.good, found.problems
     fatal = FOLDER_PROBLEMS & {problem.kind for problem in problems}
-    if problems and (cfg.on_problem == "refuse" or fatal or not whole):
+    if problems and (cfg.on_problem == "refuse" or fatal or not found.pairs):
         lines = [f"{shown(found.root)}: {len(problems)} problem{'s' * (len(problems) > 1)}."]
         lines += [problem.says for problem in problems[:20]]
-        if len(problems) > 20:
-            lines.append(f"... and {len(problems) - 20} more.")
         hint = "\nFix or remove these files, or declare in classes.json how masks hold the classes."
         raise DataError("\n  ".join(lines), hint)
-    count = len({problem.path for problem in problems})
-    if count:
+    if problems:
+        count = len({problem.path for problem in problems})
         words = f"{count} file{'s' * (count > 1)} with problems and what belongs to them left out"
-        code = code._replace(description=f"{code.description}; {words}")
-    return Scan(found.root, whole, code=code)
-
-
-def scan(cfg: Folder, watch: Watch = iter) -> Scan:
-    """Find every pair, look at its files, and say all that is wrong. Raises DataError where there
-    is no data set at all.
-    """
-    found = Scan(Path(cfg.path).expanduser())
-    _find_pairs(found)
-    cfg, cache = with_classes_file(cfg), ScanCache(found.root)
-    with ThreadPoolExecutor() as pool:
-        looked_at = pool.map(partial(_look, cache), found.pairs)
-        for _ in zip(watch(found.pairs), looked_at, strict=True):
-            pass
-    cache.save()
-    _warn_of_ranges(found.whole)
-    is_color = _compare_modes(cfg, found.whole)
-    good = found.whole
-    _compare_palettes(good)
-    stored = set().union(*(pair.mask_scan.counts for pair in good))
-    try:
-        found.code = find_code(cfg, stored, is_color, [pair.image.stem for pair in good])
-    except ValueError as error:
-        found.add("unclear masks", found.root, str(error))
-        return found
-    for pair in good:
-        pair.code = found.code
-        pair.findings += _unknown(pair)
+        description = f"{found.code.description}; {words}"
+        found.code = found.code._replace(description=description)
     return found
 
 
@@ -247,26 +223,20 @@ def _find_pairs(found: Scan) -> None:
             like_a_split = path.name in HALVES or (path / HALVES[0]).is_dir()
             if splits and path.name not in SPLITS and like_a_split:
                 found.add("split by another name", path, says)
-        for split in splits or [None]:
+        for split in splits or [""]:
             _pair_up(found, split)
     except OSError as error:
-        place = shown(error.filename or root)
-        raise DataError(f"{place}: cannot be looked into ({error.strerror}).", LAYOUT) from None
+        says = f"{shown(error.filename)}: cannot be looked into ({error.strerror})."
+        raise DataError(says, LAYOUT) from None
     if not found.pairs and not found.problems:
         raise DataError(f"{shown(root)}: no image found.", LAYOUT)
 
 
-def _pair_up(found: Scan, split: str | None) -> None:
-    """Add the pairs of a split."""
+def _pair_up(found: Scan, split: str) -> None:
+    """Add the pairs of a split, or of a folder that has none."""
     by_stem, alike = defaultdict(dict), defaultdict(list)
     for half in HALVES:
-        folder = found.root / (split or "") / half
-        try:
-            paths = _files(found, folder)
-        except PermissionError as error:
-            found.add("unreadable folder", folder, f"cannot be looked into ({error.strerror}).")
-            return
-        for path in paths:
+        for path in _files(found, found.root / split / half):
             by_stem[path.stem][half] = path
             alike[half, _alike(path)].append(path)
     for first, *others in alike.values():
@@ -276,7 +246,7 @@ def _pair_up(found: Scan, split: str | None) -> None:
             found.add("one name twice", first, says)
     for stem, halves in sorted(by_stem.items()):
         if len(halves) == 2:
-            name = f"{split}/{stem}" if split else stem
+            name = f"{split}/{stem}".lstrip("/")
             found.pairs.append(Pair(name, split, *halves.values()))
             continue
         [(half, path)] = halves.items()
@@ -299,8 +269,7 @@ def _files(found: Scan, folder: Path) -> list[Path]:
                 says = "is not looked into: images and masks lie side by side."
                 found.add("folder within", path, says, "warning")
         elif re.search("[\ud800-\udfff]", path.name):  # what Python makes of other bytes
-            text = "its name is no text in UTF-8; give it another."
-            found.add("name that is no text", path, text)
+            found.add("name that is no text", path, "its name is no text in UTF-8; rename it.")
         else:
             paths.append(path)
     for path in (folder, *paths):
@@ -327,10 +296,9 @@ def _look(cache: ScanCache, pair: Pair) -> None:
         try:
             setattr(pair, f"{kind}_scan", cache.scan(path, read))
         except UNREADABLE as error:
-            says = f"cannot be read ({_why(path, error)})."
-            pair.findings.append(Finding(f"unreadable {kind}", path, says))
+            pair.add(f"unreadable {kind}", path, f"cannot be read ({_why(path, error)}).")
     if not pair.findings:
-        pair.findings += _compare(pair)
+        _compare(pair)
 
 
 def _why(path: Path, error: Exception) -> object:
@@ -347,37 +315,40 @@ def _why(path: Path, error: Exception) -> object:
 def _scan_image(image: Image.Image) -> FileScan:
     """An image as training sees it."""
     is_deep = image.format != "BMP" and ";16" in str(image.tile)  # gone once it is decoded
-    orientation, rgb, deep = orientation_of(image), to_rgb(image), {}
+    orientation, rgb, deep = orientation_of(image), to_rgb(image), 0
     if image.mode.startswith("I"):
-        deep["grey"] = int(np.asarray(image).max())
-    elif is_deep:  # a bound: Pillow drops the low byte
-        deep["colour"] = max(most for _, most in image.convert("RGB").getextrema()) << 8 | 255
+        deep = int(np.asarray(image).max())
+    elif is_deep:  # Pillow drops the low byte
+        deep = 257 * max(map(max, rgb.getextrema()))
     size = (rgb.height, rgb.width)
     pixels = hashlib.blake2b(repr(size).encode() + rgb.tobytes(), digest_size=16).hexdigest()
-    return FileScan(size, orientation, tuple(_unread("image", image)), pixels, deep)
+    return FileScan(size, orientation, tuple(_unread(image, "image")), pixels, deep)
 
 
 def _scan_mask(image: Image.Image) -> FileScan:
     orientation, raw = orientation_of(image), stored_values(image)
     counts, colors = counted(raw), image.getpalette() or []
     palette = {i: tuple(colors[3 * i : 3 * i + 3]) for i in counts if 3 * i < len(colors)}
-    seen = {"is_color": image.mode in COLOR, "counts": counts, "palette": palette}
-    return FileScan(raw.shape, orientation, tuple(_unread("mask", image)), **seen)
+    return FileScan(
+        raw.shape,
+        orientation,
+        tuple(_unread(image, "mask")),
+        is_color=image.mode in COLOR,
+        counts=counts,
+        palette=palette,
+    )
 
 
-def _unread(kind: str, image: Image.Image) -> Iterator[tuple[str, str]]:
+def _unread(image: Image.Image, kind: str) -> Iterator[tuple[str, str]]:
     """What of an image or a mask is not read, or not as what it is: bands, and an alpha channel
     that is none (infrared, or empty), or that tells pixels of one colour in a mask apart.
     """
-    read, stored = len(image.getbands()), 1
-    if isinstance(image, TiffImageFile):
-        stored = image.tag_v2.get(SAMPLESPERPIXEL, 1)
+    read = len(image.getbands())
+    stored = getattr(image, "tag_v2", {}).get(SAMPLESPERPIXEL, 1)
     if stored > read:
-        yield (
-            "bands dropped",
-            f"bands read: the first {read} of {stored}. Save those to train on as grey or RGB.",
-        )
-    if image.mode not in WITH_ALPHA:
+        says = f"bands read: the first {read} of {stored}. Save those to train on as grey or RGB."
+        yield "bands dropped", says
+    if not image.mode.endswith("A"):
         return
     if kind == "mask":
         found = image.getcolors(image.width * image.height)
@@ -388,16 +359,16 @@ def _unread(kind: str, image: Image.Image) -> Iterator[tuple[str, str]]:
                 "Save it without alpha, or the alpha channel as the mask.",
             )
     elif not is_transparency(image):
-        done = "it is not read" if image.format == "TIFF" else "it is blended as transparency"
+        done = "not read" if image.format == "TIFF" else "blended as transparency"
         yield (
             NO_ALPHA,
             "its alpha channel varies like an image (infrared?) or is empty; "
-            f"{done}. Save the image as grey or RGB.",
+            f"it is {done}. Save the image as grey or RGB.",
         )
 
 
-def _compare(pair: Pair) -> Iterator[Finding]:
-    """What is found of a pair whose files can be read."""
+def _compare(pair: Pair) -> None:
+    """Image and mask, where both can be read."""
     image, mask = pair.image_scan, pair.mask_scan
     (height, width), a, b = image.size, image.orientation, mask.orientation
     tags = f"the image has EXIF orientation {a}, its mask {b} (1 is none)"
@@ -406,17 +377,14 @@ def _compare(pair: Pair) -> Iterator[Finding]:
         says = f"size differs from its image ({sizes})."
         if a != b and image.size == mask.size[::-1]:
             says = f"size differs from its image ({sizes} once upright: {tags}). {_SAME_TAG}"
-        yield Finding("sizes differ", pair.mask, says)
+        pair.add("sizes differ", pair.mask, says)
         return
     for path, scan in ((pair.image, image), (pair.mask, mask)):
         for kind, says in scan.warnings:
-            yield Finding(kind, path, says, "warning")
+            pair.add(kind, path, says, "warning")
     if a != b and (height == width or (a >= 5) == (b >= 5)):
-        says = (
-            f"{tags}; each is turned upright by its own, and the sizes do not "
-            f"tell whether they match then. {_SAME_TAG}"
-        )
-        yield Finding("orientation differs", pair.image, says, "warning")
+        says = f"{tags}; whether they match once upright, sizes do not tell. {_SAME_TAG}"
+        pair.add("orientation differs", pair.image, says, "warning")
 
 
 # ---------------------------------------------------------------------- all files together
@@ -424,18 +392,16 @@ def _compare(pair: Pair) -> Iterator[Finding]:
 
 def _warn_of_ranges(pairs: list[Pair]) -> None:
     """Warn of the brightest 16-bit image, if even this one is dim."""
-    for kind in ("grey", "colour"):
-        deep = {p.image_scan.deep[kind]: p for p in pairs if kind in p.image_scan.deep}
-        most = max(deep, default=0)
-        read = round(most / 257) if kind == "grey" else most >> 8
-        if 0 < most < 1 << DIM:
-            bits, path = most.bit_length(), deep[most].image
-            says = (
-                f"even the brightest image stored as 16-bit {kind} uses {bits} bits: its values "
-                f"0..{most} of 65535 are read as 0..{read} of 255. Multiply the values of all by "
-                f"{1 << 16 - bits}, or save 8-bit images."
-            )
-            deep[most].findings.append(Finding("range barely used", path, says, "warning"))
+    deep = {pair.image_scan.deep: pair for pair in pairs}
+    most = max(deep, default=0)
+    if 0 < most < 1 << DIM:
+        bits, pair = most.bit_length(), deep[most]
+        says = (
+            f"even the brightest 16-bit image uses {bits} bits: its values, about 0..{most} of "
+            f"65535, are read as 0..{round(most / 257)} of 255. Multiply the values of all by "
+            f"{1 << 16 - bits}, or save 8-bit images."
+        )
+        pair.add("range barely used", pair.image, says, "warning")
 
 
 def _compare_modes(cfg: Folder, pairs: list[Pair]) -> bool:
@@ -445,11 +411,10 @@ def _compare_modes(cfg: Folder, pairs: list[Pair]) -> bool:
     is_color = cfg.encoding == "rgb" or cfg.colors is not None
     if cfg.encoding == "auto" and not is_color:
         is_color = 2 * sum(pair.mask_scan.is_color for pair in pairs) > len(pairs)
-    here = "grey" if is_color else "in colour"
     for pair in pairs:
         if pair.mask_scan.is_color is not is_color:
-            says = f"is {here}, unlike what is declared, or unlike most masks."
-            pair.findings.append(Finding("masks of two kinds", pair.mask, says))
+            says = "grey or in colour, unlike what is declared, or unlike most masks."
+            pair.add("masks of two kinds", pair.mask, says)
     return is_color
 
 
@@ -457,27 +422,21 @@ def _compare_palettes(pairs: list[Pair]) -> None:
     """Masks whose palette gives an index another colour than most palettes do are problems: the
     index may mean another class there.
     """
-    colors = defaultdict(Counter)
+    entries = Counter(chain(*(pair.mask_scan.palette.items() for pair in pairs)))
+    usual = dict(entry for entry, _ in reversed(entries.most_common()))
     for pair in pairs:
-        for index, color in pair.mask_scan.palette.items():
-            colors[index][color] += 1
-    for pair in pairs:
-        for index, here in pair.mask_scan.palette.items():
-            [(usual, count)] = colors[index].most_common(1)
-            if here != usual:
-                says = (
-                    f"palette differs: index {index} is {here} here and {usual} in {count} other "
-                    f"mask{'s' * (count != 1)}. {_PLAIN}"
-                )
-                pair.findings.append(Finding("palette differs", pair.mask, says))
-                break
+        strange = pair.mask_scan.palette.items() - usual.items()
+        if strange:
+            index, color = min(strange)
+            says = f"palette differs: index {index} is {color} here, elsewhere {usual[index]}."
+            pair.add("palette differs", pair.mask, f"{says} {_PLAIN}")
 
 
-def _unknown(pair: Pair) -> Iterator[Finding]:
+def _compare_labels(pair: Pair) -> None:
     counts, code = pair.mask_scan.counts, pair.code
     strange = sorted(counts.keys() - code.values.keys())
     if strange:
         found = ", ".join(f"{code.show(v)} in {counts[v]} pixels" for v in strange[:6])
-        allowed = ", ".join(code.show(v) for v in sorted(code.values)[:16])
+        allowed = ", ".join(code.show(v) for v in sorted(code.values))
         says = f"labels outside the classes: {found}; allowed: {allowed} ({code.description})."
-        yield Finding("unknown label", pair.mask, says)
+        pair.add("unknown label", pair.mask, says)

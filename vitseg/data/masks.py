@@ -2,7 +2,6 @@
 detected from all masks together, and what the recipe makes of the classes.
 """
 
-import difflib
 import json
 import math
 import re
@@ -14,19 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
-from pydantic import TypeAdapter, ValidationError
 
-from vitseg.errors import ConfigError, DataError
+from vitseg.errors import ConfigError, DataError, RecipeError
 from vitseg.images import IGNORE, opened
 from vitseg.settings import Classes, Folder
-from vitseg.words import explain
+from vitseg.words import json_of, nearest
 
 MOST_CLASSES = 254
 COLOR = {"RGB", "RGBA"}
 """Modes in which a mask's values are colours."""
 
 _BINARY = {"binary_255": 255, "binary_1": 1}
-_OBJECT = TypeAdapter(dict[str, Any])
 
 
 class MaskCode(NamedTuple):
@@ -110,14 +107,11 @@ def with_classes_file(cfg: Folder) -> Folder:
     if not path.is_file():
         return cfg
     try:
-        declared = _OBJECT.validate_json(path.read_bytes())
-        declared |= cfg.model_dump(exclude_defaults=True)
-        return Folder.model_validate_json(json.dumps(declared))
-    except ValidationError as error:
-        raise DataError(
-            f"{path}: {explain(error, Folder).problem}",
-            "It is a JSON object of classes, encoding, ignore_value, grey_factor and colors.",
-        ) from None
+        declared = json_of(path.read_text("utf-8"))
+        return Folder.read(json.dumps({**declared, **cfg.model_dump(exclude_defaults=True)}))
+    except (OSError, ValueError, TypeError, RecipeError) as error:
+        hint = "It is a JSON object of classes, encoding, ignore_value, grey_factor and colors."
+        raise DataError(f"{path}: cannot be used ({error}).", hint) from None
 
 
 def find_code(cfg: Folder, stored: set[int], is_color: bool, stems: list[str]) -> MaskCode:
@@ -172,8 +166,7 @@ def _values(cfg: Folder, stored: set[int], is_color: bool) -> tuple[Sequence[int
                 "(v, v, v), v in 0..255."
             )
         return [int.from_bytes(color) for color in cfg.colors], f"{len(cfg.colors)} colours"
-    if cfg.encoding in _BINARY:
-        top = _BINARY[cfg.encoding]
+    if top := _BINARY.get(cfg.encoding):
         return (0, top), f"0 and {top}"
     factor = cfg.grey_factor or 1
     count = len(cfg.classes or range(max(stored, default=0) // factor + 1))
@@ -238,18 +231,10 @@ def class_map(code: MaskCode, cfg: Classes) -> ClassMap:
     """
     names = code.classes
     merged = {name: merge.into for merge in cfg.merge for name in merge.classes}
-    refuse_unknown("data.classes.merge", merged, names)
-    refuse_unknown("data.classes.ignore", cfg.ignore, names)
-    refuse_unknown("data.classes.drop_images_with", cfg.drop_images_with, names)
     gone = cfg.ignore + cfg.drop_images_with
+    refuse_unknown("data.classes", (*merged, *gone), names)
     new_of = {name: merged.get(name, name) for name in names if name not in gone}
     classes = tuple(dict.fromkeys(new_of.values()))
-    if not classes:
-        raise ConfigError("data.classes", gone, "settings that leave some of the classes")
-    taken = (set(merged.values()) - merged.keys()) & new_of.keys()
-    if taken:
-        hint = "Merge that class as well, or choose another name."
-        raise ConfigError("data.classes.merge", min(taken), "a name that no other keeps", hint)
     table = np.full(256, IGNORE, dtype=np.uint8)
     for name, new in new_of.items():
         table[names.index(name)] = classes.index(new)
@@ -257,11 +242,8 @@ def class_map(code: MaskCode, cfg: Classes) -> ClassMap:
     refuse_unknown("data.classes.foreground", foreground, classes)
     background = [name for name in classes if name not in foreground]
     if not background:
-        raise ConfigError(
-            "data.classes.foreground",
-            foreground,
-            "some of the classes, not all: nothing would be background",
-        )
+        allowed = "what leaves some of the classes, and not all of them as foreground"
+        raise ConfigError("data.classes", cfg, f"{allowed}: nothing would be background")
     binary = (
         background[0] if len(background) == 1 else "background",
         foreground[0] if len(foreground) == 1 else "foreground",
@@ -276,8 +258,8 @@ def refuse_unknown(field: str, given: Collection[str], known: Collection[str]) -
     """Raises ConfigError, with the nearest name, for a name that is not known."""
     for name in given:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {close[0]!r}?" if close else ""
+            close = nearest(name, known)
+            hint = f"Did you mean {close!r}?" if close else ""
             raise ConfigError(field, name, ", ".join(known), hint)
 
 

@@ -39,7 +39,7 @@ class FileScan(NamedTuple):
     """What was read of an image or a mask.
 
     `size` is (height, width) once upright, and `warnings` are kinds and sentences. Of an image:
-    `pixels` is a digest of them; `deep` is the largest value of 65535, by how more than 8 bits are
+    `pixels` is a digest of them; `deep` is the largest value of 65535, where more than 8 bits are
     stored. Of a mask: whether its values are colours, `counts` of pixels by stored value, and the
     colours of the indices that occur, by `palette`.
     """
@@ -48,7 +48,7 @@ class FileScan(NamedTuple):
     orientation: int
     warnings: tuple[tuple[str, str], ...]
     pixels: str = ""
-    deep: Mapping[str, int] = {}
+    deep: int = 0
     is_color: bool = False
     counts: Mapping[int, int] = {}
     palette: Mapping[int, tuple[int, ...]] = {}

@@ -7,7 +7,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,15 +71,21 @@ def random_split(names: list[str], cfg: Data, holds: Holds) -> Splits:
     """
     validation, test = cfg.validation_fraction, cfg.test_fraction
     shares = list(filter(None, (1 - validation - test, validation, test)))
-    groups = _groups(names, cfg, len(shares))
+    groups, seed = _groups(names, cfg, len(shares)), cfg.split_seed
     if cfg.stratify:
-        sides = _stratified(groups, shares, cfg.split_seed, holds)
+        sides = _stratified(groups, shares, seed, holds)
     else:
-        sides = _dealt_evenly(len(groups), shares, cfg.split_seed)
-    splits: Splits = {side: [] for side in SPLITS}
-    for members, side in zip(groups, sides, strict=True):
-        splits[SPLITS[side]] += members
-    return {side: sorted(members) for side, members in splits.items()}
+        order, start = shuffled(range(len(groups)), seed, "split"), 0
+        sides = np.zeros(len(groups), int)
+        for side, share in enumerate(shares[1:], start=1):
+            left = len(groups) - len(shares) + side  # one at least for every side to come
+            stop = min(start + max(1, round(len(groups) * share)), left)
+            sides[order[start:stop]] = side
+            start = stop
+    return {
+        side: sorted(chain(*compress(groups, sides == number)))
+        for number, side in enumerate(SPLITS)
+    }
 
 
 def shuffled(items: Iterable[T], *purpose: object) -> list[T]:
@@ -87,16 +93,6 @@ def shuffled(items: Iterable[T], *purpose: object) -> list[T]:
     found = list(items)
     random.Random(seed_for(*purpose)).shuffle(found)
     return found
-
-
-def _dealt_evenly(count: int, shares: list[float], seed: int) -> np.ndarray:
-    """The side of each group, as its number in `shares`; at least one is left for every side."""
-    order, sides, start = shuffled(range(count), seed, "split"), np.zeros(count, int), 0
-    for side, share in enumerate(shares[1:], start=1):
-        stop = min(start + max(1, round(count * share)), count - len(shares) + side)
-        sides[order[start:stop]] = side
-        start = stop
-    return sides
 
 
 def _stratified(
@@ -109,26 +105,25 @@ def _stratified(
     """
     held = np.zeros((len(groups), 256), bool)
     for row, members in zip(held, groups, strict=True):
-        for name in members:
-            row[list(holds(name))] = True
+        row[list(chain(*map(holds, members)))] = True
     held = held[:, held.sum(0) >= len(shares)]
-    best, fewest = np.empty(len(groups), int), np.inf
+    best, fewest = None, np.inf
     for attempt in range(_ATTEMPTS):
-        order = shuffled(range(len(groups)), seed, "split", attempt)
-        sides = _dealt(held[order], shares)
-        absent = sum((~held[order][sides == n].any(0)).sum() for n in range(len(shares)))
+        order = np.array(shuffled(range(len(groups)), seed, "split", attempt))
+        sides = _dealt(held, shares, order)
+        absent = sum((~held[sides == side].any(0)).sum() for side in range(len(shares)))
         if absent < fewest:
-            fewest, best[order] = absent, sides
+            best, fewest = sides, absent
         if not absent:
             break
     return best
 
 
-def _dealt(held: np.ndarray, shares: list[float]) -> np.ndarray:
+def _dealt(held: np.ndarray, shares: list[float], order: np.ndarray) -> np.ndarray:
     """The side of each group; `held` (groups, classes) bool says which classes it holds.
 
-    The rarest class is dealt first, each of its groups to the side that lacks it most (Sechidis et
-    al. 2011), and groups without a class last. No side stays empty.
+    The rarest class is dealt first, each of its groups, in their `order`, to the side that lacks it
+    most (Sechidis et al. 2011), and groups without a class last. No side stays empty.
     """
     sides = np.full(len(held), -1)
     nothing, anything = -2, -1  # more columns
@@ -137,17 +132,16 @@ def _dealt(held: np.ndarray, shares: list[float]) -> np.ndarray:
     wanted = asked.copy()
     while (sides < 0).any():
         left = held[sides < 0].sum(0)
-        classes = np.flatnonzero(left[:nothing])
-        rarest = classes[left[classes].argmin()] if len(classes) else nothing
-        for group in np.flatnonzero(held[:, rarest] & (sides < 0)):
+        rarest = min(np.flatnonzero(left[:nothing]), key=left.item, default=nothing)
+        due = held[:, rarest] & (sides < 0)
+        for group in order[due[order]]:
             allowed = range(len(shares))
             for c in (rarest, anything):
                 lacking = np.flatnonzero(wanted[:, c] == asked[:, c])
                 if held[sides < 0, c].sum() <= len(lacking):
                     allowed = lacking
-            side = max(allowed, key=lambda s: (wanted[s, rarest], wanted[s, anything]))
-            sides[group] = side
-            wanted[side] -= held[group]
+            sides[group] = max(allowed, key=lambda s: (wanted[s, rarest], wanted[s, anything]))
+            wanted[sides[group]] -= held[group]
     return sides
 
 
@@ -235,9 +229,8 @@ def rarity(pixels: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
     ConfigError where all are alike.
     """
     holders = Counter(chain.from_iterable(pixels.values()))
-    n, weights = len(pixels), {}
-    for name, counts in pixels.items():
-        weights[name] = n / min(map(holders.get, counts), default=n)
+    n = len(pixels)
+    weights = {name: n / min(map(holders.get, held), default=n) for name, held in pixels.items()}
     if len(set(weights.values())) == 1:
         allowed = "'shuffle': rarity has no effect on these images"
         hint = "Every training image holds classes as common as every other's."

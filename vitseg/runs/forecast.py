@@ -256,10 +256,7 @@ def _frozen_part(
     passes["validation"] = epochs + 1
     seconds, rows = 0.0, 0.0
     for view, times in passes.items():
-        # what is drawn with replacement may not come up at all
-        split, drawn = "train", 1 - (1 - data.distinct_share()) ** times
-        if view == "validation":
-            split, drawn = view, 1.0
+        split = "validation" if view == "validation" else "train"
         images = len(data.splits[split])
         if not recipe.cache or (recipe.data.views == "fresh" and split == "train"):
             seconds += times * images * whole
@@ -268,9 +265,9 @@ def _frozen_part(
         base = max((level for level in levels if level <= cut), default=-1)
         if base < 0 or (recipe.features == "half" and base < cut):
             share = 0.0  # rounded rows are not climbed from
-        new, again = drawn * (1 - share), drawn * share
-        once = new * whole + again * (cut - base) * block
+        new = 1 - share
+        once = new * whole + share * (cut - base) * block
         seconds += images * (once + (times - new) * cost.loading)
-        rows += images * (new * len(wanted) + again * len(wanted - levels))
+        rows += images * (new * len(wanted) + share * len(wanted - levels))
         cached[view] = levels | wanted, share + new
     return seconds, round(rows * cost.level_bytes)

@@ -6,11 +6,9 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from markupsafe import Markup
-from tqdm.auto import tqdm
 
 from vitseg.data.check import Check
 from vitseg.data.folder import Finding
@@ -26,9 +24,6 @@ SHOWN = 12
 """
 
 PICTURES = 24
-
-MOMENT = 0.5
-"""Seconds that a check may take without a bar."""
 
 
 class DataReport:
@@ -141,9 +136,7 @@ def check(folder: str | Path | Data) -> DataReport:
     """
     if not isinstance(folder, Data):
         folder = Data(source=Folder(path=str(Path(folder).absolute())))
-    # in a notebook, or on a terminal beside the output
-    bar = partial(tqdm, desc="pixels", unit="pair", leave=False, delay=MOMENT, disable=None)
-    return DataReport(Check(folder, bar))
+    return DataReport(Check(folder))
 
 
 def _thumbnail(path: Path) -> str:
