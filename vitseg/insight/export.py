@@ -3,9 +3,8 @@ on.
 """
 
 import logging
-import tempfile
 import warnings
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,11 +31,8 @@ def export_onnx(model: Segmenter, path: str | Path) -> float:
         import onnxruntime
 
         # no remarks on torchvision, which is not used here, and on constants that are not folded
-        with warnings.catch_warnings(action="ignore"), ExitStack() as afterwards:
-            for name in ("torch.onnx", "onnxscript", "onnx_ir"):
-                logger = logging.getLogger(name)
-                afterwards.callback(logger.setLevel, logger.level)
-                logger.setLevel(logging.ERROR)
+        logging.disable(logging.WARNING)
+        with warnings.catch_warnings(action="ignore"):
             program = torch.onnx.export(
                 alone,
                 (torch.zeros(2, 3, *size, dtype=torch.uint8),),
@@ -49,23 +45,24 @@ def export_onnx(model: Segmenter, path: str | Path) -> float:
     except ImportError as error:
         hint = "pip install 'vitseg[onnx]'"
         raise VitsegError(f"export: {error.name} is not installed.", hint) from None
+    finally:
+        logging.disable(logging.NOTSET)
     program.model.metadata_props["classes"] = "\n".join(model.shape.classes)
     program.model.metadata_props["size"] = "{}x{}".format(*size)
+    program.initialize_inference_session(
+        partial(onnxruntime.InferenceSession, providers=["CPUExecutionProvider"])
+    )
     apart, given = 0.0, torch.Generator().manual_seed(0)
-    with written(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        file = Path(folder) / path.name
-        program.save(file)
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        for batch in (1, 3):
-            images = torch.randint(256, (batch, 3, *size), dtype=torch.uint8, generator=given)
-            (found,) = session.run(["logits"], {"images": images.numpy()})
-            with torch.no_grad():
-                apart = max(apart, float((alone(images) - torch.from_numpy(found)).abs().max()))
-        if apart > TOLERANCE:
-            raise WeightsError(
-                f"{path}: the exported logits differ by {apart:.1e}; allowed: {TOLERANCE:.0e}.",
-                "Keep the model as it is: vitseg.load(folder).",
-            )
-        for file in Path(folder).iterdir():  # two where the weights are too large for one
-            file.replace(path.with_name(file.name))
+    for batch in (1, 3):
+        images = torch.randint(256, (batch, 3, *size), dtype=torch.uint8, generator=given)
+        (found,) = program(images)
+        with torch.no_grad():
+            apart = max(apart, float((alone(images) - found).abs().max()))
+    if apart > TOLERANCE:
+        raise WeightsError(
+            f"{path}: the exported logits differ by {apart:.1e}; allowed: {TOLERANCE:.0e}.",
+            "Keep the model as it is: vitseg.load(folder).",
+        )
+    with written(path):
+        program.save(path)
     return apart

@@ -27,10 +27,8 @@ def progress(events: Iterable[Event]) -> Iterator[Event]:
                     bar = tqdm(
                         total=epochs * event.batches or None,
                         desc=f"stage {event.stage}",
-                        unit="batch",
                         file=sys.stdout,
                         leave=False,
-                        mininterval=0.5,
                     )
                 rate = event.lr["decoder"]
                 bar.set_postfix_str(f"loss {event.loss:.3f}, LR {rate:.2e}", refresh=False)
