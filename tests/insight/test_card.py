@@ -35,7 +35,7 @@ def test_the_card_quotes_the_run_and_the_model_still_loads(copy, data):
         assert f"| {value:.3f} |" in text
     assert vitseg.explain(copy.path) in text
     assert "10 train, 2 validation images" in text
-    assert "The images are generated" in text
+    assert "source: generated" in text
     for name, iou in zip(copy.summary["classes"], best["per_class_iou"], strict=True):
         assert re.search(rf"\| {name} \| {'n/a' if iou is None else f'{iou:.3f}'} \|", text)
     assert all(torch.equal(t, before[n]) for n, t in vitseg.load(copy.path).state_dict().items())

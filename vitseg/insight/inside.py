@@ -75,11 +75,10 @@ def feature_map(model: Segmenter, image: Image.Image, level: int) -> Tensor:
     """Features (D, h, w) of the patches of an image at level 0 .. L, normed as the decoder gets
     them.
     """
-    encoder = model.encoder
-    _check("level", level, 0, encoder.depth)
+    _check("level", level, 0, model.encoder.depth)
     tokens = all_levels(model, image)[level]
     with torch.no_grad():
-        return _on_patches(encoder.norm(tokens)[0].T, model, image)
+        return _on_patches(model.encoder.norm(tokens)[0].T, model, image)
 
 
 def pca_colors(maps: Sequence[Tensor]) -> list[Tensor]:
@@ -91,11 +90,12 @@ def pca_colors(maps: Sequence[Tensor]) -> list[Tensor]:
     """
     rows = torch.cat([m.flatten(1).T for m in maps]).double()
     _, directions = torch.linalg.eigh(rows.T.cov())  # rising; not pca_lowrank, which draws
-    found = rows @ directions[:, -3:].flip(1)
-    low, high = found.quantile(found.new_tensor([0.01, 0.99]), 0)
-    colors = ((found - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).float()
-    parts = colors.split([m[0].numel() for m in maps])
-    return [part.unflatten(0, m.shape[1:]) for part, m in zip(parts, maps, strict=True)]
+    directions, colors = directions[:, -3:].flip(1), []
+    low, high = (rows @ directions).quantile(rows.new_tensor([0.01, 0.99]), 0)
+    for features in maps:
+        found = features.movedim(0, -1).double() @ directions - low
+        colors.append((found / (high - low).clamp(min=1e-12)).clamp(0, 1).float())
+    return colors
 
 
 def spread(grid: Tensor, model: Segmenter, image: Image.Image) -> Tensor:

@@ -31,12 +31,12 @@ POINTS = 1000
 
 _HOVER = "%{y:.4~g} (step %{customdata})"
 _STYLE = {
-    "valid loss, parent": (2, theme.PLAN, {"line_width": 4, "line_dash": "dot"}),
-    "valid IoU, parent": (3, theme.PLAN, {"line_width": 4, "line_dash": "dot"}),
+    "valid loss, parent": (2, theme.PLAN, {"line_dash": "dot"}),
+    "valid IoU, parent": (3, theme.PLAN, {"line_dash": "dot"}),
     "LR (planned)": (1, theme.PLAN, {"line_width": 5}),
     "LR": (1, theme.TRAIN, {}),
     "LR, encoder": (1, theme.SECOND, {}),
-    "train loss": (2, theme.TRAIN, {"line_width": 1.2}),
+    "train loss": (2, theme.TRAIN, {}),
     "valid loss": (2, theme.VALID, {}),
     "train IoU": (3, theme.TRAIN, {"line_dash": "dot"}),
     "valid IoU": (3, theme.VALID, {}),
@@ -197,21 +197,21 @@ def checks(
             case RunStarted() if event.parent:
                 said.append(("quiet", inherited_words(event.parent)))
             case StageStarted():
-                words = f"✓ Stage {event.stage}, before its first step. {event.audit}"
-                said.append(("good", words))
+                said.append(
+                    ("good", f"✓ Stage {event.stage}, before its first step. {event.audit}")
+                )
             case BatchEnded():
                 steps += 1
             case StageEnded():
-                words = f"✓ Stage {event.stage}, after its last step. {event.audit}"
-                said.append(("good", words))
+                said.append(("good", f"✓ Stage {event.stage}, after its last step. {event.audit}"))
                 if event.warning:
                     said.append(("bad", f"✗ {event.warning}"))
     if steps:
         words = "steps so far were taken at the promised learning rates."
         said.append(("good", f"✓ LR contract: all {steps:,} {words}"))
     if used:
-        counts = f"epoch {used.epoch} read {used.read:,} views and computed {used.computed:,}"
-        said.append(("quiet", f"Cached features: {counts}. {used.note}"))
+        counts = f"read {used.read:,} views and computed {used.computed:,}"
+        said.append(("quiet", f"Cached features: epoch {used.epoch} {counts}. {used.note}"))
     if failure:
         said.append(("bad", f"✗ Stopped by {failure.kind}: {failure.says}"))
     waiting = "Once a stage begins: what trains, what the optimizer holds, which weights moved."

@@ -30,8 +30,8 @@ def progress(events: Iterable[Event]) -> Iterator[Event]:
                         file=sys.stdout,
                         leave=False,
                     )
-                rate = event.lr["decoder"]
-                bar.set_postfix_str(f"loss {event.loss:.3f}, LR {rate:.2e}", refresh=False)
+                words = f"loss {event.loss:.3f}, LR {event.lr['decoder']:.2e}"
+                bar.set_postfix_str(words, refresh=False)
                 bar.update()
             case StageEnded():
                 bar.close()

@@ -107,8 +107,8 @@ class Curves:
                 recipe = parse(json.dumps(event.recipe))
                 self.promise(recipe, event.batches_per_epoch)
             case StageStarted():
-                if event.epoch:  # a gap, for the start weights' score begins a new piece
-                    self._validation(event, dict.fromkeys(event.validation))
+                # a gap, for the start weights' score begins a new piece
+                self._validation(event, dict.fromkeys(event.validation))
                 self._validation(event, event.validation)
             case BatchEnded(step=step):
                 epoch, base = event.epoch - 1 + event.batch / event.batches, event.lr["decoder"]

@@ -110,12 +110,12 @@ class DataReport:
         return section
 
     def _page(self) -> str:
-        """With a picture of each file that something was said of, of a mask its image, and of some
-        of the others.
+        """With a picture of each file that the first findings are about, of a mask its image, and
+        of some of the others.
         """
         c, flagged, others = self.check, {}, []
-        for found in self._findings:
-            if len(flagged) < PICTURES and found.path.is_file() and found.path not in flagged:
+        for found in self._findings[:PICTURES]:
+            if found.path.is_file():
                 picture = _thumbnail(c.image_of.get(found.path, found.path))
                 flagged[found.path] = self._short(found), picture
         for name in list(c.whole)[:: len(c.whole) // PICTURES + 1] if c.map else ():

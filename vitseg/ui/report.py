@@ -21,8 +21,7 @@ def report(folder: str | Path, shown: int = 6) -> Path:
     run.check_split(data.splits)
     sheet = pictures.predictions(load_segmenter(run.best), data, data.splits["validation"][:shown])
     curves = charts.curves(events).to_html(full_html=False, config=theme.CONFIG)
-    encoder = summary["encoder"]
-    weights = f"Encoder weights: sha256 {encoder['sha256']}; licence: {encoder['licence']}."
+    weights = "Encoder weights: sha256 {sha256}; licence: {licence}.".format(**summary["encoder"])
     page = markup.page(
         (summary["name"], line(events[0]), weights, table.results(summary)),
         ("Curves", Markup(curves)),

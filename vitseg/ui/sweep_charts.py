@@ -36,7 +36,6 @@ def figure(grid: Grid, results: Mapping[str, Result], curves: Mapping[str, Curve
             "range": [-0.4, rows - 0.1],
             "dtick": 1,
             "ticklabelposition": "inside top",
-            "ticklabelshift": -8,
             "tickfont_color": theme.TEXT,  # else dark, and struck through
             "showgrid": False,
         },
@@ -96,8 +95,8 @@ def _gains(findings: Findings) -> go.Scatter:
         x=[known and known.mean for _, known in rows],
         y=["<br>".join(map(theme.literal, wrap(name, 32))) for name, _ in rows],
         mode="markers",
-        marker={"color": theme.TRAIN, "size": 9},
-        error_x={"array": [known and known.half for _, known in rows], "thickness": 1.6},
+        marker_color=theme.TRAIN,
+        error_x_array=[known and known.half for _, known in rows],
         hovertemplate="%{x:+.4f}<extra></extra>",
         showlegend=False,
     )

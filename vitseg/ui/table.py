@@ -171,5 +171,4 @@ def kept(groups: Sequence[Any], limit: int) -> Table:
         rows.append((g.of, level, canvas, f"{g.rows:,}", f"{g.bytes / 1e9:.2f}", used))
     total = sum(g.bytes for g in groups)
     caption = f"{total / 1e9:.2f} GB kept, of at most {limit / 1e9:g} GB ($VITSEG_CACHE_GB)"
-    heads = ("encoder", "level", "canvas", "views", "GB", "last used (UTC)")
-    return Table(heads, rows, caption)
+    return Table(("encoder", "level", "canvas", "views", "GB", "last used (UTC)"), rows, caption)
