@@ -32,12 +32,12 @@ def test_the_card_quotes_the_run_and_the_model_still_loads(copy, data):
     reading = read(vitseg.load(copy.path), data)
     low, high = reading.interval()
     for value in (best["iou"], low, high, best["f1"], reading.calibration.error()):
-        assert f"| {round(value, 3)} |" in text
+        assert f"| {value:.3f} |" in text
     assert vitseg.explain(copy.path) in text
     assert "10 train, 2 validation images" in text
-    assert "The images are generated" in text
+    assert "source: generated" in text
     for name, iou in zip(copy.summary["classes"], best["per_class_iou"], strict=True):
-        assert re.search(rf"\| {name} \| {'n/a' if iou is None else round(iou, 3)} \|", text)
+        assert re.search(rf"\| {name} \| {'n/a' if iou is None else f'{iou:.3f}'} \|", text)
     assert all(torch.equal(t, before[n]) for n, t in vitseg.load(copy.path).state_dict().items())
     assert [*vitseg.replay(copy.path)]
 

@@ -249,7 +249,7 @@ def test_a_test_split_is_scored_once_at_the_end(tiny_recipe, tmp_path):
 def test_the_report_opens_offline_and_names_what_it_shows(tiny_recipe, tmp_path):
     list(vitseg.train(tiny_recipe, tmp_path / "run"))
     page = vitseg.report(tmp_path / "run").read_text(encoding="utf-8")
-    assert "Generated images" in page
+    assert "on generated images" in page
     assert 'src="http' not in page.replace("data:image", "")
     assert "cdn.plot.ly" not in page.split("plotly.js v")[0]
     for name in ("LR (planned)", "train loss", "valid loss", "train IoU", "valid IoU", "valid F1"):

@@ -7,8 +7,7 @@ import pytest
 
 import vitseg
 from vitseg.events import BatchEnded, EpochEnded, StageStarted
-from vitseg.ui import charts, table
-from vitseg.ui.theme import heat
+from vitseg.ui import charts, table, theme
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +75,6 @@ def test_an_earlier_run_lies_beneath_and_is_named(run):
     np.testing.assert_array_equal(
         beneath["valid IoU, parent"].y, whole[: len(beneath["valid IoU, parent"].y)]
     )
-    legends = {trace.legend for trace in figure.data if trace.xaxis == "x2"}
-    assert legends == {beneath["valid loss, parent"].legend}
     assert not any(name.endswith(", parent") for name in traces(charts.curves(events)))
 
 
@@ -146,7 +143,9 @@ def test_the_class_map_has_every_epoch_and_an_absent_class_is_n_a(run):
             assert cell == ("n/a" if iou is None else f"{100 * iou:.0f}")
             if iou is not None:
                 assert cell.attributes["title"] == f"{name}, epoch {event.epoch}: {iou:.3f}"
-                assert cell.attributes["style"] == "background:{};color:{}".format(*heat(iou))
+                assert cell.attributes["style"] == (
+                    f"background:color-mix(in srgb, {theme.TRAIN} {iou:.0%}, transparent)"
+                )
     some = [int(epoch) for epoch in charts.class_map(events, most=2).columns[1:]]
     assert some == [e.epoch for e in ended][-1 - 2 * (len(some) - 1) :: 2] and len(some) == 2
     assert "After the first epoch" in str(charts.class_map([]))

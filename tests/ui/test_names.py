@@ -99,7 +99,7 @@ def test_in_the_panels_of_views_and_of_confusions(recipe, run):
     assert not Tags(shown(views)).foreign
     model = vitseg.load(run.path)
     panel = vitseg.show_confusions(read(model, data, "train"), model, data)
-    truth, prediction = panel.children[3].children
+    _, truth, prediction, _ = panel.children[-1].children
     truth.index, prediction.index = 1, 1
     assert is_text(shown(panel))
 

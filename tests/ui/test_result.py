@@ -41,15 +41,15 @@ def test_tables_say_the_three_means_and_a_row_for_each_class(trained):
     card = result.score_card(reading, 2)
     means = reading.means(2)
     numbers = dict(card.rows)
-    assert {str(round(mean, 3)) for mean in means.values()} <= set(numbers.values())
+    assert {f"{mean:.3f}" for mean in means.values()} <= set(numbers.values())
     assert [row[1] for row in result.class_scores(reading).rows] == list(reading.classes)
 
 
 def test_a_click_on_a_cell_shows_the_images_where_it_happened(trained):
     _, model, data, reading = trained
     panel = gallery.show_confusions(reading, model, data)
-    _, figure, _, boxes, shown = panel.children
-    truth, prediction = boxes.children
+    figure, _, choice = panel.children
+    _, truth, prediction, shown = choice.children
     for t in range(len(reading.classes)):
         for p in range(len(reading.classes)):
             truth.index, prediction.index = t, p

@@ -718,7 +718,7 @@ def test_choosing_a_stage_to_look_at_does_not_throw_the_shown_run_away(wb):
     control(wb, "Stage").value = 2
     np.testing.assert_array_equal(shown(wb)["train loss"].y, losses)
     assert heading(wb).startswith(f"Run {wb.folder.name}.") and "●" in wb.freeze_map.value
-    assert "<tr class='edited'><td>2 Last" in wb.stage_table.value
+    assert "<td>▸ 2 Last" in wb.stage_table.value
     control(wb, "Freeze depth").value = 3
     assert len(shown(wb)["train loss"].y) == 0 and "●</td>" not in wb.freeze_map.value
 
@@ -880,7 +880,7 @@ def test_more_memory_than_is_free_is_said_before_start(wb, capsys, monkeypatch):
     monkeypatch.setattr(Machine, "free_memory", lambda machine: 1_000_000)
     wb.draw()
     assert re.search(
-        r"<p class=bad>Stage 3 will need about \d+ MB of memory, but only 1 MB is free on cpu\.",
+        r"<p class=bad>Stage 3 will need about [\d.]+ MB of memory, but only 1.0 MB is free on cpu",
         wb.notes.value,
     )
     wb.finish()

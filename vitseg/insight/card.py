@@ -47,12 +47,6 @@ def _card(run: RunFolder, reading: Reading) -> str:
     images = ", ".join(f"{n:,} {split}" for split, n in summary["images"].items() if n)
     encoder = "\n".join(f"- {key}: {value}" for key, value in summary["encoder"].items())
     height, width = run.recipe.data.size
-    generated = ""
-    if summary["data"] == "generated":
-        generated = (
-            " The images are generated: the figures compare settings and say nothing about real "
-            "ones."
-        )
     return f"""\
 ---
 library_name: vitseg
@@ -85,7 +79,7 @@ it.
 
 ## What it was trained on
 
-{images} images; masks: {summary["masks"]}. Canvas {height} x {width}.{generated}
+{images} images, source: {summary["data"]}; masks: {summary["masks"]}. Canvas {height} x {width}.
 
 ## How
 
@@ -105,6 +99,7 @@ it.
   chose nothing says more.
 - The interval is over images. It knows nothing of what another seed would have given: an ablation
   over seeds does.
+- Generated images compare settings; their scores say nothing about real ones.
 - It is no medical device, and was examined for no use in which an error does harm.
 
 ## Where the weights come from

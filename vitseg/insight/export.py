@@ -5,7 +5,8 @@ on.
 import logging
 import tempfile
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -31,12 +32,7 @@ def export_onnx(model: Segmenter, path: str | Path) -> float:
     try:
         import onnxruntime
 
-        # no remarks on torchvision, which is not used here, and on constants that are not folded
-        with warnings.catch_warnings(action="ignore"), ExitStack() as afterwards:
-            for name in ("torch.onnx", "onnxscript", "onnx_ir"):
-                logger = logging.getLogger(name)
-                afterwards.callback(logger.setLevel, logger.level)
-                logger.setLevel(logging.ERROR)
+        with _quietly():
             program = torch.onnx.export(
                 alone,
                 (torch.zeros(2, 3, *size, dtype=torch.uint8),),
@@ -49,8 +45,8 @@ def export_onnx(model: Segmenter, path: str | Path) -> float:
     except ImportError as error:
         hint = "pip install 'vitseg[onnx]'"
         raise VitsegError(f"export: {error.name} is not installed.", hint) from None
-    program.model.metadata_props["classes"] = "\n".join(model.shape.classes)
-    program.model.metadata_props["size"] = "{}x{}".format(*size)
+    about = {"classes": "\n".join(model.shape.classes), "size": "{}x{}".format(*size)}
+    program.model.metadata_props.update(about)
     apart, given = 0.0, torch.Generator().manual_seed(0)
     with written(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         file = Path(folder) / path.name
@@ -69,3 +65,16 @@ def export_onnx(model: Segmenter, path: str | Path) -> float:
         for file in Path(folder).iterdir():  # two where the weights are too large for one
             file.replace(path.with_name(file.name))
     return apart
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Silences the exporter's remarks on torchvision, which is not used here, and on constants that
+    it does not fold.
+    """
+    with warnings.catch_warnings(action="ignore"), ExitStack() as afterwards:
+        for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+            logger = logging.getLogger(name)
+            afterwards.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        yield

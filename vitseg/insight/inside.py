@@ -13,17 +13,16 @@ from torch.nn.utils import parameters_to_vector
 
 from vitseg.errors import ConfigError
 from vitseg.images import fitted_size
-from vitseg.model.encoder import Encoder, Levels
+from vitseg.model.encoder import Levels
 from vitseg.model.freeze import DECODER, model_parts
 from vitseg.model.segmenter import (
     Segmenter,
+    build_segmenter,
     in_eval_mode,
     likeliest,
     load_parts,
-    load_segmenter,
     restored,
 )
-from vitseg.model.weights import load_vit
 from vitseg.runs.folder import RunFolder
 from vitseg.training.weights import load_weights
 
@@ -31,10 +30,9 @@ from vitseg.training.weights import load_weights
 def all_levels(model: Segmenter, image: Image.Image) -> Levels:
     """The tokens (1, N, D) of an image at every level, 0 .. L."""
     encoder, padded = model.encoder, model.padded(model.shape.size)
-    every = set(range(encoder.depth + 1))
     with in_eval_mode(model):
         tokens = encoder.embed(model.normalise(model.canvas(image)))
-        return encoder.run(tokens, 0, encoder.depth, every, padded)
+        return encoder.run(tokens, 0, encoder.depth, set(range(encoder.depth + 1)), padded)
 
 
 def attention(model: Segmenter, image: Image.Image, block: int) -> Tensor:
@@ -43,7 +41,7 @@ def attention(model: Segmenter, image: Image.Image, block: int) -> Tensor:
     _check("block", block, 1, encoder.depth)
     below = all_levels(model, image)[block - 1]
     table = encoder.attention(below, block, model.padded(model.shape.size))  # (1, heads, N, N)
-    return _on_patches(table[0, :, 0, encoder.prefix_tokens :], model, image)
+    return _on_patches(table[0, :, 0], model, image)
 
 
 def grad_cam(model: Segmenter, image: Image.Image, class_id: int, level: int) -> Tensor:
@@ -68,8 +66,8 @@ def grad_cam(model: Segmenter, image: Image.Image, class_id: int, level: int) ->
     tokens = levels[level]
     with in_eval_mode(model):
         gradient = torch.func.grad(class_logits)(tokens)
-    patches, slopes = torch.cat([tokens, gradient])[:, model.encoder.prefix_tokens :]  # (h * w, D)
-    cam = _on_patches((patches @ slopes.mean(0)).relu(), model, image)
+    weights = gradient[0, model.encoder.prefix_tokens :].mean(0)  # (D,)
+    cam = _on_patches((tokens[0] @ weights).relu(), model, image)
     return cam / cam.max().clamp(min=1e-12)
 
 
@@ -77,12 +75,10 @@ def feature_map(model: Segmenter, image: Image.Image, level: int) -> Tensor:
     """Features (D, h, w) of the patches of an image at level 0 .. L, normed as the decoder gets
     them.
     """
-    encoder = model.encoder
-    _check("level", level, 0, encoder.depth)
+    _check("level", level, 0, model.encoder.depth)
     tokens = all_levels(model, image)[level]
     with torch.no_grad():
-        patches = encoder.norm(tokens)[0, encoder.prefix_tokens :]
-    return _on_patches(patches.T, model, image)
+        return _on_patches(model.encoder.norm(tokens)[0].T, model, image)
 
 
 def pca_colors(maps: Sequence[Tensor]) -> list[Tensor]:
@@ -94,12 +90,12 @@ def pca_colors(maps: Sequence[Tensor]) -> list[Tensor]:
     """
     rows = torch.cat([m.flatten(1).T for m in maps]).double()
     _, directions = torch.linalg.eigh(rows.T.cov())  # rising; not pca_lowrank, which draws
-    directions = directions[:, -3:].flip(1)
-    found = rows @ (directions * directions.sum(0).sign())  # else the sign is free
-    low, high = found.quantile(found.new_tensor([0.01, 0.99]), 0)
-    colors = ((found - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).float()
-    parts = colors.split([m[0].numel() for m in maps])
-    return [part.unflatten(0, m.shape[1:]) for part, m in zip(parts, maps, strict=True)]
+    directions, colors = directions[:, -3:].flip(1), []
+    low, high = (rows @ directions).quantile(rows.new_tensor([0.01, 0.99]), 0)
+    for features in maps:
+        found = features.movedim(0, -1).double() @ directions - low
+        colors.append((found / (high - low).clamp(min=1e-12)).clamp(0, 1).float())
+    return colors
 
 
 def spread(grid: Tensor, model: Segmenter, image: Image.Image) -> Tensor:
@@ -122,30 +118,29 @@ def drift(folder: str | Path) -> dict[int, dict[str, float]]:
     0 is exactly unmoved. Of the weights that the stage hands on as its best.
     """
     run = RunFolder(folder)
-    model = load_segmenter(run.best)
-    model.encoder = Encoder(load_vit(run.recipe.model.encoder).vit)
+    cfg = run.recipe
+    model = build_segmenter(cfg.model, run.summary["classes"], cfg.data.size, cfg.seed)
     parts = model_parts(model)
     del parts[DECODER]
-    before = {name: parameters_to_vector(part.parameters) for name, part in parts.items()}
+    before = {name: parameters_to_vector(p.parameters).double() for name, p in parts.items()}
     found: dict[int, dict[str, float]] = {}
     for stage in run.ended_stages():
         load_weights(model, load_parts(run.stage(stage) / "best"))
         found[stage] = {}
         for name, part in parts.items():
-            start = before[name].double()
-            moved = parameters_to_vector(part.parameters) - start
-            found[stage][name] = float(moved.norm() / start.norm())
+            moved = parameters_to_vector(part.parameters) - before[name]
+            found[stage][name] = float(moved.norm() / before[name].norm())
     return found
 
 
 def _on_patches(values: Tensor, model: Segmenter, image: Image.Image) -> Tensor:
-    """Of values (..., h * w) of the canvas's patches, those that the image reaches, as a map on the
-    CPU.
+    """Of values (..., N) of the canvas's tokens, those of the patches that the image reaches, as a
+    map (..., h, w) on the CPU.
     """
     patch = model.encoder.patch
     height, width = model.padded(fitted_size(image.size[::-1], model.shape.size))
     columns = model.padded(model.shape.size)[1] // patch
-    grid = values.unflatten(-1, (-1, columns))
+    grid = values[..., model.encoder.prefix_tokens :].unflatten(-1, (-1, columns))
     return grid[..., : height // patch, : width // patch].cpu()
 
 

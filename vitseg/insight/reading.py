@@ -125,7 +125,7 @@ def binned(confidence: Tensor, predicted: Tensor, truth: Tensor) -> Tensor:
     return torch.zeros(3, BINS, dtype=torch.float64).index_add_(1, place, rows)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Reading:
     """A model on a split. `matrices` (N, C, C) int64 are pixel counts by image, truth by row,
     ignored pixels left out; `things` and `borders` have the columns THINGS and BORDERS.
@@ -216,15 +216,11 @@ class Reading:
         }
         return pd.DataFrame(numbers.items(), columns=["score", "value"])
 
-    def ranked(self) -> list[str]:
-        """Names of the images that can be scored, from the worst to the best."""
-        return self.iou_by_image().dropna().sort_values(kind="stable").index.tolist()
-
     def examples(self, each: int = 2) -> dict[str, list[str]]:
         """Names of the `each` best images, those around the median, and the worst; of three images
         or more none twice.
         """
-        ranked = self.ranked()
+        ranked = self.iou_by_image().dropna().sort_values(kind="stable").index.tolist()
         each = min(each, len(ranked) // 3) or 1
         middle = (len(ranked) - each) // 2
         return {
@@ -248,8 +244,7 @@ class Reading:
         nan where a class does not occur.
         """
         axes = {"truth": 1, "prediction": 0}
-        if of not in axes:
-            raise ConfigError("of", of, "'truth' or 'prediction'")
+        refuse_unknown("of", [of], axes)
         counts = self.matrix.double()
         return counts / counts.sum(axes[of], keepdim=True)
 
@@ -261,8 +256,9 @@ class Reading:
 
 
 def in_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """The heads of its columns and its rows, for people."""
-    text = table.round(3).astype(object).fillna("n/a").map(str)
+    """The heads of its columns and its rows, for people: of a score three digits."""
+    text = table.astype(object).fillna("n/a")
+    text = text.map(lambda value: f"{value:.3f}" if isinstance(value, float) else str(value))
     return list(text), text.to_numpy().tolist()
 
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 import plotly.graph_objects as go
+from markupsafe import Markup
 
 from vitseg.errors import ConfigError
 from vitseg.events import EpochEnded, Event, Polled, RunStarted, TrialStarted
@@ -215,17 +215,17 @@ class Ablation(TrialsScreen):
 
     def report(self) -> Path:
         """Write `report.html` into the sweep's folder: it opens without a network."""
-        charts = self.show().to_html(full_html=False, config=theme.CONFIG)
-        recipe = escape(self.grid.recipe.model_dump_json(indent=2))
-        body = (
-            f"{markup.lines(self.notes())}{markup.html(self.table)}{charts}"
-            f"<h2>Plan</h2>{markup.html(self.planned())}<h2>Recipe</h2><pre>{recipe}</pre>"
+        path, charts = self.sweep.path, self.show().to_html(full_html=False, config=theme.CONFIG)
+        page = markup.page(
+            (path.name, markup.lines(self.notes()), self.table, Markup(charts)),
+            ("Plan", self.planned()),
+            ("Recipe", markup.verbatim(self.grid.recipe.model_dump_json(indent=2))),
         )
-        path = self.sweep.path / "report.html"
-        path.write_text(markup.page(self.sweep.path.name, body), encoding="utf-8")
+        path /= "report.html"
+        path.write_text(page, encoding="utf-8")
         return path
 
     def notes(self) -> list[markup.Line]:
         """What was found, what was left out, where it all is."""
-        left_out = [("quiet", "", note) for note in self.grid.notes]
-        return [("said", "", self.sentence), *left_out, *super().notes()]
+        left_out = [("quiet", note) for note in self.grid.notes]
+        return [("said", self.sentence), *left_out, *super().notes()]

@@ -31,14 +31,14 @@ POINTS = 1000
 
 _HOVER = "%{y:.4~g} (step %{customdata})"
 _STYLE = {
-    "valid loss, parent": (2, theme.PLAN, {"width": 4, "dash": "dot"}),
-    "valid IoU, parent": (3, theme.PLAN, {"width": 4, "dash": "dot"}),
-    "LR (planned)": (1, theme.PLAN, {"width": 5}),
+    "valid loss, parent": (2, theme.PLAN, {"line_dash": "dot"}),
+    "valid IoU, parent": (3, theme.PLAN, {"line_dash": "dot"}),
+    "LR (planned)": (1, theme.PLAN, {"line_width": 5}),
     "LR": (1, theme.TRAIN, {}),
     "LR, encoder": (1, theme.SECOND, {}),
-    "train loss": (2, theme.TRAIN, {"width": 1.2}),
+    "train loss": (2, theme.TRAIN, {}),
     "valid loss": (2, theme.VALID, {}),
-    "train IoU": (3, theme.TRAIN, {"dash": "dot"}),
+    "train IoU": (3, theme.TRAIN, {"line_dash": "dot"}),
     "valid IoU": (3, theme.VALID, {}),
     "valid F1": (3, theme.SECOND, {}),
 }
@@ -63,26 +63,28 @@ def curves_figure(
     beneath = beneath or Curves()
     figure = make_subplots(rows=1, cols=3, shared_xaxes="all", horizontal_spacing=0.07)
     for name, (column, color, line) in _STYLE.items():
-        data = points_of(name, curves, beneath).trace(most)
-        line, legend = {"color": color} | line, f"legend{column + 1}"
-        trace = go.Scatter(data, name=name, line=line, legend=legend, hovertemplate=_HOVER)
-        figure.add_trace(trace, row=1, col=column)
+        figure.add_scatter(
+            name=name,
+            line_color=color,
+            hovertemplate=_HOVER,
+            row=1,
+            col=column,
+            **points_of(name, curves, beneath).trace(most),
+            **line,
+        )
     figure.update_traces(line_shape="vh", col=1)
-    for column, axis in enumerate(figure.select_xaxes(), start=2):
-        place = {"x": axis.domain[0], "y": 1.06, "yanchor": "bottom", "font_size": 12}
-        figure.update_layout({f"legend{column}": place})
     figure.update_xaxes(title_text="epoch")
     for band in curves.bands:
         _add_band(figure, band, f"<b>{band.stage}</b>")
     return figure.update_layout(
         template=theme.TEMPLATE,
-        yaxis_type="log",
-        yaxis2_rangemode="tozero",
-        yaxis3_range=[0, 1],
+        legend={"orientation": "h", "y": 1.1, "yanchor": "bottom"},
+        yaxis={"title_text": "learning rate", "type": "log"},
+        yaxis2={"title_text": "loss", "rangemode": "tozero"},
+        yaxis3={"title_text": "IoU, F1", "range": [0, 1]},
         height=380,
-        margin={"l": 52, "r": 12, "t": 104},
+        margin={"t": 104},
         hovermode="x",
-        uirevision="stay",
     )
 
 
@@ -102,7 +104,9 @@ def _add_band(figure: go.Figure, band: Band, text: str) -> None:
         opacity=0.09,
         line_width=0,
         layer="below",
-        annotation={"text": text, "hovertext": theme.literal(band.name), "font_color": color},
+        annotation_text=text,
+        annotation_hovertext=theme.literal(band.name),
+        annotation_font_color=color,
         annotation_position="outside top",
     )
 
@@ -116,13 +120,17 @@ def planned_lr(recipe: Recipe, batches_per_epoch: int) -> go.Figure:
     for stage, band in zip(recipe.stages, planned.bands, strict=True):
         text = f"{band.stage} {theme.literal(stage.name)}<br>{plan.describe(stage)}"
         _add_band(figure, band, text)
-    axes = {"xaxis_title": "epoch", "yaxis_title": "learning rate", "yaxis_type": "log"}
-    return figure.update_layout(template=theme.TEMPLATE, height=380, **axes)
+    return figure.update_layout(
+        template=theme.TEMPLATE,
+        height=380,
+        xaxis_title="epoch",
+        yaxis_title="learning rate",
+        yaxis_type="log",
+    )
 
 
-def freeze_map(rows: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], edited: int = 0) -> Table:
-    """Which parts train: a row for each (label, parts), a cell for each part. `edited` is the row
-    that stands out.
+def freeze_map(rows: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> Table:
+    """Which parts train: a row for each (label, parts), a cell for each part.
 
     A part has `name`, `block`, `trains` and `parameters`; once its stage runs, `in_optimizer`, how many of
     them the optimizer holds; and `broken` where a detector found it otherwise than promised.
@@ -133,20 +141,20 @@ def freeze_map(rows: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], edited: 
         "stage began, ✗ otherwise than promised"
     )
     cells = [(label, *map(_part, parts)) for label, parts in rows]
-    return Table(("", *names), cells, caption, "cells", edited)
+    return Table(("", *names), cells, caption)
 
 
 def _part(part: Mapping[str, Any]) -> Cell:
-    kind, mark, colors = "frozen", "·", theme.FROZEN
+    kind, mark, color = "frozen", "·", theme.FROZEN
     if part["trains"]:
-        kind, mark, colors = "trains", "○", theme.TRAINED
+        kind, mark, color = "trains", "○", theme.TRAINED
     words = f"{part['name']}: {kind}, {part['parameters']:,} parameters"
     if "in_optimizer" in part:
         words += f", {part['in_optimizer']:,} in the optimizer"
         mark = "●" if part["in_optimizer"] else mark
     if part.get("broken"):
-        mark, colors, words = "✗", theme.BROKEN, f"{words}. Promised, but not so: see Checks"
-    return Cell(mark, words, *colors)
+        mark, color, words = "✗", theme.BROKEN, f"{words}. Promised, but not so: see Checks"
+    return Cell(mark, words, color)
 
 
 def freeze_map_of(events: Iterable[Event]) -> Table:
@@ -156,29 +164,25 @@ def freeze_map_of(events: Iterable[Event]) -> Table:
     )
 
 
-def class_map(events: Iterable[Event], most: int = 1000) -> Table:
+def class_map(events: Sequence[Event], most: int = 1000) -> Table:
     """Validation IoU of every class over epochs. Of more than `most` epochs, evenly many are
     shown, the last among them.
     """
-    rows, ended = [], []
-    for event in events:
-        if isinstance(event, RunStarted):
-            rows = [[name] for name in event.classes]
-        elif isinstance(event, EpochEnded):
-            ended.append(event)
+    ended = [event for event in events if isinstance(event, EpochEnded)]
     if not ended:
         return Table((), (), "After the first epoch: the IoU of every class, epoch by epoch.")
-    apart = -(-len(ended) // most)
+    rows, apart = [[name] for name in events[0].classes], -(-len(ended) // most)
     ended = ended[::-apart][::-1]
     for event in ended:
         for row, iou in zip(rows, event.validation["per_class_iou"], strict=True):
             cell = "n/a"
             if iou is not None:
                 words = f"{row[0]}, epoch {event.epoch}: {iou:.3f}"
-                cell = Cell(f"{100 * iou:.0f}", words, *theme.heat(iou))
+                color = f"color-mix(in srgb, {theme.TRAIN} {iou:.0%}, transparent)"
+                cell = Cell(f"{100 * iou:.0f}", words, color)
             row.append(cell)
     caption = "Validation IoU in hundredths, images at their own size. n/a: absent from the truth."
-    return Table(("epoch", *(str(event.epoch) for event in ended)), rows, caption, "cells")
+    return Table(("epoch", *(str(event.epoch) for event in ended)), rows, caption)
 
 
 def checks(
@@ -191,22 +195,24 @@ def checks(
     for event in events:
         match event:
             case RunStarted() if event.parent:
-                said.append(("quiet", "", inherited_words(event.parent)))
+                said.append(("quiet", inherited_words(event.parent)))
             case StageStarted():
-                said.append(("good", f"✓ Stage {event.stage}, before its first step.", event.audit))
+                said.append(
+                    ("good", f"✓ Stage {event.stage}, before its first step. {event.audit}")
+                )
             case BatchEnded():
                 steps += 1
             case StageEnded():
-                said.append(("good", f"✓ Stage {event.stage}, after its last step.", event.audit))
+                said.append(("good", f"✓ Stage {event.stage}, after its last step. {event.audit}"))
                 if event.warning:
-                    said.append(("bad", "", f"✗ {event.warning}"))
+                    said.append(("bad", f"✗ {event.warning}"))
     if steps:
-        words = f"all {steps:,} steps so far were taken at the promised learning rates."
-        said.append(("good", "✓ LR contract:", words))
+        words = "steps so far were taken at the promised learning rates."
+        said.append(("good", f"✓ LR contract: all {steps:,} {words}"))
     if used:
-        counts = f"epoch {used.epoch} read {used.read:,} views and computed {used.computed:,}"
-        said.append(("quiet", "", f"Cached features: {counts}. {used.note}"))
+        counts = f"read {used.read:,} views and computed {used.computed:,}"
+        said.append(("quiet", f"Cached features: epoch {used.epoch} {counts}. {used.note}"))
     if failure:
-        said.append(("bad", f"✗ Stopped by {failure.kind}:", failure.says))
+        said.append(("bad", f"✗ Stopped by {failure.kind}: {failure.says}"))
     waiting = "Once a stage begins: what trains, what the optimizer holds, which weights moved."
-    return lines(said or [("quiet", "", waiting)])
+    return lines(said or [("quiet", waiting)])

@@ -27,13 +27,11 @@ def progress(events: Iterable[Event]) -> Iterator[Event]:
                     bar = tqdm(
                         total=epochs * event.batches or None,
                         desc=f"stage {event.stage}",
-                        unit="batch",
                         file=sys.stdout,
                         leave=False,
-                        mininterval=0.5,
                     )
-                rate = event.lr["decoder"]
-                bar.set_postfix_str(f"loss {event.loss:.3f}, LR {rate:.2e}", refresh=False)
+                words = f"loss {event.loss:.3f}, LR {event.lr['decoder']:.2e}"
+                bar.set_postfix_str(words, refresh=False)
                 bar.update()
             case StageEnded():
                 bar.close()

@@ -4,7 +4,6 @@ below it; and what they come to: a recipe, where training starts, and what is wr
 
 from collections.abc import Callable
 from contextlib import suppress
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +223,7 @@ class Controls:
         self.problem = " ".join(self.problems.values())
         for label, place in self.says.items():
             problem = self.problems.get(label)
-            place.value = _BESIDE.format(escape(problem)) if problem else ""
+            place.value = _BESIDE.format(problem) if problem else ""
 
     def _check_start(self) -> None:
         start, done, last = self.start, self.start.stage, len(self.chosen().stages)

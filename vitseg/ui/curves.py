@@ -46,7 +46,7 @@ class Points:
         precision, and of more points every bucket's lowest and highest: no spike is lost.
         """
         columns = np.frombuffer(self._flat[:]).reshape(-1, 3).T
-        if most and len(columns[0]) > most:
+        if most and len(self) > most:
             columns = columns[:, _extremes(columns[1], most // 2)]
         if most:
             columns = columns.astype(np.float32)
@@ -54,13 +54,13 @@ class Points:
 
 
 def _extremes(y: np.ndarray, buckets: int) -> np.ndarray:
-    """Places of the first lowest and first highest value of each bucket, in order."""
+    """Places of the first lowest and first highest value of each bucket, in order; a gap counts as
+    0, so that it stays one.
+    """
     width = -(-len(y) // buckets)
-    rows = np.pad(y, (0, -len(y) % width), constant_values=np.nan).reshape(-1, width)
-    starts = np.arange(0, len(y), width)
-    low = starts + np.nan_to_num(rows, nan=np.inf).argmin(1)
-    high = starts + np.nan_to_num(rows, nan=-np.inf).argmax(1)
-    return np.unique([*low, *high, len(y) - 1])
+    rows = np.pad(np.nan_to_num(y), (0, -len(y) % width), "edge").reshape(-1, width)
+    places = np.arange(0, len(y), width) + np.stack([rows.argmin(1), rows.argmax(1)])
+    return np.unique(np.append(places, len(y) - 1))
 
 
 class Band(NamedTuple):
@@ -107,27 +107,24 @@ class Curves:
                 recipe = parse(json.dumps(event.recipe))
                 self.promise(recipe, event.batches_per_epoch)
             case StageStarted():
-                if event.epoch:  # a gap, for the start weights' score begins a new piece
-                    self._validation(event, dict.fromkeys(event.validation))
+                # a gap, for the start weights' score begins a new piece
+                self._validation(event, dict.fromkeys(event.validation))
                 self._validation(event, event.validation)
-            case BatchEnded():
-                self._batch(event)
+            case BatchEnded(step=step):
+                epoch, base = event.epoch - 1 + event.batch / event.batches, event.lr["decoder"]
+                encoder = base
+                for group, lr in event.lr.items():
+                    if not group.startswith("decoder"):
+                        encoder = lr
+                self.points["LR"].add(epoch, base, step)
+                self.points["LR, encoder"].add(epoch, encoder if encoder != base else None, step)
+                self.points["train loss"].add(epoch, event.loss, step)
             case EpochEnded():
                 self.points["train IoU"].add(event.epoch, event.train["iou"], event.step)
                 self._validation(event, event.validation)
             case StageEnded():
                 self._took[event.stage] = event.epochs
                 self.promise(*self._promised)
-
-    def _batch(self, event: BatchEnded) -> None:
-        epoch, base = event.epoch - 1 + event.batch / event.batches, event.lr["decoder"]
-        encoder = base
-        for group, lr in event.lr.items():
-            if not group.startswith("decoder"):
-                encoder = lr
-        self.points["LR"].add(epoch, base, event.step)
-        self.points["LR, encoder"].add(epoch, encoder if encoder != base else None, event.step)
-        self.points["train loss"].add(epoch, event.loss, event.step)
 
     def _validation(self, event: StageStarted | EpochEnded, scores: dict) -> None:
         for name, key in (("valid loss", "loss"), ("valid IoU", "iou"), ("valid F1", "f1")):

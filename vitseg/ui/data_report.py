@@ -4,11 +4,9 @@ pictures.
 
 import json
 import os
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
 from pathlib import Path
-
-from markupsafe import Markup
+from typing import Any
 
 from vitseg.data.check import Check
 from vitseg.data.folder import Finding
@@ -36,25 +34,26 @@ class DataReport:
         self._findings = [*check.problems, *check.warnings, *check.notes]
 
     def __str__(self) -> str:
-        return "\n\n".join([*self._said(SHOWN), *map(str, self._tables())])
+        return "\n\n".join(map(str, self._section(SHOWN)))
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return markup.STYLE + markup.html(self._body(SHOWN))
+        return markup.STYLE + markup.html(
+            markup.render("sections", sections=[self._section(SHOWN)])
+        )
 
     def to_json(self) -> str:
-        c, said = self.check, {"problems": [], "warnings": [], "notes": []}
-        for found in c.findings:
-            words = {"kind": found.kind, "path": shown(found.path), "says": found.says}
-            said[f"{found.rank}s"].append(words)
+        c, found = self.check, {"problem": [], "warning": [], "note": []}
+        for f in self._findings:
+            found[f.rank].append({"kind": f.kind, "path": shown(f.path), "says": f.says})
         content = {
             "folder": shown(c.root),
             "pairs": c.found,
             "whole": len(c.whole),
             "masks": c.masks,
             "splits": c.splits,
-            **said,
+            **{f"{rank}s": words for rank, words in found.items()},
             "classes": [row._asdict() for row in c.classes],
             "together": c.together,
         }
@@ -69,60 +68,59 @@ class DataReport:
             path.write_text(self._page() if page else self.to_json(), encoding="utf-8")
         return path
 
-    def _said(self, most: int) -> Iterator[str]:
-        """What was looked at, then a paragraph for each kind of problem, warning and note."""
-        c = self.check
+    def _section(self, most: int) -> list[Any]:
+        """A heading, what was looked at, a paragraph for each kind of problem, warning and note, and
+        the tables of classes.
+        """
+        c, kinds, rows = self.check, defaultdict(list), []
         splits = ", ".join(f"{count} {split}" for split, count in c.splits.items())
-        yield (
-            f"{shown(c.root)}: {c.found} pairs, {len(c.whole)} whole ({splits})\n"
+        counts = (
+            f"{c.found} pairs, {len(c.whole)} whole ({splits})\n"
             f"masks: {c.masks}\n"
             f"problems: {len(c.problems)}, warnings: {len(c.warnings)}, notes: {len(c.notes)}"
         )
-        kinds = defaultdict(list)
+        section = [f"Data: {shown(c.root)}", counts]
         for found in self._findings:
             kinds[f"{found.rank.upper()}: {found.kind}"].append(self._short(found))
         for kind, lines in kinds.items():
             said = [f"{kind} ({len(lines)})", *lines[:most]]
             if lines[most:]:
                 said.append(f"... and {len(lines) - most} more")
-            yield "\n  ".join(said)
-
-    def _tables(self) -> Iterator[Table]:
-        c = self.check
-        names, rows = [row.name for row in c.classes], []
+            section.append("\n  ".join(said))
+        total = sum((row.pixels for row in c.classes), Counter())
         for row in c.classes:
             cells = {"class": row.name}
             for split in c.splits:
-                total = sum(other.pixels[split] for other in c.classes)
-                share = 100 * row.pixels[split] / (total or 1)
+                share = 100 * row.pixels[split] / (total[split] or 1)
                 cells[f"{split}: images, pixels"] = f"{row.images[split]:,}, {share:.3g} %"
             rows.append(cells)
         if rows:
-            yield Table.of(rows, "Classes")
+            section.append(Table.of(rows, "Classes"))
         if 2 < len(rows) <= 24:
+            names = [row.name for row in c.classes]
             rows = [(name, *map(str, n)) for name, n in zip(names, c.together, strict=True)]
-            yield Table(["together in images", *names], rows, "Which classes occur together")
-
-    def _body(self, most: int, **sheets: list[tuple[str, str]]) -> Markup:
-        said, tables = self._said(most), self._tables()
-        return markup.render("data_report", said=said, tables=tables, sheets=sheets)
+            heads = ["together in images", *names]
+            section.append(Table(heads, rows, "Which classes occur together"))
+        return section
 
     def _page(self) -> str:
-        """With a picture of each file that something was said of, of a mask its image, and of some
-        of the others.
+        """With a picture of each file that the first findings are about, of a mask its image, and
+        of some of the others.
         """
         c, flagged, others = self.check, {}, []
-        for found in self._findings:
-            if len(flagged) < PICTURES and found.path.is_file() and found.path not in flagged:
+        for found in self._findings[:PICTURES]:
+            if found.path.is_file():
                 picture = _thumbnail(c.image_of.get(found.path, found.path))
                 flagged[found.path] = self._short(found), picture
-        some = list(c.whole)[:: max(1, len(c.whole) // PICTURES)][:PICTURES]
-        for name in some if c.map else ():
+        for name in list(c.whole)[:: len(c.whole) // PICTURES + 1] if c.map else ():
             image, ids = c.whole[name].load()
             picture = pictures.with_mask(image, c.map.table[ids], 150)
             others.append((name, pictures.data_uri(picture)))
-        body = self._body(len(self._findings), Flagged=list(flagged.values()), Others=others)
-        return markup.page(f"Data: {shown(c.root)}", body)
+        return markup.page(
+            self._section(len(self._findings)),
+            ("Flagged", markup.render("sheet", figures=flagged.values())),
+            ("Others", markup.render("sheet", figures=others)),
+        )
 
     def _short(self, found: Finding) -> str:
         """Its sentence, paths beginning in the folder that the head names."""
@@ -142,8 +140,6 @@ def check(folder: str | Path | Data) -> DataReport:
 def _thumbnail(path: Path) -> str:
     """A small picture as a data URI; empty if it cannot be opened."""
     try:
-        picture = open_rgb(path)
+        return pictures.data_uri(pictures.tile(open_rgb(path), 300))
     except UNREADABLE:
         return ""
-    picture.thumbnail((300, 300))
-    return pictures.data_uri(picture)

@@ -25,10 +25,9 @@ def show_views(data: SegmentationData, columns: int = 4, side: int = 190) -> w.V
     them.
     """
     count = 100 if data.cfg.views == "fresh" else data.cfg.views  # of fresh ones there is no end
-    views, images = [view_name(data.cfg, 1, epoch) for epoch in range(1, count + 1)], []
-    for split, names in data.splits.items():
-        images += [(f"{name} ({split})", name) for name in names]
-    image = w.Dropdown(options=images, description="Image")
+    views = [view_name(data.cfg, 1, epoch) for epoch in range(1, count + 1)]
+    options = [(f"{n} ({split})", n) for split, names in data.splits.items() for n in names]
+    image = w.Dropdown(options=options, description="Image")
     view = w.IntSlider(max=max(0, count - columns), description="View", style=theme.HANDLE)
     view.disabled = view.max == 0
 
@@ -42,7 +41,7 @@ def show_views(data: SegmentationData, columns: int = 4, side: int = 190) -> w.V
         key = pictures.legend(data.classes, columns * (side + 12))
         return [*figures, ("", pictures.data_uri(key))]
 
-    return w.VBox([w.HTML(markup.STYLE), image, view, _drawn(draw, image, view)])
+    return _panel(draw, image, view)
 
 
 def gallery(
@@ -66,9 +65,9 @@ def show_confusions(
     it happened most.
     """
     mistakes = reading.matrix.clone().fill_diagonal_(0)
-    worst = divmod(int(mistakes.argmax()), len(mistakes))
-    truth = w.Dropdown(options=reading.classes, index=worst[0], description="Truth")
-    prediction = w.Dropdown(options=reading.classes, index=worst[1], description="Prediction")
+    worst, taken_for = divmod(int(mistakes.argmax()), len(mistakes))
+    truth = w.Dropdown(options=reading.classes, index=worst, description="Truth")
+    prediction = w.Dropdown(options=reading.classes, index=taken_for, description="Prediction")
     figure = live_figure(result.confusion_figure(reading))
 
     def draw() -> Figures:
@@ -77,38 +76,39 @@ def show_confusions(
             f"{found.sum():,} pixels of {truth.value!r} were taken for {prediction.value!r}, in "
             f"{len(found)} of {len(reading.names)} images"
         )
-        picture, some = "", found.head(most)
-        if len(found):
-            words += ": " + ", ".join(f"{name} ({n:,})" for name, n in some.items())
-            sheet = pictures.predictions(model, data, list(some.index), side)
-            picture = pictures.data_uri(sheet)
-        return [(words, picture)]
+        if found.empty:
+            return [(words, "")]
+        some = found.head(most)
+        names = ", ".join(f"{name} ({n:,})" for name, n in some.items())
+        sheet = pictures.predictions(model, data, some.index, side)
+        return [(f"{words}: {names}", pictures.data_uri(sheet))]
 
     def clicked(_: object, points: object, __: object) -> None:
         if points.point_inds:
             truth.index, prediction.index = points.point_inds[0]
 
     figure.data[0].on_click(clicked)
-    shown = _drawn(draw, truth, prediction)
-    return w.VBox([w.HTML(markup.STYLE), figure, Fit(), w.HBox([truth, prediction]), shown])
+    return w.VBox([figure, Fit(), _panel(draw, truth, prediction)])
 
 
 Figures = list[tuple[str, str]]
 """What is said of each picture, and its data URI."""
 
 
-def _drawn(draw: Callable[[], Figures], *controls: w.Widget) -> w.HTML:
-    """The figures that `draw` gives, or why it cannot, again whenever a control has moved."""
+def _panel(draw: Callable[[], Figures], *controls: w.Widget) -> w.VBox:
+    """Controls, and the figures that `draw` gives, or why it cannot, again whenever one has
+    moved.
+    """
     shown = w.HTML()
 
     def redraw(_: object = None) -> None:
         try:
             body = markup.render("sheet", figures=draw())
         except VitsegError as error:
-            body = markup.render("lines", lines=[("bad", "", error)])
+            body = markup.render("lines", lines=[("bad", error)])
         shown.value = markup.html(body)
 
     for control in controls:
         control.observe(redraw, "value")
     redraw()
-    return shown
+    return w.VBox([w.HTML(markup.STYLE), *controls, shown])

@@ -1,6 +1,6 @@
 """HTML from the templates beside this file. Jinja escapes whatever is put into one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,7 @@ from vitseg.ui import theme
 
 TEMPLATES = Path(__file__).with_name("templates")
 _ENVIRONMENT = Environment(
-    autoescape=True,
-    loader=FileSystemLoader(TEMPLATES),
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=StrictUndefined,
+    autoescape=True, loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined
 )
 _ENVIRONMENT.globals["theme"] = theme
 
@@ -27,24 +23,31 @@ def render(template: str, **values: Any) -> Markup:
     return Markup(_ENVIRONMENT.get_template(f"{template}.j2").render(values))
 
 
-STYLE = str(render("style"))
+STYLE = render("style")
 """The style sheet that every screen, table and page of ours begins with."""
 
 
-def html(body: Any) -> str:
+def html(body: Any) -> Markup:
     """HTML, or a table, in the box to which `STYLE` applies."""
-    return f"<div class='vitseg'>{Markup(body)}</div>"
+    return Markup(f"<div class='vitseg'>{Markup(body)}</div>")
 
 
-Line = tuple[str, str, object]
-"""A CSS class, what is said in it first, and the text; without the former, all is in the class."""
+def verbatim(text: str) -> Markup:
+    """Text as it stands, lines and all."""
+    return Markup("<pre>{}</pre>").format(text)
 
 
-def lines(said: Iterable[Line]) -> str:
+Line = tuple[str, object]
+"""A CSS class, and the text in it."""
+
+
+def lines(said: Iterable[Line]) -> Markup:
     """A paragraph for each."""
     return html(render("lines", lines=said))
 
 
-def page(title: str, body: str) -> str:
-    """A whole HTML page around `body`, which is HTML; it asks for nothing from outside."""
-    return render("page", title=title, body=body)
+def page(*sections: Sequence[Any]) -> Markup:
+    """A whole HTML page, which asks for nothing from outside. A section is a heading and what stands
+    below it: `Markup` and tables as they are, text as a paragraph. The first heading is the title.
+    """
+    return render("page", sections=sections)

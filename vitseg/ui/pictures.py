@@ -47,7 +47,7 @@ def contact_sheet(
 
 def with_mask(image: Image.Image, mask: np.ndarray, side: int) -> Image.Image:
     """An image above its mask (h, w), laid over it in the class colours."""
-    return grid([_tile(image, side), _tile(overlay(image, mask, 0.65), side)])
+    return grid([tile(image, side), tile(overlay(image, mask), side)])
 
 
 def predictions(
@@ -68,8 +68,8 @@ def comparison(
         image, ids = data.load(name)
         truth = data.trained(torch.from_numpy(ids)).numpy()
         wrong = Image.fromarray((predicted != truth) & (truth != IGNORE))
-        shown = image, overlay(image, truth, 0.65), overlay(image, predicted, 0.65), wrong
-        tiles += [_tile(each, side) for each in shown]
+        shown = image, overlay(image, truth), overlay(image, predicted), wrong
+        tiles += [tile(each, side) for each in shown]
     sheet = grid(tiles, 4, ("image", "truth", "prediction", "disagreement") * len(names))
     return grid([sheet, legend(data.classes, sheet.width)])
 
@@ -95,8 +95,8 @@ def picture(image: Tensor) -> Image.Image:
 def legend(classes: Sequence[str], width: int) -> Image.Image:
     """Class names above their colours, in as many lines as they need."""
     bars = [Image.new("RGB", (90, 12), color_of(i)) for i in range(len(classes))]
-    framed = [ImageOps.expand(bar, 1, _QUIET) for bar in bars]
-    return grid(framed, max(1, width // 100), classes)
+    bars = [ImageOps.expand(bar, 1, _QUIET) for bar in bars]
+    return grid(bars, max(1, width // 100), classes)
 
 
 def png(image: Image.Image) -> bytes:
@@ -110,7 +110,7 @@ def data_uri(image: Image.Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
 
 
-def _tile(image: Image.Image, side: int) -> Image.Image:
+def tile(image: Image.Image, side: int) -> Image.Image:
     """As wide as `side`; only where it would be very high less."""
     return ImageOps.contain(image.convert("RGB"), (side, 2 * side))
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from markupsafe import Markup
+
 from vitseg.data.dataset import SegmentationData
 from vitseg.model.segmenter import load_segmenter
 from vitseg.runs.folder import RunFolder
@@ -19,20 +21,15 @@ def report(folder: str | Path, shown: int = 6) -> Path:
     run.check_split(data.splits)
     sheet = pictures.predictions(load_segmenter(run.best), data, data.splits["validation"][:shown])
     curves = charts.curves(events).to_html(full_html=False, config=theme.CONFIG)
-    body = markup.render(
-        "report",
-        opening=line(events[0]),
-        generated=summary["data"] == "generated",
-        encoder=summary["encoder"],
-        results=table.results(summary),
-        curves=curves,
-        freeze_map=charts.freeze_map_of(events),
-        checks=charts.checks(events),
-        class_map=charts.class_map(events),
-        classes=table.classes(summary),
-        sheet=pictures.data_uri(sheet),
-        recipe=run.recipe.model_dump_json(indent=2),
+    weights = "Encoder weights: sha256 {sha256}; licence: {licence}.".format(**summary["encoder"])
+    page = markup.page(
+        (summary["name"], line(events[0]), weights, table.results(summary)),
+        ("Curves", Markup(curves)),
+        ("What trained", charts.freeze_map_of(events), charts.checks(events)),
+        ("Classes", charts.class_map(events), table.classes(summary)),
+        ("Predictions", Markup(f"<img alt=predictions src='{pictures.data_uri(sheet)}'>")),
+        ("Recipe", markup.verbatim(run.recipe.model_dump_json(indent=2))),
     )
     path = run.path / "report.html"
-    path.write_text(markup.page(summary["name"], body), encoding="utf-8")
+    path.write_text(page, encoding="utf-8")
     return path

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 
-from vitseg.images import color_of
+from vitseg.images import PALETTE
 from vitseg.insight.reading import TOLERANCE, Reading, in_text
 from vitseg.ui import theme
 from vitseg.ui.table import Table
@@ -65,16 +65,15 @@ def _dots(reading: Reading, rows: pd.DataFrame, x: str, **more: Any) -> go.Figur
     """A dot a row, its IoU over `x`, in the colour of its class; of class 0, which would be black,
     a grey.
     """
-    names, colors = _names(reading), {}
-    for i, name in enumerate(names):
-        colors[name] = f"rgb{color_of(i)}" if i else theme.PLAN
+    names = _names(reading)
     rows["class"] = rows["class_id"].map(dict(enumerate(names)))
     return px.scatter(
         rows,
         x=x,
         y="IoU",
         color="class",
-        color_discrete_map=colors,
+        category_orders={"class": names},
+        color_discrete_sequence=[theme.PLAN, *(f"rgb{color}" for color in PALETTE[1:])],
         log_x=True,
         range_y=[-0.05, 1.1],
         render_mode="svg",
@@ -110,8 +109,7 @@ def _map(shares: Any, x: Sequence[str], y: Sequence[str], hover: str, title: str
     hover, text = f"{hover}<extra></extra>", "%{z:.3~p}"
     heat = go.Heatmap(z=shares, x=x, y=y, hovertemplate=hover, texttemplate=text)
     figure = _titled(go.Figure(heat), title).update_layout(height=170 + 36 * len(y))
-    figure.update_xaxes(type="category")
-    return figure.update_yaxes(type="category", autorange="reversed", automargin=True)
+    return figure.update_yaxes(autorange="reversed", automargin=True)
 
 
 def _titled(figure: go.Figure, title: str) -> go.Figure:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
+from datetime import timedelta
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from vitseg.events import Event
 from vitseg.ui import theme
 from vitseg.ui.live import Task, current
 from vitseg.ui.markup import html
-from vitseg.ui.table import duration
 
 REDRAW_SECONDS = 0.4
 
@@ -181,7 +181,7 @@ class Screen:
             pause.disabled = not (may_pause or resumable)
             stop.disabled = not live or live.state == "stopping"
             done, left = session.progress()
-            about = f", about {duration(left)} left" if left else ""
+            about = f", about {timedelta(seconds=round(left))} left" if left else ""
             self.bar.value = done
             self.left.value = html(f"<p class=line>{100 * done:.0f} %{about}</p>")
             self._say(*session.sentence(self.note))

@@ -178,7 +178,7 @@ class SearchPage(TrialsScreen):
         ):
             x, y = list(points), list(points.values())
             figure.add_scatter(name=name, x=x, y=y, mode=mode, line_shape="hv")
-        figure.update_layout(uirevision="stay", xaxis_title="trial", yaxis_title=SCORE)
+        figure.update_layout(xaxis_title="trial", yaxis_title=SCORE)
         return _ours(figure)
 
     def importance(self) -> go.Figure:

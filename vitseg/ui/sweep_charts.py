@@ -21,25 +21,21 @@ def figure(grid: Grid, results: Mapping[str, Result], curves: Mapping[str, Curve
     """Curves laid over each other, the mean IoU of every combination, and what each value gains."""
     findings = Findings(grid, results)
     traces = [_curve(grid, trial, curves.get(trial.name, {})) for trial in grid.trials]
-    columns, gains = [1] * len(traces) + [2, 3], _gains(findings)
-    traces += _heat(grid, findings), gains
-    found = make_subplots(rows=1, cols=3, horizontal_spacing=0.08, subplot_titles=_TITLES)
-    found.add_traces(traces, rows=[1] * len(traces), cols=columns)
+    gains = _gains(findings)
     rows = len(gains.y)
+    found = make_subplots(rows=1, cols=3, horizontal_spacing=0.08, subplot_titles=_TITLES)
+    found.add_traces([*traces, _heat(grid, findings), gains])
     return found.update_layout(
         template=theme.TEMPLATE,
-        uirevision="stay",
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
-        height=max(340, 116 + 50 * rows),
-        yaxis_autorangeoptions={"clipmin": 0, "clipmax": 1},
-        xaxis2_type="category",
-        yaxis2={"type": "category", "autorange": "reversed", "automargin": True},
+        height=240 + 50 * rows,
+        yaxis_rangemode="nonnegative",
+        yaxis2={"autorange": "reversed", "automargin": True},
         xaxis3={"zeroline": True, "zerolinecolor": theme.TEXT, "tickformat": "+.2f"},
         yaxis3={
             "range": [-0.4, rows - 0.1],
             "dtick": 1,
             "ticklabelposition": "inside top",
-            "ticklabelshift": -8,
             "tickfont_color": theme.TEXT,  # else dark, and struck through
             "showgrid": False,
         },
@@ -48,11 +44,9 @@ def figure(grid: Grid, results: Mapping[str, Result], curves: Mapping[str, Curve
 
 def _curve(grid: Grid, trial: Trial, curve: Curve) -> go.Scatter:
     """A name and a colour for each setting; its first seed stands in the legend."""
-    if trial.setting is None:
-        name, line = "control", {"color": theme.PLAN, "dash": "dot"}
-    else:
-        name = " · ".join(trial.words)
-        line = {"color": theme.stage_color(trial.setting + 1), "width": 1.4}
+    name, color = "control", theme.PLAN
+    if trial.setting is not None:
+        name, color = " · ".join(trial.words), theme.stage_color(trial.setting + 1)
     curve = dict(curve)  # that of a trial under way grows meanwhile
     return go.Scatter(
         name=theme.literal(name),
@@ -61,7 +55,7 @@ def _curve(grid: Grid, trial: Trial, curve: Curve) -> go.Scatter:
         x=list(curve),
         y=list(curve.values()),
         mode="lines",
-        line=line,
+        line_color=color,
         hovertemplate=f"seed {trial.seed}, epoch %{{x}}: %{{y:.3f}}",
     )
 
@@ -72,13 +66,15 @@ def _heat(grid: Grid, findings: Findings) -> go.Heatmap:
     """
     down, *others = grid.labels.values()
     _, firsts = np.unique(grid.places, return_index=True)
-    means, known = np.full(grid.places.size, None), []
+    means = np.full(grid.places.size, None)
     for setting, place in enumerate(firsts):
         if ious := findings.scores(setting):
             means[place] = fmean(ious.values())
-            known.append(means[place])
+    known = [mean for mean in means if mean is not None]
     return go.Heatmap(
         name=_TITLES[1],
+        xaxis="x2",
+        yaxis="y2",
         z=means.reshape(len(down), -1).tolist(),
         x=[" · ".join(words) or "all seeds" for words in product(*others)],
         y=down,
@@ -95,11 +91,13 @@ def _gains(findings: Findings) -> go.Scatter:
     rows = findings.main_effects()[::-1]
     rows.append(("unfreezing, against the same epochs in stage 1", findings.unfreezing()))
     return go.Scatter(
+        xaxis="x3",
+        yaxis="y3",
         x=[known and known.mean for _, known in rows],
         y=["<br>".join(map(theme.literal, wrap(name, 32))) for name, _ in rows],
         mode="markers",
-        marker={"color": theme.TRAIN, "size": 9},
-        error_x={"array": [known and known.half for _, known in rows], "thickness": 1.6},
+        marker_color=theme.TRAIN,
+        error_x_array=[known and known.half for _, known in rows],
         hovertemplate="%{x:+.4f}<extra></extra>",
         showlegend=False,
     )

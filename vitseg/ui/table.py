@@ -1,13 +1,11 @@
 """Small tables that read well in a terminal and in a notebook."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, Self
 
+from jinja2.filters import do_filesizeformat as size
 from markupsafe import Markup
 
 from vitseg import plan
@@ -22,33 +20,24 @@ _WRAPS = re.compile(r"[^\W\d_]{4}|^[^ -]*$")
 class Cell(str):
     """Text on a coloured ground. `words` is the tooltip, which is read out, too."""
 
-    __slots__ = ("attributes",)
-
-    def __new__(cls, text: str, words: str, ground: str, ink: str) -> Cell:
+    def __new__(cls, text: str, words: str, color: str) -> Self:
         cell = super().__new__(cls, text)
-        style = f"background:{ground};color:{ink}"
-        cell.attributes = {"title": words, "aria-label": words, "style": style}
+        cell.attributes = {"title": words, "aria-label": words, "style": f"background:{color}"}
         return cell
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Table:
-    """Columns and rows of text; numbers are formatted by whoever makes the table.
-
-    `kind` is "cells" for a map of `Cell`s. `edited` is the row, counted from 1, that stands out.
-    """
+class Table(NamedTuple):
+    """Columns and rows of text; numbers are formatted by whoever makes the table."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
-    kind: str = ""
-    edited: int = 0
 
     @classmethod
-    def of(cls, rows: Sequence[Mapping[str, str]], caption: str = "", edited: int = 0) -> Table:
+    def of(cls, rows: Sequence[Mapping[str, Any]], caption: str = "") -> Self:
         """From cells by column. The first row has all columns; what another lacks is empty."""
-        cells = [tuple(row.get(name, "") for name in rows[0]) for row in rows]
-        return cls(tuple(rows[0]), cells, caption, edited=edited)
+        cells = [tuple(str(row.get(name, "")) for name in rows[0]) for row in rows]
+        return cls(tuple(rows[0]), cells, caption)
 
     def __str__(self) -> str:
         lines = [self.columns, *self.rows]
@@ -74,29 +63,32 @@ def stages(
     edited: int = 0,
 ) -> Table:
     """What a recipe is going to do, a row for each stage; with the rows of a freeze map also what
-    trains, with forecasts what that will take and what cached features change about it.
+    trains, with forecasts what that will take and what cached features change about it. The stage
+    that is `edited`, counted from 1, is marked.
     """
     rows = []
     for number, stage in enumerate(recipe.stages):
         encoder = stage.lr * stage.encoder_lr_factor
+        mark = "▸ " * (number + 1 == edited)
         row = {
-            "stage": f"{number + 1} {stage.name}",
+            "stage": f"{mark}{number + 1} {stage.name}",
             "freeze depth": _depth(stage.unfrozen_blocks),
             "schedule / clock": plan.describe(stage),
             "LR": f"{stage.lr:.2e}",
             "encoder LR": f"{encoder:.2e}" if stage.unfrozen_blocks else "frozen",
-            "epochs": str(stage.epochs),
+            "epochs": stage.epochs,
         }
         if freezing:
             _, parts = freezing[number]
             trains = sum(part["parameters"] for part in parts if part["trains"])
-            share = trains / sum(part["parameters"] for part in parts)
-            row["trains"] = f"{trains / 1e6:.1f} M ({100 * share:.0f} %)"
+            row["trains"] = _share(trains, sum(part["parameters"] for part in parts))
         if forecasts:
             f = forecasts[number]
             row |= {
                 "steps": f"{f.steps:,}",
-                "time": "trained already" if f.inherited else duration(f.seconds),
+                "time": "trained already"
+                if f.inherited
+                else str(timedelta(seconds=round(f.seconds))),
                 "memory": size(f.memory),
                 "checkpoint": size(f.checkpoint),
                 "cached features": f"+{size(f.kept)}, {f.gain:.1f}x as fast",
@@ -104,7 +96,7 @@ def stages(
             }
         rows.append(row)
     caption = "Forecast, from a few timed batches" if forecasts else ""
-    return Table.of(rows, caption, edited)
+    return Table.of(rows, caption)
 
 
 def results(summary: dict[str, Any]) -> Table:
@@ -113,23 +105,22 @@ def results(summary: dict[str, Any]) -> Table:
     """
     rows = []
     for number, stage in enumerate(summary["stages"], start=1):
-        schedule, trained, total = stage["schedule"], stage["trainable"], stage["total"]
-        share = f"{trained / 1e6:.2f} M of {total / 1e6:.1f} M ({100 * trained / total:.1f} %)"
+        schedule = stage["schedule"]
         row = {
             "stage": f"{number} {stage['name']}",
             "freeze depth": _depth(stage["unfrozen_blocks"]),
             "schedule / clock": f"{schedule['kind'].replace('_', ' ')} / {schedule['steps_per']}",
-            "LR first": f"{stage['lr']['first']:.2e}",
-            "LR last": f"{stage['lr']['last']:.2e}",
-            "trainable": share,
+            "LR": "{first:.2e} to {last:.2e}".format(**stage["lr"]),
+            "trains": _share(stage["trainable"], stage["total"]),
             "epochs": f"{stage['epochs']}{' (stopped early)' * stage['stopped_early']}",
             "seconds": "inherited" if stage["seconds"] is None else f"{stage['seconds']:.0f}",
         }
         rows.append(row | _best(stage["best"]))
     if test := summary.get("test"):
         rows.append({"stage": "test images, once"} | _best(test))
-    data = ", on generated images" if summary["data"] == "generated" else ""
-    caption = f"IoU and F1 {summary['score']}, validation images at their own size{data}"
+    caption = f"IoU and F1 {summary['score']}, validation images at their own size"
+    if summary["data"] == "generated":
+        caption += ", on generated images: they compare settings, and say nothing about real ones"
     return Table.of(rows, caption)
 
 
@@ -137,19 +128,22 @@ def _best(scores: Mapping[str, Any]) -> dict[str, str]:
     return {"best IoU": number_or_na(scores["iou"]), "best F1": number_or_na(scores["f1"])}
 
 
-def memory_notes(forecasts: Sequence[Any], machine: Any) -> list[str]:
+def memory_notes(forecasts: Sequence[Any], machine: Any) -> Iterator[str]:
     """Whether a stage will need more memory than is free; processes on one CPU share it."""
     needed = [(f.memory, n) for n, f in enumerate(forecasts, start=1) if not f.inherited]
     most, number = max(needed, default=(0, 0))
     if machine.device.type == "cpu":
         most *= machine.processes
     free = machine.free_memory()
-    if most <= free:
-        return []
-    return [
-        f"Stage {number} will need about {size(most)} of memory, but only {size(free)} is free on "
-        f"{machine}. Lower the batch size, unfreeze fewer blocks, or use a smaller data.size."
-    ]
+    if most > free:
+        yield (
+            f"Stage {number} will need about {size(most)} of memory, but only {size(free)} is free "
+            f"on {machine}. Lower the batch size, unfreeze fewer blocks, or use a smaller data.size."
+        )
+
+
+def _share(trained: int, total: int) -> str:
+    return f"{trained / 1e6:.1f} of {total / 1e6:.1f} M ({100 * trained / total:.0f} %)"
 
 
 def _depth(unfrozen_blocks: int | str) -> str:
@@ -165,8 +159,7 @@ def classes(summary: dict[str, Any]) -> Table:
 
 def keys(reading: Any) -> Table:
     """What became of every key of an origin-style configuration."""
-    rows = [(k.key, str(k.value), k.fate, k.meaning) for k in reading.keys]
-    return Table(("key", "value", "fate", "what it means here"), rows)
+    return Table.of([key._asdict() for key in reading.keys])
 
 
 def kept(groups: Sequence[Any], limit: int) -> Table:
@@ -178,20 +171,4 @@ def kept(groups: Sequence[Any], limit: int) -> Table:
         rows.append((g.of, level, canvas, f"{g.rows:,}", f"{g.bytes / 1e9:.2f}", used))
     total = sum(g.bytes for g in groups)
     caption = f"{total / 1e9:.2f} GB kept, of at most {limit / 1e9:g} GB ($VITSEG_CACHE_GB)"
-    heads = ("encoder", "level", "canvas", "views", "GB", "last used (UTC)")
-    return Table(heads, rows, caption)
-
-
-def duration(seconds: float) -> str:
-    """ "40 s", "3 min 20 s", "2 h 05 min": with as many digits as an estimate deserves."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def size(count: int) -> str:
-    """ "12 MB", "1.3 GB" """
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    return Table(("encoder", "level", "canvas", "views", "GB", "last used (UTC)"), rows, caption)

@@ -74,7 +74,7 @@ class Tabs:
             words = f"After epoch {epoch}. White: prediction and truth disagree."
             masks = s.predictions[epoch]
             png = pictures.png(pictures.comparison(s.job.data, s.samples, masks, side=150))
-        self.picture_note.value = lines([("quiet", "", words)])
+        self.picture_note.value = lines([("quiet", words)])
         self.picture.value = png
         # an empty image shows as a broken one
         self.picture.layout.display = None if png else "none"

@@ -6,7 +6,6 @@ from html import escape
 
 import plotly.graph_objects as go
 import plotly.io as pio
-from plotly.colors import sample_colorscale
 
 STAGES = ("#2584C6", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """One colour a stage (Okabe & Ito, the blue lighter for dark pages)."""
@@ -16,8 +15,8 @@ TEXT = "#7a7a7a"
 """TEXT has a contrast above 4 on white and on JupyterLab's dark page; backgrounds are transparent.
 """
 
-FROZEN, TRAINED, BROKEN = ("#b8bec4", "#333"), ("#E69F00", "#111"), ("#B2182B", "#fff")
-"""Ground and ink of a cell."""
+FROZEN, TRAINED, BROKEN = "#8883", "#E69F00aa", "#B2182Baa"
+"""Of cells, through which the page is seen, so that its own text colour can be read on them."""
 
 HANDLE = {"handle_color": TRAIN}
 """Of a slider: JupyterLab's own is white on white at the end of the scale."""
@@ -31,6 +30,7 @@ TEMPLATE = go.layout.Template(
         "plot_bgcolor": "rgba(0,0,0,0)",
         "xaxis": _AXIS,
         "yaxis": _AXIS,
+        "autotypenumbers": "strict",  # "2" is a name
         "margin": {"l": 64, "r": 16, "t": 48, "b": 48},
         "hoverlabel": {"namelength": -1},
         "colorway": STAGES,
@@ -54,9 +54,3 @@ def literal(text: str) -> str:
 def stage_color(stage: int) -> str:
     """Stages count from 1."""
     return STAGES[(stage - 1) % len(STAGES)]
-
-
-def heat(share: float) -> tuple[str, str]:
-    """Ground and ink of a cell for a value in 0..1, after Cividis: from dark blue to yellow."""
-    (color,) = sample_colorscale("Cividis", [share])
-    return color, "#fff" if share < 0.55 else "#111"

@@ -104,7 +104,7 @@ class TrialsScreen(Screen):
 
     def notes(self) -> list[markup.Line]:
         """What is worth knowing beside plan and table."""
-        return [("quiet", "", str(self.session.path))]
+        return [("quiet", str(self.session.path))]
 
     def draw(self) -> None:
         with self.lock:

@@ -155,7 +155,7 @@ class Workbench(Screen):
         job, ahead = s.plan_of(recipe), s.forecast() if s.cost else []
         rows = self._stage_parts(job)
         self.stage_table.value = html(table.stages(recipe, rows, ahead, edited))
-        self.freeze_map.value = html(charts.freeze_map(rows, edited))
+        self.freeze_map.value = html(charts.freeze_map(rows))
         notes = [f"Stage {edited} is not part of this run."]
         if edited <= len(recipe.stages):
             notes = job.notes(edited)
@@ -163,7 +163,7 @@ class Workbench(Screen):
         if s.preview:
             bad += table.memory_notes(ahead, s.job.machine)
         said = dict.fromkeys(bad + notes)
-        self.notes.value = lines(("bad" if n in bad else "quiet", "", n) for n in said)
+        self.notes.value = lines(("bad" if n in bad else "quiet", n) for n in said)
 
     def _stage_parts(self, job: Job) -> list[tuple[str, list[dict[str, Any]]]]:
         """The rows of `charts.freeze_map`: stages that have started as the events found them, the
@@ -209,7 +209,7 @@ class Workbench(Screen):
         with self.lock:
             s = self.session
             self.buttons["Fork"].disabled = not s.fork_point().stage
-            self.heading.value = lines([("heading", s.heading(), s.path or "")])
+            self.heading.value = lines([("heading", f"{s.heading()} {s.path or ''}")])
             super().draw_status()
 
     # ---- the rest
@@ -248,7 +248,7 @@ def _what_is_trained(session: Session) -> str:
     recipe, job = session.controls.base, session.job
     encoder, splits = job.model.shape.source, job.data.splits
     words = (
-        f"{recipe.data.source.kind}, {len(splits['train'])} / {len(splits['validation'])} images · "
+        f"{recipe.name} · {recipe.data.source.kind}, {len(splits['train'])} / {len(splits['validation'])} images · "
         f"{encoder['name']} ({encoder['source']}) · {recipe.model.decoder} · {job.machine}"
     )
-    return lines([("heading", recipe.name, words)])
+    return lines([("heading", words)])
