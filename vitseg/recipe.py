@@ -11,7 +11,7 @@ from pydantic_core import to_jsonable_python
 
 from vitseg.errors import RecipeError
 from vitseg.settings import AdamW, Count, Data, Loss, Model, Optimizer, Stage
-from vitseg.words import ROOTS, Words
+from vitseg.words import Words
 
 
 class Recipe(Words):
@@ -94,9 +94,6 @@ class Recipe(Words):
         Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-ROOTS.append(Recipe)
-
-
 parse = Recipe.read
 
 
@@ -106,7 +103,8 @@ def load_recipe(path: str | Path) -> Recipe:
         return parse(Path(path).read_bytes())
     except OSError as error:
         problem = f"{path}: cannot be read ({error.strerror})."
-        raise RecipeError(problem, "Give the path of a recipe.json.") from None
+        hint = "Give the path of a recipe.json, such as `vitseg recipe quick` prints."
+        raise RecipeError(problem, hint) from None
     except RecipeError as error:
         raise RecipeError(f"{path}: {error.problem}", error.mend) from None
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from statistics import fmean
 
 import numpy as np
 import pytest
@@ -149,9 +148,6 @@ def test_in_binary_mode_rarity_is_of_what_is_trained(tmp_path):
         "one of five has the wound; ink is ground"
     )
     assert drawn["train/b"] / drawn["train/a"] == pytest.approx(1, rel=0.15)
-    assert data.distinct_share() == pytest.approx(
-        fmean(len(set(data.order(0, 1, e))) / 5 for e in range(600)), abs=0.02
-    )
 
 
 def test_the_optimum_of_smoothed_weighted_cross_entropy_is_what_it_converges_to():

@@ -202,7 +202,7 @@ class SegmentationData:
         would come back inside torch's own traceback.
         """
         try:
-            names, images, _, masks, originals = zip(*(self[key] for key in keys), strict=True)
+            names, images, _, masks, originals, _ = zip(*(self[k] for k in keys), strict=True)
         except VitsegError as error:
             return error
         masks = self.trained(torch.stack(masks))
@@ -233,15 +233,6 @@ class SegmentationData:
             for name in self.splits[part]
         )
         return digest_of(*views)[:32]
-
-    def distinct_share(self) -> float:
-        """How much of the training images an epoch shows at all, as expected: 1 unless they are
-        drawn with replacement.
-        """
-        if not self._rarity:
-            return 1.0
-        shares = np.array(list(self._rarity.values())) / sum(self._rarity.values())
-        return float(np.mean(1 - (1 - shares) ** len(shares)))
 
     def order(self, seed: int, stage: int, epoch: int) -> list[str]:
         """The training images of an epoch, shuffled, or drawn with replacement, as (seed, stage,
