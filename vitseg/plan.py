@@ -65,8 +65,9 @@ def preview(recipe: Recipe, batches_per_epoch: int) -> list[Planned]:
     stage sooner.
     """
     if not isinstance(recipe, Recipe):
-        hint = "Put stages into one: vitseg.Recipe(stages=(stage,))."
-        raise ConfigError("recipe", recipe, "a Recipe", hint)
+        raise ConfigError(
+            "recipe", recipe, "a Recipe", "Put stages into one: vitseg.Recipe(stages=(stage,))."
+        )
     planned, epochs_before = [], 0
     for number, stage in enumerate(recipe.stages, start=1):
         for batch, lr in enumerate(rates(stage, batches_per_epoch), start=1):
@@ -123,8 +124,10 @@ def batch_notes(recipe: Recipe, images: int) -> list[str]:
     step = recipe.batch_size * recipe.accumulate
     if step <= images:
         return []
-    problem = f"A batch of {step:,} is larger than the {images:,} training images"
-    return [f"{problem}: each epoch is one step over all of them."]
+    return [
+        f"A batch of {step:,} is larger than the {images:,} training images: each epoch is one "
+        "step over all of them."
+    ]
 
 
 def notes(stage: Stage, batches_per_epoch: int) -> list[str]:
@@ -154,8 +157,10 @@ def warnings(stage: Stage, batches_per_epoch: int) -> list[str]:
     """What about a schedule is hardly meant: it does not come to its own within the stage."""
     schedule, batches = stage.schedule, stage.epochs * batches_per_epoch
     if isinstance(schedule, WarmupPoly) and schedule.warmup_batches >= batches:
-        warmup = schedule.warmup_batches
-        return [f"The warm-up of {warmup} batches does not end within the stage's {batches}."]
+        return [
+            f"The warm-up of {schedule.warmup_batches} batches does not end within the stage's "
+            f"{batches}."
+        ]
     if not isinstance(schedule, CosineRestarts) or len(set(rates(stage, batches_per_epoch))) > 1:
         return []
     why = (

@@ -84,9 +84,7 @@ def test_what_is_kept_already_is_known(recipe, tmp_path):
 
 def test_stages_that_are_inherited_take_no_time(recipe):
     whole, one, two, three = (forecast(Job(recipe), COST, n) for n in (0, 1, 2, 3))
-    assert [f.inherited for f in two] == [True, True, False] and two[0].seconds == two[
-        1
-    ].seconds == two[0].kept == 0
+    assert two[0].seconds == two[1].seconds == two[0].kept == 0 and two[2].seconds > 0
     assert one[1].kept == (2 * 10 + 2) * 3 * 1000 and one[1].seconds > whole[1].seconds, (
         "stage 2 has to fill the cache itself"
     )

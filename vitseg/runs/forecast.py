@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from vitseg.data.augment import CLEAN, view_name
+from vitseg.data.augment import view_name
 from vitseg.model.freeze import model_parts, set_freeze_depth, trained_parts
 from vitseg.model.noise import key_noise
 from vitseg.training.audit import part_hashes
@@ -23,20 +23,20 @@ from vitseg.training.job import Job, StagePlan
 
 
 class Cost(NamedTuple):
-    """What an image takes: seconds, all measured, and bytes that a step saves for its backward
-    pass: with no block that trains, with one, and with each one more.
+    """What an image takes, as measured: seconds, and bytes that a step saves for its backward pass,
+    `saved` with no block that trains, `saved_first` with one, and `saved_more` for each one more.
 
     `loading` is what reading cached features takes, `level_bytes` the room of one level of one
-    view, `known` the share of all views that is cached already.
+    view, `known` the share of the views of epoch 2 that is cached already.
     """
 
     read: float
     encoder: float
     decoder_training: float
-    block_training: float
     saved: float
-    saved_first: float
+    block_training: float
     saved_more: float
+    saved_first: float
     loading: float
     level_bytes: int
     known: float
@@ -48,7 +48,7 @@ class StageForecast(NamedTuple):
 
     `kept` is what features will take there that are not cached yet. Once they are, a step is `gain`
     times as fast as without them, and most of what is left of it is `bound`. A stage that another
-    run has finished takes no time: it is `inherited`.
+    run has finished takes no time.
     """
 
     steps: int
@@ -58,7 +58,6 @@ class StageForecast(NamedTuple):
     kept: int
     gain: float
     bound: str
-    inherited: bool
 
 
 # ---- measured
@@ -73,8 +72,10 @@ def measure(job: Job) -> Cost:
     recipe, data, machine = job.recipe, job.data, job.machine
     machine.settle()
     model, size = job.model.snapshot(), recipe.data.size
-    names, view = data.splits["train"][: min(4, recipe.batch_size)], view_name(recipe.data, 1, 2)
-    load = lambda: next(data.loaded([[(name, view) for name in names]]))  # noqa: E731
+    view = view_name(recipe.data, 1, 2)
+    keys = [(name, view) for name in data.splits["train"]]
+    some_keys = keys[: min(4, recipe.batch_size)]
+    load = lambda: next(data.loaded([some_keys]))  # noqa: E731
     batch = load()
     pixels, masks = batch.images.to(machine.device), batch.masks.to(machine.device)
 
@@ -99,27 +100,18 @@ def measure(job: Job) -> Cost:
         cache, row = FeatureCache(Path(folder), reserve=0), ("features", "of one view")
         cache.put(*row, {str(level): tokens[0].cpu() for level, tokens in levels.items()})
         loading = _timed(lambda: cache.get(*row))
-    seconds = _timed(load), encoder, frozen[0], block[0]
+    features = Features(job.replace(model=model), part_hashes(model), training=True)
     return Cost(
-        *np.divide([*seconds, frozen[1], one[1], block[1]], len(names)),
+        *np.divide([_timed(load), encoder, *frozen, *block, one[1]], len(some_keys)),
         loading=loading,
         level_bytes=levels[depth][0].numel() * (2 if recipe.features == "half" else 4),
-        known=_known(job.replace(model=model)),
+        known=1 - len(features.missing([keys])[0]) / len(keys),
     )
 
 
 def _timed(act: Callable[[], object]) -> float:
     """Seconds, the fewest of several times."""
     return min(repeat(act, number=1, repeat=3))
-
-
-def _known(job: Job) -> float:
-    """The share of a job's views that the cache holds already."""
-    features, splits = Features(job, part_hashes(job.model), training=True), job.data.splits
-    views, keys = job.recipe.data.views, [(name, CLEAN) for name in splits["validation"]]
-    for view in range(0 if views == "fresh" else views):
-        keys += [(name, str(view)) for name in splits["train"]]
-    return 1 - len(features.missing([keys])[0]) / len(keys)
 
 
 def saved_by(forward: Callable[[], object]) -> int:
@@ -187,7 +179,6 @@ def forecast(job: Job, cost: Cost, inherited: int = 0) -> list[StageForecast]:
                 kept=kept,
                 gain=whole / step if recipe.cache else 1.0,
                 bound=max(parts, key=parts.get),
-                inherited=plan.number <= inherited,
             )
         )
     return found

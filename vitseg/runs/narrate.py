@@ -43,11 +43,15 @@ def explanation(events: Iterable[Event], failure: Failure | None = None) -> str:
             case StageStarted():
                 paragraphs.append(_paragraph(own))
             case RunEnded(best=best, test=test):
-                ending = f"The best weights have a validation IoU of {number_or_na(best['iou'])}, "
-                ending += "and were chosen by it. "
+                ending = (
+                    f"The best weights have a validation IoU of {number_or_na(best['iou'])}, "
+                    "and were chosen by it. "
+                )
                 if test:
-                    iou = number_or_na(test["iou"])
-                    ending += f"The test images, scored once at the end, gave {iou}. "
+                    ending += (
+                        "The test images, scored once at the end, gave "
+                        f"{number_or_na(test['iou'])}. "
+                    )
                 ending += (
                     "Whether the later stages earned their part, or more epochs of the first would "
                     "have done as well, one run cannot say: vitseg.ablate can."

@@ -132,8 +132,10 @@ def _new(
     end, state, others = point_of(job, facts)
     run = RunFolder(folder) if folder else new_run(job.recipe.name)
     if run.events_file.exists():
-        hint = f"Resume it (vitseg resume {run.path}), or choose another folder."
-        raise RunError(f"{run.path}: holds a run already.", hint)
+        raise RunError(
+            f"{run.path}: holds a run already.",
+            f"Resume it (vitseg resume {run.path}), or choose another folder.",
+        )
     with written(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
         # first of all: a fork that is cut off must not pass for a run of its own, nor a run for a
@@ -204,13 +206,15 @@ def _begin(run: RunFolder, job: Job, others: Sequence[Event] = ()) -> list[Event
         for number in range(1, stage + 1):
             theirs = source.stage(number)
             if reason := flaw(theirs):
-                hint = "Restore it, start from another run, or train the stage again."
-                raise RunError(f"{theirs}: {reason}.", hint)
+                raise RunError(
+                    f"{theirs}: {reason}.",
+                    "Restore it, start from another run, or train the stage again.",
+                )
             with whole_folder(run.stage(number), store=run.store) as aside:
                 shutil.copytree(theirs, aside, dirs_exist_ok=True)
         others = others or source.up_to(stage)
     run.cut_back(0, 0)
-    events = [job.started(run.recipe, parent), *retold(others, job)]
+    events = [job.started(run.recipe, parent), *retold(others[1:], job)]
     for event in events:
         run.record(event)
         if forked and isinstance(event, StageEnded) and event.stage == stage:

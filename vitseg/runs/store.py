@@ -19,7 +19,7 @@ from vitseg import plan
 from vitseg.data.augment import libraries
 from vitseg.draws import NUMERICS
 from vitseg.errors import RunError
-from vitseg.events import Event, RunStarted, StageStarted
+from vitseg.events import Event, StageStarted
 from vitseg.files import flaw
 from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import State, newest_checkpoint
@@ -215,5 +215,4 @@ def retold(events: Iterable[Event], job: Job) -> Iterator[Event]:
         if isinstance(event, StageStarted):
             own, notes = job.recipe.stages[event.stage - 1], job.notes(event.stage)
             event = replace(event, name=own.name, schedule=plan.describe(own), notes=notes)
-        if not isinstance(event, RunStarted):
-            yield event
+        yield event
