@@ -29,7 +29,7 @@ from vitseg.model.encoder import Encoder
 from vitseg.model.freeze import set_freeze_depth
 from vitseg.model.noise import key_noise
 from vitseg.model.segmenter import Segmenter, Shape
-from vitseg.runs.forecast import step_memory
+from vitseg.runs.forecast import saved_by
 from vitseg.training.losses import SegmentationLoss
 from vitseg.training.optim import build_optimizer
 from vitseg.ui.table import Table, size
@@ -84,6 +84,23 @@ def teraflops(model: Segmenter, unfrozen: int, recompute: bool) -> float:
     return counter.get_total_flops() / 1e12
 
 
+def activations(model: Segmenter, loss: SegmentationLoss, unfrozen: int, recompute: bool) -> int:
+    """Bytes that a step holds when it holds most; of blocks that are run once more, one at a time
+    has all of its own.
+    """
+
+    def saved(unfrozen: int, recompute: bool) -> int:
+        begin(model, unfrozen, recompute)
+        images = torch.zeros(IMAGES, 3, SIDE, SIDE, dtype=torch.uint8)
+        levels, masks = model.prefix(images), images[:, 0].long()
+        return saved_by(lambda: loss.sums(model.suffix(levels, (SIDE, SIDE)), masks))
+
+    found = saved(unfrozen, recompute)
+    if recompute and unfrozen:
+        found += saved(1, False) - saved(1, True)
+    return found
+
+
 def begin(model: Segmenter, unfrozen: int, recompute: bool) -> None:
     set_freeze_depth(model.train(), unfrozen)
     model.encoder.recompute = recompute
@@ -132,18 +149,13 @@ def rows(dimensions: tuple[int, int, int], take: bool) -> Iterator[tuple[str, ..
     loss = SegmentationLoss(vitseg.giant().loss, CLASSES)
     for name, dtype in (("fp32", None), ("bf16", torch.bfloat16)):
         for recompute in (False, True):
-            with mode:
-                shapes.encoder.recompute = recompute
-                autocast = torch.autocast("cpu", dtype, enabled=dtype is not None)
-                memory = step_memory(shapes, loss, autocast)
             for stage in stages:
                 with mode:
+                    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                        held = activations(shapes, loss, stage.unfrozen_blocks, recompute)
                     work = teraflops(shapes, stage.unfrozen_blocks, recompute)
                 trained = sum(p.numel() for p in shapes.parameters() if p.requires_grad)
-                weights, held = (
-                    4 * sum(p.numel() for p in shapes.parameters()),
-                    memory.at(stage.unfrozen_blocks, IMAGES),
-                )
+                weights = 4 * sum(p.numel() for p in shapes.parameters())
                 cells = (
                     size(weights),
                     size(12 * trained),

@@ -510,7 +510,7 @@ def saved_model(bench: Bench) -> Path:
 COMMANDS = {
     "recipe that is not there": (
         "run {root}/none.json",
-        "{root}/none.json: there is no such file, and no such preset. Presets: quick, giant.",
+        "{root}/none.json: cannot be read (No such file or directory). Give the path of a recipe",
     ),
     "recipe that is no JSON": (
         "run {encoder}/model.safetensors",

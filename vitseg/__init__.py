@@ -6,7 +6,7 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
+_TOGETHER = {
     "vitseg.recipe": ("Recipe", "load_recipe"),
     "vitseg.effects": (
         "Blur",
@@ -37,24 +37,14 @@ _PUBLIC = {
         "Stage",
         "WarmupPoly",
     ),
-    "vitseg.origin": ("from_training_config",),
     "vitseg.presets": ("giant", "quick", "whole_encoder"),
     "vitseg.plan": ("planned_lr", "preview"),
     "vitseg.errors": ("VitsegError", "FreezeBreach", "LRBreach"),
-    "vitseg.data.dataset": ("SegmentationData",),
-    "vitseg.data.fetch": ("fetch",),
     "vitseg.model.segmenter": ("Segmenter", "build_segmenter", "load"),
     "vitseg.model.freeze": ("set_freeze_depth", "freeze_report"),
     "vitseg.training.audit": ("LRContract", "audit"),
-    "vitseg.training.job": ("Job",),
-    "vitseg.training.loop": ("StageTraining",),
-    "vitseg.training.ema": ("Ema",),
     "vitseg.runs.folder": ("RunFolder", "new_run", "replay", "runs_root"),
     "vitseg.runs.run": ("fork", "resume", "train"),
-    "vitseg.runs.mirror": ("mirror",),
-    "vitseg.runs.narrate": ("explain",),
-    "vitseg.insight.card": ("write_card",),
-    "vitseg.insight.export": ("export_onnx",),
     "vitseg.insight.inside": (
         "attention",
         "drift",
@@ -64,16 +54,28 @@ _PUBLIC = {
         "spread",
     ),
     "vitseg.insight.reading": ("flipped", "probabilities", "read"),
-    "vitseg.ui.ablation": ("ablate",),
     "vitseg.ui.console": ("progress", "watch"),
-    "vitseg.ui.data_report": ("check",),
     "vitseg.ui.gallery": ("gallery", "show_confusions", "show_views"),
-    "vitseg.ui.pictures": ("contact_sheet",),
-    "vitseg.ui.report": ("report",),
-    "vitseg.ui.search": ("search",),
-    "vitseg.ui.workbench": ("Workbench",),
 }
-_WHERE = {name: module for module, names in _PUBLIC.items() for name in names}
+_WHERE = {
+    "from_training_config": "vitseg.origin",
+    "SegmentationData": "vitseg.data.dataset",
+    "fetch": "vitseg.data.fetch",
+    "Job": "vitseg.training.job",
+    "StageTraining": "vitseg.training.loop",
+    "Ema": "vitseg.training.ema",
+    "mirror": "vitseg.runs.mirror",
+    "explain": "vitseg.runs.narrate",
+    "write_card": "vitseg.insight.card",
+    "export_onnx": "vitseg.insight.export",
+    "ablate": "vitseg.ui.ablation",
+    "check": "vitseg.ui.data_report",
+    "contact_sheet": "vitseg.ui.pictures",
+    "report": "vitseg.ui.report",
+    "search": "vitseg.ui.search",
+    "Workbench": "vitseg.ui.workbench",
+} | {name: module for module, names in _TOGETHER.items() for name in names}
+"""Where each public name is."""
 
 __all__ = sorted(_WHERE)  # noqa: PLE0605
 

@@ -110,10 +110,6 @@ def _recipe(name: str, data: str | None) -> Recipe:
         raise VitsegError(
             "--data: goes with a preset.", "In a recipe.json the folder is data.source.path."
         )
-    if not Path(name).exists():
-        raise VitsegError(
-            f"{name}: there is no such file, and no such preset.", f"Presets: {', '.join(PRESETS)}."
-        )
     return load_recipe(name)
 
 
@@ -198,10 +194,7 @@ def _predict(parsed: Namespace) -> None:
         palette_image(mask).save(out / name)
         overlay(open_rgb(path), mask).save(out / "overlays" / name)
     names = ", ".join(f"{i} {name}" for i, name in enumerate(model.shape.classes))
-    _say(
-        f"{len(paths)} mask{'s' * (len(paths) != 1)} and overlays in {out.absolute()}; values: "
-        f"{names}"
-    )
+    _say(f"Masks and overlays: {len(paths)} each in {out.absolute()}; values: {names}")
 
 
 def _images(given: list[str]) -> list[Path]:

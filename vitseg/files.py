@@ -234,11 +234,7 @@ def held(folder: Path) -> Iterator[None]:
     with lock:
         with suppress(OSError):  # who holds it is a courtesy
             holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                holder.unlink()
+        yield
 
 
 def is_held(folder: Path) -> bool:

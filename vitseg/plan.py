@@ -65,8 +65,9 @@ def preview(recipe: Recipe, batches_per_epoch: int) -> list[Planned]:
     stage sooner.
     """
     if not isinstance(recipe, Recipe):
-        hint = "Put stages into one: vitseg.Recipe(stages=(stage,))."
-        raise ConfigError("recipe", recipe, "a Recipe", hint)
+        raise ConfigError(
+            "recipe", recipe, "a Recipe", "Put stages into one: vitseg.Recipe(stages=(stage,))."
+        )
     planned, epochs_before = [], 0
     for number, stage in enumerate(recipe.stages, start=1):
         for batch, lr in enumerate(rates(stage, batches_per_epoch), start=1):
@@ -79,16 +80,21 @@ def preview(recipe: Recipe, batches_per_epoch: int) -> list[Planned]:
 _LEFT_OUT = {"name", "workers", "cache", "recompute", "device", "precision", "threads", "processes"}
 
 
+def decisive(recipe: Recipe, stages: int) -> dict[str, Any]:
+    """The settings of stages 1 .. `stages`, but for the run's name, the machine, and what changes
+    no number.
+    """
+    tree = recipe.model_dump(mode="json", exclude=_LEFT_OUT)
+    return tree | {"stages": tree["stages"][:stages]}
+
+
 def effective(
     recipe: Recipe, stages: int, batches_per_epoch: int, blocks: int | None
 ) -> dict[str, Any]:
-    """The settings that decide the numbers of stages 1 .. `stages`, the machine apart.
-
-    What changes no number is not among them; a schedule is the learning rates it comes to, "all"
-    the number of blocks.
+    """The decisive settings in the form that decides: a schedule is the learning rates it comes to,
+    "all" the number of blocks.
     """
-    tree = recipe.model_dump(mode="json", exclude=_LEFT_OUT)
-    tree["stages"] = tree["stages"][:stages]
+    tree = decisive(recipe, stages)
     for stage, settings in zip(recipe.stages, tree["stages"], strict=False):
         settings["name"] = settings["lr"] = None
         settings["schedule"] = rates(stage, batches_per_epoch)
@@ -118,8 +124,10 @@ def batch_notes(recipe: Recipe, images: int) -> list[str]:
     step = recipe.batch_size * recipe.accumulate
     if step <= images:
         return []
-    problem = f"A batch of {step:,} is larger than the {images:,} training images"
-    return [f"{problem}: each epoch is one step over all of them."]
+    return [
+        f"A batch of {step:,} is larger than the {images:,} training images: each epoch is one "
+        "step over all of them."
+    ]
 
 
 def notes(stage: Stage, batches_per_epoch: int) -> list[str]:
@@ -127,31 +135,32 @@ def notes(stage: Stage, batches_per_epoch: int) -> list[str]:
     or how the LR moves.
     """
     schedule, said = stage.schedule, warnings(stage, batches_per_epoch)
-    if said:
-        return said
-    if isinstance(schedule, CosineRestarts):
-        n = sum(after > before for before, after in pairwise(rates(stage, batches_per_epoch)))
+    lrs = rates(stage, batches_per_epoch)
+    if isinstance(schedule, CosineRestarts) and not said:
+        n = sum(after > before for before, after in pairwise(lrs))
         course = f"{n} warm restart{'s' * (n != 1)}"
         if n == 0:
             course = "One cosine, which does not come to a restart,"
         unit = "batches" if schedule.unit == "batch" else "epochs"
         cycle = f"T_0 = {schedule.T_0} {unit}, after a burn-in of {schedule.burn_in_batches}"
-        return [f"{course} in {stage.epochs * batches_per_epoch} batches ({cycle})."]
-    if not isinstance(schedule, Exponential):
-        return []
-    first, last = f"{stage.lr:.3g}", f"{rates(stage, batches_per_epoch)[-1]:.3g}"
-    if stage.epochs == 1:
-        return [f"The LR is {last} throughout: it would fall after the stage's only epoch."]
-    course = f"from {first} in the first epoch to {last} in the last"
-    return [f"The LR falls {course} (gamma = {schedule.gamma:g})."]
+        said.append(f"{course} in {len(lrs)} batches ({cycle}).")
+    elif isinstance(schedule, Exponential):
+        note = f"The LR is {lrs[0]:.3g} throughout: it would fall after the stage's only epoch."
+        if stage.epochs > 1:
+            course = f"from {lrs[0]:.3g} in the first epoch to {lrs[-1]:.3g} in the last"
+            note = f"The LR falls {course} (gamma = {schedule.gamma:g})."
+        said.append(note)
+    return said
 
 
 def warnings(stage: Stage, batches_per_epoch: int) -> list[str]:
     """What about a schedule is hardly meant: it does not come to its own within the stage."""
     schedule, batches = stage.schedule, stage.epochs * batches_per_epoch
     if isinstance(schedule, WarmupPoly) and schedule.warmup_batches >= batches:
-        warmup = schedule.warmup_batches
-        return [f"The warm-up of {warmup} batches does not end within the stage's {batches}."]
+        return [
+            f"The warm-up of {schedule.warmup_batches} batches does not end within the stage's "
+            f"{batches}."
+        ]
     if not isinstance(schedule, CosineRestarts) or len(set(rates(stage, batches_per_epoch))) > 1:
         return []
     why = (

@@ -11,7 +11,7 @@ from pydantic_core import to_jsonable_python
 
 from vitseg.errors import RecipeError
 from vitseg.settings import AdamW, Count, Data, Loss, Model, Optimizer, Stage
-from vitseg.words import ROOTS, Words
+from vitseg.words import Words
 
 
 class Recipe(Words):
@@ -48,8 +48,9 @@ class Recipe(Words):
 
     def model_post_init(self, context: object) -> None:
         if self.stages[0].start_from != "best":
-            says = "stages.0.start_from has no effect: there is no stage before it; leave it out"
-            raise ValueError(says)
+            raise ValueError(
+                "stages.0.start_from has no effect: there is no stage before it; leave it out"
+            )
         if self.accumulate * self.processes > 1:
             whole = "needs the whole batch at once; set accumulate and processes to 1"
             if self.loss.dice_over == "batch":
@@ -58,8 +59,10 @@ class Recipe(Words):
                 raise ValueError(f'model.decoder="linear" has a BatchNorm, which {whole}')
         images = self.batch_size * self.accumulate
         if self.processes > images:
-            says = f"processes={self.processes} for steps of {images}: some would get no image"
-            raise ValueError(f"{says}; set processes to {images}")
+            raise ValueError(
+                f"processes={self.processes} for steps of {images}: some would get no image; set "
+                f"processes to {images}"
+            )
 
     def replace(self, changes: dict[str, Any]) -> "Recipe":
         """A copy with settings changed by path: `recipe.replace({"stages.1.lr": 1e-4})`. Checked
@@ -70,8 +73,9 @@ class Recipe(Words):
             for path, value in changes.items():
                 _set(tree, path, plain(value))
         except ValueError as error:
-            hint = "Give numbers, strings, tuples or settings."
-            raise RecipeError(f"{path}: {error}.", hint) from None
+            raise RecipeError(
+                f"{path}: {error}.", "Give numbers, strings, tuples or settings."
+            ) from None
         return parse(json.dumps(tree))
 
     def settle(self, changes: dict[str, Any]) -> tuple["Recipe", dict[str, Any]]:
@@ -94,9 +98,6 @@ class Recipe(Words):
         Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-ROOTS.append(Recipe)
-
-
 parse = Recipe.read
 
 
@@ -105,8 +106,10 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         return parse(Path(path).read_bytes())
     except OSError as error:
-        problem = f"{path}: cannot be read ({error.strerror})."
-        raise RecipeError(problem, "Give the path of a recipe.json.") from None
+        raise RecipeError(
+            f"{path}: cannot be read ({error.strerror}).",
+            "Give the path of a recipe.json, such as `vitseg recipe quick` prints.",
+        ) from None
     except RecipeError as error:
         raise RecipeError(f"{path}: {error.problem}", error.mend) from None
 

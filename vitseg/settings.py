@@ -151,11 +151,14 @@ class Data(Words):
         self._refuse_without_effect(self.split_file is not None, *drawn, "split_seed")
         self._refuse_without_effect(self.group is not None, "group_file")
         if self.mode != "binary" and self.classes.foreground is not None:
-            says = 'classes.foreground has no effect unless mode is "binary"; leave it out'
-            raise ValueError(says)
+            raise ValueError(
+                'classes.foreground has no effect unless mode is "binary"; leave it out'
+            )
         if self.validation_fraction + self.test_fraction >= 1:
-            says = "validation_fraction and test_fraction leave nothing to train on"
-            raise ValueError(f"{says}; together they must be below 1")
+            raise ValueError(
+                "validation_fraction and test_fraction leave nothing to train on; together they "
+                "must be below 1"
+            )
 
 
 class Model(Words):
@@ -191,8 +194,10 @@ class CosineRestarts(Words):
 
     def model_post_init(self, context: object) -> None:
         if self.unit == "epoch" and self.T_mult > 2:
-            why = "PyTorch misses restarts of other growth by rounding"
-            raise ValueError(f'T_mult is 1 or 2 with unit="epoch": {why}')
+            raise ValueError(
+                'T_mult is 1 or 2 with unit="epoch": PyTorch misses restarts of other growth by '
+                "rounding"
+            )
 
 
 class Exponential(Words):

@@ -79,14 +79,10 @@ class Words(Strict, metaclass=_Plainly):
                 raise PydanticCustomError("conflict", says, {"field": field, "default": default})
 
 
-ROOTS: list[type[BaseModel]] = []
-"""The recipe: whose settings are known to whoever misspells one."""
-
-
 @cache
-def _owners(root: type[BaseModel]) -> dict[str, str]:
+def _owners(cls: type[BaseModel]) -> dict[str, str]:
     """The settings in a class by name, and the class that each is of; of two the outer."""
-    schema, owners = root.model_json_schema(), {}
+    schema, owners = cls.model_json_schema(), {}
     for kind in (*schema.get("$defs", {}).values(), schema):
         owners |= dict.fromkeys(kind["properties"], kind["title"])
     return owners
@@ -96,11 +92,9 @@ def explain(error: ValidationError, cls: type[BaseModel]) -> RecipeError:
     """What pydantic refused, one sentence a setting: its path, the value, what is allowed, the
     nearest spelling.
     """
-    known, found, idle, refusals = {}, {}, {}, []
-    for root in (*ROOTS, cls):
-        known |= _owners(root)
+    found, idle, refusals = {}, {}, []
     for problem in error.errors():
-        field, says, allowed = _refusal(problem, known)
+        field, says, allowed = _refusal(problem, _owners(cls))
         context = problem.get("ctx", {})
         if "default" in context:
             idle[field] = context["default"]
@@ -135,9 +129,7 @@ def _refusal(problem: dict[str, Any], known: dict[str, str]) -> tuple[str, str, 
         case "value_error" | "conflict":
             says = f"{message.removeprefix('Value error, ')}."
         case _:
-            says = f"got {problem['input']!r}"
-            if len(says) > 84:
-                says = f"{says[:84]}..."
+            says = f"got {problem['input']!r:.80}"
             allowed = message.removeprefix("Input should be ")
             allowed = allowed.replace("a valid array", "a list, such as [1, 2]")
     # pydantic names the kinds on the way, too

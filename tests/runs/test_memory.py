@@ -1,5 +1,5 @@
-"""What a step will keep is worked out from shapes: held against what autograd really saves, and
-what is really alive.
+"""What a step will keep is measured on one batch: compared with what autograd saves of others, and
+with what is really alive.
 """
 
 from __future__ import annotations
@@ -11,16 +11,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModel
 
-from vitseg.model.decoder import build_decoder
-from vitseg.model.encoder import Encoder
 from vitseg.model.freeze import set_freeze_depth
-from vitseg.model.segmenter import Segmenter, build_segmenter
-from vitseg.runs.forecast import saved_by_a_step, step_memory
-from vitseg.training.losses import SegmentationLoss
+from vitseg.model.noise import key_noise
+from vitseg.runs.forecast import forecast, measure, saved_by
+from vitseg.training.job import Job
 
-IMAGES = 3
+IMAGES, SIZE = 3, (70, 98)
 
 
 class Alive(TorchDispatchMode):
@@ -50,93 +47,83 @@ class Alive(TorchDispatchMode):
 
 
 @pytest.fixture(params=["lean", "unet"])
-def model(request, tiny_recipe):
-    return build_segmenter(
-        tiny_recipe.model.model_copy(update={"decoder": request.param}),
-        ("a", "b", "c"),
-        (70, 98),
-        0,
-    )
+def recipe(request, tiny_recipe):
+    return tiny_recipe.replace({"model.decoder": request.param, "data.size": SIZE, "batch_size": 4})
 
 
-@pytest.fixture
-def loss(tiny_recipe):
-    return SegmentationLoss(tiny_recipe.loss, 3)
+def planned(recipe, unfrozen, images):
+    """The activations in the forecast of stage 2, from a batch of four."""
+    job = Job(recipe)
+    changes = {"stages.1.unfrozen_blocks": unfrozen, "batch_size": images}
+    _, forecast_of_two, _ = forecast(job.replace(recipe.settle(changes)[0]), measure(job))
+    report = set_freeze_depth(job.model, unfrozen)
+    return forecast_of_two.memory - 4 * (report.total + 3 * report.trainable)
 
 
-def planned(model, loss, *, recompute=False, dtype=None, mode=None):
-    """From shapes alone."""
-    model.encoder.recompute = recompute
-    with mode or FakeTensorMode(allow_non_fake_inputs=True):
-        return step_memory(model, loss, autocast(dtype))
+def begun(job, unfrozen, images, recompute=False):
+    """The forward pass of a step."""
+    set_freeze_depth(job.model.train(), unfrozen)
+    job.model.encoder.recompute = recompute
+    key_noise(job.model, "test")
+    masks = torch.zeros(images, *SIZE, dtype=torch.int64)
+    levels = job.model.prefix(torch.zeros(images, 3, *SIZE, dtype=torch.uint8))
+    return lambda: job.loss.sums(job.model.suffix(levels, SIZE), masks)
 
 
-def really(model, loss, unfrozen, images, *, recompute=False, dtype=None):
+def really(job, *step):
     """What autograd saves of a step that is taken."""
-    model.encoder.recompute = recompute
-    return saved_by_a_step(model, loss, unfrozen, images, autocast(dtype))
+    with job.machine.autocast():
+        return saved_by(begun(job, *step))
 
 
-def autocast(dtype):
-    return torch.autocast("cpu", dtype, enabled=dtype is not None)
-
-
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-@pytest.mark.parametrize("images", [1, 2, 3, 16])
+@pytest.mark.parametrize("images", [1, 10])
 @pytest.mark.parametrize("unfrozen", [0, 1, 4])
-def test_from_shapes_of_two_and_four_images_it_is_what_autograd_saves_of_any_number(
-    model, loss, unfrozen, images, dtype
+def test_from_a_batch_of_four_it_is_about_what_autograd_saves_of_any_number(
+    recipe, unfrozen, images
 ):
-    found = really(model, loss, unfrozen, images, dtype=dtype)
-    wanted = planned(model, loss, dtype=dtype).at(unfrozen, images)
-    assert wanted == pytest.approx(found, rel=0.005)
+    wanted = really(Job(recipe), unfrozen, images)
+    assert planned(recipe, unfrozen, images) == pytest.approx(wanted, rel=0.1)
 
 
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_with_recomputation_one_block_is_whole_at_a_time(model, loss, dtype):
-    one, four = (really(model, loss, n, IMAGES, recompute=True, dtype=dtype) for n in (1, 4))
-    decoder, whole = (really(model, loss, n, IMAGES, dtype=dtype) for n in (0, 1))
-    memory = planned(model, loss, recompute=True, dtype=dtype)
+@pytest.mark.parametrize("unfrozen", [0, 4])
+def test_the_cast_weights_of_half_precision_make_it_more_rather_than_less(recipe, unfrozen):
+    """They are saved once a step; in so small a model that is much."""
+    half = recipe.replace({"precision": "bf16"})
+    wanted = really(Job(half), unfrozen, 10)
+    assert wanted <= planned(half, unfrozen, 10) < 1.3 * wanted
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_with_recomputation_one_block_is_whole_at_a_time(recipe, precision):
+    recipe = recipe.replace({"precision": precision, "recompute": True})
+    job = Job(recipe)
+    one, four = (really(job, n, IMAGES, True) for n in (1, 4))
+    decoder, whole = (really(job, n, IMAGES, False) for n in (0, 1))
     for blocks, wanted in ((0, decoder), (1, whole), (4, whole + four - one)):
-        assert memory.at(blocks, IMAGES) == pytest.approx(wanted, rel=0.005)
+        assert planned(recipe, blocks, IMAGES) == pytest.approx(wanted, rel=0.1)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("unfrozen", [0, 1, 3])
-def test_with_gradients_it_is_about_the_most_that_is_alive(model, loss, recompute, unfrozen):
-    saved = planned(model, loss, recompute=recompute).at(unfrozen, IMAGES)
-    images, masks = (
-        torch.zeros(IMAGES, 3, 70, 98, dtype=torch.uint8),
-        torch.zeros(IMAGES, 70, 98, dtype=torch.int64),
-    )
-    set_freeze_depth(model.train(), unfrozen)
-    model.encoder.recompute = recompute
-    levels = model.prefix(images)
+def test_with_gradients_it_is_about_the_most_that_is_alive(recipe, recompute, unfrozen):
+    recipe = recipe.replace({"recompute": recompute})
+    saved, job = planned(recipe, unfrozen, IMAGES), Job(recipe)
+    forward = begun(job, unfrozen, IMAGES, recompute)
     with Alive() as alive:
-        loss(model.suffix(levels, (70, 98)), masks).backward()
-    gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+        forward().sum().backward()
+    gradients = sum(p.grad.nbytes for p in job.model.parameters() if p.grad is not None)
     assert 0.9 * saved <= alive.most <= 1.1 * (saved + gradients)
 
 
-def test_it_grows_with_the_images_and_less_with_recomputation(model, loss):
-    whole, again = (planned(model, loss, recompute=recompute) for recompute in (False, True))
-    assert whole.at(2, 4) - whole.at(2, 2) == pytest.approx(
-        2 * (whole.at(2, 2) - whole.at(2, 1)), rel=0.01
-    )
-    block, less = (memory.at(3, 4) - memory.at(2, 4) for memory in (whole, again))
-    assert again.at(0, 4) == whole.at(0, 4) and less < 0.2 * block
+def test_each_block_takes_less_with_recomputation(recipe):
+    three, two = (planned(recipe, blocks, 4) for blocks in (3, 2))
+    again = recipe.replace({"recompute": True})
+    assert planned(again, 3, 4) - planned(again, 2, 4) < 0.25 * (three - two)
+    assert planned(again, 0, 4) == planned(recipe, 0, 4)
 
 
-def test_a_model_of_shapes_alone_takes_no_memory(model, loss, tiny_recipe):
-    real = planned(model, loss)
-    with torch.device("meta"):
-        vit = AutoModel.from_config(model.encoder.vit.config)
-    with (mode := FakeTensorMode(allow_non_fake_inputs=True)):
-        encoder = Encoder(vit.to_empty(device="cpu"))
-    shapes = Segmenter(
-        encoder,
-        build_decoder(model.shape.decoder, encoder.width, 3, model.shape.dropout, 0),
-        model.shape,
-    )
-    found = planned(shapes, loss, mode=mode)
-    assert found.two.tolist() == real.two.tolist() and found.four.tolist() == real.four.tolist()
+def test_what_a_step_saves_follows_from_shapes_alone(recipe):
+    job = Job(recipe)
+    wanted = really(job, 2, IMAGES)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert really(job, 2, IMAGES) == wanted

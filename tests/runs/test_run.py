@@ -360,7 +360,7 @@ def test_seconds_stand_still_while_the_consumer_does_something_else(
         for _ in events:
             now[0] += 100
 
-    monkeypatch.setattr(folder, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(StageTraining, "train_step", slow_step)
     consume(islice(vitseg.train(tiny_recipe, tmp_path / "run"), 30))
     consume(vitseg.resume(tmp_path / "run"))

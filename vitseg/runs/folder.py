@@ -8,8 +8,7 @@ import json
 import os
 import secrets
 import shutil
-import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -56,8 +55,8 @@ class Failure(Strict):
 
 
 class RunFolder:
-    """Paths and logs of one run. `events.jsonl` holds nothing from the clock; `timings.jsonl`
-    does.
+    """Paths and logs of one run. `events.jsonl` holds nothing from the clock; `timings.jsonl` holds
+    the `seconds` that were trained.
     """
 
     def __init__(self, path: str | Path):
@@ -68,7 +67,7 @@ class RunFolder:
         self.checkpoints, self.best = self.path / "checkpoints", self.path / "best"
         self.summary_file = self.path / "summary.json"
         self.fork_file, self.failure_file = self.path / "fork.json", self.path / "failure.json"
-        self.sequence, self._zero = 0, time.monotonic()
+        self.sequence, self.seconds = 0, 0.0
 
     @property
     def recipe(self) -> Recipe:
@@ -137,10 +136,10 @@ class RunFolder:
 
     def record(self, event: Event) -> None:
         """Append to the logs. Raises RunError if they cannot be written."""
-        seconds = round(time.monotonic() - self._zero, 3)
         _append(self.events_file, to_json(event, self.sequence + 1))
         self.sequence += 1
-        _append(self.timings_file, json.dumps({"seq": self.sequence, "seconds": seconds}))
+        timing = {"seq": self.sequence, "seconds": round(self.seconds, 3)}
+        _append(self.timings_file, json.dumps(timing))
 
     def sync(self) -> int:
         """Make what is logged last, and say how many bytes that are: a checkpoint must not know
@@ -150,27 +149,17 @@ class RunFolder:
             os.fsync(file.fileno())
             return file.tell()
 
-    def handed(self, event: Event) -> Generator[Event]:
-        """Yield an event. Until the next one is asked for nobody works on the run, and its seconds
-        stand still.
-        """
-        left = time.monotonic()
-        yield event
-        self._zero += time.monotonic() - left
-
     def cut_back(self, sequence: int, offset: int) -> None:
         """Forget all events after the first `sequence`, which take `offset` bytes: they will happen
         again.
         """
         self.events_file.touch()
         if self.events_file.stat().st_size < offset:
-            raise RunError(
-                f"{self.events_file}: is shorter than its checkpoint says.", "Start a new run."
-            )
+            problem = f"{self.events_file}: is shorter than its checkpoint says."
+            raise RunError(problem, "Start a new run.")
         os.truncate(self.events_file, offset)
         _append(self.timings_file, "")  # ends a line that a kill has torn
-        before = self.timings().get(sequence, 0.0)
-        self.sequence, self._zero = sequence, time.monotonic() - before
+        self.sequence, self.seconds = sequence, self.timings().get(sequence, 0.0)
 
     def events(self) -> Iterator[Event]:
         """The events logged so far. A torn last line, left by a kill, ends them."""
@@ -242,11 +231,11 @@ class RunFolder:
 
     def ended_stages(self) -> list[int]:
         """Numbers of the stages whose weights are kept."""
-        return sorted(int(p.name) for p in (self.path / "stages").glob("*") if p.name.isdecimal())
+        return sorted(int(path.name) for path in self.path.glob("stages/[0-9]*"))
 
     def timings(self) -> dict[int, float]:
-        """Seconds of work on the run until each event, by its number; pauses are no work. Of an
-        event that has happened again, after a kill, the last line says it.
+        """Seconds of training until each event, by its number, without pauses. Of an event that has
+        happened again, after a kill, the last line says it.
         """
         seconds = {}
         with suppress(OSError):  # the run is as good without them

@@ -43,11 +43,15 @@ def explanation(events: Iterable[Event], failure: Failure | None = None) -> str:
             case StageStarted():
                 paragraphs.append(_paragraph(own))
             case RunEnded(best=best, test=test):
-                ending = f"The best weights have a validation IoU of {number_or_na(best['iou'])}, "
-                ending += "and were chosen by it. "
+                ending = (
+                    f"The best weights have a validation IoU of {number_or_na(best['iou'])}, "
+                    "and were chosen by it. "
+                )
                 if test:
-                    iou = number_or_na(test["iou"])
-                    ending += f"The test images, scored once at the end, gave {iou}. "
+                    ending += (
+                        "The test images, scored once at the end, gave "
+                        f"{number_or_na(test['iou'])}. "
+                    )
                 ending += (
                     "Whether the later stages earned their part, or more epochs of the first would "
                     "have done as well, one run cannot say: vitseg.ablate can."
@@ -114,13 +118,10 @@ def _paragraph(events: list[Event]) -> str:
     steps, said = "  It took no step", []
     if batches:
         courses = {}
-        for group in batches[0].lr:
-            rates = [batch.lr[group] for batch in batches if group in batch.lr]
-            course = f"{group.partition(',')[0]} {rates[0]:.2e} to {rates[-1]:.2e}"
-            low, high = min(rates), max(rates)
-            if {low, high} - {rates[0], rates[-1]}:
-                course += f" ({low:.2e} to {high:.2e} on the way)"
-            courses[course] = None  # groups that differ in weight decay alone, once
+        for group, first in batches[0].lr.items():
+            last = batches[-1].lr.get(group, first)
+            # groups that differ in weight decay alone, once
+            courses[f"{group.partition(',')[0]} {first:.2e} to {last:.2e}"] = None
         steps = (
             f"  {len(batches):,} steps, at learning rates of {', '.join(courses)}; schedule "
             f"{start.schedule}"

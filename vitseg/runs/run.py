@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 from vitseg.errors import RunError
 from vitseg.events import EpochEnded, Event, RunEnded, RunResumed, StageEnded
@@ -35,7 +35,7 @@ from vitseg.training.evaluate import evaluate
 from vitseg.training.job import Job
 from vitseg.training.loop import StageTraining
 from vitseg.training.parallel import ProcessGroup, process_group, refuse_a_second_group
-from vitseg.training.weights import Weights, load_weights
+from vitseg.training.weights import load_weights
 
 
 def train(
@@ -113,18 +113,6 @@ class TrainingRun(Iterator[Event]):
         self._events.close()
 
 
-class Start(NamedTuple):
-    """Where training begins: at a stage, before which were so many epochs and steps; from the
-    weights of the stage before it, which may be the last, or from a state within it.
-    """
-
-    stage: int = 1
-    epochs: int = 0
-    steps: int = 0
-    weights: Weights | None = None
-    state: State | None = None
-
-
 # ---- a new run, or one that is resumed
 
 
@@ -144,8 +132,10 @@ def _new(
     end, state, others = point_of(job, facts)
     run = RunFolder(folder) if folder else new_run(job.recipe.name)
     if run.events_file.exists():
-        hint = f"Resume it (vitseg resume {run.path}), or choose another folder."
-        raise RunError(f"{run.path}: holds a run already.", hint)
+        raise RunError(
+            f"{run.path}: holds a run already.",
+            f"Resume it (vitseg resume {run.path}), or choose another folder.",
+        )
     with written(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
         # first of all: a fork that is cut off must not pass for a run of its own, nor a run for a
@@ -161,7 +151,7 @@ def _new(
         events = _begin(run, job, others)
         if state:
             save_checkpoint(run, state)
-        yield from _trained(run, job, _start(run, state), events, saver)
+        yield from _trained(run, job, state or _start(run), events, saver)
 
 
 def _resumed(
@@ -198,9 +188,9 @@ def _resumed(
             run.cut_back(place["sequence"], place["offset"])
         else:
             events = _begin(run, job)
-        start = _start(run, state)
-        step = start.steps + (state["step"] if state else 0)
-        yield from _trained(run, job, start, [RunResumed(step, skipped), *events], saver)
+        start = state or _start(run)
+        resumed = RunResumed(start["steps_before"] + start.get("step", 0), skipped)
+        yield from _trained(run, job, start, [resumed, *events], saver)
 
 
 def _begin(run: RunFolder, job: Job, others: Sequence[Event] = ()) -> list[Event]:
@@ -216,13 +206,15 @@ def _begin(run: RunFolder, job: Job, others: Sequence[Event] = ()) -> list[Event
         for number in range(1, stage + 1):
             theirs = source.stage(number)
             if reason := flaw(theirs):
-                hint = "Restore it, start from another run, or train the stage again."
-                raise RunError(f"{theirs}: {reason}.", hint)
+                raise RunError(
+                    f"{theirs}: {reason}.",
+                    "Restore it, start from another run, or train the stage again.",
+                )
             with whole_folder(run.stage(number), store=run.store) as aside:
                 shutil.copytree(theirs, aside, dirs_exist_ok=True)
         others = others or source.up_to(stage)
     run.cut_back(0, 0)
-    events = [job.started(run.recipe, parent), *retold(others, job)]
+    events = [job.started(run.recipe, parent), *retold(others[1:], job)]
     for event in events:
         run.record(event)
         if forked and isinstance(event, StageEnded) and event.stage == stage:
@@ -230,25 +222,29 @@ def _begin(run: RunFolder, job: Job, others: Sequence[Event] = ()) -> list[Event
     return events
 
 
-def _start(run: RunFolder, state: State | None) -> Start:
-    """Where to go on: within a stage, after those that were inherited, or at the first."""
-    if state:
-        return Start(state["stage"], state["epochs_before"], state["steps_before"], state=state)
+def _start(run: RunFolder) -> State:
+    """The state of a run before its first own step, as far as there is any: its place, and the
+    weights of the last stage that was inherited.
+    """
     forked = run.forked()
     if not forked:
-        return Start()
+        return {"stage": 1, "epochs_before": 0, "steps_before": 0}
     *_, ended = run.up_to(forked["stage"])
     following = run.recipe.stages[ended.stage :]
     which = following[0].start_from if following else "best"
-    weights = load_parts(run.stage(ended.stage) / which)
-    return Start(ended.stage + 1, ended.epoch, ended.step, weights)
+    return {
+        "stage": ended.stage + 1,
+        "epochs_before": ended.epoch,
+        "steps_before": ended.step,
+        "weights": load_parts(run.stage(ended.stage) / which),
+    }
 
 
 # ---- and then all alike
 
 
 def _trained(
-    run: RunFolder, job: Job, start: Start, first: list[Event], saver: Saver
+    run: RunFolder, job: Job, start: State, first: list[Event], saver: Saver
 ) -> Generator[Event]:
     """The `first` events, and then each recorded before it is handed on. Whoever stops asking for
     them loses no step; a kill loses a minute's.
@@ -262,10 +258,12 @@ def _trained(
             group.broadcast((run.resolved_recipe(), start))
             group.same("The environment", decisive(run.environment()))
             for event in first:
-                yield from run.handed(event)
+                yield event
             while not isinstance(event, RunEnded):
                 with held_back() as asked:
+                    began = time.monotonic()
                     event = next(events)
+                    run.seconds += time.monotonic() - began
                     if not event.transient:
                         run.record(event)
                     saver.save(now=isinstance(event, EpochEnded) or bool(asked))
@@ -273,7 +271,7 @@ def _trained(
                         write_json(run.summary_file, summarize(run))
                         run.drop_checkpoints()
                 try:
-                    yield from run.handed(event)
+                    yield event
                 except GeneratorExit:
                     saver.save()
                     raise
@@ -284,21 +282,23 @@ def _trained(
         saver.training = None  # what a failed step has left is no state to go on from
 
 
-def stages(job: Job, start: Start, group: ProcessGroup, saver: Saver) -> Generator[Event]:
+def stages(job: Job, start: State, group: ProcessGroup, saver: Saver) -> Generator[Event]:
     """Every event of a run, as each process of it trains them. `saver` is told what there is to
     save; where it has a run, that has the weights too.
     """
-    recipe, model, run = job.recipe, job.model, saver.run
-    if start.weights is not None:
+    recipe, model, run, number = job.recipe, job.model, saver.run, start["stage"]
+    is_within = "step" in start
+    if number > 1 and not is_within:
         model.to(job.machine.device)
-        set_freeze_depth(model, job.stages[start.stage - 2].unfrozen)
-        load_weights(model, start.weights)
-    epochs, steps, features = start.epochs, start.steps, None
-    for plan in job.stages[start.stage - 1 :]:
-        place = {"epochs_before": epochs, "steps_before": steps}
-        training = StageTraining(job, plan.number, **place, group=group)
-        if start.state and plan.number == start.stage:
-            training.load_state_dict(start.state)
+        set_freeze_depth(model, job.stages[number - 2].unfrozen)
+        load_weights(model, start["weights"])
+    epochs, steps, features = start["epochs_before"], start["steps_before"], None
+    for plan in job.stages[number - 1 :]:
+        training = StageTraining(
+            job, plan.number, epochs_before=epochs, steps_before=steps, group=group
+        )
+        if is_within and plan.number == number:
+            training.load_state_dict(start)
         for event in training:
             saver.training = None if isinstance(event, StageEnded) else training
             yield event

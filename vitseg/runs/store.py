@@ -19,7 +19,7 @@ from vitseg import plan
 from vitseg.data.augment import libraries
 from vitseg.draws import NUMERICS
 from vitseg.errors import RunError
-from vitseg.events import Event, RunStarted, StageStarted
+from vitseg.events import Event, StageStarted
 from vitseg.files import flaw
 from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import State, newest_checkpoint
@@ -40,11 +40,8 @@ DECISIVE = (
 )
 """What of a run's environment its numbers follow from."""
 
-_FREE = {"name", "workers", "cache", "recompute", "device", "precision", "threads", "processes"}
-"""What a fork may change of a recipe."""
-
 _FIXED = ("device", "precision", "threads", "processes", "encoder", "data", "weights")
-"""What it may not change of the environment."""
+"""What a fork may not change of the environment."""
 
 _COMPUTE = ("torch", "transformers", "numpy", "pillow")
 _OTHERS = ("vitseg", "safetensors", "pydantic")
@@ -164,11 +161,7 @@ def differences(old: Recipe, new: Recipe, stage: int) -> list[str]:
     """What stages 1 .. `stage` of two recipes were, or would be, trained with, where that
     differs.
     """
-    then, now = (
-        r.model_copy(update={"stages": r.stages[:stage]}).model_dump(mode="json", exclude=_FREE)
-        for r in (old, new)
-    )
-    return changes(then, now)
+    return changes(plan.decisive(old, stage), plan.decisive(new, stage))
 
 
 ForkPoint = tuple[StageEnd | None, State | None, list[Event]]
@@ -220,8 +213,6 @@ def retold(events: Iterable[Event], job: Job) -> Iterator[Event]:
     """Events of stages in the words of a job's recipe, which may call them otherwise."""
     for event in events:
         if isinstance(event, StageStarted):
-            own = job.recipe.stages[event.stage - 1]
-            notes = job.notes(event.stage)
+            own, notes = job.recipe.stages[event.stage - 1], job.notes(event.stage)
             event = replace(event, name=own.name, schedule=plan.describe(own), notes=notes)
-        if not isinstance(event, RunStarted):
-            yield event
+        yield event

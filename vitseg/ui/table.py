@@ -86,9 +86,9 @@ def stages(
             f = forecasts[number]
             row |= {
                 "steps": f"{f.steps:,}",
-                "time": "trained already"
-                if f.inherited
-                else str(timedelta(seconds=round(f.seconds))),
+                "time": str(timedelta(seconds=round(f.seconds)))
+                if f.seconds
+                else "trained already",
                 "memory": size(f.memory),
                 "checkpoint": size(f.checkpoint),
                 "cached features": f"+{size(f.kept)}, {f.gain:.1f}x as fast",
@@ -130,7 +130,7 @@ def _best(scores: Mapping[str, Any]) -> dict[str, str]:
 
 def memory_notes(forecasts: Sequence[Any], machine: Any) -> Iterator[str]:
     """Whether a stage will need more memory than is free; processes on one CPU share it."""
-    needed = [(f.memory, n) for n, f in enumerate(forecasts, start=1) if not f.inherited]
+    needed = [(f.memory, n) for n, f in enumerate(forecasts, start=1) if f.seconds]
     most, number = max(needed, default=(0, 0))
     if machine.device.type == "cpu":
         most *= machine.processes
