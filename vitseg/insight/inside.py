@@ -25,7 +25,6 @@ from vitseg.model.segmenter import (
 )
 from vitseg.model.weights import load_vit
 from vitseg.runs.folder import RunFolder
-from vitseg.training.weights import load_weights
 
 
 def all_levels(model: Segmenter, image: Image.Image) -> Levels:
@@ -123,13 +122,14 @@ def drift(folder: str | Path) -> dict[int, dict[str, float]]:
     """
     run = RunFolder(folder)
     model = load_segmenter(run.best)
-    model.encoder = Encoder(load_vit(run.recipe.model.encoder).vit)
+    vit, _ = load_vit(run.recipe.model.encoder)
+    model.encoder = Encoder(vit)
     parts = model_parts(model)
     del parts[DECODER]
     before = {name: parameters_to_vector(part.parameters) for name, part in parts.items()}
     found: dict[int, dict[str, float]] = {}
     for stage in run.ended_stages():
-        load_weights(model, load_parts(run.stage(stage) / "best"))
+        model.load_state_dict(load_parts(run.stage(stage) / "best"), strict=False)
         found[stage] = {}
         for name, part in parts.items():
             start = before[name].double()

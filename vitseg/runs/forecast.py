@@ -220,7 +220,7 @@ def forecast(job: Job, cost: Cost, inherited: int = 0) -> list[StageForecast]:
         deepest = trained_parts(job.deepest(plan.number), plan.depth)
         changed = sum(counts[name] for name in deepest)
         numbers = sum(counts.values()) + 3 * trainable
-        if job.machine.device.type == "cpu":
+        if job.machine.device == "cpu":
             numbers += 2 * changed  # copies, now and at their best, for the disk
         if recipe.processes > 1:
             numbers += trainable  # gradients, in one piece

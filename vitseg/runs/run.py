@@ -14,7 +14,7 @@ from vitseg.errors import RunError
 from vitseg.events import EpochEnded, Event, RunEnded, RunResumed, StageEnded
 from vitseg.files import flaw, held, held_back, sweep, whole_folder, write_json, written
 from vitseg.model.freeze import set_freeze_depth
-from vitseg.model.segmenter import load_parts, save_parts
+from vitseg.model.segmenter import Weights, load_parts, save_parts
 from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import Saver, State, drop_after, newest_checkpoint, save_checkpoint
 from vitseg.runs.folder import JsonDict, RunFolder, new_run
@@ -35,7 +35,6 @@ from vitseg.training.evaluate import evaluate
 from vitseg.training.job import Job
 from vitseg.training.loop import StageTraining
 from vitseg.training.parallel import ProcessGroup, process_group, refuse_a_second_group
-from vitseg.training.weights import Weights, load_weights
 
 
 def train(
@@ -292,7 +291,7 @@ def stages(job: Job, start: Start, group: ProcessGroup, saver: Saver) -> Generat
     if start.weights is not None:
         model.to(job.machine.device)
         set_freeze_depth(model, job.stages[start.stage - 2].unfrozen)
-        load_weights(model, start.weights)
+        model.load_state_dict(start.weights, strict=False)
     epochs, steps, features = start.epochs, start.steps, None
     for plan in job.stages[start.stage - 1 :]:
         place = {"epochs_before": epochs, "steps_before": steps}
@@ -308,7 +307,7 @@ def stages(job: Job, start: Start, group: ProcessGroup, saver: Saver) -> Generat
             _keep_stage_end(run, training)
         is_last = plan.number == len(job.stages)
         if is_last or recipe.stages[plan.number].start_from == "best":
-            load_weights(model, training.best_weights)
+            model.load_state_dict(training.best_weights, strict=False)
     if run:
         with whole_folder(run.best, store=run.store) as aside:
             model.save_pretrained(aside)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from markupsafe import Markup
@@ -141,7 +140,7 @@ def memory_notes(forecasts: Sequence[Any], machine: Any) -> list[str]:
     """Whether a stage will need more memory than is free; processes on one CPU share it."""
     needed = [(f.memory, n) for n, f in enumerate(forecasts, start=1) if not f.inherited]
     most, number = max(needed, default=(0, 0))
-    if machine.device.type == "cpu":
+    if machine.device == "cpu":
         most *= machine.processes
     free = machine.free_memory()
     if most <= free:
@@ -169,17 +168,11 @@ def keys(reading: Any) -> Table:
     return Table(("key", "value", "fate", "what it means here"), rows)
 
 
-def kept(groups: Sequence[Any], limit: int) -> Table:
+def kept(groups: Any, limit: int) -> Table:
     """The groups of a feature cache, and their sum."""
-    rows = []
-    for g in groups:
-        level, canvas = str(g.about.get("level", "")), " x ".join(map(str, g.about.get("size", ())))
-        used = f"{datetime.fromtimestamp(g.used, UTC):%Y-%m-%d %H:%M}"
-        rows.append((g.of, level, canvas, f"{g.rows:,}", f"{g.bytes / 1e9:.2f}", used))
-    total = sum(g.bytes for g in groups)
-    caption = f"{total / 1e9:.2f} GB kept, of at most {limit / 1e9:g} GB ($VITSEG_CACHE_GB)"
-    heads = ("encoder", "level", "canvas", "views", "GB", "last used (UTC)")
-    return Table(heads, rows, caption)
+    total, most = f"{groups['GB'].sum():.2f} GB", f"{limit / 1e9:g} GB"
+    rows = groups.round(2).astype(str).values.tolist()
+    return Table(list(groups), rows, f"{total} cached, of at most {most} ($VITSEG_CACHE_GB)")
 
 
 def duration(seconds: float) -> str:
