@@ -171,7 +171,7 @@ def keys(reading: Any) -> Table:
 def kept(groups: Any, limit: int) -> Table:
     """The groups of a feature cache, and their sum."""
     total, most = f"{groups['GB'].sum():.2f} GB", f"{limit / 1e9:g} GB"
-    rows = groups.round(2).astype(str).values.tolist()
+    rows = groups.round({"GB": 2}).astype(str).values.tolist()
     return Table(list(groups), rows, f"{total} cached, of at most {most} ($VITSEG_CACHE_GB)")
 
 
