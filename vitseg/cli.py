@@ -178,7 +178,7 @@ def _cache(parsed: Namespace) -> None:
             for path in bad:
                 _say(f"  {path}")
         case _:
-            _say(f"{table.kept(cache.groups(), cache.limit)}\n{cache.root}")
+            _say(f"{table.kept(cache)}\n{cache.root}")
 
 
 def _predict(parsed: Namespace) -> None:

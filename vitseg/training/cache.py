@@ -10,10 +10,8 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 
-import pandas as pd
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -94,7 +92,7 @@ class FeatureCache:
         if self._size is None:
             self._size = self._size_of(self.root)
         if self._size + size > self.limit:
-            others = [file for file in self._files(self.root) if file[0] not in self._ours]
+            others = [file for file in self.files(self.root) if file[0] not in self._ours]
             for path, stat in sorted(others, key=lambda file: file[1].st_mtime):
                 if self._size + size <= 0.9 * self.limit:
                     break
@@ -110,7 +108,7 @@ class FeatureCache:
             )
         return not self.why_not
 
-    def _files(self, folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    def files(self, folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
         """All rows in a folder, group by group, and what a kill has left of others."""
         for place, _, names in os.walk(folder):
             for name in names:
@@ -120,22 +118,10 @@ class FeatureCache:
 
     # ---- for people
 
-    def groups(self) -> pd.DataFrame:
-        """What is cached: of each group how many views, how many GB, and when one was last used;
-        the latest first.
-        """
-        files = []
-        for path, stat in self._files(self.root):
-            group = path.parent.relative_to(self.root).as_posix()
-            files.append((group, stat.st_size / 1e9, datetime.fromtimestamp(int(stat.st_mtime))))
-        frame = pd.DataFrame(files, columns=["group", "GB", "used"]).groupby("group")
-        found = frame.agg(views=("GB", "size"), GB=("GB", "sum"), last_used=("used", "max"))
-        return found.sort_values("last_used", ascending=False).reset_index()
-
     def verify(self) -> list[Path]:
         """Read all rows. Those that are not whole are dropped, and returned."""
         bad = []
-        for path, _ in self._files(self.root):
+        for path, _ in self.files(self.root):
             if path.name.startswith("."):  # somebody may be writing it
                 continue
             try:
@@ -164,7 +150,7 @@ class FeatureCache:
         return before - self._size_of(folder)
 
     def _size_of(self, folder: Path) -> int:
-        return sum(stat.st_size for _, stat in self._files(folder))
+        return sum(stat.st_size for _, stat in self.files(folder))
 
 
 def encoder_folder(encoder: str) -> str:

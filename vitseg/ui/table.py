@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from markupsafe import Markup
@@ -168,11 +169,20 @@ def keys(reading: Any) -> Table:
     return Table(("key", "value", "fate", "what it means here"), rows)
 
 
-def kept(groups: Any, limit: int) -> Table:
-    """The groups of a feature cache, and their sum."""
-    total, most = f"{groups['GB'].sum():.2f} GB", f"{limit / 1e9:g} GB"
-    rows = groups.round({"GB": 2}).astype(str).values.tolist()
-    return Table(list(groups), rows, f"{total} cached, of at most {most} ($VITSEG_CACHE_GB)")
+def kept(cache: Any) -> Table:
+    """What a feature cache holds, group by group, the last used first."""
+    import pandas as pd  # slow, and for this table alone
+
+    files = []
+    for path, stat in cache.files(cache.root):
+        group = path.parent.relative_to(cache.root).as_posix()
+        files.append((group, stat.st_size / 1e9, datetime.fromtimestamp(int(stat.st_mtime))))
+    groups = pd.DataFrame(files, columns=["group", "GB", "used"]).groupby("group")
+    found = groups.agg(views=("GB", "size"), GB=("GB", "sum"), last_used=("used", "max"))
+    found = found.sort_values("last_used", ascending=False).reset_index()
+    rows = found.round({"GB": 2}).astype(str).values.tolist()
+    total, most = f"{found['GB'].sum():.2f} GB", f"{cache.limit / 1e9:g} GB"
+    return Table(list(found), rows, f"{total} cached, of at most {most} ($VITSEG_CACHE_GB)")
 
 
 def duration(seconds: float) -> str:
