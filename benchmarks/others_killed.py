@@ -41,11 +41,10 @@ import vitseg
 from vitseg.data.dataset import SegmentationData
 from vitseg.events import BatchEnded
 from vitseg.files import write_json
-from vitseg.model.segmenter import load_parts
+from vitseg.model.segmenter import Weights, load_parts
 from vitseg.recipe import Recipe, load_recipe
 from vitseg.runs import checkpoint
 from vitseg.training.losses import SegmentationLoss
-from vitseg.training.weights import Weights
 from vitseg.ui.table import Table
 
 EPOCHS, BATCHES = 4, 5

@@ -131,9 +131,9 @@ def write_in_place() -> None:
 def draw_from_torch() -> None:
     """Dropout and drop-path from torch's global generator, seeded once, as everybody does it."""
     torch.manual_seed(0)
-    noise._KeyedNoise.keep = lambda self, n, units, like: (
-        (torch.rand(n, units) >= self.rate) / (1 - self.rate)
-    ).to(like)
+    noise.KeyedNoise.drop = lambda self, x, units, layer: (
+        x * (torch.rand(len(x), units, *[1] * (x.ndim - 2)) >= self.rate) / (1 - self.rate)
+    )
 
 
 def leave_the_log() -> None:

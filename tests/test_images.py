@@ -28,7 +28,7 @@ from vitseg.images import (
     to_rgb,
 )
 from vitseg.model.encoder import FAMILIES
-from vitseg.model.segmenter import Segmenter, build_segmenter, restore
+from vitseg.model.segmenter import Segmenter, build_segmenter, likeliest, restored
 from vitseg.settings import Data, Folder, Model
 
 RED = (255, 0, 0)
@@ -216,7 +216,7 @@ def test_what_goes_onto_the_canvas_comes_back_to_its_place(original: tuple[int, 
     )
     on_canvas = torch.from_numpy(np.array(fit_mask(mask.astype(np.uint8), (70, 70)))).long()
     logits = torch.nn.functional.one_hot(on_canvas.clamp(max=3), 4).permute(2, 0, 1).float()
-    assert (restore(logits, original).numpy() == mask).mean() > 0.93
+    assert (likeliest(restored(logits, original)).numpy() == mask).mean() > 0.93
 
 
 @pytest.fixture(scope="module")

@@ -169,12 +169,12 @@ def _cache(parsed: Namespace) -> None:
         case "clear":
             _say(f"{cache.clear(parsed.of) / 1e9:.2f} GB cleared in {cache.root}")
         case "verify":
-            whole, bad = cache.verify()
-            _say(f"{whole:,} rows are whole; {len(bad)} were not, and are dropped")
+            bad = cache.verify()
+            _say(f"{len(bad)} rows were not whole, and are dropped")
             for path in bad:
                 _say(f"  {path}")
         case _:
-            _say(f"{table.kept(cache.groups(), cache.limit)}\n{cache.root}")
+            _say(f"{table.kept(cache)}\n{cache.root}")
 
 
 def _predict(parsed: Namespace) -> None:

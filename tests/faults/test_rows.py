@@ -268,9 +268,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_what_differs(
     log.write_bytes(log.read_bytes() + b" " * 9999)  # long enough for the other's place in it
     with pytest.raises(TrainingError, match=said) as refused:
         list(resume(tmp_path / "one"))
-    assert re.search(r"weights: \S+ is only in one|\(\d+,.*\) is \(\d+", str(refused.value)), str(
-        refused.value
-    )
+    assert re.search(r"weights: \S+ is only in one|size mismatch for \S+:", str(refused.value))
 
 
 def test_a_checkpoint_of_a_later_stage_than_there_is_is_refused(tiny_recipe, tmp_path):

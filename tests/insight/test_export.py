@@ -15,7 +15,7 @@ from PIL import Image
 from vitseg.errors import RunError, VitsegError, WeightsError
 from vitseg.insight import export
 from vitseg.insight.export import export_onnx
-from vitseg.model.segmenter import build_segmenter, restore
+from vitseg.model.segmenter import build_segmenter, likeliest, restored
 from vitseg.settings import Model
 
 SIZE = (42, 60)  # no multiple of the patch
@@ -53,7 +53,7 @@ def test_the_file_gives_torch_s_logits_and_predict_s_masks(exported):
             assert np.abs(found - model(images).numpy()).max() <= 1e-4
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 55, 3), dtype=np.uint8))
     (found,) = session.run(["logits"], {"images": model.canvas(photo).numpy()})
-    mask = restore(torch.from_numpy(found[0]), (70, 55)).numpy()
+    mask = likeliest(restored(torch.from_numpy(found[0]), (70, 55))).numpy()
     assert (mask != model.predict(photo)).mean() < 0.001
     assert len(np.unique(mask)) > 1
     about = session.get_modelmeta().custom_metadata_map

@@ -38,7 +38,8 @@ def test_the_encoder_is_found_under_whatever_name(under, before, trained, encode
     content = as_script(trained, before)
     torch.save({under: content, "epoch": 7} if under else content, tmp_path / "best.pth")
     convert_encoder(tmp_path / "best.pth", encoders["dinov2"], tmp_path / "encoder")
-    found, wanted = load_vit(str(tmp_path / "encoder")).vit.state_dict(), trained.state_dict()
+    vit, _ = load_vit(str(tmp_path / "encoder"))
+    found, wanted = vit.state_dict(), trained.state_dict()
     assert found.keys() == wanted.keys() and all(
         torch.equal(found[name], wanted[name]) for name in wanted
     )

@@ -64,7 +64,7 @@ def should_train(name: str, unfrozen: int) -> bool:
     """The promise, read off a parameter's or module's name; says nothing about how the library
     finds its parts.
     """
-    if found := re.search(r"^encoder\.(?:vit\..*?layers?|drop_paths)\.(\d+)(?:\.|$)", name):
+    if found := re.search(r"^encoder\.vit\..*?layers?\.(\d+)(?:\.|$)", name):
         return int(found[1]) >= LAYERS - unfrozen
     if re.match(r"encoder\.vit\.(layernorm|norm)(\.|$)", name):
         return unfrozen > 0

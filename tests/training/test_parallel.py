@@ -6,9 +6,6 @@ exchange through torch.distributed: `tests/runs/test_follow.py` has real ones.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from background import until
 
 from vitseg.errors import RecipeError, RunError, TrainingError
 from vitseg.events import BatchEnded, EpochEnded, Event
@@ -260,55 +256,6 @@ def test_whoever_stops_asking_for_events_lets_the_others_go(begin, each, recipe,
     first, second = each(act, 2)
     assert isinstance(first, GeneratorExit) and len(seen) == count
     assert isinstance(second, Left)
-
-
-OUT_OF_STEP = """
-import os, sys, torch
-from pathlib import Path
-from vitseg.training.parallel import follow, process_group
-
-sizes = [int(size) for size in os.environ["SIZES"].split()]
-
-def exchange(group):
-    Path(f"pid {group.rank}").write_text(str(os.getpid()))
-    for _ in range(2):
-        group.sum(torch.ones(sizes[group.rank]))
-
-if len(sys.argv) > 1:
-    sys.exit(follow(exchange, Path(sys.argv[1])))
-with process_group(2, worker="out_of_step") as group:
-    exchange(group)
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="asks for processes as POSIX does")
-@pytest.mark.parametrize(
-    ("sizes", "says"),
-    [("3 4", b"are out of step: call "), ("4 3", b"are out of step: call "), ("1 1000", b"")],
-)
-def test_members_that_are_out_of_step_do_not_wait_for_each_other(tmp_path, sizes, says):
-    """A mistake of the program. Where sizes differ much, torch ends one process. Real processes."""
-    (tmp_path / "out_of_step.py").write_text(OUT_OF_STEP)
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "out_of_step"],
-        cwd=tmp_path,
-        env=os.environ | {"SIZES": sizes, "PYTHONPATH": path},
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode != 0 and says in done.stderr
-    worker = int((tmp_path / "pid 1").read_text())
-    until(lambda: not is_there(worker), 30)
-
-
-def is_there(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_facts_that_differ_are_named(each):

@@ -59,7 +59,7 @@ class PyramidDecoder(nn.Module):
         self.levels = nn.ModuleList()
         for (below, out), scale in zip(pairwise(widths), scales, strict=True):
             self.levels.append(_Meet(below, width, out, scale, convolutions))
-        self.dropout = KeyedDropout(dropout, "decoder")
+        self.dropout = KeyedDropout(dropout)
         self.classify = nn.Conv2d(widths[-1], classes, 1)
         self.direct = nn.Conv2d(4 * width, classes, 1)
 
@@ -68,17 +68,11 @@ class PyramidDecoder(nn.Module):
         x = self.start(skips[-1])
         for level, skip in zip(self.levels, reversed(skips[:-1]), strict=True):
             x = level(x, skip)
-        deep, direct = self.classify(self.dropout(x)), self.read(skips)
+        deep, weights = self.classify(self.dropout(x)), self.direct.weight.chunk(4, dim=1)
+        parts = map(F.conv2d, map(_normed, skips), weights)
+        direct = sum(parts, start=self.direct.bias[:, None, None])
         # a loss is slow on logits that lie channels last
         return resize(deep.contiguous(), size) + resize(direct.contiguous(), size)
-
-    def read(self, skips: list[Tensor]) -> Tensor:
-        """The direct reading (B, classes, h, w): `direct` of the four maps, each normed as a
-        whole.
-        """
-        weights = self.direct.weight.chunk(4, dim=1)
-        parts = map(F.conv2d, map(_normed, skips), weights)
-        return sum(parts, start=self.direct.bias[:, None, None])
 
 
 class LinearDecoder(nn.Module):
@@ -87,7 +81,7 @@ class LinearDecoder(nn.Module):
     def __init__(self, width: int, classes: int, dropout: float):
         super().__init__()
         self.norm = nn.BatchNorm2d(4 * width)
-        self.dropout = KeyedDropout(dropout, "decoder")
+        self.dropout = KeyedDropout(dropout)
         self.classify = nn.Conv2d(4 * width, classes, 1)
 
     def forward(self, skips: list[Tensor], size: tuple[int, int]) -> Tensor:

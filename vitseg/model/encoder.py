@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from vitseg.model.noise import KeyedDropPath
+from vitseg.model.noise import KeyedNoise
 
 FAMILIES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
 
@@ -19,12 +19,13 @@ norm.
 """
 
 
-class Encoder(nn.Module):
+class Encoder(KeyedNoise):
     """A ViT taken apart, so that a pass can stop after any block and go on from there.
 
     What is frozen stays in eval mode, whoever calls `train()`. `unfrozen_blocks` and `frozen` are
-    written by `vitseg.model.freeze` alone. With `recompute`, blocks that train keep their input
-    alone for the backward pass.
+    written by `vitseg.model.freeze` alone. Its noise is drop-path (stochastic depth, Huang et al.
+    2016): what a block that trains adds is dropped for a share `rate` of the samples. With
+    `recompute`, blocks that train keep their input alone for the backward pass.
     """
 
     def __init__(self, vit: PreTrainedModel):
@@ -33,8 +34,6 @@ class Encoder(nn.Module):
         self.vit, self.patch = vit, config.patch_size
         self.depth, self.width = config.num_hidden_layers, config.hidden_size
         self.prefix_tokens = 1 + (config.to_dict().get("num_register_tokens") or 0)
-        numbers = range(1, self.depth + 1)
-        self.drop_paths = nn.ModuleList(KeyedDropPath(0.0, f"block {n}") for n in numbers)
         self.unfrozen_blocks, self.frozen, self.recompute = 0, list[nn.Module](), False
 
     @property
@@ -74,7 +73,11 @@ class Encoder(nn.Module):
         return levels
 
     def _block(self, tokens: Tensor, level: int, context: dict[str, Any]) -> Tensor:
-        return self.drop_paths[level - 1](tokens, self.blocks[level - 1](tokens, **context))
+        block = self.blocks[level - 1]
+        after = block(tokens, **context)
+        if not block.training or self.rate == 0:
+            return after
+        return tokens + self.drop(after - tokens, 1, f"block {level}")
 
     def attention(self, tokens: Tensor, block: int, size: tuple[int, int]) -> Tensor:
         """The attention (B, heads, N, N) of block 1 .. L on the tokens below it; a row is who

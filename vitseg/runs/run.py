@@ -35,7 +35,6 @@ from vitseg.training.evaluate import evaluate
 from vitseg.training.job import Job
 from vitseg.training.loop import StageTraining
 from vitseg.training.parallel import ProcessGroup, process_group, refuse_a_second_group
-from vitseg.training.weights import load_weights
 
 
 def train(
@@ -291,12 +290,11 @@ def stages(job: Job, start: State, group: ProcessGroup, saver: Saver) -> Generat
     if number > 1 and not is_within:
         model.to(job.machine.device)
         set_freeze_depth(model, job.stages[number - 2].unfrozen)
-        load_weights(model, start["weights"])
+        model.load_state_dict(start["weights"], strict=False)
     epochs, steps, features = start["epochs_before"], start["steps_before"], None
     for plan in job.stages[number - 1 :]:
-        training = StageTraining(
-            job, plan.number, epochs_before=epochs, steps_before=steps, group=group
-        )
+        place = {"epochs_before": epochs, "steps_before": steps}
+        training = StageTraining(job, plan.number, **place, group=group)
         if is_within and plan.number == number:
             training.load_state_dict(start)
         for event in training:
@@ -308,7 +306,7 @@ def stages(job: Job, start: State, group: ProcessGroup, saver: Saver) -> Generat
             _keep_stage_end(run, training)
         is_last = plan.number == len(job.stages)
         if is_last or recipe.stages[plan.number].start_from == "best":
-            load_weights(model, training.best_weights)
+            model.load_state_dict(training.best_weights, strict=False)
     if run:
         with whole_folder(run.best, store=run.store) as aside:
             model.save_pretrained(aside)

@@ -62,13 +62,13 @@ def environment(job: Job) -> JsonDict:
     Nothing of the user's own environment. Takes as long as reading all files and weights once.
     """
     machine, model = job.machine, job.model
-    gpu = machine.device.type == "cuda"
+    gpu = machine.device == "cuda"
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: version(name) for name in _COMPUTE} | libraries(job.data.cfg.effects),
         "other_versions": {name: version(name) for name in _OTHERS},
-        **machine.facts(),
+        **machine._asdict(),
         "device_name": torch.cuda.get_device_name() if gpu else platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "encoder": model.shape.source,

@@ -16,15 +16,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vitseg.errors import FreezeBreach, LRBreach
-from vitseg.model.freeze import NORM, checked_depth, millions, model_parts, name_parts
+from vitseg.model.freeze import NORM, FreezeReport, checked_depth, model_parts, name_parts
 
 
 class PartAudit(NamedTuple):
-    """One part of the model: what was promised, and what is. Counts are of parameters (numbers).
+    """One part of the model: what was promised, and of how many of its parameters (numbers) that
+    is so; None is not known.
 
-    `training` is whether all of a part that should train, or any of one that should not, is in
-    training mode; None of one that should, while the model is evaluated. `gradient` is the same of
-    its gradients.
+    A part is in `training` mode as a whole: where all of one that should train is, or any of one
+    that should not. Of one that should it is not known while the model is evaluated.
     """
 
     name: str
@@ -33,18 +33,16 @@ class PartAudit(NamedTuple):
     parameters: int
     requires_grad: int
     in_optimizer: int
-    training: bool | None
-    gradient: bool
+    training: int | None
+    moved: int | None
     sha256: str | None
-    moved: bool | None
 
     @property
     def broken(self) -> list[str]:
         """What is not as promised, by its name in _FAULTS; what is not known is no fault."""
-        should, count = self.should_train, self.parameters * self.should_train
         found = self.requires_grad, self.in_optimizer, self.training, self.moved
-        facts = zip(_FAULTS, found, (count, count, should, should), strict=True)
-        return [name for name, fact, promised in facts if fact not in (None, promised)]
+        promised = None, self.parameters * self.should_train
+        return [name for name, count in zip(_FAULTS, found, strict=True) if count not in promised]
 
 
 _REBUILD = "Build the optimizer of exactly what trains, after freezing."
@@ -118,8 +116,8 @@ class AuditReport(NamedTuple):
             for should, (what, hint) in enumerate(sides):
                 bad = [p for p in self.parts if p.should_train == should and fault in p.broken]
                 if bad:
-                    count = millions(sum(part.parameters for part in bad))
-                    found.append(f"{name_parts(bad)}: {what}, {count} parameters")
+                    count = sum(part.parameters for part in bad)
+                    found.append(f"{name_parts(bad)}: {what}, {count:,} parameters")
                     hints.append(hint)
         strangers = self.optimizer_holds - sum(part.in_optimizer for part in self.parts)
         if strangers > 0:
@@ -133,14 +131,10 @@ class AuditReport(NamedTuple):
         return FreezeBreach(problem.strip(), " ".join(dict.fromkeys(hints)), parts=broken)
 
     def __str__(self) -> str:
-        percent, frozen = 100 * self.trainable / self.total, self.total - self.trainable
-        trains = name_parts(p for p in self.parts if p.requires_grad) or "nothing"
+        trains = name_parts(p for p in self.parts if p.requires_grad)
         wanted = sum(p.parameters for p in self.parts if p.should_train)
-        text = (
-            f"total {self.total:,} · trainable {self.trainable:,} ({percent:.1f} %) · "
-            f"frozen {frozen:,} ({100 - percent:.1f} %)\n"
-            f"trains: {trains} · optimizer holds {self.optimizer_holds:,} of {wanted:,}"
-        )
+        freezing = FreezeReport(self.total, self.trainable, (), trains)
+        text = f"{freezing} · optimizer holds {self.optimizer_holds:,} of {wanted:,}"
         breach = self.breach()
         return f"{text}\n{breach.problem}" if breach else text
 
@@ -182,10 +176,9 @@ def audit(
                 count,
                 requires_grad=_count(p for p in part.parameters if p.requires_grad),
                 in_optimizer=_count(held.intersection(part.parameters)),
-                training=None if should and not model.training else training,
-                gradient=all_or_any(p.grad is not None for p in part.parameters),
+                training=None if should and not model.training else training * count,
+                moved=(now != before) * count if now and before else None,
                 sha256=now,
-                moved=now != before if count and now and before else None,
             )
         )
     return AuditReport(tuple(found), _count(held))
@@ -207,15 +200,6 @@ def part_hashes(model: nn.Module, names: Collection[str] | None = None) -> dict[
             digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         digests[name] = digest.hexdigest()
     return digests
-
-
-def what_moved(report: AuditReport) -> str:
-    """The audit's last word on a stage, in a sentence."""
-    frozen = name_parts(p for p in report.parts if not p.should_train)
-    trained = name_parts(p for p in report.parts if p.should_train)
-    return (
-        f"Frozen and bit-equal to the start of the stage: {frozen}. Trained and moved: {trained}."
-    )
 
 
 class LRContract:

@@ -3,7 +3,7 @@ refused.
 """
 
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -16,7 +16,7 @@ from vitseg.training.parallel import launched
 class Machine(NamedTuple):
     """Where and how each process of a run computes."""
 
-    device: torch.device
+    device: str
     precision: str
     threads: int
     processes: int
@@ -24,23 +24,19 @@ class Machine(NamedTuple):
     def __str__(self) -> str:
         return f"{self.device}{f', {self.processes} processes' * (self.processes > 1)}"
 
-    def facts(self) -> dict[str, Any]:
-        """What records say of it."""
-        return self._asdict() | {"device": str(self.device)}
-
-    def autocast(self, wanted: bool = True) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
-        return torch.autocast(self.device.type, kind, enabled=wanted and kind is not None)
+        return torch.autocast(self.device, kind, enabled=kind is not None)
 
     def free_memory(self) -> int:
         """Bytes that are free for this process where it computes, at this moment; of a container's
         limit it does not know.
         """
-        if self.device.type == "cuda":
+        if self.device == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             # PyTorch holds more than it uses
             return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        if self.device.type == "mps":
+        if self.device == "mps":
             return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
         return psutil.virtual_memory().available
 
@@ -69,8 +65,12 @@ def resolve(recipe: Recipe) -> Machine:
             precision = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
     _check_processes(recipe.processes, device)
     if threads == "auto":
-        threads = max(1, _cores() // recipe.processes)
-    return Machine(torch.device(device), precision, threads, recipe.processes)
+        try:
+            cores = len(os.sched_getaffinity(0))  # in a container fewer than the machine has
+        except AttributeError:  # macOS, Windows
+            cores = os.cpu_count() or 1
+        threads = max(1, cores // recipe.processes)
+    return Machine(device, precision, threads, recipe.processes)
 
 
 def _check_processes(processes: int, device: str) -> None:
@@ -83,11 +83,3 @@ def _check_processes(processes: int, device: str) -> None:
     here, gpus = launch.local_size if launch else processes, torch.cuda.device_count() or 1
     if device != "cpu" and here > gpus:
         raise ConfigError("processes", processes, f"at most {gpus}: one for each GPU here")
-
-
-def _cores() -> int:
-    """The cores that this process may use, which in a container are fewer than the machine has."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS, Windows
-        return os.cpu_count() or 1

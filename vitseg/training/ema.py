@@ -6,8 +6,7 @@ import torch
 
 from vitseg.errors import ConfigError, TrainingError
 from vitseg.events import BatchEnded, Event
-from vitseg.model.segmenter import Segmenter
-from vitseg.training.weights import Weights, load_weights
+from vitseg.model.segmenter import Segmenter, Weights
 
 
 class Ema:
@@ -54,5 +53,5 @@ class Ema:
                 "Train through it: for event in ema.follow(training).",
             )
         model = self.model.snapshot()
-        load_weights(model, self._average)
+        model.load_state_dict(self._average, strict=False)
         return model

@@ -7,7 +7,7 @@ import torch
 
 from vitseg.data.dataset import chunked
 from vitseg.events import ValidationBatch
-from vitseg.model.segmenter import restore
+from vitseg.model.segmenter import likeliest, restored
 from vitseg.training.features import Features
 from vitseg.training.job import Job
 from vitseg.training.metrics import confusion, scores
@@ -38,13 +38,12 @@ def evaluate(
     totals = torch.zeros(2, 2, device=job.machine.device)
     model.eval()
     for number, batch in enumerate(features.batches(chunks), start=1):
-        job.machine.settle()
         # in full precision, as predict does: the score is that of the saved model
         with torch.no_grad():
             logits = model.suffix(batch.levels, size).float()
             totals += torch.stack([loss.sums(logits, batch.masks), loss.counts(batch.masks)])
         for image_logits, original in zip(logits, batch.originals, strict=True):
-            predicted = restore(image_logits, tuple(original.shape)).cpu()
+            predicted = likeliest(restored(image_logits, tuple(original.shape))).cpu()
             matrix += confusion(predicted, original, classes)
         yield ValidationBatch(stage, epoch, number, len(chunks))
     found = scores(group.sum(matrix), data.mode, job.recipe.data.score_background)

@@ -6,8 +6,6 @@ weights up to that level, the image, the view, the machine. So training a block 
 below it, and a changed image concerns its own rows alone.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -17,10 +15,11 @@ from torch import Tensor
 
 from vitseg.data.augment import CLEAN
 from vitseg.data.dataset import Batch, Key
-from vitseg.draws import NUMERICS
+from vitseg.draws import NUMERICS, digest_of
 from vitseg.errors import FeatureBreach
 from vitseg.model.encoder import Levels
 from vitseg.model.freeze import EMBEDDINGS
+from vitseg.training.cache import encoder_folder
 from vitseg.training.job import Job
 
 View = dict[int, dict[str, Tensor]]
@@ -53,10 +52,9 @@ class Features:
     """
 
     def __init__(self, job: Job, hashes: dict[str, str] | None = None, *, training: bool = False):
-        self.recipe, self.model, self.cache = job.recipe, job.model, job.cache
-        self.data, self.machine = job.data, job.machine
+        self.recipe, self.model, self.cache, self.data = job.recipe, job.model, job.cache, job.data
+        self.machine = job.machine if training else job.machine._replace(precision="fp32")
         self.training, self.cut = training, self.model.encoder.cut
-        self.precision = self.machine.precision if training else "fp32"
         skips = {depth for depth in self.model.shape.skip_depths if depth < self.cut}
         self.levels = skips | {self.cut}
         self.groups = self._groups(hashes) if hashes and self.cache else []
@@ -74,10 +72,18 @@ class Features:
         missing = self.missing(chunks)
         pixels = self.data.loaded([keys for keys in missing if keys], self.recipe.workers)
         for chunk, keys in zip(chunks, missing, strict=True):
+            self.machine.settle()  # another cell may have asked for other threads
             views = self._compute(keys, next(pixels)) if keys else {}
             views |= self._read([key for key in chunk if key not in views])
             self.seen += len(chunk)
-            yield self._stacked(chunk, views)
+            shown = [views[key] for key in chunk]
+            masks = torch.stack([view[_MASK]["mask"] for view in shown])
+            yield FeatureBatch(
+                [name for name, _ in chunk],
+                {level: self._stack(shown, level) for level in self.levels},
+                masks.to(self.machine.device, torch.int64),
+                [view[_MASK]["original"] for view in shown],
+            )
 
     @property
     def note(self) -> str:
@@ -91,24 +97,10 @@ class Features:
         """
         missing, coming = [], set[Key]()
         for chunk in chunks:
-            missing.append([])
-            for key in dict.fromkeys(chunk):
-                places = self._places(key)
-                if key not in coming and not self._start(places):
-                    missing[-1].append(key)
-                    if places:
-                        coming.add(key)
+            new = [k for k in dict.fromkeys(chunk) if k not in coming and not self._start(k)]
+            coming.update(filter(self._places, new))
+            missing.append(new)
         return missing
-
-    def _stacked(self, keys: list[Key], found: dict[Key, View]) -> FeatureBatch:
-        views = [found[key] for key in keys]
-        masks = torch.stack([view[_MASK]["mask"] for view in views])
-        return FeatureBatch(
-            [name for name, _ in keys],
-            {level: self._stack(views, level) for level in self.levels},
-            masks.to(self.machine.device, torch.int64),
-            [view[_MASK]["original"] for view in views],
-        )
 
     # ---- computing
 
@@ -133,7 +125,7 @@ class Features:
         views = []
         for mask, original in zip(batch.masks, batch.originals, strict=True):
             views.append({_MASK: {"mask": mask.to(torch.uint8), "original": original}})
-        with self.machine.autocast(self.training):
+        with self.machine.autocast():
             self._add(views, self.model.prefix(batch.images.to(self.machine.device)))
         return views
 
@@ -152,7 +144,7 @@ class Features:
     def _same(self, key: Key, view: View, times: int = 1) -> bool:
         """Whether a view is what it is when it is computed alone, or beside itself."""
         *_, again = self._prefix(next(self.data.loaded([[key] * times])))
-        exact = self.machine.device.type == "cpu" and self.precision == "fp32"
+        exact = self.machine.device == "cpu" and self.machine.precision == "fp32"
         for level in self.levels:
             a, b = self._stack([again], level), self._stack([view], level)
             same = torch.equal(a, b) if exact else (a - b).norm() <= 0.02 * b.norm()
@@ -163,25 +155,27 @@ class Features:
     # ---- in the cache
 
     def _groups(self, hashes: dict[str, str]) -> list[str]:
-        """Where each level up to the cut is cached: a digest of all that decides it, the view
-        apart.
+        """Where each level up to the cut is cached: under the encoder's name, and a digest of all
+        that decides it, the view apart.
         """
-        facts = [
+        encoder, size = self.model.shape.source.get("name", ""), self.recipe.data.size
+        folder, canvas = encoder_folder(encoder), "{}x{}".format(*size)
+        digest = digest_of(
             NUMERICS,
             torch.__version__,
             transformers.__version__,
             torch.backends.cpu.get_cpu_capability(),
-            str(self.machine.device),
+            self.machine.device,
             self.machine.threads,
-            self.precision,
+            self.machine.precision,
             self.recipe.features,
             *self.model.make(),
-            self.recipe.data.size,
-        ]
-        digest, groups = hashlib.sha256(json.dumps(facts, default=str).encode()), []
+            size,
+        )
+        groups = []
         for level in range(self.cut + 1):
-            digest.update(hashes[f"block {level}" if level else EMBEDDINGS].encode())
-            groups.append(digest.hexdigest()[:32])
+            digest = digest_of(digest, hashes[f"block {level}" if level else EMBEDDINGS])
+            groups.append(f"{folder}/level {level}, {canvas}, {digest[:32]}")
         return groups
 
     def _places(self, key: Key) -> Places:
@@ -194,14 +188,14 @@ class Features:
         places = {level: (group, view) for level, group in enumerate(self.groups)}
         return places | {_MASK: ("masks", mask)}
 
-    def _start(self, places: Places) -> Places:
+    def _start(self, key: Key) -> Places:
         """Of the places of a view those of its mask, of the highest level from which it can go on,
         and of the skips below; none if it has to begin with pixels.
 
         From a rounded level only the cut itself: blocks run on it would not give what they give on
         the exact one.
         """
-        lowest = self.cut if self.recipe.features == "half" else 0
+        places, lowest = self._places(key), self.cut if self.recipe.features == "half" else 0
         for level in range(self.cut, lowest - 1, -1):
             parts = {part for part in self.levels if part < level} | {_MASK, level}
             start = {part: place for part, place in places.items() if part in parts}
@@ -215,8 +209,7 @@ class Features:
         """
         found: dict[Key, View] = {}
         for key in dict.fromkeys(keys):
-            start = self._start(self._places(key))
-            view = {part: self.cache.get(*place) for part, place in start.items()}
+            view = {part: self.cache.get(*place) for part, place in self._start(key).items()}
             if not view or None in view.values():  # it was there when the epoch began
                 view = self._compute([key], next(self.data.loaded([[key]])))[key]
             found[key] = view
@@ -224,7 +217,7 @@ class Features:
         for first in {max(view) for view in found.values()} - {self.cut}:
             below = {key: view for key, view in found.items() if max(view) == first}
             views = list(below.values())
-            with torch.no_grad(), self.machine.autocast(self.training):
+            with torch.no_grad(), self.machine.autocast():
                 tokens = self._stack(views, first)
                 self._add(views, encoder.run(tokens, first, self.cut, self.levels, size))
             self._write(below)
@@ -242,9 +235,7 @@ class Features:
         return found
 
     def _write(self, found: dict[Key, View]) -> None:
-        name, size = self.model.shape.source.get("name", ""), self.recipe.data.size
         for key, view in found.items():
             for part, place in self._places(key).items():
                 if part in view:
-                    about = {"encoder": name, "level": part, "size": size} if part >= 0 else {}
-                    self.cache.put(*place, view[part], about)
+                    self.cache.put(*place, view[part])

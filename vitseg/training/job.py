@@ -91,22 +91,17 @@ class Job:
         for number, stage in enumerate(recipe.stages, start=1):
             unfrozen = unfrozen_in(recipe, number, model)
             self.stages.append(StagePlan(number, stage, unfrozen, depth, self.batches))
-        self._refuse_a_norm_of_one_value()
-        self.loss = loss or loss_of(recipe, self.data, self.machine.device)
-        self.cache = default_cache() if recipe.cache else None
-
-    def _refuse_a_norm_of_one_value(self) -> None:
-        """A BatchNorm has nothing to normalise by where a batch is one image of one patch."""
-        recipe, size, images = self.recipe, self.recipe.batch_size, self.images
-        height, width = self.model.padded(recipe.data.size)
-        one_patch = height * width == self.model.encoder.patch**2
-        if recipe.model.decoder == "linear" and one_patch and 1 in (size, images % size):
-            allowed = f"what does not leave 1 of {images} images over, and more than 1"
+        height, width = model.padded(recipe.data.size)
+        one_patch, size = height * width == model.encoder.patch**2, recipe.batch_size
+        if recipe.model.decoder == "linear" and one_patch and 1 in (size, self.images % size):
+            allowed = f"what does not leave 1 of {self.images} images over, and more than 1"
             hint = (
                 "The linear decoder has a BatchNorm, and the last batch would be one patch. "
                 'Or raise data.size, or use "lean".'
             )
             raise ConfigError("batch_size", size, allowed, hint)
+        self.loss = loss or loss_of(recipe, self.data, self.machine.device)
+        self.cache = default_cache() if recipe.cache else None
 
     def replace(self, recipe: Recipe | None = None, model: Segmenter | None = None) -> Job:
         """The same job under another recipe, or with another model; its data stay, and model and
@@ -140,7 +135,7 @@ class Job:
             test_images=len(self.data.splits["test"]),
             batches_per_epoch=self.batches,
             blocks=self.model.encoder.depth,
-            **self.machine.facts(),
+            **self.machine._asdict(),
             encoder=self.model.shape.source,
             masks=self.data.masks,
             parent=parent,

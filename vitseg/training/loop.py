@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain, islice
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -14,10 +15,10 @@ from vitseg.data.augment import view_name
 from vitseg.data.dataset import chunked
 from vitseg.errors import FeatureBreach, TrainingError
 from vitseg.events import BatchEnded, EpochEnded, Event, FeaturesUsed, StageEnded, StageStarted
-from vitseg.model.freeze import set_freeze_depth
+from vitseg.model.freeze import name_parts, set_freeze_depth
 from vitseg.model.noise import key_noise
-from vitseg.model.segmenter import likeliest
-from vitseg.training.audit import AuditReport, LRContract, audit, part_hashes, what_moved
+from vitseg.model.segmenter import Weights, likeliest
+from vitseg.training.audit import AuditReport, LRContract, audit, part_hashes
 from vitseg.training.evaluate import evaluate
 from vitseg.training.features import FeatureBatch, Features
 from vitseg.training.job import Job
@@ -25,7 +26,6 @@ from vitseg.training.metrics import confusion, scores
 from vitseg.training.optim import build_optimizer, load_optimizer, used_lr
 from vitseg.training.parallel import ProcessGroup
 from vitseg.training.schedule import build_schedule
-from vitseg.training.weights import Weights, load_weights, trained_weights
 
 _POSITION = (
     "epoch",
@@ -69,13 +69,12 @@ class StageTraining:
         encoder = self.model.to(self.machine.device).encoder
         set_freeze_depth(self.model, self.plan.unfrozen)
         encoder.recompute = self.recipe.recompute
-        for drop_path in encoder.drop_paths[encoder.cut :]:
-            drop_path.rate = self.stage.drop_path
+        encoder.rate = self.stage.drop_path
         self.optimizer = build_optimizer(self.model, self.recipe.optimizer, self.stage)
         self.trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.schedule = build_schedule(self.stage, self.optimizer, self.plan.batches)
         fp16 = self.machine.precision == "fp16"
-        self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=fp16)
+        self.scaler = torch.amp.GradScaler(self.machine.device, enabled=fp16)
         self.epoch = self.batch = self.skipped = self.best_epoch = 0
         self.lr: dict[str, float] = {}
         self.hashes: dict[str, str] = {}
@@ -88,7 +87,6 @@ class StageTraining:
 
     def __iter__(self) -> Iterator[Event]:
         """Train from where the stage stands to its end."""
-        self.machine.settle()
         report = self._audit()
         self.features = Features(self.job, report.hashes)
         self.train_features = Features(self.job, report.hashes, training=True)
@@ -255,7 +253,9 @@ class StageTraining:
 
     def _ended(self) -> StageEnded:
         self._check_lr()
-        report = self._audit(since=self.hashes)
+        parts = self._audit(since=self.hashes).parts
+        frozen = name_parts(part for part in parts if not part.should_train)
+        trained = name_parts(part for part in parts if part.should_train)
         return StageEnded(
             **self._place,
             epochs=self.epoch,
@@ -263,7 +263,8 @@ class StageTraining:
             best_epoch=self.best_epoch,
             best=self.best,
             stopped_early=self.epoch < self.stage.epochs,
-            audit=what_moved(report),
+            audit=f"Frozen and bit-equal to the start of the stage: {frozen}. "
+            f"Trained and moved: {trained}.",
             warning=self._found_nothing(),
         )
 
@@ -330,7 +331,7 @@ class StageTraining:
 
     def trained_weights(self) -> Weights:
         """A copy, on the CPU, of every weight that stages up to this one may have changed."""
-        return trained_weights(self.model, self.job.deepest(self.number))
+        return self.model.trained_weights(self.job.deepest(self.number))
 
     # ---- out, and back in
 
@@ -360,7 +361,7 @@ class StageTraining:
                 setattr(self, name, state[name])
             if not self.step == state["step"] <= self.plan.steps:
                 raise ValueError(f"step cannot be {state['step']!r:.80}")
-            load_weights(self.model, state["weights"])
+            self.model.load_state_dict(state["weights"], strict=False)
             self.best_weights = state["best_weights"]
             self.running = torch.tensor(state["running"]).view_as(self.running)
             # its steps may have been taken by another process: PyTorch warns of a schedule before
@@ -370,7 +371,8 @@ class StageTraining:
             if state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
         except Exception as error:  # of as many kinds as torch raises
-            problem = f"This state does not fit the model and its optimizer ({error})."
+            why = shorten(str(error), 300)
+            problem = f"This state does not fit the model and its optimizer ({why})."
             hint = "Resume with the recipe and the encoder that it was saved with."
             raise TrainingError(problem, hint) from None
 

@@ -34,9 +34,8 @@ from vitseg.errors import ConfigError, TrainingError, VitsegError
 
 RENDEZVOUS_TIMEOUT, COLLECTIVE_TIMEOUT = timedelta(minutes=10), timedelta(days=30)
 _LEAVE_SECONDS = 5.0
-_LOOK_SECONDS = 5.0
-_HERE, _WAITING, _LAST_WORD = "vitseg here", "vitseg waiting", "vitseg last word"
-"""What processes write to the store: how many have come, how many wait for long, why one left."""
+_HERE, _LAST_WORD = "vitseg here", "vitseg last word"
+"""What processes write to the store: how many have come, why one left."""
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 _MEND = "What was saved is whole: go on with vitseg resume."
 
@@ -54,7 +53,6 @@ class ProcessGroup:
 
     def __init__(self, rank: int = 0, size: int = 1, store: dist.Store | None = None):
         self.rank, self.size, self._store = rank, size, store
-        self._calls, self._broken = 0, False
 
     def part(self, things: Sequence[Any]) -> Sequence[Any]:
         """This process's part of a sequence, maybe nothing. Parts differ by one at most."""
@@ -109,42 +107,23 @@ class ProcessGroup:
 
     def leave(self, error: BaseException) -> None:
         """Say why this process ends, before its connections are closed: by an error, or because it
-        was stopped.
+        was stopped. Nobody hears it who has heard another's reason.
         """
-        if self._broken:
-            return
         cause = error if isinstance(error, VitsegError) else None
         if isinstance(error, Exception) and not cause:
             cause = TrainingError(f"{type(error).__name__}: {error}", _MEND)
         with suppress(RuntimeError):  # the store may be gone with the process that held it
-            self._store.set(_LAST_WORD, pickle.dumps((self.rank, cause)))
+            if not self._store.check([_LAST_WORD]):
+                self._store.set(_LAST_WORD, pickle.dumps((self.rank, cause)))
 
     def _all_reduce(self, tensor: Tensor) -> None:
-        """Sum in place. Waits in Python, where an interrupt is heard.
-
-        Raises TrainingError if all wait for each other in different calls, for ever: a mistake of
-        the program. So who waits for long counts itself, there and among all.
-        """
-        self._calls += 1
-        call = f"call {self._calls} of {tensor.numel()} numbers"
+        """Sum in place. Waits in Python, where an interrupt is heard."""
         with self._connected():
             work, pause = dist.all_reduce(tensor, async_op=True), 0.0
-            look, more = time.monotonic() + _LOOK_SECONDS, 1
             while not work.is_completed():
                 time.sleep(pause)
                 pause = min(pause + 1e-5, 0.002)
-                if time.monotonic() > look:
-                    here, waiting = self._store.add(call, more), self._store.add(_WAITING, more)
-                    look, more = look + _LOOK_SECONDS, 0
-                    if here < waiting == self.size:
-                        raise TrainingError(
-                            f"The {self.size} processes that train this run are out of step: "
-                            f"{call} is made by {here} of them.",
-                            _MEND,
-                        )
             work.wait()
-            if not more:
-                self._store.add(_WAITING, -1)
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
@@ -152,7 +131,6 @@ class ProcessGroup:
         try:
             yield
         except RuntimeError as error:
-            self._broken = True
             with suppress(RuntimeError):
                 if self._store.check([_LAST_WORD]):
                     # written by a process of this run; torch's object collectives do the same
@@ -329,10 +307,11 @@ def launched() -> Launch | None:
     """None unless `torchrun` has started this process. Raises ConfigError for a number that is
     none.
     """
-    values = {name: os.environ.get(name, "") for name in _TORCHRUN}
-    if not all(values.values()):
+    values = [os.environ.get(name, "") for name in _TORCHRUN]
+    if not all(values):
         return None
-    for name, value in values.items():
-        if not value.isdecimal():
-            raise ConfigError(name, value, "a number in the environment, as torchrun sets it")
-    return Launch(*map(int, values.values()))
+    try:
+        return Launch(*map(int, values))
+    except ValueError:
+        allowed = "numbers in the environment, as torchrun sets them"
+        raise ConfigError(", ".join(_TORCHRUN), values, allowed) from None

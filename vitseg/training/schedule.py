@@ -33,9 +33,10 @@ class Schedule:
     def after_epoch(self) -> None:
         """Called after every epoch, training and validation done."""
 
-    def step(self) -> None:
+    def step(self, at: float | None = None) -> None:
+        """Move the LR to its next step; of a scheduler that counts epochs, to a fraction of one."""
         self.steps += 1
-        self.inner.step()
+        self.inner.step(at)
 
     def fast_forward(self, batches: int, epochs: int) -> None:
         """From the start to where so many batches and epochs have taken it: nothing else decides
@@ -72,11 +73,7 @@ class CosineRestartsSchedule(Schedule):
     def after_batch(self) -> None:
         self.seen += 1
         if self.seen > self.burn_in:
-            self.step()
-
-    def step(self) -> None:
-        self.steps += 1
-        self.inner.step(self.steps / self.fraction if self.fraction else None)
+            self.step((self.steps + 1) / self.fraction if self.fraction else None)
 
 
 class _Restarts(CosineAnnealingWarmRestarts):

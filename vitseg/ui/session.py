@@ -254,7 +254,7 @@ class Session(Task):
         start = self.controls.start
         if start.stage or self.controls["Retrain"].value:
             return start.stage
-        found = trained_already(stage_keys(job, self._facts | job.machine.facts()))
+        found = trained_already(stage_keys(job, self._facts | job.machine._asdict()))
         return found.stage if found else 0
 
     def _work(self, first: float, last: float) -> float:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Self
 
 from jinja2.filters import do_filesizeformat as size
@@ -132,7 +132,7 @@ def memory_notes(forecasts: Sequence[Any], machine: Any) -> Iterator[str]:
     """Whether a stage will need more memory than is free; processes on one CPU share it."""
     needed = [(f.memory, n) for n, f in enumerate(forecasts, start=1) if f.seconds]
     most, number = max(needed, default=(0, 0))
-    if machine.device.type == "cpu":
+    if machine.device == "cpu":
         most *= machine.processes
     free = machine.free_memory()
     if most > free:
@@ -162,13 +162,17 @@ def keys(reading: Any) -> Table:
     return Table.of([key._asdict() for key in reading.keys])
 
 
-def kept(groups: Sequence[Any], limit: int) -> Table:
-    """The groups of a feature cache, and their sum."""
-    rows = []
-    for g in groups:
-        level, canvas = str(g.about.get("level", "")), " x ".join(map(str, g.about.get("size", ())))
-        used = f"{datetime.fromtimestamp(g.used, UTC):%Y-%m-%d %H:%M}"
-        rows.append((g.of, level, canvas, f"{g.rows:,}", f"{g.bytes / 1e9:.2f}", used))
-    total = sum(g.bytes for g in groups)
-    caption = f"{total / 1e9:.2f} GB kept, of at most {limit / 1e9:g} GB ($VITSEG_CACHE_GB)"
-    return Table(("encoder", "level", "canvas", "views", "GB", "last used (UTC)"), rows, caption)
+def kept(cache: Any) -> Table:
+    """What a feature cache holds, group by group, the last used first."""
+    import pandas as pd  # slow, and for this table alone
+
+    files = []
+    for path, stat in cache.files(cache.root):
+        group = path.parent.relative_to(cache.root).as_posix()
+        files.append((group, stat.st_size / 1e9, datetime.fromtimestamp(int(stat.st_mtime))))
+    groups = pd.DataFrame(files, columns=["group", "GB", "used"]).groupby("group")
+    found = groups.agg(views=("GB", "size"), GB=("GB", "sum"), last_used=("used", "max"))
+    found = found.sort_values("last_used", ascending=False).reset_index()
+    rows = found.round({"GB": 2}).astype(str).values.tolist()
+    total, most = f"{found['GB'].sum():.2f} GB", f"{cache.limit / 1e9:g} GB"
+    return Table(list(found), rows, f"{total} cached, of at most {most} ($VITSEG_CACHE_GB)")
