@@ -86,7 +86,7 @@ class Ablation(TrialsScreen):
         """A row a setting, a column a seed."""
         grid, results = self.grid, self.sweep.results()
         known = Findings(grid, results)
-        cells = {self.session.trial: "..."} if self.session.alive else {}
+        cells = {self.session.trial: "..."}
         cells |= dict.fromkeys(self.sweep.failures, "failed")
         cells |= {name: number_or_na(found.iou) for name, found in results.items()}
         rows, each = [], len(grid.trials) // len(grid.seeds)

@@ -233,13 +233,13 @@ class Session(Task):
         The first call times a few batches.
         """
         self.measure()
-        inherited, start = self._inherited, self.controls.start
+        inherited = self._inherited
         with suppress(ConfigError):  # of a device that is not here
             job = self.job.replace(self.recipe)
             if not self.alive:  # as many as Start would take from other runs
                 keys = stage_keys(job, self._facts | job.machine.facts())
                 found = trained_already(keys, not self.controls["Retrain"].value)
-                inherited = start.stage or (found.stage if found else 0)
+                inherited = self.controls.start.stage or (found.stage if found else 0)
             if job.machine.device == self.job.machine.device:
                 return forecast(job, self.cost, inherited)
         return []
@@ -253,9 +253,8 @@ class Session(Task):
         if self.cost and not self._weights:
             ahead = forecast(self.plan_of(self.trained), self.cost)
             self._weights = [f.seconds / f.steps for f in ahead]
-        bands = self.curves.bands
-        epochs = [band.end - band.start for band in bands]
-        work = np.cumsum([0, *np.repeat(self._weights or [1.0] * len(bands), epochs)])
+        epochs = [band.end - band.start for band in self.curves.bands]
+        work = np.cumsum([0, *np.repeat(self._weights or [1.0] * len(epochs), epochs)])
         return np.interp(self._epoch, range(len(work)), work) / work[-1]
 
     # ---- what is said
