@@ -137,7 +137,7 @@ def test_from_the_controls_to_the_end_of_a_run(lab, place, recipe):
 
     # a setting that cannot work says so, and Start is off
     lab.number("Learning rate", 0)
-    lab.wait_text("stage 2.lr: got 0.0; allowed: greater than 0")
+    lab.wait_text("stage 2 lr: got 0.0; allowed: greater than 0")
     wait_until(lambda: lab.is_off("Start"))
     lab.number("Learning rate", 0.0002)
     wait_until(lambda: not lab.is_off("Start"))

@@ -118,7 +118,8 @@ def test_an_ablation_on_a_cluster_is_stopped_and_goes_on(two_nodes, recipe, tmp_
     again = vitseg.ablate(recipe, AXES, seeds=1, folder=tmp_path / "sweep", where="ray")
     again.finish()
     assert again.sweep.left() == 0 and again.frame()["error"].isna().all()
-    assert [len(c) for c in again.session.curves.values()] == [6] * len(again.grid.trials)
+    curves = [found.curve for found in again.sweep.results().values()]
+    assert [len(curve) for curve in curves] == [6] * len(again.grid.trials)
 
 
 def test_what_no_node_can_train_is_refused_before_anything_is_begun(two_nodes, grid, tmp_path):

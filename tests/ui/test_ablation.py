@@ -42,7 +42,7 @@ def test_the_plan_is_there_before_anything_is_trained(recipe):
     assert ablation.state == "ready" and not ablation.sweep.path.exists()
     assert "0 of 6 trials have ended. Start trains the remaining 6." in ablation.status.value
     ablation._repr_mimebundle_()  # as when the cell shows it
-    until(lambda: "0 %, about" in ablation.left.value)
+    until(lambda: "0 %, about" in ablation.bar.description)
     assert "not known yet" in ablation.sentence
 
 

@@ -206,10 +206,9 @@ def test_the_traces_are_the_events(wb):
 
 
 def test_without_a_run_there_is_nothing_to_pause_or_resume(wb):
-    with pytest.raises(RunError, match=r"Nothing has been started.*Press Start\."):
-        wb.pause()
-    with pytest.raises(RunError, match=r"There is nothing to resume\. Press Start\."):
-        wb.resume()
+    for act in (wb.pause, wb.resume):
+        with pytest.raises(RunError, match=r"Nothing has been started.*Press Start\."):
+            act()
     wb.stop()
     assert wb.state == wb.wait() == "ready"
 
@@ -334,7 +333,7 @@ def test_predictions_are_kept_for_every_epoch_and_the_slider_travels(wb):
     assert set(wb.session.predictions) == {0, 1, 2, 3, 4, 5}
     last = wb.tabs.picture.value
     wb.tabs.epoch.value = 0
-    assert wb.tabs.picture.value != last and "After epoch 0" in wb.tabs.picture_note.value
+    assert wb.tabs.picture.value != last and "After epoch 0" in wb.tabs.picture.value
 
 
 def test_a_control_that_is_moved_meanwhile_waits_for_the_next_start(wb, tiny_recipe):
@@ -547,7 +546,7 @@ def test_show_draws_the_run_that_it_names_also_where_another_has_as_many_points(
     assert not np.allclose(shown(wb)["train loss"].y, losses)
     show(wb, first)
     np.testing.assert_allclose(shown(wb)["train loss"].y, losses, rtol=1e-6)
-    assert wb.tabs.picture.value == b""
+    assert "<img" not in wb.tabs.picture.value
     best = vitseg.load(first)
     assert all(
         (p == q).all()
@@ -649,7 +648,7 @@ def test_a_picture_that_cannot_be_made_does_not_end_the_training(wb, monkeypatch
     monkeypatch.setattr(vitseg.Segmenter, "predict", lambda *_: 1 / 0)
     wb.start()
     assert wb.wait() == "ended"
-    assert "No prediction after epoch 5 (ZeroDivisionError" in wb.tabs.picture_note.value
+    assert "curves or predictions are not complete (ZeroDivisionError" in wb.status.value
 
 
 def test_a_refused_value_goes_with_its_stage(wb):
@@ -984,7 +983,7 @@ def test_curves_that_cannot_be_gathered_do_not_end_the_training(wb, monkeypatch)
     monkeypatch.setattr(wb.session.curves.__class__, "add", lambda *_: 1 / 0)
     wb.start()
     assert wb.wait() == "ended"
-    assert "The curves are not complete (ZeroDivisionError" in wb.status.value
+    assert "curves or predictions are not complete (ZeroDivisionError" in wb.status.value
 
 
 def test_stop_while_an_epoch_is_scored_and_go_on_to_the_same_bits(wb, tiny_recipe, tmp_path):

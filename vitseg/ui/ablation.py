@@ -2,9 +2,6 @@
 the end.
 """
 
-from __future__ import annotations
-
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +11,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 
 from vitseg.errors import ConfigError
-from vitseg.events import EpochEnded, Event, Polled, RunStarted, TrialStarted
 from vitseg.recipe import Recipe
-from vitseg.runs.forecast import forecast, measure
-from vitseg.runs.run import kept_events
 from vitseg.sweep.findings import Findings, estimate
 from vitseg.sweep.grid import make_grid, total_epochs
 from vitseg.sweep.local import Sweep, check_depths
@@ -36,7 +30,7 @@ def ablate(
     where: Literal["here", "ray"] = "here",
     address: str | None = None,
     gpus: float = 0,
-) -> Ablation:
+) -> "Ablation":
     """Train every combination of the axes' values with every seed, and ask what unfreezing bought.
 
     `ablate(recipe, {"stages.1.unfrozen_blocks": [0, 2, 4]}, seeds=3)` shows the plan; Start, or
@@ -61,76 +55,7 @@ def ablate(
         from vitseg.sweep.cluster import Spread  # needs an extra
 
         sweep = Spread(grid, folder, address, gpus)
-    return Ablation(SweepSession(job, sweep).attached())
-
-
-class SweepSession(Trials):
-    """An ablation without its widgets. `curves` holds the valid IoU of every trial by epoch."""
-
-    def __init__(self, job: Job, sweep: Sweep):
-        super().__init__(sweep)
-        self.job, self.sweep = job, sweep
-        known = {name: found.curve for name, found in sweep.results().items()}
-        self.curves = defaultdict[str, dict[int, float | None]](dict, known)
-        self._beside, self._inherits, self._stages = 1, {}, {}
-        for trial in sweep.grid.trials:
-            self._inherits[trial.name] = trial.shared
-            # epochs, and what one of them takes
-            self._stages[trial.name] = [(stage.epochs, 1.0) for stage in trial.recipe.stages]
-
-    def _note(self, event: Event) -> None:
-        match event:
-            case TrialStarted(trial):
-                self.trial = trial
-                if not self.elsewhere:  # elsewhere all will be told
-                    for earlier in kept_events(self.sweep.run_of(trial)):
-                        self._note(earlier)
-            case RunStarted():
-                self._inherits[self.trial] = event.parent["stage"] if event.parent else 0
-            case EpochEnded():
-                self.curves[self.trial][event.epoch] = event.validation["iou"]
-            case Polled():
-                self._beside = max(1, event.running)
-
-    def _work(self, trial: str, since: int = 0) -> float:
-        """What a trial's own stages take after an epoch, in seconds by forecast; before there is
-        one, in epochs.
-        """
-        costs = []
-        for number, (epochs, cost) in enumerate(self._stages[trial]):
-            costs += [cost if number >= self._inherits[trial] else 0.0] * epochs
-        return sum(costs[since:])
-
-    def measure(self) -> None:
-        cost = measure(self.job)
-        for trial in self.sweep.grid.trials:
-            try:
-                job = self.job.replace(trial.recipe)
-            except ConfigError:  # it cannot train here, such as one with a deeper encoder
-                job = self.job
-            planned = zip(job.recipe.stages, forecast(job, cost), strict=True)
-            self._stages[trial.name] = [(s.epochs, f.seconds / s.epochs) for s, f in planned]
-        self.cost = cost
-
-    def progress(self) -> tuple[float, float | None]:
-        """By what the trials that have ended took, or else by forecast."""
-        ended = self.sweep.results()
-        total = ahead = took = worked = 0.0
-        for name in self._stages:
-            work = self._work(name)
-            total += work
-            if name in ended:
-                took += ended[name].seconds
-                worked += work
-            else:
-                ahead += self._work(name, len(self.curves.get(name, ())))
-        left = ahead if self.cost else None
-        if worked:
-            left = ahead * took / worked / self._beside  # trials side by side
-        return 1 - ahead / total if total else 1.0, left
-
-    def score_of(self, trial: str) -> str:
-        return number_or_na(self.sweep.results()[trial].iou)
+    return Ablation(Trials(sweep, job).attached())
 
 
 class Ablation(TrialsScreen):
@@ -138,10 +63,8 @@ class Ablation(TrialsScreen):
     the buttons do.
     """
 
-    session: SweepSession
-
-    def __init__(self, session: SweepSession):
-        self.grid, self.sweep = session.sweep.grid, session.sweep
+    def __init__(self, session: Trials):
+        self.grid, self.sweep = session.source.grid, session.source
         super().__init__(session)
 
     def planned(self) -> Table:
@@ -163,7 +86,7 @@ class Ablation(TrialsScreen):
         """A row a setting, a column a seed."""
         grid, results = self.grid, self.sweep.results()
         known = Findings(grid, results)
-        cells = {self.session.trial: "..."} if self.session.alive else {}
+        cells = {self.session.trial: "..."}
         cells |= dict.fromkeys(self.sweep.failures, "failed")
         cells |= {name: number_or_na(found.iou) for name, found in results.items()}
         rows, each = [], len(grid.trials) // len(grid.seeds)
@@ -188,7 +111,9 @@ class Ablation(TrialsScreen):
 
     def show(self) -> go.Figure:
         """Curves, heat map and effects as a static figure."""
-        return sweep_charts.figure(self.grid, self.sweep.results(), self.session.curves)
+        results = self.sweep.results()
+        curves = self.session.curves | {name: found.curve for name, found in results.items()}
+        return sweep_charts.figure(self.grid, results, curves)
 
     def frame(self) -> pd.DataFrame:
         """A row a trial: the value of each axis, seed, whether it is a control, IoU, F1, seconds,

@@ -14,6 +14,7 @@ from vitseg.recipe import Recipe
 from vitseg.runs.folder import RunFolder, runs_root
 from vitseg.runs.store import StageEnd, differences
 from vitseg.settings import Constant, CosineRestarts, Exponential, Schedule, Stage, WarmupPoly
+from vitseg.sweep.grid import short_path, total_epochs
 from vitseg.training.job import Job
 from vitseg.ui import theme
 from vitseg.ui.markup import html
@@ -59,7 +60,7 @@ class Controls:
     it. `changed` is called after every change.
 
     `recipe` is `base` with all `edits`, or with the last that were valid; `problems` are the
-    reasons why Start is off, by the control they are about, and `problem` is all of them.
+    reasons why Start is off, by the control they are about.
     """
 
     def __init__(self, base: Recipe, job_of: Callable[[Recipe], Job]):
@@ -198,29 +199,24 @@ class Controls:
 
     def check(self) -> None:
         """Work out `recipe` and `problems` anew: each beside the control it is about, or beside
-        Start.
+        Start from.
         """
         self.problems: dict[str, str] = {}
-        blamed = "Start"
         try:
             recipe, _ = self.base.settle(self.edits)  # at depth 0 the encoder's own settings go
             self.job_of(recipe)  # is there such a device, are there so many blocks?
-            if (epochs := sum(stage.epochs for stage in recipe.stages)) > MOST_EPOCHS:
+            if (epochs := total_epochs(recipe)) > MOST_EPOCHS:
                 allowed = f"at most {MOST_EPOCHS:,} in all"
                 raise ConfigError("epochs", epochs, allowed, "vitseg.train takes any number.")
-            self.recipe, self._valid, blamed = recipe, dict(self.edits), "Start from"
+            self.recipe, self._valid = recipe, dict(self.edits)
             self._check_start()
         except VitsegError as error:
-            for refusal in error.refusals:
-                path = refusal.field.split(".")
-                about = [label for label, setting in SETTINGS.items() if setting in path]
-                if path[0] == "stages" and len(path) > 1:
-                    path[:2] = [f"stage {int(path[1]) + 1}"]
-                says = f"{'.'.join(path)}: {refusal.says} {error.mend}"
-                self.problems[about[0] if about else blamed] = says.strip()
-            if not self.problems:
-                self.problems[blamed] = str(error)
-        self.problem = " ".join(self.problems.values())
+            for field, _, _, says in error.refusals:
+                names = field.split(".")
+                about = [label for label, setting in SETTINGS.items() if setting in names]
+                problem = f"{short_path(field)}: {says} {error.mend}".strip()
+                self.problems[about[0] if about else "Start from"] = problem
+            self.problems = self.problems or {"Start from": str(error)}
         for label, place in self.says.items():
             problem = self.problems.get(label)
             place.value = _BESIDE.format(problem) if problem else ""

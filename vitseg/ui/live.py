@@ -2,8 +2,6 @@
 screen shows: a run, an ablation, a search. No widgets.
 """
 
-from __future__ import annotations
-
 import atexit
 import threading
 import time
@@ -13,24 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from vitseg.errors import RunError, TrainingError
-from vitseg.events import BatchEnded, Event
-
-OVER = frozenset({"", "stopped", "ended", "failed"})
-"""Phases in which nothing more comes."""
-
-Said = tuple[str, str]
-"""The words of a status line, and "bad" where they are about something wrong."""
-
-LONGEST = 60.0
-"""Seconds that a step may take; more was a machine asleep."""
+from vitseg.events import BatchEnded, Event, Polled, ValidationBatch
 
 launching = threading.RLock()
 """Held while a run is launched: buttons and cells may press Start from several threads at once."""
 
-_current: Task | None = None
+_current: "Task | None" = None
 
 
-def current() -> Task | None:
+def current() -> "Task | None":
     """The task that is training in this kernel, paused or not; None if there is none."""
     return _current if _current and _current.alive else None
 
@@ -48,15 +37,15 @@ class Task:
 
     `phase` is running, pausing, paused or stopping, and in the end stopped, ended or failed, by
     `error`; "" for what was not started here. `events` are all but the transient ones of the run
-    that is shown, `position` is the last event of any kind. `version` counts what happened, and
-    `turns` what is worth drawing everything anew; `seconds` are those in which the stream worked.
-    `incomplete` is why the screen does not show all of it, `cost` what a forecast rests on; None
-    until batches have been timed. Of several screens only `screen` is drawn meanwhile, if it is set.
+    that is shown, `position` is the last event of any kind. `turns` counts what is worth drawing
+    everything anew; `seconds` are those in which the stream worked. `incomplete` is why the screen
+    does not show all of it, `cost` what a forecast rests on; None until batches have been timed. Of
+    several screens only the newest, `screen`, is drawn meanwhile.
 
-    Each kind of task defines `idle`, its state while `phase` is ""; `_begin`, which launches what
-    Start trains; `_note`, which takes note of an event for curves and progress; `progress`, the
-    share that is done, 0..1, and the seconds left, once that can be said; and `sentence(note)`,
-    what is happening or what is wrong, `note` being what the last press came to.
+    Each kind of task defines `idle`, its state while `phase` is "", where "ended" means that
+    nothing is left for Start; `_begin`, which launches what Start trains; `_note`, which takes note
+    of an event for curves and progress; `share`, how much is done, 0..1; and `status`, what is
+    happening, and all that is wrong.
     """
 
     path: Path | None
@@ -68,6 +57,9 @@ class Task:
     resumable = False
     """Whether what was cut off can be gone on with, by Resume."""
 
+    takes: float | None = None
+    """Seconds that all of it takes by forecast, if there is one."""
+
     def __init__(self) -> None:
         self._moved, self._thread = threading.Condition(), None
         self._turn, self._step = threading.RLock(), threading.RLock()
@@ -78,8 +70,8 @@ class Task:
         self.phase, self.error, self.incomplete = "", None, ""
         self.events: list[Event] = []
         self.position: Event | None = None
-        self.version = self.turns = 0
-        self.seconds = 0.0
+        self.turns, self.seconds = 0, 0.0
+        self._began: tuple[float, float] | None = None
 
     def measure(self) -> None:
         """Time a few batches, once, where there is a forecast."""
@@ -92,11 +84,38 @@ class Task:
 
     @property
     def alive(self) -> bool:
-        return self.phase not in OVER
+        return self.phase in {"running", "pausing", "paused", "stopping"}
 
-    @property
-    def startable(self) -> bool:
-        return not self.why_not_start()
+    def doing(self) -> str:
+        """What is happening while it is alive."""
+        match self.phase, self.position:
+            case "paused", _:
+                return "Paused. Resume goes on."
+            case "pausing" | "stopping" as phase, _:
+                return f"{phase.capitalize()} after this batch."
+            case _, None:
+                return "Reading data and weights."
+            case _, BatchEnded() | ValidationBatch() as p:
+                what = "Training" if isinstance(p, BatchEnded) else "Scoring"
+                return f"{what} stage {p.stage}: epoch {p.epoch}, batch {p.batch} of {p.batches}."
+            case _, Polled(running):
+                return f"Elsewhere, {running} trials train or wait for room."
+        return "Training."
+
+    def progress(self) -> tuple[float, float | None]:
+        """The share that is done, 0..1, and the seconds left: at the pace of what was trained here,
+        else by forecast; None as long as there is neither.
+        """
+        done = self.share()
+        left = self.takes and self.takes * (1 - done)
+        since, before = self._began or (done, 0.0)
+        if done > since:
+            left = (self.seconds - before) * (1 - done) / (done - since)
+        return done, left
+
+    def _count(self) -> None:
+        """From here on, the first time, the pace is that of what is trained here."""
+        self._began = self._began or (self.share(), self.seconds)
 
     def why_not_start(self) -> str:
         """Why Start is off; empty if it is not."""
@@ -180,13 +199,17 @@ class Task:
         last = "stopped"
         try:
             with closing(stream):  # which saves, and may fail to
-                while self._may_go_on():
+                while True:
+                    with self._moved:
+                        self._moved.wait_for(lambda: self.phase != "paused")
+                        if self.phase == "stopping":
+                            break
                     with self._turn:  # whoever waits for the end of a step comes first
                         pass
                     with self._step:
                         began = time.monotonic()
                         event = next(stream)
-                        self.seconds += min(time.monotonic() - began, LONGEST)
+                        self.seconds += time.monotonic() - began
                         self.take(event)
                         if self.phase == "pausing":
                             self._save()
@@ -199,12 +222,6 @@ class Task:
         with self._moved:
             self.phase = last  # from here on another run may be launched
 
-    def _may_go_on(self) -> bool:
-        """Sit out a pause. False once it is to stop."""
-        with self._moved:
-            self._moved.wait_for(lambda: self.phase != "paused")
-            return self.phase != "stopping"
-
     def _save(self) -> None:
         """What is paused may never be resumed here."""
 
@@ -216,15 +233,15 @@ class Task:
         self._thread.join(5.0)
 
     def take(self, event: Event) -> None:
-        """What happens to an event: on the training thread, between two steps. No curve is a reason
-        for a training to end.
+        """What happens to an event: on the training thread, between two steps. No curve and no
+        picture is a reason for a training to end.
         """
         try:
             self._note(event)
         except Exception as error:
-            self.incomplete = f"The curves are not complete ({type(error).__name__}: {error})."
+            reason = f"{type(error).__name__}: {error}"
+            self.incomplete = f"The curves or predictions are not complete ({reason})."
         if not event.transient:
             self.events.append(event)
             self.turns += not isinstance(event, BatchEnded)
         self.position = event
-        self.version += 1

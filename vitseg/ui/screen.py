@@ -35,25 +35,25 @@ class Screen:
     box: w.VBox
 
     def __init__(self, session: Task):
-        self.session, self.note = session, ""
+        self.session, self.note, session.screen = session, "", self
         self.lock = threading.RLock()
         self.buttons: dict[str, w.Button] = {}
-        self.bar = w.FloatProgress(min=0, max=1, layout={"width": "220px"})
-        self.left, self.status = w.HTML(), w.HTML()
+        self.bar = w.FloatProgress(max=1, style={"description_width": "initial"})
+        self.status = w.HTML()
         self._row = w.HBox(layout={"align_items": "center"})
         self.steering = w.VBox([self._row, self.status])
-        self.add_button("Start", self.start, "Train what has not been trained yet")
+        self.add_button("Start", session.start, "Train what has not been trained yet")
         self.add_button("Pause", self._pause_or_resume, "Pause after this batch; Resume goes on")
-        self.add_button("Stop", self.stop, "End after this batch; what is trained stays")
+        self.add_button("Stop", session.stop, "End after this batch; what is trained stays")
         self.buttons["Start"].button_style = "primary"
 
     def add_button(self, label: str, act: Callable[[], None], tip: str) -> None:
         """One more in the row before the progress bar."""
         self.buttons[label] = self.button(label, act, tip)
-        self._row.children = [*self.buttons.values(), self.bar, self.left]
+        self._row.children = [*self.buttons.values(), self.bar]
 
     def button(self, label: str, act: Callable[[], None], tip: str = "") -> w.Button:
-        made = w.Button(description=label, tooltip=tip, layout={"width": "120px"})
+        made = w.Button(description=label, tooltip=tip)
         made.on_click(lambda _: self.attempt(act))
         return made
 
@@ -61,10 +61,8 @@ class Screen:
         """A press of a button: what goes wrong is a sentence in the status line, never a
         traceback.
         """
-        with self.lock, self._complaining():
-            self.note = ""
-            act()
-            self.draw_status()
+        with self._complaining():
+            self._do(act)
 
     @contextmanager
     def _complaining(self, what: str = "") -> Iterator[None]:
@@ -78,7 +76,7 @@ class Screen:
                 kind = type(error).__name__
                 words = f"{kind}: {words}. That should not happen; please report it."
             self.note = what + words
-            self._say(self.note, "bad")
+            self.say(self.note, "bad")
             with suppress(Exception):
                 self.draw_status()
 
@@ -102,7 +100,7 @@ class Screen:
 
     def _do(self, act: Callable[[], None]) -> None:
         with self.lock:
-            was_alive = self.session.alive
+            self.note, was_alive = "", self.session.alive
             act()
             if not was_alive:
                 self._paint_while_alive()
@@ -110,9 +108,9 @@ class Screen:
 
     def _pause_or_resume(self) -> None:
         if self.state == "running":
-            self.pause()
+            self.session.pause()
         else:
-            self.resume()
+            self.session.resume()
 
     def wait(self, timeout: float | None = None) -> str:
         """Until it is over, or `timeout` seconds; returns the state. The cell is busy meanwhile, and
@@ -172,42 +170,43 @@ class Screen:
         """
         with self.lock:
             session, state, live = self.session, self.state, current()
-            own, resumable = live is session, session.resumable and not live
-            self.buttons["Start"].disabled = not session.startable
-            pause, stop = self.buttons["Pause"], self.buttons["Stop"]
-            resumes = state != "running" and (own or resumable)
-            pause.description = "Resume" if resumes else "Pause"
-            may_pause = own and state != "stopping" and not session.elsewhere
-            pause.disabled = not (may_pause or resumable)
-            stop.disabled = not live or live.state == "stopping"
+            off, acts = session.why_not_start(), session.resumable and not live
+            if live is session:
+                acts = state != "stopping" and not session.elsewhere
+            pause = self.buttons["Pause"]
+            pause.disabled = not acts
+            pause.description = "Resume" if acts and state != "running" else "Pause"
+            self.buttons["Start"].disabled = bool(off) or session.idle == "ended"
+            self.buttons["Stop"].disabled = not live or live.state == "stopping"
             done, left = session.progress()
             about = f", about {timedelta(seconds=round(left))} left" if left else ""
             self.bar.value = done
-            self.left.value = html(f"<p class=line>{100 * done:.0f} %{about}</p>")
-            self._say(*session.sentence(self.note))
+            self.bar.description = f"{100 * done:.0f} %{about}"
+            words, wrong = session.status()
+            wrong = [*wrong, session.incomplete, self.note]
+            if off and not session.alive:
+                wrong.append(f"Start is off: {off}")
+            self.say(" ".join(filter(None, [words, *wrong])), "bad" * any(wrong))
 
-    def _say(self, words: str, kind: str) -> None:
+    def say(self, words: str, kind: str = "") -> None:
+        """In the status line, until it is drawn again."""
         self.status.value = html(f"<p role=status class='{kind}'>{escape(words)}</p>")
 
     def _paint_while_alive(self) -> None:
         if self.session.alive:
-            self.note = ""
             threading.Thread(target=self._paint, name="vitseg painter", daemon=True).start()
 
     def _paint(self) -> None:
-        """Redraw a few times a second while there is something new, and once at the end. Never
-        stops the training.
-        """
-        drawn = turned = None
-        while self.session.screen in (None, self):
-            over = not self.session.alive
-            turn, news = self.session.turns, (self.session.version, self.state)
+        """Redraw a few times a second, and once at the end. Never stops the training."""
+        turned = None
+        while self.session.screen is self:
+            over, turn = not self.session.alive, self.session.turns
             with self._complaining("The screen could not be drawn. "), self.lock:
                 if over or turn != turned:
                     self.draw()
-                elif news != drawn:
+                else:
                     self.draw_news()
-                drawn, turned = news, turn
+                turned = turn
             if over:
                 return
             self.session.wait(REDRAW_SECONDS)

@@ -4,19 +4,15 @@ settings.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from contextlib import suppress
-from itertools import accumulate
 from pathlib import Path
-from statistics import fmean
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from vitseg.errors import RunError
-from vitseg.events import Event, StageEvent, TrialStarted
 from vitseg.recipe import Recipe
-from vitseg.sweep.grid import short_path, total_epochs, value_words
+from vitseg.sweep.grid import short_path, value_words
 from vitseg.sweep.local import check_depths
 from vitseg.sweep.search import Search, Space, quiet
 from vitseg.training.job import Job
@@ -35,7 +31,6 @@ SHOWN = 12
 """Rows of the table."""
 
 SCORE = "valid IoU"
-_WORDS = {"RUNNING": "under way", "COMPLETE": "ended", "PRUNED": "pruned", "FAIL": "failed"}
 
 
 def search(
@@ -60,37 +55,11 @@ def search(
     or a folder that cannot be, and without Optuna. See `vitseg.sweep.search.Search`.
     """
     search = Search(recipe, space, trials, folder, sampler=sampler, pruner=pruner, storage=storage)
-    session = SearchSession(search)
-    live = session.attached()
-    if live is session:
+    session = Trials(search).attached()
+    if session.source is search:
         check_depths(search.extremes, Job(recipe))
-    live.source.trials = trials
-    return SearchPage(live)
-
-
-class SearchSession(Trials):
-    """A search without its widgets."""
-
-    def _note(self, event: Event) -> None:
-        if isinstance(event, TrialStarted):
-            self.trial = event.trial
-
-    def progress(self) -> tuple[float, float | None]:
-        """By the mean of the trials that have ended, as if all that are left were trained here."""
-        ended, total, _ = self.source.tally()
-        done, left = float(ended), None
-        if isinstance(self.position, StageEvent):
-            epochs = total_epochs(self.source.run_of(self.trial).recipe)
-            done += max(0, self.position.epoch - 1) / epochs
-        ends = [trial.user_attrs for trial in self.source.results()]
-        took = [end["seconds"] for end in ends if "seconds" in end]
-        if took:
-            left = fmean(took) * (total - done)
-        return min(1.0, done / total), left
-
-    def score_of(self, trial: str) -> str:
-        source = self.source
-        return next(_score(t) for t in source.results() if source.name_of(t) == trial)
+    session.source.trials = trials
+    return SearchPage(session)
 
 
 class SearchPage(TrialsScreen):
@@ -98,9 +67,7 @@ class SearchPage(TrialsScreen):
     the buttons do.
     """
 
-    session: SearchSession
-
-    def __init__(self, session: SearchSession):
+    def __init__(self, session: Trials):
         self.search: Search = session.source
         super().__init__(session)
 
@@ -137,11 +104,9 @@ class SearchPage(TrialsScreen):
             values |= dict.fromkeys(search.idle_in(trial), "no effect")
             cells = [values.get(path, "") for path in search.space]
             rows.append((search.name_of(trial), *cells, str(trial.last_step or 0), _score(trial)))
-        states = Counter(_WORDS[trial.state.name] for trial in trials)
-        counts = ", ".join(f"{count} {words}" for words, count in states.items())
         caption = (
-            f"{counts} of {search.trials}; the best first. Of many the best looks better than it is: "
-            "repeat it on new seeds"
+            f"The best {SHOWN} of {len(trials)}. Of many the best looks better than it is: repeat it "
+            "on new seeds"
         )
         heads = ("trial", *map(short_path, search.space), "epochs", "IoU")
         return Table(heads, rows, caption)
@@ -165,19 +130,17 @@ class SearchPage(TrialsScreen):
         Not Optuna's, which has no trace as long as no trial has ended and leaves out the pruned
         ones: this one is redrawn in place while trials end.
         """
-        found = defaultdict[str, dict[int, float]](dict)  # a pruned one has that of its last epoch
-        for trial in self.search.results():
-            found[trial.state.name][trial.number] = trial.value
-        done, pruned = found["COMPLETE"], found["PRUNED"]
-        best = dict(zip(done, accumulate(done.values(), max), strict=True))
+        trials = self.search.results()  # a pruned one has the IoU of its last epoch
+        values = pd.Series({t.number: t.value for t in trials}, dtype=float)
+        states = pd.Series({t.number: t.state.name for t in trials}, dtype=object)
+        done, pruned = values[states == "COMPLETE"], values[states == "PRUNED"]
         figure = go.Figure()
         for name, points, mode in (
             ("trial", done, "markers"),
-            ("best so far", best, "lines"),
+            ("best so far", done.cummax(), "lines"),
             ("pruned, where it was left", pruned, "markers"),
         ):
-            x, y = list(points), list(points.values())
-            figure.add_scatter(name=name, x=x, y=y, mode=mode, line_shape="hv")
+            figure.add_scatter(name=name, x=points.index, y=points, mode=mode, line_shape="hv")
         figure.update_layout(xaxis_title="trial", yaxis_title=SCORE)
         return _ours(figure)
 
@@ -199,9 +162,8 @@ class SearchPage(TrialsScreen):
         """A line a trial that has ended from its IoU through the values of all settings, darker the
         better; through "None" where a setting has no effect.
         """
-        study, names = self._with_short_names(), set()
-        for trial in filter(_ended, study.trials):
-            names.update(trial.params)
+        study = self._with_short_names()
+        names = {name for trial in study.trials if _ended(trial) for name in trial.params}
         figure = optuna.visualization.plot_parallel_coordinate(study, target_name=SCORE)
         figure.update_xaxes(ticktext=[SCORE, *sorted(names)])  # Optuna's end after 20 letters
         return _ours(figure)
@@ -242,7 +204,7 @@ def _score(trial: FrozenTrial) -> str:
     """Its IoU, or what became of it and how far it had come."""
     if _ended(trial):
         return number_or_na(trial.value)
-    words = _WORDS[trial.state.name]
+    words = trial.state.name.lower()
     if trial.intermediate_values:
         words += f", {number_or_na(trial.intermediate_values[trial.last_step])} there"
     return words

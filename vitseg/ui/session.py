@@ -19,8 +19,8 @@ from vitseg.events import (
     StageEnded,
     StageEvent,
     StageStarted,
-    ValidationBatch,
 )
+from vitseg.plan import batches_per_epoch
 from vitseg.recipe import Recipe
 from vitseg.runs.checkpoint import steps_saved
 from vitseg.runs.folder import Failure, RunFolder, new_run
@@ -31,7 +31,7 @@ from vitseg.runs.store import StageEnd, environment, stage_keys
 from vitseg.training.job import Job
 from vitseg.ui.controls import Controls
 from vitseg.ui.curves import Curves
-from vitseg.ui.live import Said, Task, launching, why_busy
+from vitseg.ui.live import Task, launching, why_busy
 
 _SAME_COST = {"name", "stages", "batch_size", "seed"}
 """Settings that timed batches do not depend on."""
@@ -63,9 +63,8 @@ class Session(Task):
         self.curves, self.parent = self.planned(self.trained), Curves()
         self.ended: list[StageEnded] = []
         self.features: FeaturesUsed | None = None
-        self.no_pictures = self.unsaved = ""
+        self.unsaved = ""
         self._training, self._weights, self._inherited, self._epoch = None, [], 0, 0.0
-        self._began = 0.0, 0.0  # epoch and seconds before the first step that is trained here
 
     # ---- what there is
 
@@ -79,7 +78,7 @@ class Session(Task):
     def planned(self, recipe: Recipe) -> Curves:
         """The promised curve of a recipe."""
         curves = Curves()
-        curves.promise(recipe, self.plan_of(recipe).batches)
+        curves.promise(recipe, batches_per_epoch(recipe, self.job.images))
         return curves
 
     @property
@@ -99,13 +98,13 @@ class Session(Task):
         return self._choice != self.controls.choice()
 
     def why_not_start(self) -> str:
-        return why_busy() or self.controls.problem
+        return why_busy() or " ".join(self.controls.problems.values())
 
     def failure(self) -> Failure | None:
         """What ended the run that is shown: as it happened here, or as its folder remembers."""
         if self.error:
             return Failure.of(self.error)
-        return self.run.failure() if self.state == "shown" else None
+        return self.run and self.run.failure()
 
     def fork_point(self) -> StageEnd:
         """Where Fork starts: the last finished stage before the edited one, of the run on the
@@ -144,25 +143,23 @@ class Session(Task):
 
     def _save(self) -> None:
         try:
-            self.unsaved = ""
             if self._training:
                 self._training.save()
         except Exception as error:  # the training itself goes on
-            self.unsaved = f"What came after the last save is not saved: {error}"
+            self.unsaved = f" What came after the last save is not saved: {error}"
 
     def resume(self) -> None:
         """Go on after a pause; or continue the run that is shown, if it was cut off, from its last
         checkpoint.
         """
         with launching:
-            if self.alive:
-                super().resume()
-            elif self.resumable:
+            self.unsaved = ""
+            if self.resumable:
                 recipe = self.run.resolved_recipe()
                 self._launch(self._stream(recipe, partial(resume, self.path)))
                 self.preview = False
             else:
-                raise RunError("There is nothing to resume.", "Press Start.")
+                super().resume()
 
     def fork(self) -> None:
         """Take the end of the stage before the edited one as the place to start from. Start then
@@ -199,6 +196,9 @@ class Session(Task):
 
     def _note(self, event: Event) -> None:
         own = self._training and isinstance(event, StageEvent) and event.stage > self._inherited
+        if own:
+            self._count()
+        self.curves.add(event)
         match event:
             case RunStarted() if event.parent:
                 self._inherited = event.parent["stage"]
@@ -214,18 +214,10 @@ class Session(Task):
                 self.ended.append(event)
             case RunEnded() if self._training and not self.predictions:  # all was inherited
                 self._predict(self.ended[-1].epoch)
-        if not own:
-            self._began = self._epoch, self.seconds
-        self.curves.add(event)
 
     def _predict(self, epoch: int) -> None:
-        """Pictures are no reason for a training to end: what goes wrong is said beside them."""
-        try:
-            images = [self.job.data.load(name)[0] for name in self.samples]
-            self.predictions[epoch] = list(map(self.job.model.predict, images))
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            self.no_pictures = f"No prediction after epoch {epoch} ({reason}). Training goes on."
+        images = [self.job.data.load(name)[0] for name in self.samples]
+        self.predictions[epoch] = list(map(self.job.model.predict, images))
 
     # ---- how long it takes
 
@@ -241,43 +233,29 @@ class Session(Task):
         The first call times a few batches.
         """
         self.measure()
+        inherited = self._inherited
         with suppress(ConfigError):  # of a device that is not here
             job = self.job.replace(self.recipe)
+            if not self.alive:  # as many as Start would take from other runs
+                keys = stage_keys(job, self._facts | job.machine._asdict())
+                found = trained_already(keys, not self.controls["Retrain"].value)
+                inherited = self.controls.start.stage or (found.stage if found else 0)
             if job.machine.device == self.job.machine.device:
-                return forecast(job, self.cost, self._inherited if self.alive else self._found(job))
+                return forecast(job, self.cost, inherited)
         return []
 
-    def _found(self, job: Job) -> int:
-        """How many stages Start would take from other runs; those of a start, where only Start can
-        tell.
+    def share(self) -> float:
+        """By the epochs of the run, weighed by what they take once there is a forecast; nothing is
+        done of what Start would train.
         """
-        start = self.controls.start
-        if start.stage or self.controls["Retrain"].value:
-            return start.stage
-        found = trained_already(stage_keys(job, self._facts | job.machine._asdict()))
-        return found.stage if found else 0
-
-    def _work(self, first: float, last: float) -> float:
-        """What the steps between two epochs of the run take beside others: by forecast, once there
-        is one.
-        """
+        if self.preview:
+            return 0.0
         if self.cost and not self._weights:
             ahead = forecast(self.plan_of(self.trained), self.cost)
             self._weights = [f.seconds / f.steps for f in ahead]
-        work, bands = 0.0, self.curves.bands
-        for band, weight in zip(bands, self._weights or [1.0] * len(bands), strict=True):
-            work += weight * max(0.0, min(band.end, last) - max(band.start, first))
-        return work
-
-    def progress(self) -> tuple[float, float | None]:
-        """By the epochs of the run; nothing is done of what Start would train."""
-        bands, now, (since, before) = self.curves.bands, self._epoch, self._began
-        if self.preview or not bands:
-            return 0.0, None
-        done, end, left = self._work(since, now), bands[-1].end, None
-        if done:
-            left = self._work(now, end) * (self.seconds - before) / done
-        return now / end, left
+        epochs = [band.end - band.start for band in self.curves.bands]
+        work = np.cumsum([0, *np.repeat(self._weights or [1.0] * len(epochs), epochs)])
+        return np.interp(self._epoch, range(len(work)), work) / work[-1]
 
     # ---- what is said
 
@@ -296,33 +274,16 @@ class Session(Task):
             words += f" Resume would go on with {name}, unchanged."
         return words
 
-    def sentence(self, note: str = "") -> Said:
-        off = self.controls.problem if self.alive else self.why_not_start()
-        words = self._doing() if self.alive else self._outcome(off)
-        wrong = [self.incomplete, note, off and f"Start is off: {off}"]
-        if not self.preview:
-            if failure := self.failure():
-                wrong.append(f"{failure.kind}: {failure.says}")
-            elif self.ended:
-                wrong.append(self.ended[-1].warning)
-        return " ".join(filter(None, [words, *wrong])), "bad" if any(wrong) else ""
-
-    def _doing(self) -> str:
+    def status(self) -> tuple[str, list[str]]:
         moved = " A control was moved: that takes effect at the next start." * self.edited
-        match self.state, self.position:
-            case "paused", _:
-                return f"Paused. Resume goes on. {self.unsaved}{moved}"
-            case "pausing" | "stopping" as state, _:
-                return f"{state.capitalize()} after this batch.{moved}"
-            case _, None:
-                return f"Reading data and weights.{moved}"
-            case _, BatchEnded() | ValidationBatch() as p:
-                what = "Training" if isinstance(p, BatchEnded) else "Scoring"
-                where = f"epoch {p.epoch}, batch {p.batch} of {p.batches}"
-                return f"{what} stage {p.stage}: {where}.{moved}"
-        return f"Training.{moved}"
+        words = f"{self.doing()}{self.unsaved}{moved}" if self.alive else self._outcome()
+        if self.preview:
+            return words, []
+        if failure := self.failure():
+            return words, [f"{failure.kind}: {failure.says}"]
+        return words, [stage.warning for stage in self.ended[-1:]]
 
-    def _outcome(self, off: str) -> str:
+    def _outcome(self) -> str:
         """What Start would train, or how the run that is shown came to its end, and whether it can
         go on.
         """
@@ -331,7 +292,7 @@ class Session(Task):
             first, last = start.stage + 1, len(self.controls.chosen().stages)
             which = f"stages {first} to {last}" if first < last else f"stage {last}"
             source = f" from {start}" if start.stage else ""
-            return "" if off else f"Ready. Start trains {which}{source}."
+            return "" if self.why_not_start() else f"Ready. Start trains {which}{source}."
         if self.resumable:
             again = "begins again: nothing had been saved."
             if step := steps_saved(run):

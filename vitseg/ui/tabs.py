@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import ipywidgets as w
 import pandas as pd
+from markupsafe import Markup
 
 from vitseg.errors import RunError
 from vitseg.runs.folder import RunFolder, runs_root
@@ -20,11 +21,6 @@ from vitseg.ui.screen import Screen
 from vitseg.ui.table import Table
 from vitseg.ui.widgets import FileLink
 
-_NO_PICTURES = (
-    "Validation images are predicted after every epoch of a run that is trained here; then look "
-    "back in time."
-)
-
 
 class Tabs:
     """Draws what the session of a screen holds."""
@@ -33,22 +29,23 @@ class Tabs:
         self.screen, self.session, self._filling = screen, screen.session, False
         self.epoch = w.IntSlider(max=0, description="Epoch", style=theme.HANDLE)
         self.epoch.observe(lambda _: self._filling or screen.attempt(self._draw_pictures), "value")
-        self.picture = w.Image(layout={"max_width": "100%", "align_self": "flex-start"})
-        self.picture_note, self.classes = w.HTML(), w.HTML()
-        self.checks, self.runs = w.HTML(), w.HTML()
-        self.said = FileLink()
+        self.picture, self.classes = w.HTML(), w.HTML()
+        self.checks, self.runs, self.said = w.HTML(), w.HTML(), FileLink()
         self.which = w.Dropdown(description="Run folder")
-        buttons = [
-            screen.button("Show", self.show),
-            screen.button("Export report", self.export_report),
-            screen.button("Export CSV", self.export_csv),
-        ]
+        choice = w.HBox(
+            [
+                self.which,
+                screen.button("Show", self.show),
+                screen.button("Export report", self.export_report),
+                screen.button("Export CSV", self.export_csv),
+            ]
+        )
         self.box = w.Tab(
             [
-                w.VBox([self.epoch, self.picture_note, self.picture]),
+                w.VBox([self.epoch, self.picture]),
                 self.classes,
                 self.checks,
-                w.VBox([w.HBox([self.which, *buttons]), self.said, self.runs]),
+                w.VBox([choice, self.said, self.runs]),
             ],
             titles=("Predictions", "Classes", "Checks", "Runs"),
         )
@@ -60,7 +57,7 @@ class Tabs:
         self.checks.value = charts.checks(s.events, s.failure(), s.features)
         slider, self._filling = self.epoch, True
         follows = slider.value == slider.max  # unless somebody has gone back in time
-        slider.max, slider.disabled = max(s.predictions, default=0), not s.predictions
+        slider.max = max(s.predictions, default=0)
         if follows:
             slider.value = slider.max
         self._filling = False
@@ -69,32 +66,27 @@ class Tabs:
 
     def _draw_pictures(self) -> None:
         s, epoch = self.session, self.epoch.value
-        words, png = s.no_pictures or _NO_PICTURES, b""
+        words, image = "Of a run that is trained here: predictions after every epoch.", ""
         if epoch in s.predictions:
             words = f"After epoch {epoch}. White: prediction and truth disagree."
-            masks = s.predictions[epoch]
-            png = pictures.png(pictures.comparison(s.job.data, s.samples, masks, side=150))
-        self.picture_note.value = lines([("quiet", words)])
-        self.picture.value = png
-        # an empty image shows as a broken one
-        self.picture.layout.display = None if png else "none"
+            sheet = pictures.comparison(s.job.data, s.samples, s.predictions[epoch], side=150)
+            image = f"<img alt=predictions style='max-width:100%' src='{pictures.data_uri(sheet)}'>"
+        self.picture.value = lines([("quiet", words)]) + Markup(image)
 
     def draw_runs(self) -> None:
         """The run that is shown stands first, so that the list, where it is new, chooses it."""
-        runs, rows = {}, []
+        rows = {}
         for run in (self.session.run, *recent_runs()):
             if run and run.events_file.exists():
-                runs[run.path] = run
-        for path, run in runs.items():
-            iou, ended = "", ", ".join(map(str, run.ended_stages()))
-            with suppress(RunError):  # it has not ended, or somebody wrote into it
-                iou = number_or_na(run.summary["best"]["iou"])
-            rows.append((path.name, _state_of(run), ended, iou))
+                iou, ended = "", ", ".join(map(str, run.ended_stages()))
+                with suppress(RunError):  # it has not ended, or somebody wrote into it
+                    iou = number_or_na(run.summary["best"]["iou"])
+                rows[run.path] = run.path.name, _state_of(run), ended, iou
         caption = f"In {runs_root()}" if rows else "No run has been recorded yet."
         heads = ("run", "state", "finished stages", "best IoU")
-        self.runs.value = html(Table(heads, rows, caption))
-        self.which.options = [(path.name, path) for path in runs]
-        if runs and self.which.index is None:
+        self.runs.value = html(Table(heads, list(rows.values()), caption))
+        self.which.options = [(path.name, path) for path in rows]
+        if rows and self.which.index is None:
             self.which.index = 0
 
     def show(self) -> None:
@@ -105,12 +97,8 @@ class Tabs:
 
     def export_report(self) -> None:
         run = self._chosen()
-        self.said.say(f"Writing the report of {run.path.name}...")
-        done = ("",)
-        try:
-            done = "Report written:", report(run.path)
-        finally:
-            self.said.say(*done)
+        self.screen.say(f"Writing the report of {run.path.name}...")
+        self.said.words, self.said.path = "Report written:", str(report(run.path))
 
     def export_csv(self) -> None:
         """The curves as one table: a row for each point, `curve,epoch,step,value`."""
@@ -121,7 +109,7 @@ class Tabs:
             rows.append(pd.DataFrame(columns))
         path = run.path / "curves.csv"
         pd.concat(rows).dropna().to_csv(path, index=False)
-        self.said.say("Curves written:", path)
+        self.said.words, self.said.path = "Curves written:", str(path)
 
     def _chosen(self) -> RunFolder:
         """The run in the list beside the buttons."""

@@ -2,47 +2,49 @@
 that fills and a figure.
 """
 
-from __future__ import annotations
-
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any
+from contextlib import suppress
 
 import ipywidgets as w
 
-from vitseg.errors import RunError
-from vitseg.events import Event, Polled, StageEvent, TrialEnded
+from vitseg.errors import ConfigError, RunError
+from vitseg.events import EpochEnded, Event, Polled, TrialEnded, TrialStarted
+from vitseg.runs.forecast import forecast, measure
+from vitseg.runs.run import kept_events
+from vitseg.sweep.grid import total_epochs
+from vitseg.sweep.local import Sweep
+from vitseg.sweep.search import Search
+from vitseg.training.job import Job
 from vitseg.ui import markup
 from vitseg.ui.console import say
-from vitseg.ui.live import Said, Task, current
+from vitseg.ui.live import Task, current
 from vitseg.ui.screen import Screen, live_figure, redraw
+from vitseg.ui.table import number_or_na
 from vitseg.ui.widgets import Fit
 
 
 class Trials(Task):
-    """The trials of a source: a `Sweep` or a `Search`. `trial` is the one that is being
-    trained.
-
-    Each kind defines `score_of(trial)`, the IoU of one that has ended.
+    """The trials of a search, or of a sweep, whose recipe is that of `job`. `trial` is the one that
+    is being trained, `curves` hold the valid IoU by epoch of those that were trained here.
     """
 
-    def __init__(self, source: Any):
-        self.source, self.trial = source, ""
+    def __init__(self, source: Sweep | Search, job: Job | None = None):
+        self.source, self.job, self.trial = source, job, ""
         self.path, self.elsewhere = source.path, source.elsewhere
+        self.curves = defaultdict[str, dict[int, float | None]](dict)
+        self._shares: dict[str, float] = {}  # of the trials that have not ended
         super().__init__()
 
-    def attached(self) -> Trials:
+    def attached(self) -> "Trials":
         """These trials, or the live ones of the same kind and folder."""
         live = current()
-        same = isinstance(live, type(self)) and live.path == self.path
-        return live if same else self
+        alike = isinstance(live, Trials) and type(live.source) is type(self.source)
+        return live if alike and live.path == self.path else self
 
     @property
     def idle(self) -> str:
         return "ready" if self.source.left() else "ended"
-
-    @property
-    def startable(self) -> bool:
-        return super().startable and self.idle == "ready"
 
     def _begin(self) -> None:
         if self.idle == "ready":
@@ -56,31 +58,48 @@ class Trials(Task):
             )
         super().pause()
 
-    def sentence(self, note: str = "") -> Said:
-        ended, total, failed = self.source.tally()
-        words, wrong = [f"{ended} of {total} trials have ended."], [note, self.incomplete]
-        wrong += [f"{name} failed: {why}" for name, why in list(failed.items())[:3]]
-        if self.alive:
-            words.insert(0, self._doing())
-        elif self.error is not None:
-            wrong.append(f"Stopped by an error: {self.error}")
-        elif reason := self.why_not_start():
-            wrong.append(f"Start is off: {reason}")
-        elif left := self.source.left():
-            words.append(f"Start trains the remaining {left}.")
-        return " ".join(filter(None, words + wrong)), "bad" if any(wrong) else ""
+    def _note(self, event: Event) -> None:
+        match event:
+            case TrialStarted(trial):
+                self.trial = trial
+                if not self.elsewhere:  # elsewhere all will be told
+                    for earlier in kept_events(self.source.run_of(trial)):
+                        self._note(earlier)
+                self._count()
+            case EpochEnded():
+                epochs = total_epochs(self.source.run_of(self.trial).recipe)
+                self.curves[self.trial][event.epoch] = event.validation["iou"]
+                self._shares[self.trial] = event.epoch / epochs
+            case TrialEnded():
+                self._shares.pop(event.trial, None)
+            case Polled():  # of all
+                self.trial = ""
 
-    def _doing(self) -> str:
-        if self.state != "running":
-            return f"{self.state.capitalize()}."
-        match self.position:
-            case None:
-                return "Starting."
-            case Polled(running=running):
-                return f"Elsewhere, {running} trials train or wait for room."
-            case StageEvent() as p:
-                return f"Training {self.trial}: stage {p.stage}, epoch {p.epoch}."
-        return f"Training {self.trial}."
+    def share(self) -> float:
+        """A trial counts as one, and each of its epochs as a part of it."""
+        ended, total, _ = self.source.tally()
+        return min(1.0, (ended + sum(self._shares.values())) / total)
+
+    def measure(self) -> None:
+        if self.job:
+            cost, seconds = measure(self.job), 0.0
+            for trial in self.source.grid.trials:
+                with suppress(ConfigError):  # not known, such as of one with a deeper encoder
+                    stages = forecast(self.job.replace(trial.recipe), cost, trial.shared)
+                    seconds += sum(stage.seconds for stage in stages)
+            self.cost = self.takes = seconds
+
+    def status(self) -> tuple[str, list[str]]:
+        ended, total, failed = self.source.tally()
+        words = f"{ended} of {total} trials have ended."
+        if self.alive:
+            words = f"{self.trial}: {self.doing()} {words}".removeprefix(": ")
+        elif left := self.source.left():
+            words += f" Start trains the remaining {left}."
+        wrong = [f"{name} failed: {why}" for name, why in list(failed.items())[:3]]
+        if self.error:
+            wrong.append(f"Stopped by an error: {self.error}")
+        return words, wrong
 
 
 class TrialsScreen(Screen):
@@ -99,8 +118,7 @@ class TrialsScreen(Screen):
         self.figure, style = live_figure(self.show()), w.HTML(markup.STYLE)
         self.box = w.VBox([style, self.plan, self.steering, self.results, self.figure, Fit()])
         self.draw()
-        if session.alive:
-            self._paint_while_alive()
+        self._paint_while_alive()
 
     def notes(self) -> list[markup.Line]:
         """What is worth knowing beside plan and table."""
@@ -120,6 +138,8 @@ class TrialsScreen(Screen):
         """A line for each trial."""
         for event in events:
             if isinstance(event, TrialEnded):
-                score = event.error or f"IoU {self.session.score_of(event.trial)}"
-                say(f"{event.trial}: {score}")
+                run, ending = self.session.source.run_of(event.trial), event.error or "pruned"
+                if not event.error and run.summary_file.exists():
+                    ending = f"IoU {number_or_na(run.summary['best']['iou'])}"
+                say(f"{event.trial}: {ending}")
             yield event

@@ -20,7 +20,7 @@ class FileLink(anywidget.AnyWidget):
     """A sentence that ends with a file: a link where the Jupyter server can give the file out, else
     its path.
 
-    `say` sets the sentence. A file below the server's root opens in a browser tab of its own,
+    A file below the server's root opens in a browser tab of its own,
     where its scripts may run: JupyterLab's viewer would leave the charts of a report blank.
     """
 
@@ -29,7 +29,3 @@ class FileLink(anywidget.AnyWidget):
     home = traitlets.Unicode(str(Path.home())).tag(sync=True)
 
     _esm = TEMPLATES / "file_link.js"
-
-    def say(self, words: str, file: Path | None = None) -> None:
-        with self.hold_sync():
-            self.words, self.path = words, str(file or "")

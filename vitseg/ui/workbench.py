@@ -44,7 +44,6 @@ class Workbench(Screen):
         super().__init__(s)
         tip = "Start the next run from the end of a finished stage of this one"
         self.add_button("Fork", self.fork, tip)
-        s.screen = self
         self.controls = s.controls
         self.controls.changed = self._changed
         self.tabs = Tabs(self)
@@ -144,13 +143,16 @@ class Workbench(Screen):
             self.draw_news()
 
     def draw_news(self) -> None:
-        with self.lock:
-            self._draw_curves()
-            self.draw_status()
+        self._draw_curves()
+        self.draw_status()
 
     def _draw_plan(self) -> None:
-        """What may be chosen, stage table, freeze map, and what is worth knowing about a stage."""
+        """What may be chosen, heading, stage table, freeze map, and what is worth knowing about a
+        stage.
+        """
         s, recipe, edited = self.session, self.session.recipe, self.controls.stage
+        self.buttons["Fork"].disabled = not s.fork_point().stage
+        self.heading.value = lines([("heading", f"{s.heading()} {s.path or ''}")])
         self.controls.offer(self.controls.start)
         job, ahead = s.plan_of(recipe), s.forecast() if s.cost else []
         rows = self._stage_parts(job)
@@ -204,13 +206,6 @@ class Workbench(Screen):
                 layout = charts.curves_figure(curves).layout
                 figure.layout.shapes, figure.layout.annotations = layout.shapes, layout.annotations
                 drawn["bands"] = curves.bands
-
-    def draw_status(self) -> None:
-        with self.lock:
-            s = self.session
-            self.buttons["Fork"].disabled = not s.fork_point().stage
-            self.heading.value = lines([("heading", f"{s.heading()} {s.path or ''}")])
-            super().draw_status()
 
     # ---- the rest
 
