@@ -13,9 +13,12 @@ lab: .venv/lab.ok
 gallery: .venv/lab.ok
 	@$(BIN)/python tools/headless.py --pages gallery notebooks/*.ipynb
 
+# the tests' files lie in memory, where there is room for them: half of their time is the disk's
+ROOM := $(shell test "$$(df -kP /dev/shm 2>/dev/null | awk 'END {print $$4}')" -gt 8000000 2>/dev/null && echo TMPDIR=/dev/shm)
+
 test-ray: .venv/ray.ok
 test test-all test-ray: .venv/dev.ok
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(if $(filter test,$@),-m "not slow") $(if $(filter test-ray,$@),-m ray)
+	$(ROOM) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(if $(filter test,$@),-m "not slow") $(if $(filter test-ray,$@),-m ray)
 
 lint: .venv/dev.ok
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

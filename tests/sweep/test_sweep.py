@@ -301,10 +301,10 @@ def test_a_sweep_whose_trials_have_all_been_trained_before_is_soon_over(small, t
     session = vitseg.ablate(small.recipe, small.axes, small.seeds, again).session
     session.start()
     list(session.follow())
-    assert session.progress()[0] == 1.0 and not session.sweep.todo()
+    assert session.progress()[0] == 1.0 and not session.source.todo()
     assert all(
         e.parent
         for t in small.trials
-        for e in session.sweep.run_of(t.name).events()
+        for e in session.source.run_of(t.name).events()
         if isinstance(e, RunStarted)
     )

@@ -12,7 +12,6 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from background import until
 
 import vitseg
@@ -268,16 +267,17 @@ def test_pause_stops_the_points_and_resume_brings_them(wb):
 
 def test_pause_saves_the_step_that_it_pauses_after(wb, tiny_recipe, monkeypatch):
     """Whoever pauses may close the laptop."""
+    clip, seconds = StageTraining.clip, [0.2]
+    slow = lambda *args: (time.sleep(seconds[0]), clip(*args))[1]  # noqa: E731
+    monkeypatch.setattr(StageTraining, "clip", slow)
     wb.start()
-    until(lambda: any(isinstance(e, BatchEnded) and e.step == 7 for e in wb.events))
+    until(lambda: any(isinstance(e, BatchEnded) and e.step == 6 for e in wb.events))
     press(wb, "Pause")
     until(lambda: wb.state == "paused")
     step = next(e.step for e in reversed(wb.events) if isinstance(e, BatchEnded))
     wb.session.between(lambda: None)  # jobs are done in turn
     assert checkpoint.steps_saved(vitseg.RunFolder(wb.folder)) == step
-    clip = StageTraining.clip
-    # steps of a second: the next save of its own, at the end of the epoch, is far away
-    monkeypatch.setattr(StageTraining, "clip", lambda *args: (time.sleep(1), clip(*args))[1])
+    seconds[0] = 1.0  # the next save of its own, at the end of the epoch, is far away
     monkeypatch.setattr(checkpoint, "save_file", no_room)
     wb.resume()
     until(
@@ -891,9 +891,7 @@ def test_more_memory_than_is_free_is_said_before_start(wb, capsys, monkeypatch):
 def test_a_device_that_no_batch_was_timed_on_has_no_forecast(wb, monkeypatch):
     wb.session.forecast()
     resolved = jobs.resolve
-    monkeypatch.setattr(
-        jobs, "resolve", lambda r: resolved(r)._replace(device=torch.device("meta"))
-    )
+    monkeypatch.setattr(jobs, "resolve", lambda r: resolved(r)._replace(device="meta"))
     assert wb.session.forecast() == []
     wb.draw()
     assert "<th>trains</th>" in wb.stage_table.value

@@ -68,11 +68,17 @@ class PyramidDecoder(nn.Module):
         x = self.start(skips[-1])
         for level, skip in zip(self.levels, reversed(skips[:-1]), strict=True):
             x = level(x, skip)
-        deep, weights = self.classify(self.dropout(x)), self.direct.weight.chunk(4, dim=1)
-        parts = map(F.conv2d, map(_normed, skips), weights)
-        direct = sum(parts, start=self.direct.bias[:, None, None])
+        deep, direct = self.classify(self.dropout(x)), self.read(skips)
         # a loss is slow on logits that lie channels last
         return resize(deep.contiguous(), size) + resize(direct.contiguous(), size)
+
+    def read(self, skips: list[Tensor]) -> Tensor:
+        """The direct reading (B, classes, h, w): `direct` of the four maps, each normed as a
+        whole.
+        """
+        weights = self.direct.weight.chunk(4, dim=1)
+        parts = map(F.conv2d, map(_normed, skips), weights)
+        return sum(parts, start=self.direct.bias[:, None, None])
 
 
 class LinearDecoder(nn.Module):

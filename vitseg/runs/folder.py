@@ -231,7 +231,7 @@ class RunFolder:
 
     def ended_stages(self) -> list[int]:
         """Numbers of the stages whose weights are kept."""
-        return sorted(int(path.name) for path in self.path.glob("stages/[0-9]*"))
+        return sorted(int(p.name) for p in self.path.glob("stages/*") if p.name.isdecimal())
 
     def timings(self) -> dict[int, float]:
         """Seconds of training until each event, by its number, without pauses. Of an event that has
