@@ -29,6 +29,7 @@ def test_a_search_from_start_to_figures(recipe, tmp_path, capsys):
     assert page.finish() == tmp_path / "s" and page.state == "ended"
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert [len(page.table.rows), *page.frame()["state"]] == [3, "complete", "complete", "complete"]
+    assert page.table.caption.startswith("The best 3 of 3.")
     ious = [float(row[-1]) for row in page.table.rows]
     assert ious == sorted(ious, reverse=True) and page.best.stages[1].lr in list(
         page.frame()["stages.1.lr"]

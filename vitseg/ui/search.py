@@ -105,7 +105,7 @@ class SearchPage(TrialsScreen):
             cells = [values.get(path, "") for path in search.space]
             rows.append((search.name_of(trial), *cells, str(trial.last_step or 0), _score(trial)))
         caption = (
-            f"The best {SHOWN} of {len(trials)}. Of many the best looks better than it is: repeat it "
+            f"The best {len(rows)} of {len(trials)}. Of many the best looks better than it is: repeat it "
             "on new seeds"
         )
         heads = ("trial", *map(short_path, search.space), "epochs", "IoU")

@@ -36,6 +36,7 @@ def figure(grid: Grid, results: Mapping[str, Result], curves: Mapping[str, Curve
             "range": [-0.4, rows - 0.1],
             "dtick": 1,
             "ticklabelposition": "inside top",
+            "ticklabelshift": -14,  # clear of the interval
             "tickfont_color": theme.TEXT,  # else dark, and struck through
             "showgrid": False,
         },
